@@ -1,0 +1,148 @@
+"""Every refusal of user input, in one place: what was expected, what was seen, what to do."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def nearest(name: Any, options: Iterable[str]) -> str:
+    """The end of a sentence about an unknown name: the closest known ones, or all of them."""
+    options = sorted(options)
+    close = difflib.get_close_matches(str(name).lower(), options, n=3, cutoff=0.5)
+    return f"did you mean {' or '.join(map(repr, close))}?" if close else f"choose from {', '.join(options)}."
+
+
+def check_known(what: str, name: Any, options: Iterable[str]) -> None:
+    options = list(options)
+    if name not in options:
+        raise ValueError(f"{what} must be a known name, got {name!r}; {nearest(name, options)}")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def check_positive(**values: float) -> None:
+    for name, value in values.items():
+        if not (_is_number(value) and value > 0):
+            raise ValueError(
+                f"{name} must be a positive, finite number, got {value!r}; to train without mixing use the method 'vanilla'."
+            )
+
+
+def check_between(low: float, high: float, **values: float) -> None:
+    for name, value in values.items():
+        if not (_is_number(value) and low <= value <= high):
+            raise ValueError(f"{name} must be a number from {low} to {high}, got {value!r}; give one in that range.")
+
+
+def check_count(least: int = 1, **values: int) -> None:
+    for name, value in values.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}; give one in that range.")
+
+
+def check_mode(mode: str) -> None:
+    from hf_mixup.rng import MODES
+
+    check_known("mode", mode, MODES)
+
+
+def check_probabilities(probabilities: Sequence[float], count: int) -> None:
+    if len(probabilities) != count:
+        raise ValueError(f"mix_prob needs one probability for each of the {count} methods, got {len(probabilities)}; give {count}.")
+    if not all(_is_number(p) and p >= 0 for p in probabilities):
+        raise ValueError(f"mix_prob must hold numbers of at least 0, got {list(probabilities)}; replace the others.")
+    if not math.isclose(sum(probabilities), 1, rel_tol=1e-6):
+        raise ValueError(f"mix_prob must sum to 1, got {list(probabilities)}, which sums to {sum(probabilities):g}; rescale it.")
+
+
+def check_num_labels(num_labels: int | None) -> None:
+    if num_labels is None:
+        raise ValueError("num_labels is needed to mix class numbers, got None; pass the number of classes, or soft labels (B, num_labels).")
+    check_count(2, num_labels=num_labels)
+
+
+def check_images(images: Tensor, *, finite: bool = True) -> None:
+    """Refuses a batch that a policy cannot mix. One reduction at most, and none on an accelerator, where it would wait."""
+    if not isinstance(images, Tensor):
+        raise TypeError(f"images must be a tensor (B, C, H, W), got {type(images).__name__}; stack them first.")
+    if images.ndim != 4:
+        raise ValueError(f"images must have shape (B, C, H, W), got {tuple(images.shape)}; add the missing axis or flatten the others.")
+    if not images.is_floating_point():
+        raise TypeError(f"images must be floating point, got {str(images.dtype).removeprefix('torch.')}; normalise first.")
+    if images.shape[1] > 4 and images.shape[3] <= 4:
+        raise ValueError(f"images must be channels first, (B, C, H, W), got {tuple(images.shape)}; use permute(0, 3, 1, 2).")
+    if len(images) == 0:
+        raise ValueError("mixing needs at least 2 images in a batch, got 0; look at the sampler or the filter before it.")
+    if finite and images.device.type == "cpu" and not torch.isfinite(images.sum()):
+        rows = (~torch.isfinite(images.flatten(1)).all(1)).nonzero().flatten().tolist()
+        if rows:
+            raise ValueError(
+                f"images must be finite, got NaN or infinity in rows {rows[:8]} of the batch; repair those images, "
+                "or turn the check off with check_finite=False."
+            )
+
+
+def check_examples(examples: Sequence[Tensor]) -> None:
+    """The same for a list of single images, before they are stacked."""
+    if len(examples) == 0:
+        raise ValueError("mixing needs at least 2 images in a batch, got 0; look at the sampler or the filter before it.")
+    for example in examples:
+        if not isinstance(example, Tensor):
+            raise TypeError(f"every image must be a tensor (C, H, W), got {type(example).__name__}; add ToTensor to the transform.")
+    sizes = {tuple(example.shape) for example in examples}
+    if len(sizes) > 1:
+        shown = ", ".join(map(str, sorted(sizes)[:4]))
+        raise ValueError(f"images of a batch must have one size, got {shown}; add Resize and a crop to the transform.")
+
+
+def check_labels(labels: Tensor, batch: int, num_labels: int | None) -> None:
+    """Refuses class numbers out of range and soft labels that are no distribution, before a GPU kernel can assert.
+
+    Values are read where that costs no waiting, on the CPU; shapes and types everywhere.
+    """
+    if labels.ndim == 1 and not labels.is_floating_point():
+        if len(labels) != batch:
+            raise ValueError(f"labels must have one row for each of the {batch} images, got {len(labels)}; look at the data set's columns.")
+        check_num_labels(num_labels)
+        if labels.device.type != "cpu":
+            return
+        if (labels == -100).any():
+            row = int((labels == -100).nonzero()[0])
+            raise ValueError(f"labels must be class numbers, got the ignore index -100 at row {row}; it is not supported when mixing, drop such rows.")
+        outside = (labels < 0) | (labels >= num_labels)
+        if outside.any():
+            row = int(outside.nonzero()[0])
+            raise ValueError(
+                f"labels must be from 0 to {num_labels - 1}, got {int(labels[row])} at row {row} of the batch; "
+                "look at the data set, or set num_labels to its number of classes."
+            )
+    elif labels.ndim == 2 and labels.is_floating_point():
+        if tuple(labels.shape) != (batch, num_labels or labels.shape[1]):
+            raise ValueError(f"soft labels must have shape {(batch, num_labels)}, got {tuple(labels.shape)}; look at num_labels.")
+    else:
+        raise ValueError(
+            f"labels must be class numbers (B,), integer, or soft labels (B, num_labels), floating point; got {tuple(labels.shape)}, "
+            f"{str(labels.dtype).removeprefix('torch.')}; convert them."
+        )
+
+
+def check_distributions(labels: Tensor) -> None:
+    """Soft labels of a softmax loss: rows sum to 1. (A BCE loss takes any rows, so multi-label targets too.)"""
+    if labels.ndim != 2 or labels.device.type != "cpu":
+        return
+    total = labels.float().sum(1)
+    wrong = ~((total - 1).abs() <= 1e-3) | (labels < 0).any(1)
+    if wrong.any():
+        row = int(wrong.nonzero()[0])
+        raise ValueError(
+            f"soft labels must be at least 0 and sum to 1 for a cross-entropy loss, got a sum of {float(total[row]):g} at row {row}; "
+            "for multi-label targets use the loss 'bce'."
+        )

@@ -1,0 +1,188 @@
+"""What is mixed with what (`MixPlan`), and the only functions that move pixels or labels by it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+Size = tuple[int, int]
+
+
+@dataclass(frozen=True, eq=False)
+class Share:
+    """The whole image at one share (Mixup). `value`: (B, K), >= 0, sums to 1 over K."""
+
+    value: Tensor
+
+    def dense(self, size: Size) -> Tensor:
+        return self.value[:, :, None, None].expand(-1, -1, *size)
+
+
+@dataclass(frozen=True, eq=False)
+class Boxes:
+    """The partner inside one box, the own image outside (CutMix).
+
+    `edges`: (B, 4) int64, `[top, bottom, left, right]` in pixels, bottom and right exclusive. `size`: (H, W) of the image.
+    """
+
+    edges: Tensor
+    size: Size
+
+    def inside(self, size: Size) -> Tensor:
+        """(B, h, w) bool. A grid of another size samples the pixel at the top left of each of its cells, as nearest resizing does."""
+        rows, cols = (_nearest(new, old, self.edges.device) for new, old in zip(size, self.size, strict=True))
+        top, bottom, left, right = self.edges[:, :, None].unbind(1)
+        in_rows, in_cols = (rows >= top) & (rows < bottom), (cols >= left) & (cols < right)
+        return in_rows[:, :, None] & in_cols[:, None, :]
+
+    def dense(self, size: Size) -> Tensor:
+        inside = self.inside(size)
+        return torch.stack([~inside, inside], 1).float()
+
+    def area(self) -> Tensor:
+        """(B,) float64: the share of the image that the box covers."""
+        top, bottom, left, right = self.edges.unbind(1)
+        return ((bottom - top) * (right - left)).double() / (self.size[0] * self.size[1])
+
+
+@dataclass(frozen=True, eq=False)
+class Dense:
+    """A share for every pixel (FMix, GridMix, PuzzleMix). `value`: (B, K, H, W), >= 0, sums to 1 over K."""
+
+    value: Tensor
+
+    def dense(self, size: Size) -> Tensor:
+        # not F.interpolate: its nearest index is computed in float32 and is off by one for some sizes
+        rows, cols = (_nearest(new, old, self.value.device) for new, old in zip(size, self.value.shape[2:], strict=True))
+        return self.value if size == tuple(self.value.shape[2:]) else self.value[:, :, rows][:, :, :, cols]
+
+
+Mask = Share | Boxes | Dense
+
+
+@dataclass(frozen=True, eq=False)
+class MixPlan:
+    """What will be mixed with what, decided before any pixel moves.
+
+    `mixed[i] = sum_k mask[i, k] * images[index[i, k]]` and `target[i] = sum_k weight[i, k] * targets[index[i, k]]`.
+    Column 0 is always the own image: `index[:, 0] == arange(B)`, and `mask[:, 0]`, `weight[:, 0]` are the share kept of it.
+
+    Attributes:
+        index: (B, K) int64.
+        mask: >= 0, sums to 1 over K.
+        weight: (B, K) float32, sums to 1 over K unless the paper says otherwise (SnapMix, TokenMix).
+        sources: (B, K, C, H, W) when pixels moved before mixing (ResizeMix, PuzzleMix, RecursiveMix); they stand in for
+            `images[index]`.
+    """
+
+    index: Tensor
+    mask: Mask
+    weight: Tensor
+    sources: Tensor | None = None
+
+    @classmethod
+    def pair(cls, partner: Tensor, mask: Mask, lam: Tensor, sources: Tensor | None = None) -> MixPlan:
+        """The plan of two images: `partner` (B,) and `lam` (B,), the label's share of the own image."""
+        lam = lam.double()
+        own = torch.arange(len(partner), device=partner.device)
+        return cls(torch.stack([own, partner], 1), mask, torch.stack([lam, 1 - lam], 1).float(), sources)
+
+    @classmethod
+    def identity(cls, batch: int) -> MixPlan:
+        """Every image alone (K = 1)."""
+        alone = torch.ones(batch, 1)
+        return cls(torch.arange(batch)[:, None], Share(alone), alone)
+
+    def to(self, device: torch.device | str) -> MixPlan:
+        match self.mask:
+            case Boxes(edges, size):
+                mask = Boxes(edges.to(device, non_blocking=True), size)
+            case Share(value) | Dense(value):
+                mask = type(self.mask)(value.to(device, non_blocking=True))
+        sources = None if self.sources is None else self.sources.to(device)
+        return MixPlan(self.index.to(device, non_blocking=True), mask, self.weight.to(device, non_blocking=True), sources)
+
+    def reweighted(self, weight: Tensor) -> MixPlan:
+        """The same pixels under other label weights, (B, K)."""
+        return replace(self, weight=weight)
+
+    def dense_mask(self, size: Size) -> Tensor:
+        """(B, K, h, w): the mask on a grid of any size, e.g. a model's tokens."""
+        return self.mask.dense(size)
+
+
+def blend(plan: MixPlan, images: Tensor) -> Tensor:
+    """Mixes `images` (B, C, H, W), or features of that shape, by the plan.
+
+    Differentiable, on any device, in the dtype of `images`; the plan's shares are rounded to it once. The input is never
+    written to, but is returned itself where nothing is mixed.
+    """
+    plan = plan.to(images.device)
+    if plan.index.shape[1] == 1:
+        return images if plan.sources is None else plan.sources[:, 0]
+    if plan.index.shape[1] == 2:
+        own, partner = (images, images[plan.index[:, 1]]) if plan.sources is None else plan.sources.unbind(1)
+        match plan.mask:
+            case Boxes():
+                return torch.where(plan.mask.inside(tuple(images.shape[2:]))[:, None], partner, own)
+            case Share(value):
+                share = value[:, 0, None, None, None]
+            case Dense():
+                share = plan.dense_mask(tuple(images.shape[2:]))[:, :1]
+        # lerp returns either end exactly at weights 0 and 1, which a sum of products does not promise
+        return torch.lerp(partner, own, share.to(images.dtype))
+    mask = plan.dense_mask(tuple(images.shape[2:])) if isinstance(plan.mask, Dense) else plan.mask.value[:, :, None, None]
+    mask = mask.to(images.dtype)
+    mixed = 0  # a sum over K, not einsum: autocast would round einsum to bfloat16
+    for k in range(plan.index.shape[1]):
+        source = images[plan.index[:, k]] if plan.sources is None else plan.sources[:, k]
+        mixed = mixed + mask[:, k, None] * source
+    return mixed
+
+
+def blend_examples(plan: MixPlan, examples: list[Tensor], out: Tensor) -> Tensor:
+    """The collator's twin of `blend`: reads a list of (C, H, W) images and writes `out` (B, C, H, W) in one pass, on the CPU.
+
+    For images of some size it costs hardly more than stacking them. Bit-equal to `blend(plan, torch.stack(examples))`.
+    """
+    one_pass = plan.sources is None and plan.index.shape[1] == 2 and examples[0].numel() >= _ONE_PASS_FROM
+    if not one_pass:
+        torch.stack(examples, out=out)
+        mixed = blend(plan, out)
+        return out if mixed is out else out.copy_(mixed)
+    partners = plan.index[:, 1].tolist()
+    match plan.mask:
+        case Boxes(edges):
+            for i, (j, (top, bottom, left, right)) in enumerate(zip(partners, edges.tolist(), strict=True)):
+                out[i].copy_(examples[i])
+                out[i, :, top:bottom, left:right] = examples[j][:, top:bottom, left:right]
+        case Share(value) | Dense(value):
+            own_share = value[:, 0].to(out.dtype)
+            for i, j in enumerate(partners):
+                torch.lerp(examples[j], examples[i], own_share[i], out=out[i])
+    return out
+
+
+# below this many values an image costs more in Python than the second pass does in memory traffic
+_ONE_PASS_FROM = 3 * 64 * 64
+
+
+def mix_targets(plan: MixPlan, targets: Tensor) -> Tensor:
+    """Mixes `targets` (B, num_labels), one-hot or soft, by the plan's weights. Returns float32 (B, num_labels)."""
+    plan_weight, index = plan.weight.to(targets.device), plan.index.to(targets.device)
+    if index.shape[1] == 1:
+        return plan_weight * targets.float()
+    return (plan_weight[:, :, None] * targets.float()[index]).sum(1)
+
+
+def onehot(labels: Tensor, num_labels: int) -> Tensor:
+    """(B,) class numbers, or (B, num_labels) targets, to float32 (B, num_labels)."""
+    return labels.float() if labels.ndim == 2 else F.one_hot(labels, num_labels).float()
+
+
+def _nearest(new: int, old: int, device: torch.device) -> Tensor:
+    """(new,) int64: the index in a line of `old` samples that nearest resizing to `new` reads."""
+    return torch.arange(new, device=device) * old // new

@@ -1,0 +1,37 @@
+"""CutMix."""
+
+from dataclasses import dataclass
+
+import torch
+
+from hf_mixup.checks import check_mode, check_positive
+from hf_mixup.geometry import box_plan, random_boxes
+from hf_mixup.plan import MixPlan
+from hf_mixup.policy import SamplePolicy, Signals
+from hf_mixup.rng import beta, partners
+
+
+@dataclass(frozen=True)
+class CutMix(SamplePolicy):
+    """CutMix (Yun et al., ICCV 2019, arXiv:1905.04899; github.com/clovaai/CutMix-PyTorch): paste one box of the partner.
+
+    The box has area `1 - lam` of the image, `lam ~ Beta(alpha, alpha)`, and a centre anywhere. It is clipped at the border,
+    and the label's weight is the area really kept, as in the authors' code.
+
+    Args:
+        alpha: both parameters of the Beta. The paper uses 1.0; the published CIFAR tables of OpenMixup use 0.2.
+        mode: `sample` draws a box for every image, `pair` for every two that change places, `batch` once (the authors' code).
+    """
+
+    alpha: float = 1.0
+    mode: str = "sample"
+
+    def __post_init__(self):
+        check_positive(alpha=self.alpha)
+        check_mode(self.mode)
+
+    def plan(self, shape: torch.Size, rng: torch.Generator, signals: Signals) -> MixPlan:
+        size = tuple(shape[2:])
+        pairing = partners(shape[0], self.mode, rng)
+        edges = random_boxes(1 - beta(self.alpha, pairing.draws, rng), size, rng)
+        return box_plan(pairing.partner, edges[pairing.row], size)

@@ -1,0 +1,16 @@
+"""No mixing, as a method like any other."""
+
+from dataclasses import dataclass
+
+import torch
+
+from hf_mixup.plan import MixPlan
+from hf_mixup.policy import SamplePolicy, Signals
+
+
+@dataclass(frozen=True)
+class Vanilla(SamplePolicy):
+    """Every image alone with its own label."""
+
+    def plan(self, shape: torch.Size, rng: torch.Generator, signals: Signals) -> MixPlan:
+        return MixPlan.identity(shape[0])

@@ -1,0 +1,113 @@
+"""Randomness as a function of a key. Nothing here, and no policy, touches a global random stream."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+def keyed(*key: int) -> torch.Generator:
+    """A CPU generator for this key. Keys that differ in any number, or in length, give independent streams."""
+    # hashed, because torch's CPU generator keeps only the low 32 bits of a seed: `seed << 32 | step` would drop the seed
+    digest = hashlib.blake2b(repr(tuple(map(int, key))).encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest) >> 1)
+
+
+def normal(size: tuple[int, ...], rng: torch.Generator, device: torch.device | str = "cpu") -> Tensor:
+    """Image-sized standard normal noise, drawn where it is used. The values differ between kinds of device."""
+    if torch.device(device).type == "cpu":
+        return torch.randn(size, generator=rng)
+    on_device = torch.Generator(device).manual_seed(int(torch.randint(2**62, (), generator=rng)))
+    return torch.randn(size, generator=on_device, device=device)
+
+
+def uniform(low: float, high: float, count: int, rng: torch.Generator) -> Tensor:
+    """(count,) float64 in [low, high)."""
+    return low + (high - low) * torch.rand(count, generator=rng, dtype=torch.float64)
+
+
+def log_gamma_variate(alpha: float, size: tuple[int, ...], rng: torch.Generator) -> Tensor:
+    """The logarithm of Gamma(alpha, 1) draws, float64. In log space small alphas neither underflow nor tie."""
+    boosted = torch._standard_gamma(torch.full(size, alpha + 1, dtype=torch.float64), generator=rng)
+    return boosted.log() + torch.log1p(-torch.rand(size, generator=rng, dtype=torch.float64)) / alpha
+
+
+def beta(alpha: float, count: int, rng: torch.Generator, second: float | None = None) -> Tensor:
+    """(count,) float64 draws of Beta(alpha, second), the second parameter being alpha where not given."""
+    second = alpha if second is None else second
+    return torch.sigmoid(log_gamma_variate(alpha, (count,), rng) - log_gamma_variate(second, (count,), rng))
+
+
+def dirichlet(alpha: float, rows: int, parts: int, rng: torch.Generator) -> Tensor:
+    """(rows, parts) float64 draws of the symmetric Dirichlet distribution; rows sum to 1."""
+    return torch.softmax(log_gamma_variate(alpha, (rows, parts), rng), 1)
+
+
+@dataclass(frozen=True, eq=False)
+class Pairing:
+    """Who is mixed with whom, and who shares a draw.
+
+    Attributes:
+        partner: (B,) int64.
+        row: (B,) int64, the draw that each image uses, in [0, draws).
+        draws: the number of independent draws (lam, box, ...).
+    """
+
+    partner: Tensor
+    row: Tensor
+    draws: int
+
+
+MODES = ("sample", "pair", "batch")
+
+
+def partners(batch: int, mode: str, rng: torch.Generator) -> Pairing:
+    """Pairs the images of a batch at random.
+
+    `sample`: a uniform permutation, and a draw for every image. `batch`: the same with one draw for all, as in the papers'
+    own code. `pair`: images change places two by two and share a draw (timm's `pair` mode, at random instead of by
+    reversal); an odd image out stays with itself.
+    """
+    order = torch.randperm(batch, generator=rng)
+    if mode == "sample":
+        return Pairing(order, torch.arange(batch), batch)
+    if mode == "batch":
+        return Pairing(order, torch.zeros(batch, dtype=torch.int64), 1)
+    # order[0] with order[1], order[2] with order[3], ...
+    seat = torch.arange(batch)
+    other = torch.where((seat ^ 1) < batch, seat ^ 1, seat)
+    partner, row = torch.empty_like(order), torch.empty_like(order)
+    partner[order], row[order] = order[other], seat // 2
+    return Pairing(partner, row, (batch + 1) // 2)
+
+
+class MixKey(NamedTuple):
+    """Where in a training run a batch stands. Everything drawn for the batch follows from it, so a resumed run repeats it.
+
+    Attributes:
+        seed: the run's `mix_seed`.
+        rank: the process.
+        step: optimizer steps done.
+        micro_step: batches done since, under gradient accumulation.
+        repeat: which of the draws of one batch this is (`mix_repeat`).
+        total_steps: of the whole run; schedules read it, no draw depends on it.
+    """
+
+    seed: int
+    rank: int
+    step: int
+    micro_step: int = 0
+    repeat: int = 0
+    total_steps: int = 0
+
+    def own_rng(self) -> torch.Generator:
+        """For pairs, lam and boxes: another stream on every process."""
+        return keyed(self.seed, self.rank, self.step, self.micro_step, self.repeat)
+
+    def shared_rng(self) -> torch.Generator:
+        """For choices that change which parameters are used: the same on all processes, so that their graphs agree."""
+        return keyed(self.seed, self.step, self.micro_step, self.repeat)

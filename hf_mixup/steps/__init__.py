@@ -1,0 +1,5 @@
+"""Training steps: the standard one, and those of the few methods that need their own."""
+
+from hf_mixup.steps.standard import Standard
+
+STEPS = (Standard,)

@@ -1,0 +1,32 @@
+"""The step of nearly every method: plan, blend, forward, weigh the labels, loss."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+
+from hf_mixup.plan import blend, mix_targets
+from hf_mixup.policy import Signals
+from hf_mixup.rng import MixKey
+from hf_mixup.steps.step import Step, StepOutput
+
+if TYPE_CHECKING:
+    from hf_mixup.methods import Method
+
+
+@dataclass(frozen=True)
+class Standard(Step):
+    """One forward pass of the mixed images."""
+
+    def run(
+        self, method: Method, state: nn.Module, backbone: nn.Module, images: Tensor, targets: Tensor, key: MixKey
+    ) -> StepOutput:
+        signals = Signals(images.device, images=images)
+        plan = method.sample.plan(images.shape, key.own_rng(), signals).to(images.device)
+        # the labels stay here: given soft ones, a Hugging Face model would switch to BCE and keep that in its config
+        logits = backbone(pixel_values=blend(plan, images)).logits
+        plan = plan.reweighted(method.label.weights(plan, signals))
+        mixed = mix_targets(plan, targets)
+        return StepOutput(method.loss(logits, mixed, plan).mean(), logits, mixed, plan.weight[:, 0])

@@ -1,0 +1,26 @@
+"""Our formulas on the inputs and drawn randomness of the reference implementations: one test a file of `--golden-dir`.
+
+The checks are in `golden_*.py`, by the beginning of the file's name; a file that no check knows fails.
+"""
+
+import numpy as np
+import torch
+
+import golden_handcrafted
+
+CHECKS = {**golden_handcrafted.CHECKS}
+
+
+def pytest_generate_tests(metafunc):
+    folder = metafunc.config.getoption("--golden-dir")
+    files = sorted(folder.glob("*.npz"))
+    assert files, f"{folder} holds no .npz file"
+    metafunc.parametrize("file", files, ids=lambda file: file.stem)
+
+
+def test_golden(file):
+    names = [name for name in CHECKS if file.stem.startswith(name)]
+    assert names, f"no check knows {file.name}"
+    with np.load(file, allow_pickle=False) as arrays:
+        case = {key: torch.from_numpy(arrays[key]) if arrays[key].dtype.kind in "biuf" else arrays[key] for key in arrays.files}
+    CHECKS[max(names, key=len)](case)

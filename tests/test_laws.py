@@ -1,0 +1,121 @@
+"""Every method obeys every law. A new row of `METHODS` is held to them without a change here."""
+
+import laws
+import pytest
+import torch
+from torch.testing import assert_close
+
+from hf_mixup import METHODS
+from hf_mixup.plan import blend, blend_examples
+
+# the exceptions stand on this table and nowhere else: methods whose papers do not label by the visible area
+# (law 1 and the sum of weights do not apply), or that need more room than the smallest shapes have
+NOT_BY_AREA: set[str] = set()
+SMALLEST = {}
+
+NAMES = sorted(METHODS)
+CASES = [(name, shape) for name in NAMES for shape in laws.SHAPES if shape[2] * shape[3] >= SMALLEST.get(name, 0)]
+every_shape = pytest.mark.parametrize(("name", "shape"), CASES, ids=lambda value: str(value).replace(", ", "x"))
+every_method = pytest.mark.parametrize("name", NAMES)
+
+
+@every_shape
+def test_mean_pixel_of_onehot_images_is_the_mixed_target(name, shape):
+    if name in NOT_BY_AREA:
+        pytest.skip("needs labels by area; this paper labels by evidence")
+    method = METHODS[name]
+    for key in range(5):
+        laws.onehot_images(method.sample, method.label, shape, key, tolerance=1e-5 + laws.PIXEL / (shape[2] * shape[3]) * (name == "fmix"))
+
+
+@every_shape
+def test_masks_and_weights_are_convex(name, shape):
+    for key in range(5):
+        laws.convex(METHODS[name].sample, shape, key)
+
+
+@every_shape
+def test_own_image_comes_first(name, shape):
+    for key in range(5):
+        laws.own_first(METHODS[name].sample, shape, key)
+
+
+@every_shape
+def test_keeping_everything_changes_nothing(name, shape):
+    laws.identity(blend, METHODS[name].label, shape)
+
+
+@every_shape
+def test_inputs_and_global_streams_are_untouched(name, shape):
+    laws.pure(METHODS[name].sample, METHODS[name].label, shape)
+
+
+@every_method
+def test_plans_follow_the_key(name):
+    laws.keyed_plans(METHODS[name].sample, (8, 3, 32, 32), mixes=name != "vanilla")
+
+
+@every_method
+def test_pairings_vary(name):
+    laws.varied(METHODS[name].sample, (8, 3, 32, 32), mixes=name != "vanilla")
+
+
+@every_shape
+def test_half_precision(name, shape):
+    laws.dtype(METHODS[name].sample, shape)
+
+
+@every_method
+def test_round_trip(name):
+    laws.round_trip(METHODS[name])
+
+
+@pytest.mark.parametrize("mode", ["sample", "pair", "batch"])
+@pytest.mark.parametrize("alpha", [0.1, 0.2, 1, 2])
+def test_mixup_shares_follow_the_beta(alpha, mode):
+    laws.share_distribution(METHODS["mixup"].replaced(alpha=alpha, mode=mode).sample, (4, 3, 8, 8), mean=0.5)
+
+
+# measured on 2 * 10**5 boxes of the authors' sampler
+@pytest.mark.parametrize(("alpha", "size", "area"), [(0.2, 32, 0.276), (1, 32, 0.300), (2, 32, 0.306), (1, 224, 0.318), (1, 8, 0.233)])
+def test_cutmix_areas_follow_the_clipped_box(alpha, size, area):
+    laws.share_distribution(METHODS["cutmix"].replaced(alpha=alpha).sample, (2, 3, size, size), mean=1 - area, tolerance=0.001)
+
+
+@every_method
+@pytest.mark.parametrize("batch", [1, 2, 3])
+def test_smallest_batches(name, batch):
+    """11. A batch of one mixes with itself, so nothing changes beyond rounding; odd batches are fine."""
+    plan = laws.plan_of(METHODS[name].sample, (batch, 3, 32, 32))
+    images = torch.randn(batch, 3, 32, 32)
+    mixed = blend(plan, images)
+    assert mixed.shape == images.shape
+    if batch == 1 and plan.sources is None:
+        assert_close(mixed, images)
+
+
+@every_method
+@pytest.mark.parametrize("shape", [(5, 3, 8, 8), (4, 1, 96, 70), (7, 3, 224, 224)])
+def test_collator_blend_equals_blend(name, shape):
+    images = torch.randn(shape)
+    for key in range(3):
+        signals = laws.signals_for(shape, key)
+        signals["images"] = images
+        plan = laws.plan_of(METHODS[name].sample, shape, key, signals)
+        out = torch.empty(shape)
+        assert torch.equal(blend_examples(plan, list(images), out), blend(plan, images))
+
+
+@every_method
+def test_feature_maps_blend_and_pass_gradients_to_both_images(name):
+    shape = (4, 3, 16, 16)
+    plan = laws.plan_of(METHODS[name].sample, shape)
+    if plan.sources is not None:
+        return
+    images = torch.randn(shape, requires_grad=True)
+    grad = torch.autograd.grad(blend(plan, images).sum(), images)[0]
+    expected = torch.zeros_like(grad)
+    mask = plan.dense_mask((16, 16))
+    for k in range(plan.index.shape[1]):
+        expected.index_add_(0, plan.index[:, k], mask[:, k, None].expand(shape))
+    assert_close(grad, expected)
