@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from hf_mixup.plan import blend, mix_targets
 from hf_mixup.policy import Signals
 from hf_mixup.rng import MixKey
-from hf_mixup.steps.step import Step, StepOutput
+from hf_mixup.steps.step import MethodState, Step, StepOutput
 
 if TYPE_CHECKING:
     from hf_mixup.methods import Method
@@ -21,7 +21,7 @@ class Standard(Step):
     """One forward pass of the mixed images."""
 
     def run(
-        self, method: Method, state: nn.Module, backbone: nn.Module, images: Tensor, targets: Tensor, key: MixKey
+        self, method: Method, state: MethodState, backbone: nn.Module, images: Tensor, targets: Tensor, key: MixKey
     ) -> StepOutput:
         signals = Signals(images.device, images=images)
         plan = method.sample.plan(images.shape, key.own_rng(), signals).to(images.device)
