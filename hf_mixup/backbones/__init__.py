@@ -1,0 +1,124 @@
+"""Networks: from scratch by name, and from checkpoints of transformers, timm or ours, strictly."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForImageClassification, PreTrainedModel, ViTConfig, ViTForImageClassification
+
+from hf_mixup.backbones.cifar_resnet import CifarResNetConfig, CifarResNetForImageClassification
+from hf_mixup.checks import nearest
+
+AutoConfig.register("cifar_resnet", CifarResNetConfig, exist_ok=True)
+AutoModelForImageClassification.register(CifarResNetConfig, CifarResNetForImageClassification, exist_ok=True)
+
+_WIDE = {"layer_type": "bottleneck", "depths": (3, 4, 6, 3)}
+# names of ours, for what neither transformers nor timm has; every other name is timm's
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "cifar_resnet20": {"depths": (3, 3, 3), "widths": (16, 32, 64), "embedding_size": 16},
+    "cifar_resnet18": {},
+    "cifar_resnet34": {"depths": (3, 4, 6, 3)},
+    "cifar_resnet50": _WIDE,
+    "cifar_resnext50_32x4d": {**_WIDE, "groups": 32, "base_width": 4},
+    # for digits and tests: a vision transformer that trains in a minute on a CPU
+    "vit_mini": {
+        "hidden_size": 96,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "intermediate_size": 192,
+        "patch_size": 4,
+        "hidden_dropout_prob": 0.0,
+    },
+}
+
+
+def from_scratch(architecture: str, num_labels: int, image_size: int, **labels: Any) -> PreTrainedModel:
+    """A network with fresh weights.
+
+    Args:
+        architecture: a name of `ARCHITECTURES`, or any model of timm, with timm's own initialisation.
+        num_labels: classes.
+        image_size: of square images, in pixels; vision transformers are built for it.
+        **labels: `id2label` and `label2id` for the config.
+
+    Raises:
+        ValueError: for names that neither knows.
+    """
+    if architecture in ARCHITECTURES:
+        fields = dict(ARCHITECTURES[architecture])
+        if architecture.startswith("cifar"):
+            return CifarResNetForImageClassification(CifarResNetConfig(**fields, num_labels=num_labels, **labels))
+        return ViTForImageClassification(ViTConfig(**fields, image_size=image_size, num_labels=num_labels, **labels))
+    return _timm_from_scratch(architecture, num_labels, image_size, **labels)
+
+
+def _timm_from_scratch(architecture: str, num_labels: int, image_size: int, **labels: Any) -> PreTrainedModel:
+    import timm
+    from transformers import TimmWrapperConfig, TimmWrapperForImageClassification
+
+    if not timm.is_model(architecture):
+        raise ValueError(
+            f"architecture must be a name of timm or of ours, got {architecture!r}; {nearest(architecture, [*timm.list_models(), *ARCHITECTURES])}"
+        )
+    model_args: dict[str, Any] = {}
+    default = timm.get_pretrained_cfg(architecture)
+    if default is not None and default.input_size[-1] != image_size:
+        try:
+            model = timm.create_model(architecture, num_classes=num_labels, img_size=image_size)
+            model_args["img_size"] = image_size
+        except TypeError:  # a convolutional network takes any size
+            model = timm.create_model(architecture, num_classes=num_labels)
+    else:
+        model = timm.create_model(architecture, num_classes=num_labels)
+    config = TimmWrapperConfig(architecture=architecture, num_labels=num_labels, model_args=model_args, **labels)
+    wrapped = TimmWrapperForImageClassification(config)
+    # transformers has just overwritten timm's initialisation with normal noise, which ruins convolutional networks
+    wrapped.timm_model.load_state_dict(model.state_dict())
+    return wrapped
+
+
+def load_classifier(repo_or_folder: str | os.PathLike, **kwargs: Any) -> PreTrainedModel:
+    """An image classifier from a folder or the Hub: of transformers, timm or ours. Safetensors only.
+
+    Args:
+        **kwargs: of `from_pretrained`, such as `num_labels`, `revision`, `ignore_mismatched_sizes`.
+    """
+    config_kwargs = {key: kwargs.pop(key) for key in ("num_labels", "id2label", "label2id") if key in kwargs}
+    hub_kwargs = {key: kwargs[key] for key in ("revision", "token", "cache_dir", "trust_remote_code") if key in kwargs}
+    config = AutoConfig.from_pretrained(repo_or_folder, **config_kwargs, **hub_kwargs)
+    if config.model_type == "timm_wrapper" and config.model_args:
+        # timm writes its own num_classes there, which the wrapper passes a second time
+        config.model_args.pop("num_classes", None)
+    return AutoModelForImageClassification.from_pretrained(repo_or_folder, config=config, use_safetensors=True, **kwargs)
+
+
+def load_strictly(model: nn.Module, folder: str | os.PathLike) -> None:
+    """Loads the weights that `model.save_pretrained(folder)` wrote, in place.
+
+    Through `from_pretrained`, which knows old names of parameters; a plain `load_state_dict`, as the Trainer does it, leaves
+    a resumed ViT half fresh. Raises ValueError when any weight is missing, left over or of another shape.
+    """
+    if not any(Path(folder).glob("*.safetensors")):
+        raise ValueError(f"{folder} was expected to hold a model in safetensors, got none; give the folder of a complete checkpoint.")
+    # on the CPU, and apart from the random streams of the run
+    with torch.random.fork_rng(devices=[]):
+        loaded, report = type(model).from_pretrained(folder, config=model.config, output_loading_info=True)
+    wrong = {kind: list(report[kind]) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") if report.get(kind)}
+    if wrong:
+        shown = "; ".join(f"{kind.replace('_', ' ')}: {', '.join(map(str, keys[:3]))}" for kind, keys in wrong.items())
+        raise ValueError(f"{folder} was expected to hold every weight of {type(model).__name__}, got {shown}; it is a checkpoint of another network.")
+    model.load_state_dict(loaded.state_dict(), strict=True)
+
+
+__all__ = [
+    "ARCHITECTURES",
+    "CifarResNetConfig",
+    "CifarResNetForImageClassification",
+    "from_scratch",
+    "load_classifier",
+    "load_strictly",
+]
