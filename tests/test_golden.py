@@ -7,8 +7,9 @@ import numpy as np
 import torch
 
 import golden_handcrafted
+import golden_learnable
 
-CHECKS = {**golden_handcrafted.CHECKS}
+CHECKS = {**golden_handcrafted.CHECKS, **golden_learnable.CHECKS}
 
 
 def pytest_generate_tests(metafunc):

@@ -1,0 +1,49 @@
+"""Arithmetic on masks (B, K, H, W) and lam (B,), with nothing learned in it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+MASK_LOSSES = ("L1", "L1+Variance", "L2+Variance", "Sparsity")
+
+
+def rescale_lam(lam: Tensor, k: float) -> Tensor:
+    """SAMix's curve R (arXiv:2111.15454) on how much of lam a mixer is told; a negative `k` leaves lam as it is.
+
+    `R(l) = (4/3 l^3 - 2 l^2 + (k + 1) l) / (k + 1/3)` keeps 0, 1/2 and 1. A small k is flat around 1/2, a large one straight;
+    beyond 10 it is taken as 10.
+    """
+    if k < 0:
+        return lam
+    slope = min(k, 10) + 1
+    return (4 / 3 * lam**3 - 2 * lam**2 + slope * lam) / (slope - 2 / 3)
+
+
+def mask_loss(mask: Tensor, lam: Tensor, kind: str, margin: float, *, per_sample: bool = False) -> Tensor:
+    """How far the area of masks (B, 2, H, W) is from lam (B,), less a margin; a scalar, which a variance term can make negative.
+
+    `kind`: `L1` `max(|area - lam| - margin, 0)`; `L1+Variance` the same less twice the variance of the mask over the pixels;
+    `L2+Variance` with `(area - lam)^2` and `margin^2`; `Sparsity` `max(mean |m (1 - m)| - margin, 0)`, whatever lam is.
+    The area and the variance are those of the whole batch, as in OpenMixup, which has one lam for all; `per_sample` takes
+    them image by image.
+    """
+    partner = mask[:, 1].flatten(1) if per_sample else mask[:, 1].flatten()[None]
+    lam = lam if per_sample else lam.mean()
+    if kind == "Sparsity":
+        return ((partner * (partner - 1)).abs().mean(1) - margin).clamp(min=0).mean()
+    area = partner.mean(1)
+    distance = (1 - area - lam).abs()
+    short = (distance - margin).clamp(min=0) if kind.startswith("L1") else (distance**2 - margin**2).clamp(min=0)
+    variance = (partner - area[:, None]).square().mean(1) if kind.endswith("Variance") else torch.zeros_like(area)
+    return (short - 2 * variance).mean()
+
+
+def adjust_mask(mask: Tensor, lam: Tensor) -> Tensor:
+    """Masks (B, 2, H, W) whose own area is lam (B,) for every image: the larger of the two shares is scaled down, pixel by pixel."""
+    area = mask[:, 0].mean((1, 2)).clamp(1e-8, 1 - 1e-8)[:, None, None]
+    lam = lam[:, None, None]
+    own = mask[:, 0]
+    too_much, too_little = own * (lam / area), 1 - mask[:, 1] * ((1 - lam) / (1 - area))
+    own = torch.where(area > lam + 1e-8, too_much, torch.where(area < lam - 1e-8, too_little, own))
+    return torch.stack([own, 1 - own], 1)
