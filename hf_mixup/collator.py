@@ -76,9 +76,7 @@ class MixupCollator:
     choice: MethodChoice = field(init=False, repr=False)
 
     def __post_init__(self):
-        self.choice = MethodChoice.build(
-            self.mix, self.mix_prob, self.alpha, self.mix_args, mode=self.mode, mix_rate=self.mix_rate
-        )
+        self.choice = MethodChoice.build(self.mix, self.mix_prob, self.alpha, self.mix_args, mode=self.mode, mix_rate=self.mix_rate)
         for method in self.choice.methods:
             check_model_free(method, "MixupCollator")
         check_count(1, mix_repeat=self.mix_repeat)
@@ -139,7 +137,9 @@ def _unpack(examples: list) -> tuple[list[Tensor], Tensor, dict[str, Any]]:
         check_examples(examples)
     first = examples[0]
     if not isinstance(first, Mapping):
-        raise TypeError(f"examples must be mappings with 'pixel_values' and 'labels', got {type(first).__name__}; return dicts from the data set.")
+        raise TypeError(
+            f"examples must be mappings with 'pixel_values' and 'labels', got {type(first).__name__}; return dicts from the data set."
+        )
     image_key, label_key = _image_key(first), _label_key(first)
     labels = [example[label_key] for example in examples]
     labels = torch.stack(labels) if isinstance(labels[0], Tensor) else torch.as_tensor(labels)

@@ -127,10 +127,13 @@ class MixupModel(PreTrainedModel):
             loss = self.choice.methods[0].loss(logits, targets).mean()
             return MixupOutput(loss=loss, logits=logits, targets=targets, lam=targets.new_ones(len(targets)))
         if mix_key is None:
-            raise ValueError("training needs mix_key, the place of the batch in the run, got None; train with MixupTrainer, which gives it.")
+            raise ValueError(
+                "training needs mix_key, the place of the batch in the run, got None; train with MixupTrainer, which gives it."
+            )
         steps = [self._step(pixel_values, targets, MixKey(*mix_key)._replace(repeat=repeat)) for repeat in range(self.mix_repeat)]
         if len(steps) == 1:
-            return MixupOutput(**steps[0]._asdict())
+            loss, logits, targets, lam, _ = steps[0]
+            return MixupOutput(loss=loss, logits=logits, targets=targets, lam=lam)
         rows = {name: torch.cat([getattr(step, name) for step in steps]) for name in ("logits", "targets", "lam")}
         return MixupOutput(loss=torch.stack([step.loss for step in steps]).mean(), **rows)
 
@@ -173,15 +176,21 @@ class MixupModel(PreTrainedModel):
         wanted = {key for key in self.state_dict() if not key.startswith(prefix)}
         path = Path(folder, STATE_FOLDER, STATE_NAME)
         if wanted and not path.is_file():
-            raise ValueError(f"{folder} was expected to hold {STATE_FOLDER}/{STATE_NAME} with the state of {self.choice}, got none; it is not a checkpoint of this method.")
+            raise ValueError(
+                f"{folder} was expected to hold {STATE_FOLDER}/{STATE_NAME} with the state of {self.choice}, got none; it is not a checkpoint of this method."
+            )
         found = load_file(path) if path.is_file() else {}
         if wanted != set(found):
             odd = sorted(wanted ^ set(found))
-            raise ValueError(f"{path} was expected to hold the state of {self.choice}, got other names ({', '.join(odd[:3])}, ...); it belongs to another method.")
+            raise ValueError(
+                f"{path} was expected to hold the state of {self.choice}, got other names ({', '.join(odd[:3])}, ...); it belongs to another method."
+            )
         own = self.state_dict()
         for key, value in found.items():
             if own[key].shape != value.shape:
-                raise ValueError(f"{key} was expected with shape {tuple(own[key].shape)}, got {tuple(value.shape)} in {path}; it belongs to another network.")
+                raise ValueError(
+                    f"{key} was expected with shape {tuple(own[key].shape)}, got {tuple(value.shape)} in {path}; it belongs to another network."
+                )
             own[key].copy_(value)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False):
@@ -189,14 +198,18 @@ class MixupModel(PreTrainedModel):
         return super().load_state_dict(state_dict, strict=True, assign=assign)
 
     @classmethod
-    def from_pretrained(cls, repo_or_folder: str | os.PathLike, *, revision: str | None = None, token: str | None = None, **kwargs) -> MixupModel:
+    def from_pretrained(
+        cls, repo_or_folder: str | os.PathLike, *, revision: str | None = None, token: str | None = None, **kwargs
+    ) -> MixupModel:
         """A run of ours, from its folder or the Hub, ready to train on: network, methods and their state."""
         folder = Path(repo_or_folder)
         if not folder.is_dir():
             from huggingface_hub import snapshot_download
 
             folder = Path(
-                snapshot_download(str(repo_or_folder), revision=revision, token=token, allow_patterns=["*.json", "*.safetensors", f"{STATE_FOLDER}/*"])
+                snapshot_download(
+                    str(repo_or_folder), revision=revision, token=token, allow_patterns=["*.json", "*.safetensors", f"{STATE_FOLDER}/*"]
+                )
             )
         model = cls(load_classifier(folder, **kwargs), MethodChoice.from_pretrained(folder))
         model.restore(folder)
@@ -215,5 +228,3 @@ class MixupModel(PreTrainedModel):
 
     def _init_weights(self, module):
         """Every part comes initialised."""
-
-

@@ -110,7 +110,9 @@ def load_strictly(model: nn.Module, folder: str | os.PathLike) -> None:
     wrong = {kind: list(report[kind]) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") if report.get(kind)}
     if wrong:
         shown = "; ".join(f"{kind.replace('_', ' ')}: {', '.join(map(str, keys[:3]))}" for kind, keys in wrong.items())
-        raise ValueError(f"{folder} was expected to hold every weight of {type(model).__name__}, got {shown}; it is a checkpoint of another network.")
+        raise ValueError(
+            f"{folder} was expected to hold every weight of {type(model).__name__}, got {shown}; it is a checkpoint of another network."
+        )
     model.load_state_dict(loaded.state_dict(), strict=True)
 
 

@@ -32,9 +32,7 @@ class CifarResNetConfig(PreTrainedConfig):
 
 
 def _conv(inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False), nn.BatchNorm2d(outputs)
-    )
+    return nn.Sequential(nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False), nn.BatchNorm2d(outputs))
 
 
 class _Block(nn.Module):
@@ -46,9 +44,7 @@ class _Block(nn.Module):
         else:
             outputs = 4 * width
             inner = width * config.base_width // 64 * config.groups
-            self.convs = nn.ModuleList(
-                [_conv(inputs, inner, 1), _conv(inner, inner, 3, stride, config.groups), _conv(inner, outputs, 1)]
-            )
+            self.convs = nn.ModuleList([_conv(inputs, inner, 1), _conv(inner, inner, 3, stride, config.groups), _conv(inner, outputs, 1)])
         same = stride == 1 and inputs == outputs
         self.shortcut = nn.Identity() if same else _conv(inputs, outputs, 1, stride)
         self.outputs = outputs
@@ -108,6 +104,4 @@ class CifarResNetForImageClassification(PreTrainedModel):
             states.append(hidden)
         logits = self.classifier(hidden.mean((2, 3)))
         loss = None if labels is None else self.loss_function(labels, logits, self.config)
-        return ImageClassifierOutputWithNoAttention(
-            loss=loss, logits=logits, hidden_states=tuple(states) if output_hidden_states else None
-        )
+        return ImageClassifierOutputWithNoAttention(loss=loss, logits=logits, hidden_states=tuple(states) if output_hidden_states else None)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from torch import Tensor, nn
 
+from hf_mixup.plan import MixPlan
+from hf_mixup.policy import Signals
 from hf_mixup.rng import MixKey
+from hf_mixup.signals import SIGNALS
+from hf_mixup.signals.signal import EarlySignal, LateSignal, load_teacher
 
 if TYPE_CHECKING:
     from hf_mixup.methods import Method
@@ -21,19 +25,60 @@ class StepOutput(NamedTuple):
         logits: (B, num_labels), of the mixed images.
         targets: (B, num_labels) float32, the mixed targets.
         lam: (B,) float32, the labels' share of the own image.
+        plan: what was mixed with what, where one plan says it.
     """
 
     loss: Tensor
     logits: Tensor
     targets: Tensor
     lam: Tensor
+    plan: MixPlan | None = None
 
 
 class MethodState(nn.Module):
-    """What a method keeps beside the backbone: networks, buffers, hooks. Saved, moved and trained with the model."""
+    """What a method keeps beside the backbone: networks, buffers, hooks. Saved, moved and trained with the model.
+
+    It also takes the signals that the method's policies need, from the backbone or from their frozen teachers.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.teachers = nn.ModuleDict()
+        self.early: dict[str, EarlySignal] = {}
+        self.late: dict[str, LateSignal] = {}
+
+    @classmethod
+    def for_method(cls, method: Method, backbone: nn.Module, *args: Any) -> Self:
+        """Raises ValueError when the backbone, or a teacher, cannot give what the policies need."""
+        state = cls(*args)
+        for part, policy in (("sample", method.sample), ("label", method.label)):
+            if policy.teacher is not None:
+                state.teachers[part] = load_teacher(policy.teacher)
+            network = state.teachers[part] if part in state.teachers else backbone
+            for name in sorted(policy.needs - {"images", *state.early, *state.late}):
+                signal = SIGNALS[name](network, policy)
+                (state.early if isinstance(signal, EarlySignal) else state.late)[name] = signal
+        return state
+
+    def before(self, images: Tensor, targets: Tensor) -> Signals:
+        """The signals of the clean images; what is to be seen while the mixed ones pass is made ready."""
+        signals = Signals(images.device, images=images)
+        for name, signal in self.early.items():
+            signals[name] = signal.take(images, targets, signals)
+        for signal in self.late.values():
+            signal.arm()
+        return signals
+
+    def after(self, signals: Signals) -> Signals:
+        """Adds what was seen while the mixed images passed."""
+        for name, signal in self.late.items():
+            signals[name] = signal.take()
+        return signals
 
     def disarm(self) -> None:
         """Makes hooks inert. Called at the start of every forward of the model, in evaluation too."""
+        for signal in (*self.early.values(), *self.late.values()):
+            signal.disarm()
 
 
 class Step(ABC):
@@ -42,12 +87,10 @@ class Step(ABC):
     def build(self, method: Method, backbone: nn.Module) -> MethodState:
         """The state of the method. Raises ValueError when the backbone cannot serve it. Copies of the backbone are made
         before hooks are put on it, or the copies would carry them too."""
-        return MethodState()
+        return MethodState.for_method(method, backbone)
 
     @abstractmethod
-    def run(
-        self, method: Method, state: MethodState, backbone: nn.Module, images: Tensor, targets: Tensor, key: MixKey
-    ) -> StepOutput:
+    def run(self, method: Method, state: MethodState, backbone: nn.Module, images: Tensor, targets: Tensor, key: MixKey) -> StepOutput:
         """`images` (B, C, H, W), `targets` (B, num_labels) float32, one-hot or soft."""
 
     def deployed(self, state: MethodState, backbone: nn.Module) -> nn.Module:

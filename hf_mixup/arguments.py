@@ -1,0 +1,180 @@
+"""What people may set: the training arguments with mixing, and the other arguments of the command line."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainingArguments
+
+from hf_mixup.checks import check_between, check_count, check_known, nearest
+from hf_mixup.methods import METHODS, MethodChoice
+from hf_mixup.rng import MODES
+
+
+@dataclass
+class MixupTrainingArguments(TrainingArguments):
+    """`transformers.TrainingArguments` with mixing.
+
+    Raises:
+        ValueError: for methods, hyper-parameters and probabilities that do not fit together.
+    """
+
+    mix: list[str] = field(
+        default_factory=lambda: ["mixup", "cutmix"],
+        metadata={"help": f"One or several methods, of which one is chosen for every batch: {', '.join(METHODS)}."},
+    )
+    mix_prob: list[float] | None = field(default=None, metadata={"help": "A probability for each method; equal ones if not given."})
+    alpha: list[float] | None = field(default=None, metadata={"help": "Alpha of each method, or one for all."})
+    mix_args: dict | str | None = field(
+        default=None, metadata={"help": 'Other hyper-parameters by method, as JSON: \'{"cutmix": {"alpha": 0.2}}\'.'}
+    )
+    mode: str | None = field(
+        default=None,
+        metadata={
+            "help": f"Who shares a draw of lam and box, for methods that allow it: {', '.join(MODES)} (the whole batch, as published)."
+        },
+    )
+    loss: dict | str | None = field(
+        default=None,
+        metadata={
+            "help": 'Loss of all methods: crossentropy, bce, ... or JSON with its fields: \'{"name": "bce", "target_threshold": 0.2}\'.'
+        },
+    )
+    mix_rate: float = field(default=1.0, metadata={"help": "Share of the batches that is mixed, 0 to 1."})
+    mix_repeat: int = field(default=1, metadata={"help": "Independent mixtures of each batch, whose losses are averaged."})
+    mix_off_epoch: float | None = field(default=None, metadata={"help": "Train without mixing from this epoch on."})
+    mix_seed: int | None = field(default=None, metadata={"help": "Seed of everything drawn for mixing; `seed` if not given."})
+    allow_method_change: bool = field(
+        default=False, metadata={"help": "Resume from a checkpoint that was trained with other methods, seed or number of processes."}
+    )
+    remove_unused_columns: bool | None = field(
+        default=False, metadata={"help": "The collator reads what it needs; dropping columns by the model's signature loses the image."}
+    )
+
+    def __post_init__(self):
+        self.mix = [self.mix] if isinstance(self.mix, str) else self.mix
+        self.mix_args = parse_json("mix_args", self.mix_args)
+        if isinstance(self.loss, str) and self.loss.lstrip().startswith("{"):
+            self.loss = parse_json("loss", self.loss)
+        if self.mode is not None:
+            check_known("mode", self.mode, MODES)
+        check_count(1, mix_repeat=self.mix_repeat)
+        if self.mix_off_epoch is not None:
+            check_between(0, float("1e9"), mix_off_epoch=self.mix_off_epoch)
+        self.method_choice()
+        super().__post_init__()
+        if self.mixes and self.label_smoothing_factor:
+            raise ValueError(
+                f"label_smoothing_factor must be 0 when mixing, got {self.label_smoothing_factor}; smooth the mixed target with "
+                '--loss \'{"name": "crossentropy", "smoothing": 0.1}\'.'
+            )
+        if self.mixes and self.per_device_train_batch_size < 2:
+            raise ValueError("mixing needs at least 2 images in a batch, got per_device_train_batch_size=1; raise it.")
+
+    @property
+    def mixes(self) -> bool:
+        return self.mix != ["vanilla"]
+
+    def method_choice(self) -> MethodChoice:
+        return MethodChoice.build(
+            self.mix, self.mix_prob, self.alpha, self.mix_args, mode=self.mode, loss=self.loss, mix_rate=self.mix_rate
+        )
+
+
+def parse_json(name: str, value: Any) -> Any:
+    """A dictionary from JSON text; anything but text is returned as it is."""
+    if not isinstance(value, str):
+        return value
+    try:
+        parsed = json.loads(value)
+    except json.JSONDecodeError as error:
+        raise ValueError(
+            f'{name} must be JSON such as \'{{"cutmix": {{"alpha": 0.2}}}}\', got {value!r} ({error}); mind the quotes.'
+        ) from None
+    if not isinstance(parsed, dict):
+        raise ValueError(f"{name} must be a JSON object, got {value!r}; put it in braces.")
+    return parsed
+
+
+@dataclass
+class ModelArguments:
+    """Which network."""
+
+    model_name_or_path: str | None = field(
+        default=None, metadata={"help": "A checkpoint to start from: a Hub id or a folder, of transformers, timm or ours."}
+    )
+    architecture: str | None = field(
+        default=None,
+        metadata={"help": "A network from scratch: any name of timm, or cifar_resnet18, cifar_resnet20, cifar_resnext50_32x4d, vit_mini."},
+    )
+    model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of the checkpoint."})
+    cache_dir: str | None = field(default=None, metadata={"help": "Where to keep what is downloaded."})
+    token: str | None = field(default=None, metadata={"help": "Hub token; the one of `hf auth login` if not given."})
+    trust_remote_code: bool = field(default=False, metadata={"help": "Run code of the checkpoint's repository. Off unless you trust it."})
+    ignore_mismatched_sizes: bool = field(
+        default=False, metadata={"help": "Start the classifier afresh where the number of classes differs."}
+    )
+
+
+@dataclass
+class DataArguments:
+    """Which images."""
+
+    dataset_name: str | None = field(
+        default=None, metadata={"help": "A data set of the Hub, a folder of parquet files or of save_to_disk, or 'digits' (embedded)."}
+    )
+    dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of the data set."})
+    train_dir: str | None = field(default=None, metadata={"help": "Folder of training images, one folder a class."})
+    validation_dir: str | None = field(default=None, metadata={"help": "Folder of evaluation images, one folder a class."})
+    train_val_split: float = field(
+        default=0.15, metadata={"help": "Share of the training images to evaluate on, where the data set has no such split."}
+    )
+    max_train_samples: int | None = field(default=None, metadata={"help": "Train on this many images only."})
+    max_eval_samples: int | None = field(default=None, metadata={"help": "Evaluate on this many images only."})
+    image_column_name: str | None = field(default=None, metadata={"help": "Column of the images; the one of type Image if not given."})
+    label_column_name: str | None = field(
+        default=None, metadata={"help": "Column of the classes; the one of type ClassLabel if not given."}
+    )
+    image_size: int | None = field(
+        default=None,
+        metadata={"help": "Side of the square images the network sees; the checkpoint's, else 32 or 64 for small images and 224."},
+    )
+    horizontal_flip: bool | None = field(default=None, metadata={"help": "Mirror training images at random; on, but not for digits."})
+
+
+@dataclass
+class RunArguments:
+    """Where things come from and go to."""
+
+    recipe: str | None = field(
+        default=None, metadata={"help": "A YAML file of arguments, or the name of one beside this script; arguments typed override it."}
+    )
+    report_dir: str | None = field(default=None, metadata={"help": "Where pictures and the model card go; output_dir if not given."})
+    overwrite_output_dir: bool = field(default=False, metadata={"help": "Start over in an output folder that is not empty."})
+
+
+def read_recipe(name: str, folder: Path, known: set[str]) -> dict[str, Any]:
+    """The arguments of a recipe: a YAML file, or the name of one in `folder`. Raises ValueError for unknown names and keys."""
+    import yaml
+
+    path = Path(name)
+    if path.suffix not in (".yaml", ".yml"):
+        names = sorted(file.stem for file in folder.glob("*.yaml"))
+        if name not in names:
+            raise ValueError(f"recipe must be a YAML file or a known name, got {name!r}; {nearest(name, names)}")
+        path = folder / f"{name}.yaml"
+    if not path.is_file():
+        raise ValueError(f"recipe must be a YAML file that exists, got {name!r}; look at the path.")
+    try:
+        values = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise ValueError(f"recipe {name!r} must be plain YAML, got {' '.join(str(error).split())}; mend the file.") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"recipe {name!r} must map arguments to values, got {type(values).__name__}; write one `key: value` a line.")
+    for key in values:
+        if key not in known:
+            raise ValueError(f"recipe {name!r} must set arguments of this script, got {key!r}; {nearest(key, known)}")
+    return values

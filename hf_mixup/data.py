@@ -1,0 +1,252 @@
+"""Images: the embedded digits, data sets of the Hub, local folders; transforms whose randomness is keyed."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, load_dataset, load_from_disk
+from torch import Tensor
+from torchvision.transforms import InterpolationMode, v2
+
+from hf_mixup.arguments import DataArguments
+from hf_mixup.checks import nearest
+from hf_mixup.rng import keyed
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def digits() -> DatasetDict:
+    """scikit-learn's 1797 handwritten digits, 8x8 and grey, in 1437 to train on and 360 to evaluate on, stratified."""
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    data = load_digits()
+    # 17 shades, 0 to 16
+    pixels = (data.images * 15.9375).round().astype(np.uint8)
+    parts = train_test_split(np.arange(len(pixels)), test_size=360, stratify=data.target, random_state=0)
+    features = Features({"image": Image(), "label": ClassLabel(names=[str(digit) for digit in range(10)])})
+    return DatasetDict(
+        {
+            name: Dataset.from_dict({"image": [pixels[i] for i in rows], "label": data.target[rows].tolist()}, features=features)
+            for name, rows in zip(("train", "test"), parts, strict=True)
+        }
+    )
+
+
+@dataclass
+class ImageData:
+    """Two splits of a data set and what their columns are."""
+
+    name: str
+    train: Dataset
+    evaluation: Dataset
+    evaluation_split: str
+    image_column: str
+    label_column: str
+    label_names: list[str]
+
+
+def load_images(args: DataArguments, seed: int = 0, *, token: str | None = None, cache_dir: str | None = None) -> ImageData:
+    """The data set that the arguments name. Raises ValueError when it cannot be had, or lacks columns."""
+    splits = _load_splits(args, token, cache_dir)
+    if "train" not in splits:
+        raise ValueError(f"the data set must have a split 'train', got {sorted(splits)}; rename one.")
+    train = splits["train"]
+    image_column = _column(train, args.image_column_name, "image", lambda feature: isinstance(feature, Image))
+    label_column = _column(train, args.label_column_name, "label", lambda feature: isinstance(feature, ClassLabel))
+    feature = train.features[label_column]
+    names = feature.names if isinstance(feature, ClassLabel) else [str(n) for n in range(max(train.unique(label_column)) + 1)]
+    evaluation_split = next((name for name in ("validation", "val", "valid", "test") if name in splits), None)
+    if evaluation_split is None:
+        stratify = label_column if isinstance(feature, ClassLabel) else None
+        parts = train.train_test_split(args.train_val_split, seed=seed, stratify_by_column=stratify)
+        train, evaluation, evaluation_split = parts["train"], parts["test"], f"{args.train_val_split:.0%} of train"
+    else:
+        evaluation = splits[evaluation_split]
+    if args.max_train_samples is not None:
+        train = train.shuffle(seed=seed).select(range(min(args.max_train_samples, len(train))))
+    if args.max_eval_samples is not None:
+        evaluation = evaluation.shuffle(seed=seed).select(range(min(args.max_eval_samples, len(evaluation))))
+    name = args.dataset_name or Path(args.train_dir).name
+    return ImageData(name, train, evaluation, evaluation_split, image_column, label_column, names)
+
+
+def _load_splits(args: DataArguments, token: str | None, cache_dir: str | None) -> dict[str, Dataset]:
+    if args.train_dir is not None:
+        files = {"train": str(Path(args.train_dir, "**"))}
+        if args.validation_dir is not None:
+            files["validation"] = str(Path(args.validation_dir, "**"))
+        for folder in (args.train_dir, args.validation_dir):
+            if folder is not None and not Path(folder).is_dir():
+                raise ValueError(f"train_dir and validation_dir must be folders with one folder a class, got {folder!r}; look at the path.")
+        return load_dataset("imagefolder", data_files=files, cache_dir=cache_dir)
+    name = args.dataset_name
+    if name == "digits":
+        return digits()
+    path = Path(name)
+    if path.is_dir() and ((path / "dataset_dict.json").is_file() or (path / "state.json").is_file()):
+        loaded = load_from_disk(name)
+        return loaded if isinstance(loaded, dict) else {"train": loaded}
+    try:
+        return load_dataset(name, args.dataset_config_name, token=token, cache_dir=cache_dir)
+    except (FileNotFoundError, ConnectionError) as error:
+        first = str(error).splitlines()[0]
+        raise ValueError(
+            f"dataset_name must be 'digits', a folder, or a data set of the Hub that can be reached, got {name!r} ({first}); look at the name."
+        ) from None
+
+
+def _column(dataset: Dataset, name: str | None, kind: str, fits: Callable[[Any], bool]) -> str:
+    if name is not None:
+        if name not in dataset.column_names:
+            raise ValueError(f"{kind}_column_name must be a column of the data set, got {name!r}; {nearest(name, dataset.column_names)}")
+        return name
+    fitting = [column for column, feature in dataset.features.items() if fits(feature)]
+    usual = [column for column in ("image", "img", "label", "labels", "fine_label") if column in fitting]
+    if not fitting:
+        fitting = [column for column in ({"image": ["image", "img"], "label": ["label", "labels"]}[kind]) if column in dataset.column_names]
+    if not fitting:
+        raise ValueError(f"the data set must have a column of type {kind}, got {dataset.column_names}; name it with {kind}_column_name.")
+    return (usual or fitting)[0]
+
+
+# -- transforms -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ImageFormat:
+    """What a network wants to see. Also what the saved image processor says.
+
+    Attributes:
+        size: side of the square image, in pixels.
+        crop_ratio: share of the resized image's shorter side that the central crop of evaluation keeps.
+        mean, std: of the normalisation, on pixels in [0, 1].
+    """
+
+    size: int
+    crop_ratio: float = 1.0
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+    interpolation: str = "bicubic"
+
+    @classmethod
+    def of_images(cls, dataset: Dataset, column: str, size: int | None = None) -> ImageFormat:
+        """For training from scratch. Images of up to 64 pixels keep their size, tiny ones come at 32, the others at 224."""
+        longest = max(dataset[0][column].size)
+        size = size or (32 if longest <= 32 else 64 if longest <= 64 else 224)
+        return cls(size, crop_ratio=0.875 if size > 64 else 1.0)
+
+    @classmethod
+    def of_processor(cls, processor: Any, size: int | None = None) -> ImageFormat:
+        """From the image processor of a checkpoint."""
+        timm_config = getattr(processor, "data_config", None)
+        if timm_config is not None:
+            fields = {
+                "size": timm_config["input_size"][-1],
+                "crop_ratio": timm_config["crop_pct"],
+                "interpolation": timm_config["interpolation"],
+            }
+            mean, std = timm_config["mean"], timm_config["std"]
+        else:
+            wanted, crop = dict(processor.size), getattr(processor, "crop_size", None)
+            side = wanted.get("shortest_edge", wanted.get("height"))
+            cropped = dict(crop).get("height", side) if crop and getattr(processor, "do_center_crop", False) else side
+            ratio = getattr(processor, "crop_pct", None) or cropped / side
+            fields = {"size": cropped, "crop_ratio": ratio if cropped < 384 else 1.0}
+            mean, std = processor.image_mean, processor.image_std
+        fields["size"] = size or fields["size"]
+        return cls(**fields, mean=tuple(mean), std=tuple(std))
+
+    def train_transform(self, horizontal_flip: bool = True) -> v2.Compose:
+        """Padded random crop for images of up to 64 pixels, random resized crop for larger ones; flip; tensor; normalise."""
+        interpolation = InterpolationMode(self.interpolation)
+        if self.size <= 64:
+            steps = [v2.Resize((self.size, self.size), interpolation), v2.RandomCrop(self.size, padding=self.size // 8)]
+        else:
+            steps = [v2.RandomResizedCrop(self.size, interpolation=interpolation)]
+        return v2.Compose([*steps, *([v2.RandomHorizontalFlip()] if horizontal_flip else []), *self._to_tensor()])
+
+    def eval_transform(self) -> v2.Compose:
+        resized = v2.Resize(round(self.size / self.crop_ratio), InterpolationMode(self.interpolation))
+        return v2.Compose([resized, v2.CenterCrop(self.size), *self._to_tensor()])
+
+    def _to_tensor(self) -> list:
+        return [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(self.mean, self.std)]
+
+    def processor(self):
+        """The transformers image processor that does what `eval_transform` does."""
+        from transformers import BitImageProcessor
+
+        resample = {"bilinear": 2, "bicubic": 3}[self.interpolation]
+        return BitImageProcessor(
+            size={"shortest_edge": round(self.size / self.crop_ratio)},
+            crop_size={"height": self.size, "width": self.size},
+            resample=resample,
+            image_mean=list(self.mean),
+            image_std=list(self.std),
+            do_convert_rgb=True,
+        )
+
+    def unnormalised(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) in [0, 1], for looking at."""
+        mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (self.mean, self.std))
+        return (images.cpu().float() * std + mean).clamp(0, 1)
+
+
+class ImageDataset(torch.utils.data.Dataset):
+    """`{"pixel_values": (3, H, W) float32, "labels": int}` of a data set of images.
+
+    What a transform draws follows from (seed, epoch, row), not from a global stream: the same images come at any number of
+    workers, and to a resumed run.
+
+    Args:
+        data: with an image and a label column; images of any mode become RGB.
+        transform: from a PIL image to a tensor.
+        seed: None for a transform that draws nothing.
+    """
+
+    def __init__(self, data: Dataset, image_column: str, label_column: str, transform: Callable, seed: int | None = None):
+        self.data = data.select_columns([image_column, label_column])
+        self.image_column, self.label_column = image_column, label_column
+        self.transform, self.seed = transform, seed
+        # in shared memory, because persistent workers keep the copy of the data set that they started with
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+
+    def set_epoch(self, epoch: int) -> None:
+        self._epoch.fill_(epoch)
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, row: int) -> dict[str, Any]:
+        try:
+            example = self.data[row]
+            image = example[self.image_column].convert("RGB")
+        except Exception as error:
+            raise ValueError(
+                f"every row must hold a readable image, got an error at row {row} ({error}); repair or drop that row."
+            ) from None
+        context = contextlib.nullcontext() if self.seed is None else seeded_streams(self.seed, int(self._epoch), row)
+        with context:
+            return {"pixel_values": self.transform(image), "labels": example[self.label_column]}
+
+
+@contextlib.contextmanager
+def seeded_streams(*key: int) -> Iterator[None]:
+    """Inside, the global streams of torch and Python, which transforms draw from, follow from the key; after, they are as before."""
+    before = torch.get_rng_state(), random.getstate()
+    seed = keyed(*key).initial_seed()
+    torch.random.default_generator.manual_seed(seed)
+    random.seed(seed)
+    try:
+        yield
+    finally:
+        torch.set_rng_state(before[0])
+        random.setstate(before[1])

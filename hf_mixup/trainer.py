@@ -1,0 +1,310 @@
+"""`MixupTrainer`: a Trainer that mixes on the device, by keys, and restores strictly."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, Trainer, TrainerCallback
+
+from hf_mixup.arguments import MixupTrainingArguments
+from hf_mixup.checkpoints import last_complete_checkpoint, what_is_wrong
+from hf_mixup.checks import check_distributions, check_examples, check_images, check_labels
+from hf_mixup.collator import MixedBatch, MixupCollator
+from hf_mixup.metrics import classification_metrics, mixed_accuracy
+from hf_mixup.modeling import MixupModel
+from hf_mixup.rng import MixKey
+
+LOG_NAME = "train_log.jsonl"
+RUN_NAME = "mixup_run.json"
+
+
+class MixupTrainer(Trainer):
+    """Trains an image classifier with mixing. A Trainer in every other way.
+
+    The batch is mixed on the device inside the model's forward pass. All that is drawn follows from (mix_seed, rank, step,
+    micro-step), so a resumed run repeats it to the bit, at any number of workers, on the same number of processes.
+    Evaluation is plain.
+
+    Args:
+        model: any Hugging Face image classifier, or a MixupModel.
+        args: with the methods to mix by.
+        data_collator: makes batches with `pixel_values` and `labels`. A MixupCollator mixes training batches in the workers
+            instead of on the device; evaluation uses its base collator.
+        compute_metrics: top-1 and top-5 accuracy where not given.
+        **kwargs: as in `transformers.Trainer`.
+
+    Raises:
+        ValueError: for methods that the model cannot serve, and settings that would train something else than meant.
+    """
+
+    # the loss is a mean over the batch; without this the Trainer would take it for one over the accumulated batch
+    loss_is_scaled_for_ga = False
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        args: MixupTrainingArguments | None = None,
+        data_collator: Callable | None = None,
+        *,
+        compute_metrics: Callable | None = classification_metrics,
+        **kwargs: Any,
+    ):
+        if not hasattr(Trainer, "loss_is_scaled_for_ga"):
+            import transformers
+
+            raise ImportError(f"MixupTrainer needs transformers 5.23 or newer, got {transformers.__version__}; upgrade it.")
+        args = MixupTrainingArguments("runs/trainer") if args is None else args
+        if args.n_gpu > 1:
+            raise ValueError(
+                f"one process drives one GPU, got {args.n_gpu} GPUs in one process; start with `accelerate launch`, or set CUDA_VISIBLE_DEVICES."
+            )
+        if not isinstance(model, MixupModel):
+            model = MixupModel(model, args.method_choice(), mix_repeat=args.mix_repeat)
+        if sum(p.requires_grad for p in model.states.parameters()) and len(model.choice.methods) > 1:
+            # the mixer of one method gets no gradient in a batch of another
+            args.ddp_find_unused_parameters = True
+        self._train_collator = None
+        if isinstance(data_collator, MixupCollator):
+            if data_collator.num_labels not in (None, model.num_labels):
+                raise ValueError(
+                    f"the collator and the model must agree on num_labels, got {data_collator.num_labels} and {model.num_labels}; make them equal."
+                )
+            self._train_collator, data_collator = data_collator, data_collator.base_collator
+        # the Trainer would log the mean of earlier losses in the place of a NaN
+        args.logging_nan_inf_filter = False
+        super().__init__(model=model, args=args, data_collator=data_collator, compute_metrics=compute_metrics, **kwargs)
+        self._keyed_step, self._micro_step = -1, 0
+        self._tally = _Tally()
+        self.add_callback(_AfterOptimizerStep(self))
+        if self.is_world_process_zero():
+            self.add_callback(_EpochLog(args.output_dir))
+
+    # -- mixing ---------------------------------------------------------------------------------------------------------
+
+    def get_train_dataloader(self):
+        plain = self.data_collator
+        collator = self._train_collator or _CheckedCollator(plain, self.mixup_model.num_labels, self._multi_label)
+        try:
+            # the Trainer has one collator for training and evaluation; evaluation keeps the plain one
+            self.data_collator = collator
+            return super().get_train_dataloader()
+        finally:
+            self.data_collator = plain
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        images, labels = inputs["pixel_values"], inputs.get("labels")
+        if not model.training:
+            outputs = model(pixel_values=images, labels=labels)
+            return (outputs.loss, outputs) if return_outputs else outputs.loss
+        key = self._next_key()
+        mixed = isinstance(inputs, MixedBatch) or self._mixing_is_over()
+        outputs = model(pixel_values=images, labels=labels, mix_key=key, mixed=mixed)
+        name = "given" if mixed else self.mixup_model.method_for(key).name
+        self._tally.add(name, mixed_accuracy(outputs.logits.detach(), outputs.targets), outputs.lam)
+        return (outputs.loss, outputs) if return_outputs else outputs.loss
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch=None) -> Tensor:
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        # one read a step, as in the Trainer itself, and after the backward pass is under way
+        if not torch.isfinite(loss):
+            key = self._last_key
+            name = "vanilla" if self._mixing_is_over() else self.mixup_model.method_for(key).name
+            raise FloatingPointError(
+                f"the loss must stay finite, got {loss.item()} at step {key.step} with method {name!r}, learning rate "
+                f"{self._get_learning_rate():g} and {key}; lower the learning rate, or look at the images of that batch."
+            )
+        return loss
+
+    @property
+    def mixup_model(self) -> MixupModel:
+        return self.accelerator.unwrap_model(self.model)
+
+    @property
+    def _multi_label(self) -> bool:
+        return self.mixup_model.choice.methods[0].loss.multi_label
+
+    def _next_key(self) -> MixKey:
+        step = self.state.global_step
+        self._micro_step = self._micro_step + 1 if step == self._keyed_step else 0
+        self._keyed_step = step
+        seed = self.args.seed if self.args.mix_seed is None else self.args.mix_seed
+        self._last_key = MixKey(seed, self.args.process_index, step, self._micro_step, 0, self.state.max_steps)
+        return self._last_key
+
+    def _mixing_is_over(self) -> bool:
+        off = self.args.mix_off_epoch
+        return off is not None and (self.state.epoch or 0) >= off
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs:
+            logs.update(self._tally.pop(self.accelerator))
+        super().log(logs, start_time)
+
+    # -- checkpoints ----------------------------------------------------------------------------------------------------
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
+        """`resume_from_checkpoint`: True for the newest whole checkpoint of `output_dir`, or the folder of one."""
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = last_complete_checkpoint(self.args.output_dir)
+            if resume_from_checkpoint is None:
+                raise ValueError(
+                    f"{self.args.output_dir} was expected to hold a whole checkpoint, got none; start without resume_from_checkpoint."
+                )
+        if resume_from_checkpoint and not self.is_fsdp_enabled:
+            wrong = what_is_wrong(resume_from_checkpoint)
+            if wrong:
+                raise ValueError(f"{resume_from_checkpoint} was expected to be a whole checkpoint, but {wrong}; resume from another one.")
+            self._refuse_another_run(resume_from_checkpoint)
+        return super().train(resume_from_checkpoint or None, **kwargs)
+
+    def _run_facts(self) -> dict[str, Any]:
+        """What must be the same for a resumed run to go on as the old one."""
+        seed = self.args.seed if self.args.mix_seed is None else self.args.mix_seed
+        return {**self.mixup_model.choice.to_dict(), "mix_seed": seed, "processes": self.args.world_size}
+
+    def _refuse_another_run(self, checkpoint: str) -> None:
+        path = Path(checkpoint, RUN_NAME)
+        if not path.is_file() or self.args.allow_method_change:
+            return
+        old, new = json.loads(path.read_text()), json.loads(json.dumps(self._run_facts()))
+        changed = [f"{key}: {json.dumps(old.get(key))} then, {json.dumps(new[key])} now" for key in new if old.get(key) != new[key]]
+        if changed:
+            raise ValueError(
+                f"a resumed run must mix as before, got other settings ({'; '.join(changed)}); restore them, or pass allow_method_change=True."
+            )
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        super().save_model(output_dir, _internal_call)
+        if self.args.should_save:
+            Path(output_dir or self.args.output_dir, RUN_NAME).write_text(json.dumps(self._run_facts(), indent=2) + "\n")
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        else:
+            self.mixup_model.restore(resume_from_checkpoint)
+
+    def _load_best_model(self) -> None:
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            super()._load_best_model()
+        else:
+            self.mixup_model.restore(self.state.best_model_checkpoint)
+
+    # -- compilation ----------------------------------------------------------------------------------------------------
+
+    def _build_accelerator_args(self, **kwargs) -> dict[str, Any]:
+        built = super()._build_accelerator_args(**kwargs)
+        if self.args.torch_compile:
+            from accelerate.utils import TorchDynamoPlugin
+
+            # the backbone alone is compiled, in place: mixing stays outside the graph, and names of parameters stay as they are
+            built["dynamo_plugin"] = TorchDynamoPlugin(backend="no")
+            self.model.backbone.compile(backend=self.args.torch_compile_backend, mode=self.args.torch_compile_mode)
+        return built
+
+
+@dataclasses.dataclass
+class _CheckedCollator:
+    """The collator of training, with a look at what it is given and what it makes; in a worker, where waiting costs nothing."""
+
+    base: Callable
+    num_labels: int
+    multi_label: bool
+
+    def __call__(self, examples: list) -> Any:
+        if isinstance(examples[0], dict) and "pixel_values" in examples[0]:
+            check_examples([example["pixel_values"] for example in examples])
+        batch = self.base(examples)
+        missing = [name for name in ("pixel_values", "labels") if name not in batch]
+        if missing:
+            raise ValueError(
+                f"a batch must have 'pixel_values' and 'labels', got {sorted(batch)}; rename the columns, and set remove_unused_columns=False "
+                "if the Trainer dropped one."
+            )
+        check_images(batch["pixel_values"], finite=not isinstance(batch, MixedBatch))
+        check_labels(batch["labels"], len(batch["pixel_values"]), self.num_labels)
+        if not self.multi_label:
+            check_distributions(batch["labels"])
+        return batch
+
+
+class _Tally:
+    """Sums of a logging interval, kept on the device: reading them there would wait for it."""
+
+    def __init__(self):
+        self.methods: Counter[str] = Counter()
+        self.sums: Tensor | None = None
+
+    def add(self, method: str, accuracy: Tensor, lam: Tensor) -> None:
+        self.methods[method] += 1
+        sums = torch.stack([accuracy.sum(), lam.float().sum(), torch.ones_like(accuracy).sum()]).detach()
+        self.sums = sums if self.sums is None else self.sums + sums
+
+    def pop(self, accelerator) -> dict[str, float]:
+        """`train_accuracy`, mean `lam`, and the share of batches of each method; over all processes."""
+        if self.sums is None:
+            return {}
+        accuracy, lam, images = accelerator.reduce(self.sums, "sum").tolist()
+        batches = sum(self.methods.values())
+        shares = {f"mix/{name}": count / batches for name, count in sorted(self.methods.items())}
+        self.__init__()
+        return {"train_accuracy": accuracy / images, "lam": lam / images, **shares}
+
+
+class _AfterOptimizerStep(TrainerCallback):
+    """What follows the weights: EMA teachers. Not after a step that the gradient scaler skipped."""
+
+    def __init__(self, trainer: MixupTrainer):
+        self.trainer = trainer
+
+    def on_optimizer_step(self, args, state, control, **kwargs):
+        model = self.trainer.mixup_model
+        if self.trainer.accelerator.optimizer_step_was_skipped:
+            return
+        for method in model.choice.methods:
+            method.step.after_optimizer_step(model.states[method.name], model.backbone, state.global_step, state.max_steps)
+
+
+class _EpochLog(TrainerCallback):
+    """Keeps `train_log.jsonl`, one row an epoch. Made afresh from the Trainer's own history, so a resumed run has it whole."""
+
+    def __init__(self, folder: str):
+        self.path = Path(folder, LOG_NAME)
+
+    def on_log(self, args, state, control, **kwargs):
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        rows = "".join(json.dumps(row) + "\n" for row in epoch_rows(state.log_history))
+        temporary = self.path.with_suffix(".tmp")
+        temporary.write_text(rows)
+        os.replace(temporary, self.path)
+
+
+def epoch_rows(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One row an epoch, from the `log_history` of a Trainer: means of what was logged in training, the last evaluation."""
+    rows: dict[int, dict[str, Any]] = {}
+    training: dict[int, list[dict[str, Any]]] = {}
+    for entry in history:
+        if "epoch" not in entry:
+            continue
+        epoch = max(1, math.ceil(entry["epoch"] - 1e-6))
+        row = rows.setdefault(epoch, {"epoch": epoch})
+        row["step"] = entry.get("step", row.get("step"))
+        if "loss" in entry:
+            training.setdefault(epoch, []).append(entry)
+        row.update({key: value for key, value in entry.items() if key.startswith("eval_")})
+    for epoch, entries in training.items():
+        for name, key in (("train_loss", "loss"), ("train_accuracy", "train_accuracy"), ("lam", "lam")):
+            values = [entry[key] for entry in entries if key in entry]
+            if values:
+                rows[epoch][name] = sum(values) / len(values)
+        rows[epoch]["learning_rate"] = entries[-1].get("learning_rate")
+    return [rows[epoch] for epoch in sorted(rows)]

@@ -1,0 +1,166 @@
+"""Trains an image classifier with mixing: `accelerate launch training_scripts/run_mixup.py --help` lists all there is to set.
+
+Without arguments it trains on the embedded digits. It takes the arguments of transformers' run_image_classification.py, all
+training arguments, and those of mixing.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shlex
+import shutil
+import sys
+import time
+from dataclasses import fields
+from pathlib import Path
+
+import torch
+from transformers import AutoImageProcessor, HfArgumentParser, set_seed
+from transformers.utils import logging as transformers_logging
+
+from hf_mixup import MixupTrainer, MixupTrainingArguments
+from hf_mixup.arguments import DataArguments, ModelArguments, RunArguments, read_recipe
+from hf_mixup.backbones import from_scratch, load_classifier
+from hf_mixup.cards import write_model_card
+from hf_mixup.checks import nearest
+from hf_mixup.data import ImageData, ImageDataset, ImageFormat, load_images
+from hf_mixup.examples import default_architecture, mixed_examples
+from hf_mixup.plots import gallery
+
+RECIPES = Path(__file__).parent / "recipes"
+DEFAULTS = {
+    "eval_strategy": "epoch",
+    "logging_strategy": "epoch",
+    "save_strategy": "epoch",
+    "save_total_limit": 2,
+    "report_to": "none",
+    "dataloader_pin_memory": torch.accelerator.is_available(),
+}
+Arguments = tuple[ModelArguments, DataArguments, RunArguments, MixupTrainingArguments]
+
+logger = logging.getLogger("run_mixup")
+
+
+def parse(argv: list[str]) -> Arguments:
+    """The arguments: what is typed, over the recipe, over the defaults."""
+    kinds = (ModelArguments, DataArguments, RunArguments, MixupTrainingArguments)
+    parser = HfArgumentParser(kinds, description=__doc__.splitlines()[0])
+    parser.set_defaults(**DEFAULTS)
+    early = HfArgumentParser((DataArguments, RunArguments), add_help=False)
+    data, run, _ = early.parse_args_into_dataclasses(argv, return_remaining_strings=True)
+    if run.recipe is None and data.dataset_name is None and data.train_dir is None:
+        run.recipe = "digits"
+    if run.recipe is not None:
+        known = {field.name for kind in kinds for field in fields(kind)} - {"recipe"}
+        parser.set_defaults(**read_recipe(run.recipe, RECIPES, known))
+    *parsed, unknown = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)
+    if unknown:
+        flags = [option for action in parser._actions for option in action.option_strings]
+        raise ValueError(f"every argument must be known, got {unknown[0]!r}; {nearest(unknown[0], flags)}")
+    return tuple(parsed)
+
+
+def prepare_folder(run: RunArguments, args: MixupTrainingArguments, argv: list[str]) -> None:
+    """A new folder for a run that names none; refuses one that is in use."""
+    if not any(word.split("=")[0] == "--output_dir" for word in argv):
+        args.output_dir = f"runs/{'+'.join(args.mix)}-{time.strftime('%Y%m%d-%H%M%S')}"
+    folder = Path(args.output_dir)
+    used = folder.is_dir() and any(folder.iterdir())
+    if used and not (run.overwrite_output_dir or args.resume_from_checkpoint):
+        raise ValueError(
+            f"output_dir must be new or empty, got {args.output_dir}; go on with --resume_from_checkpoint, or start over with --overwrite_output_dir."
+        )
+    if used and run.overwrite_output_dir and not args.resume_from_checkpoint and args.should_save:
+        for old in folder.glob("checkpoint-*"):
+            shutil.rmtree(old)
+    folder.mkdir(parents=True, exist_ok=True)
+
+
+def build_model(model: ModelArguments, data: DataArguments, args: MixupTrainingArguments, images: ImageData):
+    """The network and the format of its images."""
+    labels = {"id2label": dict(enumerate(images.label_names)), "label2id": {name: i for i, name in enumerate(images.label_names)}}
+    if model.model_name_or_path is None:
+        form = ImageFormat.of_images(images.train, images.image_column, data.image_size)
+        architecture = model.architecture or default_architecture(args.method_choice())
+        return from_scratch(architecture, len(images.label_names), form.size, **labels), form
+    if model.architecture is not None:
+        raise ValueError(
+            f"give one of model_name_or_path and architecture, got {model.model_name_or_path} and {model.architecture}; drop one."
+        )
+    hub = {
+        "revision": model.model_revision,
+        "cache_dir": model.cache_dir,
+        "token": model.token,
+        "trust_remote_code": model.trust_remote_code,
+    }
+    processor = AutoImageProcessor.from_pretrained(model.model_name_or_path, **hub)
+    network = load_classifier(
+        model.model_name_or_path,
+        num_labels=len(images.label_names),
+        **labels,
+        ignore_mismatched_sizes=model.ignore_mismatched_sizes,
+        **hub,
+    )
+    return network, ImageFormat.of_processor(processor, data.image_size)
+
+
+def main(argv: list[str]) -> None:
+    model_args, data_args, run, args = parse(argv)
+    logging.basicConfig(level=logging.INFO if args.should_log else logging.WARNING, format="%(message)s")
+    transformers_logging.disable_progress_bar()  # of every save; training keeps its own
+    prepare_folder(run, args, argv)
+    set_seed(args.seed)
+
+    images = load_images(data_args, args.seed, token=model_args.token, cache_dir=model_args.cache_dir)
+    network, form = build_model(model_args, data_args, args, images)
+    flip = images.name != "digits" if data_args.horizontal_flip is None else data_args.horizontal_flip
+    columns = (images.image_column, images.label_column)
+    train = ImageDataset(images.train, *columns, form.train_transform(flip), seed=args.seed)
+    evaluation = ImageDataset(images.evaluation, *columns, form.eval_transform())
+    logger.info(
+        "%s: %d training and %d evaluation images of %d classes, %d px; %s, %.2f M parameters; mixing by %s",
+        images.name,
+        len(train),
+        len(evaluation),
+        len(images.label_names),
+        form.size,
+        network.config.to_dict().get("architecture") or type(network).__name__,
+        sum(p.numel() for p in network.parameters()) / 1e6,
+        args.method_choice(),
+    )
+
+    trainer = MixupTrainer(network, args, train_dataset=train, eval_dataset=evaluation, processing_class=form.processor())
+    resume = {"true": True}.get(str(args.resume_from_checkpoint).lower(), args.resume_from_checkpoint)
+    result = trainer.train(resume_from_checkpoint=resume)
+    trainer.save_model()
+    metrics = {"train_loss": result.metrics["train_loss"], "train_images_per_second": result.metrics["train_samples_per_second"]}
+    metrics.update(trainer.evaluate())
+    trainer.save_state()
+
+    if trainer.is_world_process_zero():
+        folder, reports = Path(args.output_dir), Path(run.report_dir or args.output_dir)
+        reports.mkdir(parents=True, exist_ok=True)
+        (folder / "all_results.json").write_text(json.dumps(metrics, indent=2) + "\n")
+        gallery(reports / "gallery.png", mixed_examples(trainer.mixup_model, evaluation, form, args.seed), images.label_names)
+        write_model_card(
+            folder,
+            model_name=f"{network.config.to_dict().get('architecture') or network.config.model_type}-{Path(images.name).name}-{'-'.join(args.mix)}",
+            dataset=images.name,
+            split=images.evaluation_split,
+            command=shlex.join(["accelerate", "launch", "training_scripts/run_mixup.py", *argv]),
+            base_model=model_args.model_name_or_path,
+        )
+        logger.info(
+            "top-1 %.4f, top-5 %.4f on %s (%s); everything is in %s",
+            metrics["eval_top1"],
+            metrics["eval_top5"],
+            images.name,
+            images.evaluation_split,
+            folder,
+        )
+    trainer.end()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
