@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from hf_mixup.plan import blend, mix_targets
+from hf_mixup.plan import MixPlan, blend, mix_targets
 from hf_mixup.policy import Signals
 from hf_mixup.rng import MixKey
 from hf_mixup.steps.step import MethodState, Step, StepOutput
@@ -20,13 +20,17 @@ if TYPE_CHECKING:
 class Standard(Step):
     """One forward pass of the mixed images."""
 
-    def run(
-        self, method: Method, state: MethodState, backbone: nn.Module, images: Tensor, targets: Tensor, key: MixKey
-    ) -> StepOutput:
-        signals = Signals(images.device, images=images)
+    def run(self, method: Method, state: MethodState, backbone: nn.Module, images: Tensor, targets: Tensor, key: MixKey) -> StepOutput:
+        signals = state.before(images, targets)
         plan = method.sample.plan(images.shape, key.own_rng(), signals).to(images.device)
         # the labels stay here: given soft ones, a Hugging Face model would switch to BCE and keep that in its config
         logits = backbone(pixel_values=blend(plan, images)).logits
-        plan = plan.reweighted(method.label.weights(plan, signals))
-        mixed = mix_targets(plan, targets)
-        return StepOutput(method.loss(logits, mixed, plan).mean(), logits, mixed, plan.weight[:, 0])
+        return finish(method, state, plan, logits, targets, signals)
+
+
+def finish(method: Method, state: MethodState, plan: MixPlan, logits: Tensor, targets: Tensor, signals: Signals) -> StepOutput:
+    """From logits to the loss, which every step that mixes once ends with."""
+    plan = plan.reweighted(method.label.weights(plan, state.after(signals)))
+    mixed = mix_targets(plan, targets)
+    loss = method.loss(logits, mixed, plan).mean()
+    return StepOutput(loss if signals.loss is None else loss + signals.loss, logits, mixed, plan.weight[:, 0], plan)

@@ -52,9 +52,9 @@ class MethodState(nn.Module):
         """Raises ValueError when the backbone, or a teacher, cannot give what the policies need."""
         state = cls(*args)
         for part, policy in (("sample", method.sample), ("label", method.label)):
+            network = backbone
             if policy.teacher is not None:
-                state.teachers[part] = load_teacher(policy.teacher)
-            network = state.teachers[part] if part in state.teachers else backbone
+                network = state.teachers[part] = load_teacher(policy.teacher)
             for name in sorted(policy.needs - {"images", *state.early, *state.late}):
                 signal = SIGNALS[name](network, policy)
                 (state.early if isinstance(signal, EarlySignal) else state.late)[name] = signal
@@ -97,5 +97,7 @@ class Step(ABC):
         """The network that is evaluated and shipped: a Hugging Face image classifier."""
         return backbone
 
-    def after_optimizer_step(self, state: MethodState, backbone: nn.Module, step: int, total_steps: int) -> None:
+    def after_optimizer_step(  # noqa: B027, most steps have nothing to do
+        self, state: MethodState, backbone: nn.Module, step: int, total_steps: int
+    ) -> None:
         """What follows the weights, such as an EMA teacher. `step` optimizer steps were done before this one."""

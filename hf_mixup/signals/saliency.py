@@ -1,0 +1,80 @@
+"""Input-gradient saliency, as PuzzleMix and its kin define it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from hf_mixup.policy import Policy, Signals
+from hf_mixup.signals.signal import EarlySignal, evaluating
+
+
+def input_saliency(network: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
+    """`sqrt(mean_c (dL / dx)^2)`, (B, H, W) float32, with L the sum of the images' cross-entropies (arXiv:2009.06962).
+
+    In evaluation mode: the images do not influence each other, and batch statistics stay. Parameters' `.grad`, and gradients
+    accumulated there, are not touched. Every consumer divides by the sum over the image, so the sum instead of the official
+    codes' mean over the batch only keeps small numbers away from zero.
+    """
+    with torch.enable_grad(), evaluating(network), _sharded_parameters_kept(network):
+        return _gradient(network, images, targets, keep=False)[0]
+
+
+def clean_saliency(network: nn.Module, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """The same from a pass in training mode, and the mean cross-entropy of that pass, still in the graph.
+
+    The clean images' loss is then trained on as well, and batch statistics move twice a step, as in the official code with
+    `clean_lam > 0`.
+    """
+    with torch.enable_grad(), _sharded_parameters_kept(network):
+        saliency, losses = _gradient(network, images, targets, keep=True)
+    return saliency, losses.mean()
+
+
+def _gradient(network: nn.Module, images: Tensor, targets: Tensor, keep: bool) -> tuple[Tensor, Tensor]:
+    images = images.detach().requires_grad_()
+    logits = network(pixel_values=images).logits
+    losses = -(targets * F.log_softmax(logits.float(), 1)).sum(1)
+    at_logits = torch.autograd.grad(losses.sum(), logits, retain_graph=True)[0].float()
+    # on its way down an image's gradient starts at the same power of two, however sure the network is: float16 would lose it
+    scale = torch.exp2((2**8 / at_logits.abs().amax(1).clamp_min(1e-30)).log2().floor())
+    scaled = (at_logits * scale[:, None]).to(logits.dtype)
+    gradient = torch.autograd.grad(logits, images, scaled, retain_graph=keep)[0].float()
+    return gradient.pow(2).mean(1).sqrt() / scale[:, None, None], losses
+
+
+@contextmanager
+def _sharded_parameters_kept(network: nn.Module) -> Iterator[None]:
+    """Under FSDP2 a backward pass ends by giving the parameters back, and the next forward would find them gone."""
+    shards = []
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        from torch.distributed.fsdp import FSDPModule
+
+        shards = [module for module in network.modules() if isinstance(module, FSDPModule)]
+    for shard in shards:
+        shard.set_reshard_after_backward(False, recurse=False)
+        shard.set_is_last_backward(False)
+    try:
+        yield
+    finally:
+        for shard in shards:
+            shard.set_reshard_after_backward(True, recurse=False)
+            shard.set_is_last_backward(True)
+
+
+class Saliency(EarlySignal):
+    """(B, H, W): where the loss reacts to the pixels. With the policy's `clean_lam` above 0, also the clean images' loss."""
+
+    def __init__(self, network: nn.Module, policy: Policy):
+        self.network, self.policy = network, policy
+
+    def take(self, images: Tensor, targets: Tensor, signals: Signals) -> Tensor:
+        if self.policy.clean_lam > 0:
+            saliency, loss = clean_saliency(self.network, images, targets)
+            signals.loss = self.policy.clean_lam * loss
+            return saliency
+        return input_saliency(self.network, images, targets)

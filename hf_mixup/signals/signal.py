@@ -1,0 +1,86 @@
+"""What a signal is, and how networks are read without leaving a trace."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from hf_mixup.policy import Policy, Signals
+
+
+class Signal(ABC):
+    """One kind of evidence. Subclasses are either an `EarlySignal` or a `LateSignal`.
+
+    Built once, when the model is: that is when hooks are put on, because one that comes after the first compiled call is
+    ignored. Raises ValueError for a network that cannot give it.
+
+    Args:
+        network: the image classifier that it is taken from: the one in training, or the policy's frozen teacher.
+        policy: the policy that asks.
+    """
+
+    @abstractmethod
+    def __init__(self, network: nn.Module, policy: Policy): ...
+
+    def disarm(self) -> None:  # noqa: B027, many have no hooks
+        """Makes hooks inert. Called at the start of every forward of the model."""
+
+
+class EarlySignal(Signal):
+    """Taken from the clean images, before anything is planned."""
+
+    @abstractmethod
+    def take(self, images: Tensor, targets: Tensor, signals: Signals) -> Tensor:
+        """`images` (B, C, H, W), `targets` (B, num_labels). `signals` holds those taken so far; only its `loss` may be set."""
+
+
+class LateSignal(Signal):
+    """Seen during the forward pass of the mixed images."""
+
+    @abstractmethod
+    def arm(self) -> None:
+        """Called right before that pass."""
+
+    @abstractmethod
+    def take(self) -> Tensor:
+        """Called right after it; what passes later, when checkpointed layers run again, is not asked for."""
+
+
+@contextmanager
+def evaluating(network: nn.Module) -> Iterator[None]:
+    """The network in evaluation mode, so that neither batch statistics nor dropout streams move; every module's mode is restored."""
+    modes = [(module, module.training) for module in network.modules()]
+    network.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+@contextmanager
+def reading(network: nn.Module) -> Iterator[None]:
+    """The network in evaluation mode and without gradients."""
+    with torch.no_grad(), evaluating(network):
+        yield
+    # some releases keep autocast's half-precision weights from here, cut off from the weights, for the training pass
+    torch.clear_autocast_cache()
+
+
+def resized(images: Tensor, size: int | None) -> Tensor:
+    """The images as a network of another size wants them."""
+    if size is None or tuple(images.shape[2:]) == (size, size):
+        return images
+    return F.interpolate(images, (size, size), mode="bilinear", align_corners=False)
+
+
+def load_teacher(repo_or_folder: str) -> nn.Module:
+    """A frozen image classifier from a folder or the Hub."""
+    from transformers import AutoModelForImageClassification
+
+    return AutoModelForImageClassification.from_pretrained(repo_or_folder, use_safetensors=True).requires_grad_(False).eval()
