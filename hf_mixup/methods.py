@@ -22,7 +22,7 @@ from hf_mixup.checks import (
     nearest,
 )
 from hf_mixup.labels import LABEL_POLICIES, AreaLabels
-from hf_mixup.losses import LOSSES, CrossEntropy, Loss
+from hf_mixup.losses import LOSSES, CrossEntropy, Decoupled, Loss
 from hf_mixup.plan import blend, mix_targets, onehot
 from hf_mixup.policies import SAMPLE_POLICIES, CutMix, Mixup, Vanilla
 from hf_mixup.policy import LabelPolicy, SamplePolicy, Signals
@@ -146,6 +146,7 @@ METHODS: dict[str, Method] = {
         Method("vanilla", Vanilla()),
         Method("mixup", Mixup(), paper="1710.09412"),
         Method("cutmix", CutMix(), paper="1905.04899"),
+        Method("decouplemix", CutMix(), loss=Decoupled(), paper="2203.10761"),
     )
 }
 

@@ -7,9 +7,10 @@ import numpy as np
 import torch
 
 import golden_handcrafted
+import golden_label
 import golden_learnable
 
-CHECKS = {**golden_handcrafted.CHECKS, **golden_learnable.CHECKS}
+CHECKS = {**golden_handcrafted.CHECKS, **golden_label.CHECKS, **golden_learnable.CHECKS}
 
 
 def pytest_generate_tests(metafunc):

@@ -1,0 +1,124 @@
+"""Checks of the methods that rewrite labels against reference outputs. A case is a dict of tensors, named as in the reference."""
+
+import re
+
+import torch
+from torch.testing import assert_close
+
+from hf_mixup.losses import Decoupled, DecoupledBCE, decoupled_log_probs, rescale
+from hf_mixup.plan import MixPlan, Share, mix_targets, onehot
+
+
+def close(actual, expected, tolerance=1e-5):
+    assert_close(torch.as_tensor(actual).double(), torch.as_tensor(expected).double(), atol=tolerance, rtol=1e-6)
+
+
+def two_class_targets(case, lam, second="y_b", classes=10):
+    lam = torch.as_tensor(lam).double().reshape(-1, 1)
+    own, partner = (onehot(case[name].long(), classes) for name in ("y_a", second))
+    return (lam * own + (1 - lam) * partner).float()
+
+
+def per_class(case, values):
+    """(B, C): the value of either side at its class."""
+    return sum(onehot(case[name].long(), 10) * value for name, value in zip(("y_a", "y_b"), values, strict=True))
+
+
+def decouple_ce(case):
+    """The reference leaves out the decoupled terms at one half, `loss_total` of which is therefore not to be met."""
+    targets, logits = two_class_targets(case, case["lam"]), case["logits"]
+    loss = Decoupled(eta=0.1)(logits, targets)
+    eta = case["eta_a_b"]
+    close(Decoupled(eta=0)(logits, targets).mean(), case["loss_mce"])
+    if float(case["lam"]) == 0.5:
+        assert (loss > case["loss_per_sample"]).all()
+        return
+    if not 1e-3 < float(case["lam"]) < 1 - 1e-3:
+        close(loss, case["loss_per_sample"])
+    if eta[0] != eta[1]:  # sides by share are the same as sides by own and partner at lam 0.3
+        sides = "less" if (eta[0] > eta[1]) == (case["lam"] < 0.5) else "more"
+        loss = Decoupled(eta=0.1, sides=sides)(logits, targets)
+    if not case["loss_per_sample"].isnan().any():
+        close(loss, case["loss_per_sample"])
+    close(loss.mean(), case["loss_total"])
+
+
+def decouple_swapped(case):
+    """The reference gives eta_a to the partner here. Ours, with the two exchanged, is that of `etaB`."""
+    targets = two_class_targets(case, case["lam"])
+    right = Decoupled(eta=0.1, sides="less")(case["logits"], targets)
+    swapped = Decoupled(eta=0.1, sides="more")(case["logits"], targets)
+    close(swapped, case["loss_per_sample"])
+    assert (right - swapped).abs().min() > 1e-3
+
+
+def decouple_formula(case):
+    targets, logits = two_class_targets(case, case["lam"]), case["logits"]
+    alone = decoupled_log_probs(logits, targets > 0)
+    differ = case["y_a"] != case["y_b"]
+    rows = torch.arange(len(logits))
+    close(-alone[rows, case["y_a"].long()][differ], case["dec_a_without_b"][differ])
+    close(-alone[rows, case["y_b"].long()][differ], case["dec_b_without_a"][differ])
+    plain = Decoupled(eta=0)(logits, targets)
+    close(plain, case["mce"])
+    eta = per_class(case, (case["eta_a"], case["eta_b"])) * differ[:, None]
+    close(plain - (eta * alone).sum(1), case["per_sample"])
+    if case["eta_a"] == case["eta_b"]:
+        loss = Decoupled(eta=float(case["eta_a"]))(logits, targets)
+        close(loss, case["per_sample"])
+        close(loss.mean(), case["mean"])
+
+
+def decouple_head(case):
+    for key in case:
+        if named := re.fullmatch(r"(both|less|more)_(none|pow)_([\d.]+)", key):
+            sides, scale, lam = named.groups()
+            loss = Decoupled(eta=0.1, sides=sides, power=float(scale == "pow"))
+            close(loss(case["logits"], two_class_targets(case, float(lam))).mean(), case[key])
+
+
+def decouple_bce(case):
+    for key, expected in case.items():
+        numbers = {name: float(value) for name, value in re.findall(r"(t|xi|lam|twohot|mixbce|neg0\.2)_?([\d.]+)(?=_|$)", key)}
+        if key.startswith("lamadj_pow"):
+            close(rescale(case["lamadj_in"].float(), numbers["t"], numbers["xi"]), expected)
+            continue
+        if key.startswith("twohot_pow"):
+            loss, lam = DecoupledBCE(threshold=numbers["t"], power=numbers["xi"], reduction="sum"), numbers["lam"]
+        elif key.startswith("twohot_"):
+            loss, lam = DecoupledBCE(power=0.0, reduction="sum"), numbers["twohot"]
+        elif key.startswith("mixbce_"):
+            loss, lam = DecoupledBCE(reduction="sum"), numbers["mixbce"]
+        elif key.startswith("neg0.2_"):
+            loss, lam = DecoupledBCE(negative_weight=0.2, reduction="sum"), numbers["neg0.2"]
+        elif key == "note_same_class":
+            close(DecoupledBCE(reduction="sum")(case["logits"], two_class_targets(case, 0.3, "y_b_same")).mean(), expected)
+            continue
+        else:
+            continue
+        close(loss(case["logits"], two_class_targets(case, lam)).mean(), expected)
+
+
+def transmix_loss(case):
+    """OpenMixup's keys are those of a loss averaged before it is weighted, and are not to be met."""
+    from hf_mixup.losses import CrossEntropy
+
+    lam = case["lam"].float()
+    batch = len(lam)
+    # the partners' labels are given, not their places, so both halves of a batch of twice the size
+    weight = torch.stack([lam, 1 - lam], 1)
+    plan = MixPlan(torch.stack([torch.arange(batch), torch.arange(batch) + batch], 1), Share(weight), weight)
+    targets = mix_targets(plan, onehot(torch.cat([case["y_a"], case["y_b"]]).long(), 10))
+    loss = CrossEntropy(smoothing=0.1)(case["logits"], targets, plan)
+    close(loss, case["correct_per_sample"])
+    close(loss.mean(), case["correct_mean"])
+
+
+CHECKS = {
+    "decouple_ce_": decouple_ce,
+    "decouple_ce_etaA_swapped": decouple_swapped,
+    "decouple_ce_formula_": decouple_formula,
+    "decouple_ce_head": decouple_head,
+    "decouple_bce_head": decouple_bce,
+    "transmix_labelsmooth_loss": transmix_loss,
+}

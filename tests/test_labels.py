@@ -1,0 +1,76 @@
+"""Losses and label policies that rewrite labels: hand-worked cases, composition, refusals."""
+
+import math
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from hf_mixup import get_method
+from hf_mixup.collator import MixupLoss
+from hf_mixup.losses import BCE, CrossEntropy, Decoupled, DecoupledBCE
+
+# -- DecoupleMix ------------------------------------------------------------------------------------------------------------
+
+
+def test_decoupled_by_hand():
+    """Three classes with odds 1 : 2 : 4, the first two mixed: each is compared with itself and the third."""
+    logits = torch.tensor([[1.0, 2.0, 4.0]]).log()
+    targets = torch.tensor([[0.3, 0.7, 0.0]])
+    mixed = -(0.3 * math.log(1 / 7) + 0.7 * math.log(2 / 7))
+    first, second = -math.log(1 / 5), -math.log(2 / 6)
+    for loss, expected in (
+        (Decoupled(eta=0.5), mixed + 0.5 * (first + second)),
+        (Decoupled(eta=0.5, sides="less"), mixed + 0.5 * first),
+        (Decoupled(eta=0.5, sides="more"), mixed + 0.5 * second),
+        (Decoupled(eta=0.5, power=1), mixed + 0.5 * (0.3 * first + 0.7 * second)),
+        (Decoupled(eta=0.5, power=2, threshold=0.5), mixed + 0.5 * (0.36 * first + second)),
+    ):
+        assert_close(loss(logits, targets), torch.tensor([expected]))
+
+
+@pytest.mark.parametrize(
+    "targets",
+    [[1.0, 0.0, 0.0], [0.9995, 0.0005, 0.0], [0.5, 0.3, 0.2]],
+    ids=["one class", "hardly mixed", "soft labels"],
+)
+def test_decoupled_leaves_what_is_no_mixture_of_two_alone(targets):
+    logits, targets = torch.randn(1, 3), torch.tensor([targets])
+    assert_close(Decoupled(eta=0.5)(logits, targets), CrossEntropy()(logits, targets))
+
+
+def test_decoupled_smooths_the_mixed_part_only():
+    logits, targets = torch.randn(4, 5), torch.tensor([[0.0, 0.4, 0.0, 0.6, 0.0]]).expand(4, 5)
+    terms = Decoupled(eta=0.1)(logits, targets) - CrossEntropy()(logits, targets)
+    assert_close(Decoupled(eta=0.1, smoothing=0.1)(logits, targets) - CrossEntropy(0.1)(logits, targets), terms)
+
+
+def test_decoupled_gradients_are_finite_and_do_not_let_the_classes_compete():
+    logits = torch.tensor([[80.0, -80.0, 0.0], [0.0, 0.0, 0.0]], requires_grad=True)
+    targets = torch.tensor([[0.5, 0.5, 0.0], [0.2, 0.8, 0.0]])
+    extra = Decoupled(eta=1.0, sides="less")(logits, targets) - CrossEntropy()(logits, targets)
+    grad = torch.autograd.grad(extra.sum(), logits)[0]
+    assert grad.isfinite().all()
+    assert grad[1, 1] == 0  # the term of the first class knows nothing of the second
+    # two classes and both mixed: nothing is left to be compared with
+    two = torch.randn(3, 2, requires_grad=True)
+    loss = Decoupled(eta=1.0)(two, torch.tensor([[0.4, 0.6]]).expand(3, 2))
+    assert_close(loss, CrossEntropy()(two, torch.tensor([[0.4, 0.6]]).expand(3, 2)))
+    assert torch.autograd.grad(loss.sum(), two)[0].isfinite().all()
+
+
+def test_decoupled_bce_is_bce_until_it_is_told_otherwise():
+    logits, targets = torch.randn(4, 5), torch.tensor([[0.0, 0.4, 0.0, 0.6, 0.0]]).expand(4, 5)
+    assert_close(DecoupledBCE()(logits, targets), BCE()(logits, targets))
+    whole = torch.tensor([[0.0, 0.8, 0.0, 1.0, 0.0]]).expand(4, 5)
+    assert_close(DecoupledBCE(threshold=0.5)(logits, targets), BCE()(logits, whole))
+
+
+def test_decouplemix_serves_stock_trainers():
+    """The loss needs mixed labels only, so it works behind a collator as well."""
+    method = get_method("decouplemix", eta=0.2)
+    _, targets = method(torch.randn(8, 3, 16, 16), torch.arange(8), num_labels=10)
+    logits = torch.randn(8, 10)
+    loss = MixupLoss(loss=method.loss)({"logits": logits}, targets)
+    assert_close(loss, method.loss(logits, targets).mean())
+    assert loss > CrossEntropy()(logits, targets).mean()
