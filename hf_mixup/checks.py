@@ -42,6 +42,13 @@ def check_between(low: float, high: float, **values: float) -> None:
             raise ValueError(f"{name} must be a number from {low} to {high}, got {value!r}; give one in that range.")
 
 
+def check_range(low: float, high: float, **values: tuple[float, float]) -> None:
+    for name, value in values.items():
+        pair = value if isinstance(value, (tuple, list)) and len(value) == 2 and all(map(_is_number, value)) else (1, 0)
+        if not low <= pair[0] <= pair[1] <= high:
+            raise ValueError(f"{name} must be two numbers from {low} to {high}, the smaller one first, got {value!r}; give such a pair.")
+
+
 def check_count(least: int = 1, **values: int) -> None:
     for name, value in values.items():
         if not isinstance(value, int) or isinstance(value, bool) or value < least:

@@ -17,17 +17,16 @@ from hf_mixup.checks import (
     check_images,
     check_known,
     check_labels,
-    check_num_labels,
     check_probabilities,
     nearest,
 )
 from hf_mixup.labels import LABEL_POLICIES, AreaLabels
 from hf_mixup.losses import LOSSES, CrossEntropy, Decoupled, Loss
 from hf_mixup.plan import blend, mix_targets, onehot
-from hf_mixup.policies import SAMPLE_POLICIES, CutMix, Mixup, Vanilla
+from hf_mixup.policies import SAMPLE_POLICIES, CutMix, FMix, GridMix, Mixup, ResizeMix, SaliencyMix, SmoothMix, Vanilla
 from hf_mixup.policy import LabelPolicy, SamplePolicy, Signals
 from hf_mixup.rng import keyed
-from hf_mixup.steps import STEPS, Standard
+from hf_mixup.steps import STEPS, LearnedMixing, Standard
 from hf_mixup.steps.step import Step
 
 CONFIG_NAME = "mixup_config.json"
@@ -147,6 +146,24 @@ METHODS: dict[str, Method] = {
         Method("mixup", Mixup(), paper="1710.09412"),
         Method("cutmix", CutMix(), paper="1905.04899"),
         Method("decouplemix", CutMix(), loss=Decoupled(), paper="2203.10761"),
+        Method("fmix", FMix(), paper="2002.12047"),
+        Method("smoothmix", SmoothMix()),
+        Method("saliencymix", SaliencyMix(), paper="2006.01791"),
+        Method("gridmix", GridMix()),
+        Method("resizemix", ResizeMix(), paper="2012.11101"),
+        Method("automix", Mixup(alpha=2.0, mode="batch"), step=LearnedMixing(), paper="2103.13027"),
+        Method(
+            "samix",
+            Mixup(alpha=2.0, mode="batch"),
+            step=LearnedMixing(
+                lam_input="multiply_residual",
+                value_neck=True,
+                x_qk_concat=True,
+                upsampling="bilinear",
+                mask_loss_mode="L1+Variance",
+            ),
+            paper="2111.15454",
+        ),
     )
 }
 

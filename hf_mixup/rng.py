@@ -30,6 +30,11 @@ def uniform(low: float, high: float, count: int, rng: torch.Generator) -> Tensor
     return low + (high - low) * torch.rand(count, generator=rng, dtype=torch.float64)
 
 
+def integers(low: Tensor, high: Tensor, rng: torch.Generator) -> Tensor:
+    """(n,) int64, uniform in [low, high) for every row; `low` itself where that is empty."""
+    return low + (torch.rand(low.shape, generator=rng, dtype=torch.float64) * (high - low).clamp(min=1)).long()
+
+
 def log_gamma_variate(alpha: float, size: tuple[int, ...], rng: torch.Generator) -> Tensor:
     """The logarithm of Gamma(alpha, 1) draws, float64. In log space small alphas neither underflow nor tie."""
     boosted = torch._standard_gamma(torch.full(size, alpha + 1, dtype=torch.float64), generator=rng)

@@ -41,14 +41,16 @@ def plan_of(policy, shape, key=0, signals=None):
 
 
 def onehot_images(policy, label, shape, key=0, tolerance=1e-5):
-    """1. Images that are their own label: the mean pixel of the mixture is the mixed target."""
-    batch, _, height, width = shape
-    targets = torch.eye(batch)
+    """1. Images that are their own label: the mean pixel of the mixture is the mixed target.
+
+    Every image has one colour, and its C values are its soft label of C classes, so policies that look at images can be asked too.
+    """
+    batch, channels, height, width = shape
+    targets = torch.rand(batch, channels, generator=keyed(11, key))
     images = targets[:, :, None, None].expand(-1, -1, height, width)
     signals = signals_for(shape, key)
-    if "images" in signals:
-        signals["images"] = images
-    plan = policy.plan(torch.Size((batch, batch, height, width)), MixKey(1, 0, key).own_rng(), signals)
+    signals["images"] = images
+    plan = plan_of(policy, shape, key, signals)
     plan = plan.reweighted(label.weights(plan, signals))
     assert_close(blend(plan, images).mean((2, 3)), mix_targets(plan, targets), atol=tolerance, rtol=0)
 

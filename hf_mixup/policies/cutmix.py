@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import torch
 
-from hf_mixup.checks import check_mode, check_positive
-from hf_mixup.geometry import box_plan, random_boxes
+from hf_mixup.checks import check_between, check_mode, check_positive, check_range
+from hf_mixup.geometry import box_plan, minmax_boxes, random_boxes
 from hf_mixup.plan import MixPlan
 from hf_mixup.policy import SamplePolicy, Signals
 from hf_mixup.rng import beta, partners
@@ -20,18 +20,29 @@ class CutMix(SamplePolicy):
 
     Args:
         alpha: both parameters of the Beta. The paper uses 1.0; the published CIFAR tables of OpenMixup use 0.2.
+        margin: how far from the border the centre stays, in sides of the box, 0 to 0.5 (timm). 0 is the paper; 0.5 clips nothing.
+        minmax: the smallest and largest side of the box, as shares of the image's, e.g. (0.2, 0.8) (timm). Height and width are
+            drawn on their own, the box is inside the image, and alpha plays no part. None is the paper.
         mode: `sample` draws a box for every image, `pair` for every two that change places, `batch` once (the authors' code).
     """
 
     alpha: float = 1.0
+    margin: float = 0.0
+    minmax: tuple[float, float] | None = None
     mode: str = "sample"
 
     def __post_init__(self):
         check_positive(alpha=self.alpha)
+        check_between(0, 0.5, margin=self.margin)
+        if self.minmax is not None:
+            check_range(0, 1, minmax=self.minmax)
         check_mode(self.mode)
 
     def plan(self, shape: torch.Size, rng: torch.Generator, signals: Signals) -> MixPlan:
         size = tuple(shape[2:])
         pairing = partners(shape[0], self.mode, rng)
-        edges = random_boxes(1 - beta(self.alpha, pairing.draws, rng), size, rng)
+        if self.minmax is None:
+            edges = random_boxes(1 - beta(self.alpha, pairing.draws, rng), size, rng, self.margin)
+        else:
+            edges = minmax_boxes(self.minmax, pairing.draws, size, rng)
         return box_plan(pairing.partner, edges[pairing.row], size)

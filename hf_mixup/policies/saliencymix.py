@@ -1,0 +1,146 @@
+"""SaliencyMix."""
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from hf_mixup.checks import check_known, check_mode, check_positive
+from hf_mixup.geometry import box_plan, centred_boxes
+from hf_mixup.plan import MixPlan
+from hf_mixup.policy import SamplePolicy, Signals
+from hf_mixup.rng import beta, partners
+
+
+@dataclass(frozen=True)
+class SaliencyMix(SamplePolicy):
+    """SaliencyMix (Uddin et al., ICLR 2021, arXiv:2006.01791; github.com/SaliencyMix/SaliencyMix): a box around what stands out.
+
+    CutMix, with the box centred at the most salient pixel of the partner by OpenCV's fine-grained saliency (Montabone and Soto,
+    2010), here for a whole batch at once and without OpenCV. `lam ~ Beta(alpha, alpha)`; the label's weight is the area kept.
+
+    OpenCV reads 8-bit images. The authors' code and OpenMixup hand it normalised floats, of which it reads the raw bytes, so their
+    box follows rounding noise; and they take one box for the whole batch from the first image's partner. Here every image has the
+    box of its own partner's peak, in the 8-bit image; `saliency="published"` with `mode="batch"` is what they ran.
+
+    Args:
+        alpha: both parameters of the Beta. The paper uses 1.0; the published CIFAR tables of OpenMixup use 0.2.
+        saliency: `uint8` of 8-bit images; `published` of the bytes of floats (up to OpenCV's own rounding of them).
+        mean, std: what the images were normalised with, a value for each channel, so that their 8-bit values come back exactly.
+            If None, each image is stretched from its smallest value to its largest, which moves few peaks.
+        mode: `sample` draws lam and takes a box for every image. The images of a `pair`, which change places, or of a `batch`
+            (the authors' code) share lam and the box of the first of them.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset({"images"})
+
+    alpha: float = 1.0
+    saliency: str = "uint8"
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    mode: str = "sample"
+
+    def __post_init__(self):
+        check_positive(alpha=self.alpha)
+        check_known("saliency", self.saliency, ["uint8", "published"])
+        check_mode(self.mode)
+        if (self.mean is None) != (self.std is None):
+            raise ValueError(f"mean and std must be given together, got mean={self.mean} and std={self.std}; give both or none.")
+        if self.std is not None:
+            check_positive(**{f"std[{i}]": value for i, value in enumerate(self.std)})
+
+    def plan(self, shape: torch.Size, rng: torch.Generator, signals: Signals) -> MixPlan:
+        size = tuple(shape[2:])
+        pairing = partners(shape[0], self.mode, rng)
+        lam = beta(self.alpha, pairing.draws, rng)
+        # whose partner a box is taken from: the first image of those that share a draw
+        first = torch.full((pairing.draws,), shape[0]).scatter_reduce(0, pairing.row, torch.arange(shape[0]), "amin")
+        images = signals["images"]
+        seen = images[pairing.partner[first].to(images.device, non_blocking=True)]
+        if self.saliency == "uint8":
+            gray = gray8(bytes_of(seen, self.mean, self.std))
+            saliency = fine_grained(blur8(gray))
+        else:
+            saliency = published_saliency(seen)
+        edges = centred_boxes((1 - lam).sqrt(), *peaks(saliency), size)
+        return box_plan(pairing.partner, edges[pairing.row.to(edges.device, non_blocking=True)], size)
+
+
+def bytes_of(images: Tensor, mean: tuple[float, ...] | None, std: tuple[float, ...] | None) -> Tensor:
+    """(B, C, H, W) float32 holding whole numbers 0..255: images before they were normalised."""
+    images = images.float()
+    if mean is None:
+        low, high = (bound[:, :, None, None] for bound in images.flatten(1).aminmax(dim=1, keepdim=True))
+        return ((images - low) * (255 / (high - low).clamp(min=1e-12))).round()
+    mean, std = (torch.tensor(values, device=images.device)[:, None, None] for values in (mean, std))
+    return ((images * std + mean) * 255).round().clamp(0, 255)
+
+
+def gray8(images: Tensor) -> Tensor:
+    """(B, H, W): the gray of (B, 1 or 3, H, W), rounded. Channels weigh as OpenCV weighs blue, green, red, for RGB too,
+    as the authors' code hands them over in that order."""
+    return _gray(images).add_(0.5).floor_()
+
+
+def _gray(images: Tensor) -> Tensor:
+    if images.shape[1] == 1:
+        return images[:, 0].clone()
+    if images.shape[1] != 3:
+        raise ValueError(f"images must have 1 or 3 channels for SaliencyMix, got {images.shape[1]}; use another method, such as CutMix.")
+    first, second, third = images.unbind(1)
+    return first * 0.114 + second * 0.587 + third * 0.299
+
+
+def blur8(gray: Tensor) -> Tensor:
+    """Two blurs by [1 2 1] / 4 both ways, each rounded to whole numbers."""
+    return _blur(_blur(gray).add_(0.5).floor_()).add_(0.5).floor_()
+
+
+def _blur(gray: Tensor) -> Tensor:
+    padded = F.pad(gray[:, None], (1, 1, 1, 1), mode="reflect")[:, 0]
+    rows = padded[:, :-2] + 2 * padded[:, 1:-1] + padded[:, 2:]
+    return (rows[:, :, :-2] + 2 * rows[:, :, 1:-1] + rows[:, :, 2:]) / 16
+
+
+def fine_grained(gray: Tensor, centre: Tensor | None = None) -> Tensor:
+    """OpenCV's fine-grained saliency (B, H, W), whole numbers 0..255, of blurred images (B, H, W) of whole numbers 0..255.
+
+    Every pixel is compared with the mean of what surrounds it in six windows. `centre` is its own value, if not `gray`.
+    """
+    centre = gray if centre is None else centre
+    size = gray.shape[1:]
+    # float64 sums of whole numbers are exact; all below stays under 2**24, so float32 is
+    total = F.pad(gray.double().cumsum(1).cumsum(2), (1, 0, 1, 0))
+    brighter, darker = torch.zeros_like(centre), torch.zeros_like(centre)
+    # from the size of the image on windows are the same
+    for reach, times in Counter(min(reach, max(size)) for reach in (12, 24, 48, 28, 56, 112)).items():
+        (top, bottom), (left, right) = ([(torch.arange(n) + k).clamp(0, n) for k in (1 - reach, 1 + reach)] for n in size)
+        area = ((bottom - top)[:, None] * (right - left)).clamp(min=2).to(gray)
+        strip = total[:, bottom] - total[:, top]
+        window = (strip[:, :, right] - strip[:, :, left]).float()
+        contrast = (centre - (window - centre) / (area - 1)).trunc()
+        brighter += times * contrast.clamp(min=0)
+        darker -= times * contrast.clamp(max=0)
+    both = _stretch(brighter) + _stretch(darker)
+    highest = torch.maximum(_stretch(brighter).amax((1, 2), keepdim=True), _stretch(darker).amax((1, 2), keepdim=True))
+    # stored in 8 bits, where the sum of both may be larger: it wraps
+    return (255 * both / highest.clamp(min=1)).floor().int().bitwise_and(255)
+
+
+def _stretch(values: Tensor) -> Tensor:
+    return (255 * values / values.amax((1, 2), keepdim=True).clamp(min=1)).floor()
+
+
+def published_saliency(images: Tensor) -> Tensor:
+    """What OpenCV computes when handed floats: it means to read bytes, so finds those of each row's first quarter."""
+    gray = _blur(_blur(_gray(images.float()))).contiguous()
+    return fine_grained(gray, gray.view(torch.uint8)[:, :, : gray.shape[2]].float())
+
+
+def peaks(saliency: Tensor) -> tuple[Tensor, Tensor]:
+    """Row and column (B,) of the largest value, the first one in reading order."""
+    place = saliency.flatten(1).argmax(1)
+    return place // saliency.shape[2], place % saliency.shape[2]

@@ -1,0 +1,61 @@
+"""SmoothMix."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hf_mixup.checks import check_known, check_mode, check_range
+from hf_mixup.geometry import dense_pair
+from hf_mixup.plan import MixPlan
+from hf_mixup.policy import SamplePolicy, Signals
+from hf_mixup.rng import partners, uniform
+
+
+@dataclass(frozen=True)
+class SmoothMix(SamplePolicy):
+    """SmoothMix (Lee et al., CVPR Workshops 2020): the partner shows through a round Gaussian window.
+
+    The window `exp(-d**2 / 2)`, `d` the distance from a centre anywhere in the image in units of sigma, is the partner's share of
+    each pixel. The authors left no code; this is the form of OpenMixup, for images of any size and shape, where it takes square
+    ones of even size. It has no alpha: OpenMixup draws a lam and never uses it.
+
+    Args:
+        sigma: the smallest and largest sigma, as shares of the image's height and width.
+        label: `measured` weighs the labels by what is visible. `published` swaps the two weights, as OpenMixup does; its tables
+            were trained so.
+        mode: `sample` draws a window for every image, `pair` for every two that change places, `batch` once (OpenMixup).
+    """
+
+    sigma: tuple[float, float] = (0.25, 0.5)
+    label: str = "measured"
+    mode: str = "sample"
+
+    def __post_init__(self):
+        check_range(0.001, 100, sigma=self.sigma)
+        check_known("label", self.label, ["measured", "published"])
+        check_mode(self.mode)
+
+    def plan(self, shape: torch.Size, rng: torch.Generator, signals: Signals) -> MixPlan:
+        size = tuple(shape[2:])
+        pairing = partners(shape[0], self.mode, rng)
+        row, col = (torch.randint(length, (pairing.draws,), generator=rng) for length in size)
+        rows, cols = windows(row, col, uniform(*self.sigma, pairing.draws, rng), size)
+        visible = (rows.mean(1) * cols.mean(1))[pairing.row]
+        # image-sized only where the images are
+        rows, cols = (profile.float().to(signals.device, non_blocking=True) for profile in (rows, cols))
+        own = 1 - rows[:, :, None] * cols[:, None, :]
+        lam = 1 - visible if self.label == "measured" else visible
+        return MixPlan.pair(pairing.partner, dense_pair(own, pairing.row), lam)
+
+
+def windows(row: Tensor, col: Tensor, sigma: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """The window's profiles (n, H) and (n, W), float64, whose outer product it is: a Gaussian splits so.
+
+    Its centre is the upper left corner of pixel (`row`, `col`), both (n,), as in OpenMixup's code for even sizes; `sigma` (n,).
+    """
+    profiles = []
+    for length, centre in zip(size, (row, col), strict=True):
+        distance = torch.arange(length) - (centre[:, None] - 0.5)
+        profiles.append(torch.exp(-((distance / (length * sigma[:, None])) ** 2) / 2))
+    return tuple(profiles)
