@@ -6,11 +6,12 @@ The checks are in `golden_*.py`, by the beginning of the file's name; a file tha
 import numpy as np
 import torch
 
+import golden_evidence
 import golden_handcrafted
 import golden_label
 import golden_learnable
 
-CHECKS = {**golden_handcrafted.CHECKS, **golden_label.CHECKS, **golden_learnable.CHECKS}
+CHECKS = {**golden_evidence.CHECKS, **golden_handcrafted.CHECKS, **golden_label.CHECKS, **golden_learnable.CHECKS}
 
 
 def pytest_generate_tests(metafunc):

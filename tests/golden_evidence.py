@@ -1,0 +1,44 @@
+"""Checks of the methods that need evidence from a model, or a training step of their own, against reference outputs."""
+
+from types import SimpleNamespace
+
+from torch import nn
+from torch.testing import assert_close
+
+from hf_mixup.plan import onehot
+from hf_mixup.signals.saliency import clean_saliency, input_saliency
+
+
+class Classifier(nn.Module):
+    """A sequence of layers that answers as a Hugging Face classifier does."""
+
+    def __init__(self, *layers):
+        super().__init__()
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, pixel_values):
+        return SimpleNamespace(logits=self.layers(pixel_values))
+
+
+def puzzlemix_saliency(case):
+    network = Classifier(
+        nn.Conv2d(3, 8, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(8, 8, 3, 2, 1),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(8, 10),
+    )
+    network.layers.load_state_dict({key.replace("_", "."): value for key, value in case.items() if key[0] in "026" and key[1] == "_"})
+    batch, targets = len(case["y"]), onehot(case["y"], 10)
+    # of the mean over the batch there, of the sum here
+    assert_close(input_saliency(network, case["x"], targets) / batch, case["sal_clean0"], rtol=1e-4, atol=1e-9)
+    saliency, loss = clean_saliency(network, case["x"], targets)
+    assert_close(loss.detach().double(), case["loss_clean0"].reshape(()), rtol=1e-5, atol=0)
+    assert_close(saliency / batch * 2 / 10, case["sal_clean1"], rtol=1e-4, atol=1e-9)
+    (2 * 1.0 / 10 * loss).backward()
+    assert_close(network.layers[6].weight.grad, case["grad_fc_w_clean1"], rtol=1e-4, atol=1e-7)
+
+
+CHECKS = {"puzzlemix_saliency": puzzlemix_saliency}
