@@ -1,14 +1,20 @@
 """Checks of the learned mixers and of their training steps against reference outputs."""
 
 import json
+from collections import OrderedDict
+from types import SimpleNamespace
 
 import torch
+from torch import nn
 from torch.testing import assert_close
 
 from hf_mixup.losses import CrossEntropy
+from hf_mixup.methods import Method
 from hf_mixup.mixers.masks import mask_loss, rescale_lam
-from hf_mixup.mixers.mixblock import MixBlock, from_openmixup
-from hf_mixup.plan import Dense, MixPlan, blend
+from hf_mixup.mixers.mixblock import MixBlock, from_openmixup, renamed
+from hf_mixup.plan import Dense, MixPlan, Share, blend, onehot
+from hf_mixup.policies import Mixup
+from hf_mixup.steps.learned import Drawn, LearnedMixing
 from hf_mixup.steps.mixer_losses import positive_bce
 
 
@@ -110,4 +116,121 @@ def mixlosses(case):
         close(torch.autograd.grad(losses.mean(), logits)[0], case[f"grad|{key}"])
 
 
-CHECKS = {"mixblock": mixblock, "maskloss": maskloss, "mixlosses": mixlosses}
+# -- whole steps -------------------------------------------------------------------------------------------------------------
+
+
+class Toy(nn.Module):
+    """The network of the reference's steps, named as a network whose stages are known."""
+
+    def __init__(self):
+        super().__init__()
+        self.config = SimpleNamespace(model_type="cifar_resnet", num_labels=10, num_channels=3)
+        self.stages = nn.ModuleList(
+            nn.Sequential(OrderedDict(conv=nn.Conv2d(*channels, bias=False), bn=nn.BatchNorm2d(channels[1]), act=nn.ReLU()))
+            for channels in ((3, 16, 3, 4, 1), (16, 24, 3, 2, 1))
+        )
+        self.classifier = nn.Linear(24, 10)
+
+    def forward(self, pixel_values):
+        for stage in self.stages:
+            pixel_values = stage(pixel_values)
+        return SimpleNamespace(logits=self.classifier(pixel_values.mean((2, 3))))
+
+
+TOY_NAMES = (
+    (r"^mix_block\.", "states.m.mixer."),
+    (r"^backbone_q\.(conv|bn)1\.", r"backbone.stages.0.\1."),
+    (r"^backbone_q\.(conv|bn)2\.", r"backbone.stages.1.\1."),
+    (r"^backbone_k\.(conv|bn)1\.", r"states.m.teacher.stages.0.\1."),
+    (r"^backbone_k\.(conv|bn)2\.", r"states.m.teacher.stages.1.\1."),
+    (r"^head_one_q\.fc\.", "backbone.classifier."),
+    (r"^head_one_k\.fc\.", "states.m.teacher.classifier."),
+    (r"^head_mix_q\.fc\.", "states.m.head."),
+    (r"^head_mix_k\.fc\.", "states.m.teacher_head."),
+)
+
+
+def ours(arrays, table):
+    """Arrays of the reference under our names; those of the mixer by its own table."""
+    mixer = part(arrays, "mix_block.")
+    rest = {renamed(name, TOY_NAMES): value for name, value in arrays.items() if not name.startswith("mix_block.")}
+    return rest | {f"states.m.mixer.{name}": value for name, value in table(mixer).items()}
+
+
+def toy_model(case, method, table):
+    model = nn.Module()
+    model.backbone = Toy()
+    model.states = nn.ModuleDict({"m": method.step.build(method, model.backbone)})
+    model.load_state_dict(ours(part(case, "sd."), table), strict=True)
+    return model.train()
+
+
+def check_trained(case, model, loss, method, table):
+    """The loss, gradients, statistics and, after one step of SGD, the teacher."""
+    close(loss, case["loss"])
+    loss.backward()
+    expected = ours(part(case, "grad."), table)
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            close(parameter.grad, expected.pop(name))
+        else:
+            assert parameter.grad is None
+    assert not expected
+    buffers = dict(model.named_buffers())
+    for name, value in ours(part(case, "buf_after_fwd."), table).items():
+        close(buffers[name], value)
+    torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1).step()
+    method.step.after_optimizer_step(model.states["m"], model.backbone, 0, 100)
+    parameters = dict(model.named_parameters())
+    for name, value in ours(part(case, "ema_after."), table).items():
+        close(parameters[name], value)
+
+
+def mixup_plan(partner, lam):
+    lam = lam.double().expand(len(partner))
+    return MixPlan.pair(partner.long(), Share(torch.stack([lam, 1 - lam], 1).float()), lam)
+
+
+def learned_step(case):
+    cfg = json.loads(str(case["cfg"]))
+    block = mixblock_arguments(cfg["mix_block"])
+    del block["channels"]
+    block["lam_mul_k"], block["upsampling"] = float(block["lam_mul_k"]), block["upsampling"][0]
+    step = LearnedMixing(
+        **block,
+        mask_loss=cfg["mask_loss"],
+        mask_loss_mode=cfg["mix_block"]["mask_loss_mode"],
+        mask_loss_margin=cfg["mix_block"]["mask_loss_margin"],
+        mask_adjust=float(cfg["mask_adjust"]),
+        mask_adjust_to="mixer",  # the reference's mistake: the wrong one of the two lam
+        lam_margin=cfg["lam_margin"],
+        momentum=cfg["momentum"],
+    )
+    method = Method("m", Mixup(alpha=cfg["alpha"], mode="batch"), step=step)
+    model = toy_model(case, method, from_openmixup)
+    images, targets = case["img"], onehot(case["y"].long(), 10)
+    lam_mixer, lam_student = case["lam"].double()
+    plans = mixup_plan(case["perms"][0], lam_student), mixup_plan(case["perms"][1], lam_mixer)
+    ups = (step.upsampling, step.upsampling)
+    drawn = Drawn(plans, ups, (step.lam_mul_k, step.lam_mul_k), adjust=step.mask_adjust == 1)
+    state = model.states["m"]
+
+    seen = record_inputs(state.teacher, model.backbone)
+    output = step.step(method, state, model.backbone, images, targets, state.before(images, targets), drawn, cfg["mask_loss"])
+    close(seen[0][1], case["rec.img_mix_mb"])
+    close(seen[1][1], case["rec.img_mix_bb"])
+    close(method.loss(output.logits, output.targets).mean(), case["rec.loss_mix_q"])
+    check_trained(case, model, output.loss, method, from_openmixup)
+
+
+def record_inputs(*networks):
+    """What each network is given, pass by pass."""
+    seen = [[] for _ in networks]
+    for network, inputs in zip(networks, seen, strict=True):
+        network.register_forward_pre_hook(
+            lambda module, args, kwargs, inputs=inputs: inputs.append(kwargs["pixel_values"]), with_kwargs=True
+        )
+    return seen
+
+
+CHECKS = {"mixblock": mixblock, "maskloss": maskloss, "mixlosses": mixlosses, "step_automix": learned_step, "step_samix": learned_step}

@@ -1,11 +1,22 @@
-"""Arithmetic on masks (B, K, H, W) and lam (B,), with nothing learned in it."""
+"""Arithmetic on masks (B, K, H, W) and lam (B,), with nothing learned in it, and the names of what mixers can do.
+
+Apart from the mixers themselves, because the Hub's client, which those need, is slow to import.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from hf_mixup.checks import check_between, check_count, check_known
+
 MASK_LOSSES = ("L1", "L1+Variance", "L2+Variance", "Sparsity")
+UPSAMPLING = ("nearest", "bilinear", "bicubic")
+LAM_INPUTS = ("none", "concat", "concat_v", "multiply", "multiply_residual")
+NORMS = ("none", "bn", "ln")
 
 
 def rescale_lam(lam: Tensor, k: float) -> Tensor:
@@ -47,3 +58,22 @@ def adjust_mask(mask: Tensor, lam: Tensor) -> Tensor:
     too_much, too_little = own * (lam / area), 1 - mask[:, 1] * ((1 - lam) / (1 - area))
     own = torch.where(area > lam + 1e-8, too_much, torch.where(area < lam - 1e-8, too_little, own))
     return torch.stack([own, 1 - own], 1)
+
+
+def choices(value: Any) -> tuple:
+    """One value, or several to choose from, as a tuple."""
+    return tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else (value,)
+
+
+def check_mixblock(reduction, lam_input, lam_mul_k, value_norm, value_dropout, x_qk_concat, attention_norm, upsampling) -> None:
+    check_count(1, reduction=reduction)
+    check_known("lam_input", lam_input, LAM_INPUTS)
+    check_known("value_norm", value_norm, NORMS)
+    check_known("attention_norm", attention_norm, NORMS)
+    check_between(0, 1, value_dropout=value_dropout)
+    for mode in choices(upsampling):
+        check_known("upsampling", mode, UPSAMPLING)
+    for k in choices(lam_mul_k):
+        check_between(-1e9, 1e9, lam_mul_k=k)
+    if x_qk_concat and lam_input == "concat":
+        raise ValueError("x_qk_concat must go without lam_input 'concat', got both; choose 'multiply_residual' as SAMix does.")

@@ -8,16 +8,11 @@ from collections import OrderedDict
 from collections.abc import Sequence
 
 import torch
-from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hf_mixup.checks import check_between, check_count, check_known
-from hf_mixup.mixers.masks import rescale_lam
-
-UPSAMPLING = ("nearest", "bilinear", "bicubic")
-LAM_INPUTS = ("none", "concat", "concat_v", "multiply", "multiply_residual")
-NORMS = ("none", "bn", "ln")
+from hf_mixup.mixers.masks import check_mixblock, choices, rescale_lam
+from hf_mixup.mixers.mixer import Mixer
 
 
 class ChannelNorm(nn.LayerNorm):
@@ -48,7 +43,7 @@ def init_mixer(mixer: nn.Module) -> None:
                 nn.init.zeros_(module.bias)
 
 
-class MixBlock(nn.Module, PyTorchModelHubMixin, library_name="hf_mixup", tags=["mixup", "image-classification"]):
+class MixBlock(Mixer):
     """Mix Block: cross-attention between the features of two images gives the mask to mix them with.
 
     AutoMix (Liu et al., ECCV 2022, arXiv:2103.13027) and SAMix (Li et al., arXiv:2111.15454);
@@ -91,9 +86,8 @@ class MixBlock(nn.Module, PyTorchModelHubMixin, library_name="hf_mixup", tags=["
     ):
         super().__init__()
         check_mixblock(reduction, lam_input, lam_mul_k, value_norm, value_dropout, x_qk_concat, attention_norm, upsampling)
-        self.lam_input = lam_input
-        self.lam_mul_ks = tuple(lam_mul_k) if isinstance(lam_mul_k, Sequence) else (lam_mul_k,)
-        self.upsamplings = (upsampling,) if isinstance(upsampling, str) else tuple(upsampling)
+        self.channels, self.lam_input = channels, lam_input
+        self.lam_mul_ks, self.upsamplings = choices(lam_mul_k), choices(upsampling)
         self.x_qk_concat, self.x_v_concat = x_qk_concat, x_v_concat
         told = channels + (lam_input == "concat")
         inner = max(channels // reduction, 1)
@@ -146,20 +140,6 @@ class MixBlock(nn.Module, PyTorchModelHubMixin, library_name="hf_mixup", tags=["
             both = torch.cat([own, other], 1)
             query, key = self.query(both), self.key(both)
         return attention_of(query, key), value
-
-
-def check_mixblock(reduction, lam_input, lam_mul_k, value_norm, value_dropout, x_qk_concat, attention_norm, upsampling) -> None:
-    check_count(1, reduction=reduction)
-    check_known("lam_input", lam_input, LAM_INPUTS)
-    check_known("value_norm", value_norm, NORMS)
-    check_known("attention_norm", attention_norm, NORMS)
-    check_between(0, 1, value_dropout=value_dropout)
-    for mode in (upsampling,) if isinstance(upsampling, str) else upsampling:
-        check_known("upsampling", mode, UPSAMPLING)
-    for k in lam_mul_k if isinstance(lam_mul_k, Sequence) else (lam_mul_k,):
-        check_between(-1e9, 1e9, lam_mul_k=k)
-    if x_qk_concat and lam_input == "concat":
-        raise ValueError("x_qk_concat must go without lam_input 'concat', got both; choose 'multiply_residual' as SAMix does.")
 
 
 def with_channel(features: Tensor, lam: Tensor) -> Tensor:

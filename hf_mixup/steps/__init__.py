@@ -1,5 +1,6 @@
 """Training steps: the standard one, and those of the few methods that need their own."""
 
+from hf_mixup.steps.learned import LearnedMixing
 from hf_mixup.steps.standard import Standard
 
-STEPS = (Standard,)
+STEPS = (Standard, LearnedMixing)
