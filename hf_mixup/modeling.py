@@ -20,6 +20,7 @@ from hf_mixup.losses import CrossEntropy
 from hf_mixup.methods import Method, MethodChoice
 from hf_mixup.plan import onehot
 from hf_mixup.rng import MixKey
+from hf_mixup.signals.signal import gathered
 from hf_mixup.steps.step import MethodState, StepOutput
 
 STATE_FOLDER = "mixup"
@@ -130,7 +131,8 @@ class MixupModel(PreTrainedModel):
             raise ValueError(
                 "training needs mix_key, the place of the batch in the run, got None; train with MixupTrainer, which gives it."
             )
-        steps = [self._step(pixel_values, targets, MixKey(*mix_key)._replace(repeat=repeat)) for repeat in range(self.mix_repeat)]
+        key = MixKey(*mix_key)
+        steps = [self._step(pixel_values, targets, key._replace(repeat=key.repeat + repeat)) for repeat in range(self.mix_repeat)]
         if len(steps) == 1:
             loss, logits, targets, lam, _ = steps[0]
             return MixupOutput(loss=loss, logits=logits, targets=targets, lam=lam)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -20,7 +17,7 @@ def input_saliency(network: nn.Module, images: Tensor, targets: Tensor) -> Tenso
     accumulated there, are not touched. Every consumer divides by the sum over the image, so the sum instead of the official
     codes' mean over the batch only keeps small numbers away from zero.
     """
-    with torch.enable_grad(), evaluating(network), _sharded_parameters_kept(network):
+    with torch.enable_grad(), evaluating(network):
         return _gradient(network, images, targets, keep=False)[0]
 
 
@@ -30,7 +27,7 @@ def clean_saliency(network: nn.Module, images: Tensor, targets: Tensor) -> tuple
     The clean images' loss is then trained on as well, and batch statistics move twice a step, as in the official code with
     `clean_lam > 0`.
     """
-    with torch.enable_grad(), _sharded_parameters_kept(network):
+    with torch.enable_grad():
         saliency, losses = _gradient(network, images, targets, keep=True)
     return saliency, losses.mean()
 
@@ -45,25 +42,6 @@ def _gradient(network: nn.Module, images: Tensor, targets: Tensor, keep: bool) -
     scaled = (at_logits * scale[:, None]).to(logits.dtype)
     gradient = torch.autograd.grad(logits, images, scaled, retain_graph=keep)[0].float()
     return gradient.pow(2).mean(1).sqrt() / scale[:, None, None], losses
-
-
-@contextmanager
-def _sharded_parameters_kept(network: nn.Module) -> Iterator[None]:
-    """Under FSDP2 a backward pass ends by giving the parameters back, and the next forward would find them gone."""
-    shards = []
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        from torch.distributed.fsdp import FSDPModule
-
-        shards = [module for module in network.modules() if isinstance(module, FSDPModule)]
-    for shard in shards:
-        shard.set_reshard_after_backward(False, recurse=False)
-        shard.set_is_last_backward(False)
-    try:
-        yield
-    finally:
-        for shard in shards:
-            shard.set_reshard_after_backward(True, recurse=False)
-            shard.set_is_last_backward(True)
 
 
 class Saliency(EarlySignal):

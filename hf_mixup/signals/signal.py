@@ -72,6 +72,28 @@ def reading(network: nn.Module) -> Iterator[None]:
     torch.clear_autocast_cache()
 
 
+@contextmanager
+def gathered(model: nn.Module) -> Iterator[None]:
+    """Under FSDP2 any backward pass ends by giving the gathered parameters back; inside, one within a forward pass does not.
+
+    `model` is the root, whose forward that is; elsewhere nothing happens.
+    """
+    sharded = False
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        from torch.distributed.fsdp import FSDPModule
+
+        sharded = isinstance(model, FSDPModule)
+    if sharded:
+        model.set_reshard_after_backward(False)
+        model.set_is_last_backward(False)
+    try:
+        yield
+    finally:
+        if sharded:
+            model.set_reshard_after_backward(True)
+            model.set_is_last_backward(True)
+
+
 def resized(images: Tensor, size: int | None) -> Tensor:
     """The images as a network of another size wants them."""
     if size is None or tuple(images.shape[2:]) == (size, size):
