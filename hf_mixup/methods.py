@@ -23,7 +23,7 @@ from hf_mixup.checks import (
 from hf_mixup.labels import LABEL_POLICIES, AreaLabels
 from hf_mixup.losses import LOSSES, CrossEntropy, Decoupled, Loss
 from hf_mixup.plan import blend, mix_targets, onehot
-from hf_mixup.policies import SAMPLE_POLICIES, CutMix, FMix, GridMix, Mixup, ResizeMix, SaliencyMix, SmoothMix, Vanilla
+from hf_mixup.policies import SAMPLE_POLICIES, CutMix, FMix, GridMix, Mixup, PuzzleMix, ResizeMix, SaliencyMix, SmoothMix, Vanilla
 from hf_mixup.policy import LabelPolicy, SamplePolicy, Signals
 from hf_mixup.rng import keyed
 from hf_mixup.steps import STEPS, LearnedMixing, Standard
@@ -151,6 +151,7 @@ METHODS: dict[str, Method] = {
         Method("saliencymix", SaliencyMix(), paper="2006.01791"),
         Method("gridmix", GridMix()),
         Method("resizemix", ResizeMix(), paper="2012.11101"),
+        Method("puzzlemix", PuzzleMix(), paper="2009.06962"),
         Method("automix", Mixup(alpha=2.0, mode="batch"), step=LearnedMixing(), paper="2103.13027"),
         Method(
             "samix",

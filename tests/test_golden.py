@@ -10,8 +10,15 @@ import golden_evidence
 import golden_handcrafted
 import golden_label
 import golden_learnable
+import golden_optimised
 
-CHECKS = {**golden_evidence.CHECKS, **golden_handcrafted.CHECKS, **golden_label.CHECKS, **golden_learnable.CHECKS}
+CHECKS = {
+    **golden_evidence.CHECKS,
+    **golden_handcrafted.CHECKS,
+    **golden_label.CHECKS,
+    **golden_learnable.CHECKS,
+    **golden_optimised.CHECKS,
+}
 
 
 def pytest_generate_tests(metafunc):

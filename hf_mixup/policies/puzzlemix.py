@@ -1,0 +1,333 @@
+"""PuzzleMix."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from hf_mixup.checks import check_between, check_count, check_mode, check_positive
+from hf_mixup.geometry import block_count, enlarged, largest_divisor, pooled_evidence
+from hf_mixup.plan import Dense, MixPlan
+from hf_mixup.policy import SamplePolicy, Signals
+from hf_mixup.rng import beta, normal, partners, uniform
+from hf_mixup.solvers import solve_grid
+
+# cells that a block may move to, nearest first: all of them on the grids of the paper, which end at 16 x 16
+_REACH = 256
+
+
+@dataclass(frozen=True)
+class PuzzleMix(SamplePolicy):
+    """Puzzle Mix (Kim et al., ICML 2020, arXiv:2009.06962; github.com/snu-mllab/PuzzleMix): keep the salient blocks of both images.
+
+    Blocks of the own image, the partner, or a blend of both are chosen so that little saliency is hidden, neighbours agree,
+    and about `alpha ~ Beta` of the image stays; then salient blocks that would be hidden move to visible places of their own
+    image. The label's weight is the share of the mask.
+
+    Deviations from the authors' code, none of which changes what is minimised: the mask is solved by `solvers.solve_grid`
+    instead of alpha-beta swap on integer costs, which overflow for sharp saliency; the prior is taken in log space, so that
+    it stays convex when `alpha` is nearly 0 or 1; `neigh_size` and `t_size` fall to a divisor of the block where they do not
+    divide it, instead of an error; a block that moves to no place leaves its own image behind, not black. Where OpenMixup
+    differs (alpha drawn inside, normalisation guessed from the image size) we follow the authors.
+
+    Args:
+        alpha: both parameters of the Beta.
+        block_nums: how many blocks a side may have, drawn for every batch among those that divide both sides; where none
+            does, see `geometry.block_count`. Sides without a common divisor are not mixed.
+        n_labels: shares that a block can have: 3 for own, half, partner.
+        beta: weight of agreement between neighbours.
+        gamma: how much of it is by the colours that meet at their edge.
+        eta: weight of the prior.
+        neigh_size: pixels averaged before colours are compared. The authors use 2 on ImageNet.
+        transport: whether blocks move.
+        t_eps: cost of moving.
+        t_size: pixels of what moves: blocks of this size, or the mask's (-1). The authors' CIFAR value is 4.
+        std: the images' normalisation, one value or one for each channel; colours are compared on the scale from 0 to 1. The
+            default is near that of ImageNet and CIFAR.
+        mean: the same; read by the adversarial variant only.
+        adv_p: how often the own images of a batch, and how often the partners, are perturbed against the network; authors: 0.1
+            on CIFAR-100, 0.15 on Tiny-ImageNet. Unlike theirs, the gradient is that of the clean images, not of randomly
+            perturbed ones. Needs the signal `input_grad` when above 0.
+        adv_eps: the perturbation's size, of 255.
+        clean_lam: weight of the clean images' own loss, which the saliency then comes from as well. The authors' value is 0
+            on CIFAR and 1 on Tiny-ImageNet, the latter for a BCE over classes; see `Policy`.
+        mode: whose draws of alpha are shared; `batch` is the authors' code.
+    """
+
+    alpha: float = 1.0
+    block_nums: tuple[int, ...] = (2, 4, 8, 16)
+    n_labels: int = 3
+    beta: float = 1.2
+    gamma: float = 0.5
+    eta: float = 0.2
+    neigh_size: int = 4
+    transport: bool = True
+    t_eps: float = 0.8
+    t_size: int = -1
+    std: tuple[float, ...] = (0.23,)
+    mean: tuple[float, ...] = (0.45,)
+    adv_p: float = 0.0
+    adv_eps: float = 10.0
+    clean_lam: float = 0.0
+    mode: str = "sample"
+
+    def __post_init__(self):
+        check_positive(alpha=self.alpha, t_eps=self.t_eps, **{f"std[{i}]": value for i, value in enumerate(self.std)})
+        check_count(2, n_labels=self.n_labels, **{f"block_nums[{i}]": count for i, count in enumerate(self.block_nums)})
+        check_count(1, neigh_size=self.neigh_size, **{"the number of block_nums": len(self.block_nums)})
+        # above 1 a pair of blocks could be rewarded for not fitting together, and the problem would lose its convexity
+        check_between(0, 1, gamma=self.gamma, adv_p=self.adv_p)
+        check_between(0, float("inf"), beta=self.beta, eta=self.eta, clean_lam=self.clean_lam)
+        check_between(0, 255, adv_eps=self.adv_eps)
+        if self.t_size != -1:
+            check_count(1, t_size=self.t_size)
+        check_mode(self.mode)
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset({"images", "saliency"} | ({"input_grad"} if self.adv_p > 0 else set()))
+
+    def plan(self, shape: torch.Size, rng: torch.Generator, signals: Signals) -> MixPlan:
+        size = tuple(shape[2:])
+        pairing = partners(shape[0], self.mode, rng)
+        alpha = beta(self.alpha, pairing.draws, rng)[pairing.row]
+        count = block_count(size, self.block_nums, rng)
+        if count == 1:
+            return MixPlan.identity(shape[0])
+        images, saliency = signals["images"], signals["saliency"]
+        partner = pairing.partner.to(images.device)
+        with torch.autocast(images.device.type, enabled=False):
+            own_hidden, partner_hidden, down, right = terms(
+                images, saliency, partner, count, self.beta, self.gamma, self.neigh_size, self.std
+            )
+            costs = label_costs(own_hidden, partner_hidden, alpha, self.n_labels, self.eta)
+            labels = solve_grid(costs, down, right)
+            own, other = self._attacked(images, signals, rng) if self.adv_p > 0 else (None, None)
+            mask = 1 - labels.double() / (self.n_labels - 1)
+            t_eps = self.t_eps if self.transport else None
+            return mask_plan(images, partner, mask, saliency, t_eps, self.t_size, own, other)
+
+    def _attacked(self, images: Tensor, signals: Signals, rng: torch.Generator) -> list[Tensor | None]:
+        hits = (torch.rand(2, generator=rng) < self.adv_p).tolist()
+        # a standard normal through its own distribution function is uniform
+        start = 2 * torch.special.ndtr(normal(tuple(images.shape), rng, images.device)) - 1
+        noise = float(uniform(0, 1, 1, rng)) * attack(images, signals["input_grad"], start, self.adv_eps, self.mean, self.std)
+        adversarial = perturbed(images, noise, self.mean, self.std)
+        return [adversarial if hit else None for hit in hits]
+
+
+def terms(
+    images: Tensor,
+    saliency: Tensor,
+    partner: Tensor,
+    count: int,
+    beta: float,
+    gamma: float,
+    neigh_size: int,
+    std: tuple[float, ...],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The energy of the mask, without its prior.
+
+    Edge costs between a block that shows image i and the next that shows j are split into a part of each block and a
+    part paid for disagreement, as for every quadratic function of two choices.
+
+    Args:
+        images: (B, C, H, W), normalised.
+        saliency: (B, H, W), at least 0, on any scale.
+        partner: (B,).
+        count: blocks along a side.
+
+    Returns:
+        (B, n, n) what hiding the own image costs in each block, the same for the partner, (B, n - 1, n) weights of
+        disagreement with the block below, (B, n, n - 1) with the block to the right.
+    """
+    size = tuple(images.shape[2:])
+    pool = tuple(largest_divisor(side // count, neigh_size) for side in size)
+    # differences of colours, so the mean of the normalisation does not matter
+    colours = F.avg_pool2d(images.float(), pool) * _per_channel(std, images)
+    weight = beta / (16 * count)
+    own_hidden = pooled_evidence(saliency, (count, count))
+    partner_hidden = own_hidden[partner]
+    own_hidden = own_hidden.clone()
+    pairs = []
+    for dim in (1, 2):
+        # (B, n - 1, n): on both sides of the edge between each block and the next along `dim`
+        near, far = _borders(colours if dim == 1 else colours.transpose(2, 3), count)
+        same = _gap(near, far, count)
+        changed, back, other = _gap(near, far[partner], count), _gap(near[partner], far, count), same[partner]
+        pairs.append((weight + gamma * weight / 2 * (changed + back - same - other)).clamp(min=0))
+        for hidden, before, after in ((partner_hidden, same + changed, same + back), (own_hidden, other + back, other + changed)):
+            along = hidden if dim == 1 else hidden.transpose(1, 2)
+            along[:, :-1] += gamma * weight / 2 * before
+            along[:, 1:] += gamma * weight / 2 * after
+    return own_hidden, partner_hidden, pairs[0], pairs[1].transpose(1, 2)
+
+
+def _borders(colours: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """(B, C, n - 1, w) each: the last row of every block but the last, and the first row of the next."""
+    rows = colours.unflatten(2, (count, -1))
+    return rows[:, :, :-1, -1], rows[:, :, 1:, 0]
+
+
+def _gap(near: Tensor, far: Tensor, count: int) -> Tensor:
+    """(B, n - 1, n): mean absolute difference over channels and the length of each edge."""
+    return (near - far).abs().mean(1).unflatten(2, (count, -1)).mean(3)
+
+
+def label_costs(own_hidden: Tensor, partner_hidden: Tensor, alpha: Tensor, n_labels: int, eta: float) -> Tensor:
+    """(B, n, n, L): the cost of each label, l / (L - 1) of the partner. The prior is binomial, with `alpha` (B,) for the own image."""
+    top = n_labels - 1
+    partner_share = torch.arange(n_labels, dtype=torch.float64) / top
+    alpha = alpha.double().clamp(1e-6, 1 - 1e-6)[:, None]
+    orders = torch.lgamma(torch.tensor(top + 1.0)) - torch.lgamma(top * partner_share + 1) - torch.lgamma(top - top * partner_share + 1)
+    log_prior = orders + top * ((1 - partner_share) * alpha.log() + partner_share * torch.log1p(-alpha))
+    prior = (-eta / own_hidden[0].numel() * log_prior).float().to(own_hidden.device)
+    partner_share = partner_share.float().to(own_hidden.device)
+    evidence = (1 - partner_share) * partner_hidden[..., None] + partner_share * own_hidden[..., None]
+    return evidence + prior[:, None, None]
+
+
+def mask_plan(
+    images: Tensor,
+    partner: Tensor,
+    mask: Tensor,
+    saliency: Tensor,
+    t_eps: float | None,
+    t_size: int = -1,
+    own: Tensor | None = None,
+    other: Tensor | None = None,
+) -> MixPlan:
+    """The plan of a mask, after moving blocks that it would hide.
+
+    Args:
+        images: (B, C, H, W).
+        partner: (B,).
+        mask: (B, n, n), the share of the own image.
+        saliency: (B, H, W).
+        t_eps: cost of moving; None to move nothing.
+        t_size: pixels of what moves, -1 for blocks of the mask.
+        own: (B, C, H, W), perturbed images that are kept instead of `images`.
+        other: (B, C, H, W), the same for the partners; `partner` points into them.
+    """
+    size = tuple(images.shape[2:])
+    pixels = enlarged(mask.float(), size)
+    plan = MixPlan.pair(partner, Dense(torch.stack([pixels, 1 - pixels], 1)), mask.double().mean((1, 2)))
+    untouched = own is None and other is None
+    kept, seen = images if own is None else own, (images if other is None else other)[partner]
+    if t_eps is None:
+        return plan if untouched else replace(plan, sources=torch.stack([kept, seen], 1))
+    blocks = tuple(side // cells for side, cells in zip(size, mask.shape[1:], strict=True))
+    pieces = blocks if t_size == -1 else tuple(largest_divisor(block, t_size) for block in blocks)
+    grid = tuple(side // piece for side, piece in zip(size, pieces, strict=True))
+    finer = enlarged(mask, grid)
+    evidence = pooled_evidence(saliency, grid)
+    # both images at once: what hides one shows the other
+    source = transport(torch.cat([finer > 0, finer < 1]), torch.cat([evidence, evidence[partner]]), t_eps)
+    # seen for free on the CPU only
+    if untouched and source.device.type == "cpu" and bool((source == torch.arange(source.shape[1])).all()):
+        return plan
+    moved = [gather_pieces(*pair, grid) for pair in zip((kept, seen), source.chunk(2), strict=True)]
+    return replace(plan, sources=torch.stack(moved, 1))
+
+
+@torch.no_grad()
+def transport(visible: Tensor, saliency: Tensor, t_eps: float) -> Tensor:
+    """Which cell of its image is shown at each cell: (N, h * w) int64.
+
+    In every round each cell without a place asks for the nearest visible one that has not turned it down, while the
+    distance costs less than its saliency; a place goes to the cell with the smallest cost, ties to the first one. The
+    number of rounds is that of the authors' auction over the full cost matrix, and so is the outcome at visible cells; at
+    others the image stays.
+
+    Args:
+        visible: (N, h, w) bool.
+        saliency: (N, h, w), summing to 1.
+        t_eps: cost of moving across the image, by squared distance.
+    """
+    number, *grid = visible.shape
+    cells, device = grid[0] * grid[1], visible.device
+    order, distance = (table.to(device) for table in _nearest_cells(*grid))
+    visible, saliency = visible.flatten(), saliency.flatten()
+    everyone = torch.arange(number * cells, device=device)
+    on_cpu = device.type == "cpu"
+    if on_cpu:  # reading a value costs no waiting here, and few cells come into question
+        reach = int((t_eps * distance < saliency.max()).sum(1).max())
+        order, distance = order[:, :reach], distance[:, :reach]
+        if reach <= 1:
+            return everyone.view(number, cells) % cells
+    ranks = torch.arange(order.shape[1], device=device)
+
+    # visible cells ask for their own place first, and get it
+    holder, price = everyone.clone(), torch.where(visible, -saliency, 0.0)
+    rank = torch.zeros_like(everyone)
+    finished = saliency <= t_eps * distance[:, 1].min()
+    waiting = ~(visible | finished)
+    for _ in range(max(grid)):
+        rows = waiting.nonzero().flatten() if on_cpu else everyone
+        if len(rows) == 0:
+            break
+        cell = rows % cells
+        there = (rows - cell)[:, None] + order[cell]
+        choice = torch.where(visible[there] & (ranks > rank[rows, None]), ranks, len(ranks)).amin(1)
+        some = choice.clamp(max=len(ranks) - 1)
+        cost = t_eps * distance[cell, some] - saliency[rows]
+        asks = waiting[rows] & (choice < len(ranks)) & (cost < 0)
+        place = torch.where(asks, there.gather(1, some[:, None])[:, 0], rows)
+        cost = torch.where(asks, cost, torch.inf)
+        rank[rows] = torch.where(asks, choice, rank[rows])
+        finished[rows] |= waiting[rows] & ~asks
+        lowest = price.scatter_reduce(0, place, cost, "amin")
+        first = torch.where(lowest == price, holder, len(everyone))
+        holder = first.scatter_reduce(0, place, torch.where(cost == lowest[place], rows, len(everyone)), "amin")
+        price = lowest
+        # places that nobody sees are held by nobody
+        placed = torch.zeros(len(everyone) + 1, dtype=torch.bool, device=device)
+        placed[torch.where(visible, holder, len(everyone))] = True
+        waiting = ~(placed[:-1] | finished)
+    return holder.view(number, cells) % cells
+
+
+@lru_cache(maxsize=16)
+def _nearest_cells(height: int, width: int) -> tuple[Tensor, Tensor]:
+    """For every cell all others, nearest first and in reading order where equal, and their squared distance; sides have length 1."""
+    row, col = torch.arange(height * width) // width, torch.arange(height * width) % width
+    gaps = [(line[:, None] - line).double() / max(length - 1, 1) for line, length in ((row, height), (col, width))]
+    distance, order = (gaps[0] ** 2 + gaps[1] ** 2).sort(dim=1, stable=True)
+    return order[:, :_REACH].contiguous(), distance[:, :_REACH].float().contiguous()
+
+
+def gather_pieces(images: Tensor, source: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Images (B, C, H, W) with the piece `source` (B, h * w) at each cell of the grid."""
+    size = tuple(images.shape[2:])
+    piece = tuple(side // cells for side, cells in zip(size, grid, strict=True))
+    row, col = (torch.arange(side, device=images.device) for side in size)
+    corner = source.unflatten(1, grid)
+    corner = corner // grid[1] * (piece[0] * size[1]) + corner % grid[1] * piece[1]
+    inside = (row % piece[0])[:, None] * size[1] + col % piece[1]
+    pixel = (enlarged(corner, size) + inside).flatten(1)
+    return images.flatten(2).gather(2, pixel[:, None].expand(-1, images.shape[1], -1)).unflatten(2, size)
+
+
+def attack(images: Tensor, gradient: Tensor, start: Tensor, eps: float, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+    """(B, C, H, W): one signed step from `start`, in [-1, 1], within eps / 255, on the scale from 0 to 1."""
+    colours = _colours(images, mean, std)
+    start = (colours + start * eps / 255).clamp(0, 1) - colours
+    return (start + (eps + 2) / 255 * gradient.sign()).clamp(-eps / 255, eps / 255)
+
+
+def perturbed(images: Tensor, noise: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+    """Normalised images plus noise on the scale from 0 to 1, which is not left."""
+    colours = (_colours(images, mean, std) + noise).clamp(0, 1)
+    return ((colours - _per_channel(mean, images)) / _per_channel(std, images)).to(images.dtype)
+
+
+def _colours(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+    return images.float() * _per_channel(std, images) + _per_channel(mean, images)
+
+
+def _per_channel(values: tuple[float, ...], images: Tensor) -> Tensor:
+    return torch.tensor(values, device=images.device)[:, None, None]
