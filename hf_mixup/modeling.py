@@ -132,7 +132,8 @@ class MixupModel(PreTrainedModel):
                 "training needs mix_key, the place of the batch in the run, got None; train with MixupTrainer, which gives it."
             )
         key = MixKey(*mix_key)
-        steps = [self._step(pixel_values, targets, key._replace(repeat=key.repeat + repeat)) for repeat in range(self.mix_repeat)]
+        with gathered(self):  # saliency is a backward pass of its own
+            steps = [self._step(pixel_values, targets, key._replace(repeat=key.repeat + repeat)) for repeat in range(self.mix_repeat)]
         if len(steps) == 1:
             loss, logits, targets, lam, _ = steps[0]
             return MixupOutput(loss=loss, logits=logits, targets=targets, lam=lam)
