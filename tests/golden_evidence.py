@@ -6,7 +6,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from hf_mixup.plan import onehot
-from hf_mixup.signals.saliency import clean_saliency, input_saliency
+from hf_mixup.signals.saliency import clean_gradient, input_saliency, saliency_of
 
 
 class Classifier(nn.Module):
@@ -34,9 +34,9 @@ def puzzlemix_saliency(case):
     batch, targets = len(case["y"]), onehot(case["y"], 10)
     # of the mean over the batch there, of the sum here
     assert_close(input_saliency(network, case["x"], targets) / batch, case["sal_clean0"], rtol=1e-4, atol=1e-9)
-    saliency, loss = clean_saliency(network, case["x"], targets)
+    gradient, loss = clean_gradient(network, case["x"], targets)
     assert_close(loss.detach().double(), case["loss_clean0"].reshape(()), rtol=1e-5, atol=0)
-    assert_close(saliency / batch * 2 / 10, case["sal_clean1"], rtol=1e-4, atol=1e-9)
+    assert_close(saliency_of(gradient) / batch * 2 / 10, case["sal_clean1"], rtol=1e-4, atol=1e-9)
     (2 * 1.0 / 10 * loss).backward()
     assert_close(network.layers[6].weight.grad, case["grad_fc_w_clean1"], rtol=1e-4, atol=1e-7)
 

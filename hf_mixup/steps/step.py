@@ -55,8 +55,10 @@ class MethodState(nn.Module):
             network = backbone
             if policy.teacher is not None:
                 network = state.teachers[part] = load_teacher(policy.teacher)
-            for name in sorted(policy.needs - {"images", *state.early, *state.late}):
-                signal = SIGNALS[name](network, policy)
+            for name, kind in SIGNALS.items():
+                if name not in policy.needs or name in state.early or name in state.late:
+                    continue
+                signal = kind(network, policy)
                 (state.early if isinstance(signal, EarlySignal) else state.late)[name] = signal
         return state
 
