@@ -23,10 +23,22 @@ from hf_mixup.checks import (
 from hf_mixup.labels import LABEL_POLICIES, AreaLabels
 from hf_mixup.losses import LOSSES, CrossEntropy, Decoupled, Loss
 from hf_mixup.plan import blend, mix_targets, onehot
-from hf_mixup.policies import SAMPLE_POLICIES, CutMix, FMix, GridMix, Mixup, PuzzleMix, ResizeMix, SaliencyMix, SmoothMix, Vanilla
+from hf_mixup.policies import (
+    SAMPLE_POLICIES,
+    CutMix,
+    FMix,
+    GridMix,
+    Mixup,
+    MultiMixup,
+    PuzzleMix,
+    ResizeMix,
+    SaliencyMix,
+    SmoothMix,
+    Vanilla,
+)
 from hf_mixup.policy import LabelPolicy, SamplePolicy, Signals
 from hf_mixup.rng import keyed
-from hf_mixup.steps import STEPS, LearnedMixing, Standard
+from hf_mixup.steps import STEPS, AdversarialMixing, LearnedMixing, Standard
 from hf_mixup.steps.step import Step
 
 CONFIG_NAME = "mixup_config.json"
@@ -165,6 +177,7 @@ METHODS: dict[str, Method] = {
             ),
             paper="2111.15454",
         ),
+        Method("adautomix", MultiMixup(alpha=1.0, mode="batch"), step=AdversarialMixing(), paper="2312.11954"),
     )
 }
 
@@ -232,7 +245,9 @@ class MethodChoice:
         if len(alphas) == 1:
             alphas, for_all = alphas * len(methods), True
         if len(alphas) != len(methods):
-            raise ValueError(f"alpha needs one value, or one for each of the {len(methods)} methods, got {len(alphas)}; give {len(methods)}.")
+            raise ValueError(
+                f"alpha needs one value, or one for each of the {len(methods)} methods, got {len(alphas)}; give {len(methods)}."
+            )
         mix_args = dict(mix_args or {})
         for name in mix_args:
             if name not in names:

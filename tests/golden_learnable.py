@@ -10,10 +10,12 @@ from torch.testing import assert_close
 
 from hf_mixup.losses import CrossEntropy
 from hf_mixup.methods import Method
+from hf_mixup.mixers.adaptive_mask import AdaptiveMask, from_official
 from hf_mixup.mixers.masks import mask_loss, rescale_lam
 from hf_mixup.mixers.mixblock import MixBlock, from_openmixup, renamed
 from hf_mixup.plan import Dense, MixPlan, Share, blend, onehot
-from hf_mixup.policies import Mixup
+from hf_mixup.policies import Mixup, MultiMixup
+from hf_mixup.steps.adversarial import AdversarialMixing
 from hf_mixup.steps.learned import Drawn, LearnedMixing
 from hf_mixup.steps.mixer_losses import positive_bce
 
@@ -84,6 +86,22 @@ def mixblock(case):
     attention, value = block.attend(x, partner, lam, block.lam_mul_ks[0])
     close(attention, case["attn"])
     close(value[:, 0], case["value"])
+
+
+def adaptive_mask(case):
+    arrays = from_official(part(case, "sd."))
+    lam_concat, norm = case["sd.conv_v.weight"].shape[1] == 17, "bn" if "query.norm.weight" in arrays else "none"
+    # the names of the files tell the modes apart: nearest for ada_lamcat alone
+    mode = "nearest" if lam_concat and norm == "none" else "bilinear"
+    mixer = AdaptiveMask(16, lam_concat=lam_concat, attention_norm=norm, upsampling=mode)
+    mixer.load_state_dict(arrays, strict=True)
+    mixer.eval()
+    x, partner = case["x"], case["index"].long()
+    pair, lam = torch.stack([torch.arange(len(x)), partner], 1), case["lam2"].double().expand(len(x))
+    lam = torch.stack([lam, 1 - lam], 1)
+    close(mixer(x, pair, lam, (32, 32)), case["mask2"])
+    close(mixer.attend(x, pair, lam)[0][0], case["attn2"])
+    close(mixer(x, case["i3"].long().T, case["lam3"].expand(len(x), -1), (32, 32)), case["mask3"])
 
 
 def maskloss(case):
@@ -223,6 +241,58 @@ def learned_step(case):
     check_trained(case, model, output.loss, method, from_openmixup)
 
 
+def adversarial_step(case):
+    cfg = json.loads(str(case["cfg"]))
+    block, count = cfg["mix_block"], cfg["mix_samples"]
+    step = AdversarialMixing(
+        reduction=block["reduction"],
+        lam_concat=block["lam_concat"],
+        upsampling=block["unsampling_mode"],
+        beta=cfg["beta_radio"],
+        mixup_ratio=cfg.get("mixup_radio", 0.5),
+        # the reference's mistake for three images: it compares the wrong way round, and so leaves every mask out
+        lam_margin=cfg["lam_margin"] if count == 2 else 1.0,
+        momentum=cfg["momentum"],
+    )
+    method = Method("m", MultiMixup(mix_samples=count, mode="batch"), step=step)
+    model = toy_model(case, method, from_official)
+    images, targets = case["img"], onehot(case["y"].long(), 10)
+    perms, lam, batch = case["perms"].long(), case["lam"].double(), len(case["img"])
+    if count == 2:
+        plans = mixup_plan(perms[0], lam[1]), mixup_plan(perms[1], lam[0])
+    else:
+        share = (lam / lam.sum()).float().expand(batch, -1)
+        plans = [MixPlan(perms[slots].T, Share(share), share) for slots in ([3, 4, 5], [1, 0, 2])]
+    state = model.states["m"]
+
+    seen = record_inputs(state.teacher, model.backbone)
+    adversarial = not adds_up(case)
+    output = step.step(
+        method, state, model.backbone, images, targets, state.before(images, targets), Drawn(plans, (step.upsampling,) * 2), adversarial
+    )
+    close(seen[0][1], case["rec.img_mix_mb"])
+    close(seen[1][-1], case["rec.img_mix_bb"])
+    close(method.loss(output.logits, output.targets).mean(), case["rec.loss_mix_q"])
+    # the reference passes the clean images once more for each slot, for their logits
+    replay_clean_passes(state.teacher, case, images, seen[0][1], count)
+    check_trained(case, model, output.loss, method, from_official)
+
+
+def replay_clean_passes(teacher, case, images, mixed, count):
+    """The teacher's statistics as the reference's passes leave them: clean, mixed, and clean once more for each slot."""
+    start = ours(part(case, "sd."), from_official)
+    for name, buffer in teacher.named_buffers():
+        buffer.data.copy_(start[f"states.m.teacher.{name}"])  # unseen by autograd
+    with torch.no_grad():
+        for batch in (images, mixed, *[images] * count):
+            teacher(pixel_values=batch)
+
+
+def adds_up(case):
+    """Whether the step's loss is the plain sum: not an adversarial one."""
+    return abs(float(case["loss"] - case["rec.loss_mix_k"] - case["rec.loss_one_q"] - case["rec.loss_mix_q"])) < 1e-4
+
+
 def record_inputs(*networks):
     """What each network is given, pass by pass."""
     seen = [[] for _ in networks]
@@ -233,4 +303,12 @@ def record_inputs(*networks):
     return seen
 
 
-CHECKS = {"mixblock": mixblock, "maskloss": maskloss, "mixlosses": mixlosses, "step_automix": learned_step, "step_samix": learned_step}
+CHECKS = {
+    "mixblock": mixblock,
+    "adaptivemask": adaptive_mask,
+    "maskloss": maskloss,
+    "mixlosses": mixlosses,
+    "step_automix": learned_step,
+    "step_samix": learned_step,
+    "step_adautomix": adversarial_step,
+}

@@ -65,15 +65,26 @@ def choices(value: Any) -> tuple:
     return tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else (value,)
 
 
-def check_mixblock(reduction, lam_input, lam_mul_k, value_norm, value_dropout, x_qk_concat, attention_norm, upsampling) -> None:
+def check_mixer(
+    *,
+    reduction: int,
+    attention_norm: str,
+    upsampling: str | Sequence[str],
+    lam_input: str = "none",
+    lam_mul_k: float | Sequence[float] = -1.0,
+    value_norm: str = "bn",
+    value_dropout: float = 0.0,
+    x_qk_concat: bool = False,
+) -> None:
+    """Refuses settings that no mixer has."""
     check_count(1, reduction=reduction)
-    check_known("lam_input", lam_input, LAM_INPUTS)
-    check_known("value_norm", value_norm, NORMS)
     check_known("attention_norm", attention_norm, NORMS)
-    check_between(0, 1, value_dropout=value_dropout)
     for mode in choices(upsampling):
         check_known("upsampling", mode, UPSAMPLING)
+    check_known("lam_input", lam_input, LAM_INPUTS)
     for k in choices(lam_mul_k):
-        check_between(-1e9, 1e9, lam_mul_k=k)
+        check_between(-1, 1e6, lam_mul_k=k)
+    check_known("value_norm", value_norm, NORMS)
+    check_between(0, 1, value_dropout=value_dropout)
     if x_qk_concat and lam_input == "concat":
         raise ValueError("x_qk_concat must go without lam_input 'concat', got both; choose 'multiply_residual' as SAMix does.")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hf_mixup.mixers.masks import check_mixblock, choices, rescale_lam
+from hf_mixup.mixers.masks import check_mixer, choices, rescale_lam
 from hf_mixup.mixers.mixer import Mixer
 
 
@@ -85,7 +85,16 @@ class MixBlock(Mixer):
         upsampling: str | Sequence[str] = "nearest",
     ):
         super().__init__()
-        check_mixblock(reduction, lam_input, lam_mul_k, value_norm, value_dropout, x_qk_concat, attention_norm, upsampling)
+        check_mixer(
+            reduction=reduction,
+            attention_norm=attention_norm,
+            upsampling=upsampling,
+            lam_input=lam_input,
+            lam_mul_k=lam_mul_k,
+            value_norm=value_norm,
+            value_dropout=value_dropout,
+            x_qk_concat=x_qk_concat,
+        )
         self.channels, self.lam_input = channels, lam_input
         self.lam_mul_ks, self.upsamplings = choices(lam_mul_k), choices(upsampling)
         self.x_qk_concat, self.x_v_concat = x_qk_concat, x_v_concat

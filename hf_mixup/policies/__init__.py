@@ -4,10 +4,11 @@ from hf_mixup.policies.cutmix import CutMix
 from hf_mixup.policies.fmix import FMix
 from hf_mixup.policies.gridmix import GridMix
 from hf_mixup.policies.mixup import Mixup
+from hf_mixup.policies.multimixup import MultiMixup
 from hf_mixup.policies.puzzlemix import PuzzleMix
 from hf_mixup.policies.resizemix import ResizeMix
 from hf_mixup.policies.saliencymix import SaliencyMix
 from hf_mixup.policies.smoothmix import SmoothMix
 from hf_mixup.policies.vanilla import Vanilla
 
-SAMPLE_POLICIES = (Vanilla, Mixup, CutMix, FMix, SmoothMix, SaliencyMix, GridMix, ResizeMix, PuzzleMix)
+SAMPLE_POLICIES = (Vanilla, Mixup, MultiMixup, CutMix, FMix, SmoothMix, SaliencyMix, GridMix, ResizeMix, PuzzleMix)

@@ -1,6 +1,7 @@
 """Training steps: the standard one, and those of the few methods that need their own."""
 
+from hf_mixup.steps.adversarial import AdversarialMixing
 from hf_mixup.steps.learned import LearnedMixing
 from hf_mixup.steps.standard import Standard
 
-STEPS = (Standard, LearnedMixing)
+STEPS = (Standard, LearnedMixing, AdversarialMixing)

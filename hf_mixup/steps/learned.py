@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_mixup.checks import check_between, check_known
-from hf_mixup.mixers.masks import MASK_LOSSES, UPSAMPLING, adjust_mask, check_mixblock, mask_loss
+from hf_mixup.mixers.masks import MASK_LOSSES, UPSAMPLING, adjust_mask, check_mixer, mask_loss
 from hf_mixup.plan import Dense, MixPlan, blend, mix_targets
 from hf_mixup.policy import Signals
 from hf_mixup.rng import MixKey, keyed
@@ -301,7 +301,7 @@ class LearnedMixing(Step):
     eval_net: str = "teacher_onehot"
 
     def __post_init__(self):
-        check_mixblock(**{name: getattr(self, name) for name in CHECKED})
+        check_mixer(**{name: getattr(self, name) for name in CHECKED})
         if self.mask_up_override is not None:
             check_known("mask_up_override", self.mask_up_override, UPSAMPLING)
         check_known("mixer_loss", self.mixer_loss, ["ce", *MIXER_LOSSES])
@@ -320,15 +320,9 @@ class LearnedMixing(Step):
     def _make_mixer(self, channels: int) -> nn.Module:
         from hf_mixup.mixers import MixBlock
 
-        if self.mixer is None:
-            return MixBlock(channels, **{name: getattr(self, name) for name in MIXBLOCK})
-        mixer = MixBlock.from_pretrained(self.mixer).requires_grad_(False)
-        if mixer.channels != channels:
-            raise ValueError(
-                f"the mixer must fit the network's features of {channels} channels, got {self.mixer} for {mixer.channels}; "
-                "choose another stage or mixer."
-            )
-        return mixer
+        if self.mixer is not None:
+            return load_mixer(MixBlock, self.mixer, channels)
+        return MixBlock(channels, **{name: getattr(self, name) for name in MIXBLOCK})
 
     def run(self, method: Method, state: LearnedState, backbone: nn.Module, images: Tensor, targets: Tensor, key: MixKey) -> StepOutput:
         signals = state.before(images, targets)
@@ -337,11 +331,9 @@ class LearnedMixing(Step):
         return self.step(method, state, backbone, images, targets, signals, drawn, mask_weight)
 
     def draw(self, method: Method, shape: torch.Size, signals: Signals, mixer: nn.Module, key: MixKey) -> Drawn:
-        rng = key.own_rng()
+        rng, shared = key.own_rng(), shared_rng(key)
         plans = tuple(pair_plan(method, shape, rng, signals, self.no_repeat) for _ in range(2))
         adjust = float(torch.rand((), generator=rng)) < self.mask_adjust
-        # the same on all processes, and apart from the stream that chose the method
-        shared = keyed(key.seed, key.step, key.micro_step, key.repeat, 0, 1)
         keep = float(torch.rand((), generator=shared)) < self.switch_off
         k = pick(mixer.lam_mul_ks, shared), pick(mixer.lam_mul_ks, shared)
         ups = pick(mixer.upsamplings, shared), pick(mixer.upsamplings, shared)
@@ -417,6 +409,22 @@ def pair_plan(method: Method, shape: torch.Size, rng: torch.Generator, signals: 
             return plan
     own = plan.index[:, 0]
     return replace(plan, index=torch.stack([own, own.roll(int(torch.randint(1, shape[0], (), generator=rng)))], 1))
+
+
+def load_mixer(cls: type[nn.Module], repo_or_folder: str, channels: int) -> nn.Module:
+    """A trained mixer, frozen. Raises ValueError when the features do not fit."""
+    mixer = cls.from_pretrained(repo_or_folder).requires_grad_(False)
+    if mixer.channels != channels:
+        raise ValueError(
+            f"the mixer must fit the network's features of {channels} channels, got {repo_or_folder} for {mixer.channels}; "
+            "choose another stage or mixer."
+        )
+    return mixer
+
+
+def shared_rng(key: MixKey) -> torch.Generator:
+    """For choices that change which parameters are used: the same on all processes, and apart from the stream that chose the method."""
+    return keyed(key.seed, key.step, key.micro_step, key.repeat, 0, 1)
 
 
 def within_margin(mask: Tensor, plan: MixPlan, margin: float) -> Tensor:
