@@ -59,14 +59,17 @@ class SaliencyMix(SamplePolicy):
         # whose partner a box is taken from: the first image of those that share a draw
         first = torch.full((pairing.draws,), shape[0]).scatter_reduce(0, pairing.row, torch.arange(shape[0]), "amin")
         images = signals["images"]
-        seen = images[pairing.partner[first].to(images.device, non_blocking=True)]
-        if self.saliency == "uint8":
-            gray = gray8(bytes_of(seen, self.mean, self.std))
-            saliency = fine_grained(blur8(gray))
-        else:
-            saliency = published_saliency(seen)
-        edges = centred_boxes((1 - lam).sqrt(), *peaks(saliency), size)
+        source = pairing.partner[first].to(images.device, non_blocking=True)
+        # one source for each image is a permutation, and peaks are moved sooner than images
+        alone = len(source) < len(images)
+        row, col = peaks(self._saliency(images[source] if alone else images))
+        edges = centred_boxes((1 - lam).sqrt(), *((row, col) if alone else (row[source], col[source])), size)
         return box_plan(pairing.partner, edges[pairing.row.to(edges.device, non_blocking=True)], size)
+
+    def _saliency(self, images: Tensor) -> Tensor:
+        if self.saliency == "published":
+            return published_saliency(images)
+        return fine_grained(blur8(gray8(bytes_of(images, self.mean, self.std))))
 
 
 def bytes_of(images: Tensor, mean: tuple[float, ...] | None, std: tuple[float, ...] | None) -> Tensor:
@@ -74,9 +77,11 @@ def bytes_of(images: Tensor, mean: tuple[float, ...] | None, std: tuple[float, .
     images = images.float()
     if mean is None:
         low, high = (bound[:, :, None, None] for bound in images.flatten(1).aminmax(dim=1, keepdim=True))
-        return ((images - low) * (255 / (high - low).clamp(min=1e-12))).round()
+        return (images - low).mul_(255 / (high - low).clamp(min=1e-12)).round_()
+    if len(mean) != images.shape[1]:
+        raise ValueError(f"mean and std need a value for each of the images' {images.shape[1]} channels, got {mean}; give as many.")
     mean, std = (torch.tensor(values, device=images.device)[:, None, None] for values in (mean, std))
-    return ((images * std + mean) * 255).round().clamp(0, 255)
+    return (images * std).add_(mean).mul_(255).round_().clamp_(0, 255)
 
 
 def gray8(images: Tensor) -> Tensor:
@@ -101,8 +106,8 @@ def blur8(gray: Tensor) -> Tensor:
 
 def _blur(gray: Tensor) -> Tensor:
     padded = F.pad(gray[:, None], (1, 1, 1, 1), mode="reflect")[:, 0]
-    rows = padded[:, :-2] + 2 * padded[:, 1:-1] + padded[:, 2:]
-    return (rows[:, :, :-2] + 2 * rows[:, :, 1:-1] + rows[:, :, 2:]) / 16
+    rows = (padded[:, :-2] + padded[:, 2:]).add_(padded[:, 1:-1], alpha=2)
+    return (rows[:, :, :-2] + rows[:, :, 2:]).add_(rows[:, :, 1:-1], alpha=2).div_(16)
 
 
 def fine_grained(gray: Tensor, centre: Tensor | None = None) -> Tensor:
@@ -112,22 +117,33 @@ def fine_grained(gray: Tensor, centre: Tensor | None = None) -> Tensor:
     """
     centre = gray if centre is None else centre
     size = gray.shape[1:]
-    # float64 sums of whole numbers are exact; all below stays under 2**24, so float32 is
-    total = F.pad(gray.double().cumsum(1).cumsum(2), (1, 0, 1, 0))
+    # running totals of whole numbers below 2**24 are exact in float32
+    total = gray if 255 * gray[0].numel() < 2**24 else gray.double()
+    total = F.pad(total.cumsum(1).cumsum(2), (1, 0, 1, 0))
     brighter, darker = torch.zeros_like(centre), torch.zeros_like(centre)
     # from the size of the image on windows are the same
     for reach, times in Counter(min(reach, max(size)) for reach in (12, 24, 48, 28, 56, 112)).items():
-        (top, bottom), (left, right) = ([(torch.arange(n) + k).clamp(0, n) for k in (1 - reach, 1 + reach)] for n in size)
-        area = ((bottom - top)[:, None] * (right - left)).clamp(min=2).to(gray)
-        strip = total[:, bottom] - total[:, top]
-        window = (strip[:, :, right] - strip[:, :, left]).float()
-        contrast = (centre - (window - centre) / (area - 1)).trunc()
-        brighter += times * contrast.clamp(min=0)
-        darker -= times * contrast.clamp(max=0)
-    both = _stretch(brighter) + _stretch(darker)
-    highest = torch.maximum(_stretch(brighter).amax((1, 2), keepdim=True), _stretch(darker).amax((1, 2), keepdim=True))
+        contrast = _sums(_sums(total, 1, reach), 2, reach).float()
+        ends = [torch.arange(length + 1, device=gray.device, dtype=gray.dtype) for length in size]
+        area = _sums(ends[0], 0, reach)[:, None] * _sums(ends[1], 0, reach)
+        # the own value less the mean of the others, in whole numbers
+        contrast.sub_(centre).div_(1 - area.clamp(min=2)).add_(centre).trunc_()
+        brighter.add_(contrast.clamp(min=0), alpha=times)
+        darker.sub_(contrast.clamp_(max=0), alpha=times)
+    brighter, darker = _stretch(brighter), _stretch(darker)
+    highest = torch.maximum(*(part.amax((1, 2), keepdim=True) for part in (brighter, darker)))
     # stored in 8 bits, where the sum of both may be larger: it wraps
-    return (255 * both / highest.clamp(min=1)).floor().int().bitwise_and(255)
+    return (255 * (brighter + darker) / highest.clamp(min=1)).floor().int().bitwise_and(255)
+
+
+def _sums(total: Tensor, dim: int, reach: int) -> Tensor:
+    """Along `dim`, the sums from `reach - 1` values before each to `reach` after it, given running totals that begin with 0."""
+    length = total.shape[dim] - 1
+    reach = min(reach, length)
+    end = total.narrow(dim, length, 1).expand(*(reach if axis == dim else -1 for axis in range(total.ndim)))
+    sums = torch.cat([total.narrow(dim, reach + 1, length - reach), end], dim)
+    sums.narrow(dim, reach, length - reach).sub_(total.narrow(dim, 1, length - reach))
+    return sums
 
 
 def _stretch(values: Tensor) -> Tensor:
