@@ -25,6 +25,7 @@ from hf_mixup.losses import LOSSES, CrossEntropy, Decoupled, Loss
 from hf_mixup.plan import blend, mix_targets, onehot
 from hf_mixup.policies import (
     SAMPLE_POLICIES,
+    AttentiveMix,
     CutMix,
     FMix,
     GridMix,
@@ -163,6 +164,7 @@ METHODS: dict[str, Method] = {
         Method("saliencymix", SaliencyMix(), paper="2006.01791"),
         Method("gridmix", GridMix()),
         Method("resizemix", ResizeMix(), paper="2012.11101"),
+        Method("attentivemix", AttentiveMix(), paper="2003.13048"),
         Method("puzzlemix", PuzzleMix(), paper="2009.06962"),
         Method("automix", Mixup(alpha=2.0, mode="batch"), step=LearnedMixing(), paper="2103.13027"),
         Method(

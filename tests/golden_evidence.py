@@ -2,10 +2,12 @@
 
 from types import SimpleNamespace
 
+import torch
 from torch import nn
 from torch.testing import assert_close
 
-from hf_mixup.plan import onehot
+from hf_mixup.plan import blend, onehot
+from hf_mixup.policies.attentivemix import attentive_plan
 from hf_mixup.signals.saliency import clean_gradient, input_saliency, saliency_of
 
 
@@ -41,4 +43,14 @@ def puzzlemix_saliency(case):
     assert_close(network.layers[6].weight.grad, case["grad_fc_w_clean1"], rtol=1e-4, atol=1e-7)
 
 
-CHECKS = {"puzzlemix_saliency": puzzlemix_saliency}
+def attentivemix(case):
+    features, size = case["features"], tuple(case["x"].shape[2:])
+    cells = features[0, 0].numel()
+    count = int(case["top_k"]) if case["top_k"] > 0 else max(1, min(cells, int(cells * float(case["lam"]))))
+    plan = attentive_plan(features, case["perm"].long(), torch.full((len(features),), count), size)
+    assert torch.equal(plan.dense_mask(size)[:, :1], case["mask"])
+    assert_close(plan.weight[:, 0], case["lam_per_sample"], atol=1e-6, rtol=0)
+    assert torch.equal(blend(plan, case["x"]), case["out"])
+
+
+CHECKS = {"attentivemix": attentivemix, "puzzlemix_saliency": puzzlemix_saliency}

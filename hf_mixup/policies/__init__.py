@@ -1,5 +1,6 @@
 """Sample policies, one file per paper."""
 
+from hf_mixup.policies.attentivemix import AttentiveMix
 from hf_mixup.policies.cutmix import CutMix
 from hf_mixup.policies.fmix import FMix
 from hf_mixup.policies.gridmix import GridMix
@@ -11,4 +12,4 @@ from hf_mixup.policies.saliencymix import SaliencyMix
 from hf_mixup.policies.smoothmix import SmoothMix
 from hf_mixup.policies.vanilla import Vanilla
 
-SAMPLE_POLICIES = (Vanilla, Mixup, MultiMixup, CutMix, FMix, SmoothMix, SaliencyMix, GridMix, ResizeMix, PuzzleMix)
+SAMPLE_POLICIES = (AttentiveMix, Vanilla, Mixup, MultiMixup, CutMix, FMix, SmoothMix, SaliencyMix, GridMix, ResizeMix, PuzzleMix)
