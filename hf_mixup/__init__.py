@@ -26,6 +26,8 @@ __all__ = ["__version__", *_HOME]
 def __getattr__(name: str):
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if _HOME[name] not in ("methods", "plan"):
+        import_module(f"{__name__}.checks").check_torchvision()  # before transformers stumbles over it
     value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
     globals()[name] = value
     return value

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import TrainingArguments
 
 from hf_mixup.checks import check_between, check_count, check_known, nearest
@@ -65,6 +66,8 @@ class MixupTrainingArguments(TrainingArguments):
         if self.mix_off_epoch is not None:
             check_between(0, float("1e9"), mix_off_epoch=self.mix_off_epoch)
         self.method_choice()
+        # said for people: without it transformers refuses bf16, and two processes look for a GPU each
+        self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
         super().__post_init__()
         if self.mixes and self.label_smoothing_factor:
             raise ValueError(

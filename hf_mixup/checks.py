@@ -153,3 +153,20 @@ def check_distributions(labels: Tensor) -> None:
             f"soft labels must be at least 0 and sum to 1 for a cross-entropy loss, got a sum of {float(total[row]):g} at row {row}; "
             "for multi-label targets use the loss 'bce'."
         )
+
+
+def check_torchvision() -> None:
+    """Refuses a torchvision built for another torch. It breaks transformers too, with an error that does not say so."""
+    try:
+        import torchvision  # noqa: F401
+    except (RuntimeError, ImportError, OSError) as error:
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            seen = f"torchvision {version('torchvision')}"
+        except PackageNotFoundError:
+            seen = "no torchvision"
+        raise ImportError(
+            f"torch and torchvision must be a matching pair, got torch {torch.__version__} and {seen} ({error}); "
+            "install both together from one index: pip install --upgrade torch torchvision."
+        ) from None

@@ -65,7 +65,8 @@ def load_images(args: DataArguments, seed: int = 0, *, token: str | None = None,
     names = feature.names if isinstance(feature, ClassLabel) else [str(n) for n in range(max(train.unique(label_column)) + 1)]
     evaluation_split = next((name for name in ("validation", "val", "valid", "test") if name in splits), None)
     if evaluation_split is None:
-        stratify = label_column if isinstance(feature, ClassLabel) else None
+        enough = len(train) * min(args.train_val_split, 1 - args.train_val_split) >= len(names)
+        stratify = label_column if isinstance(feature, ClassLabel) and enough else None
         parts = train.train_test_split(args.train_val_split, seed=seed, stratify_by_column=stratify)
         train, evaluation, evaluation_split = parts["train"], parts["test"], f"{args.train_val_split:.0%} of train"
     else:

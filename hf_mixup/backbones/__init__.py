@@ -106,10 +106,12 @@ def load_strictly(model: nn.Module, folder: str | os.PathLike) -> None:
         raise ValueError(f"{folder} was expected to hold a model in safetensors, got none; give the folder of a complete checkpoint.")
     # on the CPU, and apart from the random streams of the run
     with torch.random.fork_rng(devices=[]):
-        loaded, report = type(model).from_pretrained(folder, config=model.config, output_loading_info=True)
+        loaded, report = type(model).from_pretrained(
+            folder, config=model.config, output_loading_info=True, ignore_mismatched_sizes=True
+        )
     wrong = {kind: list(report[kind]) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") if report.get(kind)}
     if wrong:
-        shown = "; ".join(f"{kind.replace('_', ' ')}: {', '.join(map(str, keys[:3]))}" for kind, keys in wrong.items())
+        shown = "; ".join(f"{kind.replace('_', ' ')}: {', '.join(map(str, sorted(keys)[:3]))}" for kind, keys in wrong.items())
         raise ValueError(
             f"{folder} was expected to hold every weight of {type(model).__name__}, got {shown}; it is a checkpoint of another network."
         )

@@ -1,0 +1,312 @@
+"""The fault table: bad input and settings get one sentence that says what was expected, what was seen and what to do.
+
+The numbers are the rows of the table in CONTRIBUTING.md.
+"""
+
+import logging
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from hf_mixup import METHODS, MixupCollator, MixupLoss, MixupModel, MixupTrainer, get_method
+from hf_mixup.losses import BCE
+from hf_mixup.methods import MethodChoice
+from hf_mixup.rng import MixKey, beta
+from small import Images, arguments, trainer, vit
+
+KEY = MixKey(0, 0, 0)
+
+
+def batch(count=4, num_labels=4, size=16):
+    return [{"pixel_values": torch.randn(3, size, size), "labels": i % num_labels} for i in range(count)]
+
+
+def in_trainer(tmp_path, examples, **changes):
+    """Trains on these examples with MixupTrainer."""
+    run = trainer(tmp_path, data=examples, per_device_train_batch_size=max(2, len(examples)), max_steps=1, **changes)
+    run.train()
+
+
+def in_collator(tmp_path, examples, **changes):
+    MixupCollator("cutmix", num_labels=4)(examples)
+
+
+both_paths = pytest.mark.parametrize("path", [in_trainer, in_collator], ids=["trainer", "collator"])
+
+
+def with_pixels(row, pixels, count=4):
+    examples = batch(count)
+    examples[row]["pixel_values"] = pixels
+    return examples
+
+
+def with_label(row, label, count=4):
+    examples = batch(count)
+    examples[row]["labels"] = label
+    return examples
+
+
+def test_row_01_batch_of_one_passes_unmixed(tmp_path, caplog):
+    from hf_mixup import collator
+
+    collator._logged.clear()
+    collate = MixupCollator("cutmix", num_labels=4)
+    with caplog.at_level(logging.WARNING, "hf_mixup.collator"):
+        for _ in range(2):
+            example = batch(1)
+            mixed = collate(example)
+            assert torch.equal(mixed["pixel_values"][0], example[0]["pixel_values"])
+            assert mixed["labels"].tolist() == [[1, 0, 0, 0]]
+    assert len(caplog.records) == 1
+    model = MixupModel(vit(), "cutmix").train()
+    image = torch.randn(1, 3, 16, 16)
+    assert_close(
+        model(image, torch.tensor([1]), mix_key=KEY).loss, torch.nn.functional.cross_entropy(model(image).logits, torch.tensor([1]))
+    )
+    with pytest.raises(ValueError, match="at least 2 images in a batch, got per_device_train_batch_size=1; raise it"):
+        arguments(tmp_path, per_device_train_batch_size=1)
+    arguments(tmp_path, per_device_train_batch_size=1, mix=["vanilla"])
+
+
+def test_row_02_empty_batch():
+    with pytest.raises(ValueError, match="at least 2 images in a batch, got 0"):
+        MixupCollator("cutmix", num_labels=4)([])
+    with pytest.raises(ValueError, match="at least 2 images in a batch, got 0"):
+        METHODS["cutmix"](torch.empty(0, 3, 8, 8), torch.empty(0, dtype=torch.int64), 4)
+
+
+@pytest.mark.parametrize("count", [3, 5, 7])
+def test_row_03_odd_batches_work(count):
+    assert MixupCollator("mixup", num_labels=4)(batch(count))["labels"].shape == (count, 4)
+
+
+@both_paths
+@pytest.mark.parametrize("label", [4, -1])
+def test_row_04_label_out_of_range(tmp_path, path, label):
+    with pytest.raises(ValueError, match=rf"labels must be from 0 to 3, got {label} at row \d of the batch; look"):
+        path(tmp_path, with_label(2, label))
+
+
+@both_paths
+def test_row_05_ignore_index(tmp_path, path):
+    with pytest.raises(ValueError, match=r"got the ignore index -100 at row \d; it is not supported when mixing"):
+        path(tmp_path, with_label(1, -100))
+
+
+def test_row_06_num_labels_of_collator_and_model(tmp_path):
+    with pytest.raises(ValueError, match="must agree on num_labels, got 5 and 4; make them equal"):
+        MixupTrainer(vit(), arguments(tmp_path), data_collator=MixupCollator("cutmix", num_labels=5), train_dataset=Images())
+
+
+@both_paths
+def test_row_07_integer_images(tmp_path, path):
+    examples = [{**example, "pixel_values": torch.zeros(3, 16, 16, dtype=torch.uint8)} for example in batch()]
+    with pytest.raises(TypeError, match="images must be floating point, got uint8; normalise first"):
+        path(tmp_path, examples)
+
+
+@both_paths
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_row_08_pixels_that_are_no_numbers(tmp_path, path, bad):
+    pixels = torch.randn(3, 16, 16)
+    pixels[1, 2, 3] = bad
+    with pytest.raises(ValueError, match=r"images must be finite, got NaN or infinity in rows \[.*\] of the batch; repair"):
+        path(tmp_path, with_pixels(1, pixels))
+    MixupCollator("cutmix", num_labels=4, check_finite=False)(with_pixels(1, pixels))
+
+
+@both_paths
+def test_row_09_images_of_several_sizes(tmp_path, path):
+    with pytest.raises(ValueError, match=r"must have one size, got \(3, 16, 16\), \(3, 16, 20\); add Resize"):
+        path(tmp_path, with_pixels(1, torch.randn(3, 16, 20)))
+
+
+@both_paths
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ((16, 16), r"shape \(B, C, H, W\), got \(4, 16, 16\)"),
+        ((16, 16, 3), r"channels first, \(B, C, H, W\), got \(4, 16, 16, 3\); use permute"),
+    ],
+    ids=["3-D", "channels last"],
+)
+def test_row_10_other_shapes(tmp_path, path, shape, message):
+    with pytest.raises(ValueError, match=message):
+        path(tmp_path, [{**example, "pixel_values": torch.randn(shape)} for example in batch()])
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_row_11_other_channels_work(channels):
+    mixed, _ = METHODS["cutmix"](torch.randn(4, channels, 8, 8), torch.arange(4), 4)
+    assert mixed.shape == (4, channels, 8, 8)
+
+
+@pytest.mark.parametrize("alpha", [0, -1, float("nan"), float("inf"), "1", None, True])
+@pytest.mark.parametrize("name", ["mixup", "cutmix"])
+def test_row_13_alpha(name, alpha):
+    with pytest.raises(
+        ValueError, match=r"alpha must be a positive, finite number, got .*; to train without mixing use the method 'vanilla'"
+    ):
+        get_method(name, alpha=alpha)
+
+
+def test_row_14_tiny_alpha():
+    rng = torch.Generator().manual_seed(0)
+    for alpha in (1e-4, 1e-3):
+        lam = beta(alpha, 20_000, rng)
+        assert torch.isfinite(lam).all()
+        # Beta(a, a) has variance 1 / (4 (2a + 1)); two underflowing Gammas would give 0.5 again and again
+        assert lam.std().item() == pytest.approx((1 / (4 * (2 * alpha + 1))) ** 0.5, rel=0.01)
+        assert (lam == 0.5).sum() == 0
+
+
+@pytest.mark.parametrize(
+    ("probabilities", "message"),
+    [([0.5], "one probability for each of the 2 methods, got 1"), ([1.2, -0.2], "at least 0"), ([0.4, 0.4], "which sums to 0.8; rescale")],
+)
+def test_row_15_probabilities(tmp_path, probabilities, message):
+    with pytest.raises(ValueError, match=message):
+        MixupCollator(["mixup", "cutmix"], num_labels=4, mix_prob=probabilities)
+    with pytest.raises(ValueError, match=message):
+        arguments(tmp_path, mix_prob=probabilities)
+
+
+def test_row_15_sums_are_not_compared_exactly():
+    given = [0.1] * 10
+    assert sum(given) != 1
+    from hf_mixup.checks import check_probabilities
+
+    check_probabilities(given, 10)
+    assert given == [0.1] * 10, "the caller's list is not changed"
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: get_method("cutmx"), "method must be a known name, got 'cutmx'; did you mean 'cutmix'"),
+        (lambda: get_method("cutmix", alhpa=1), "got 'alhpa'; did you mean 'alpha'"),
+        (lambda: MixupCollator(["mixup", "cut_mix"]), "got 'cut_mix'; did you mean 'cutmix'"),
+        (lambda: MethodChoice.build("mixup", mix_args={"cutmix": {}}), "for the methods in use, got 'cutmix'"),
+        (lambda: MethodChoice.build("mixup", mix_args={"mixup": {"mode": "sampel"}}), "mode must be a known name, got 'sampel'; did you mean 'sample'"),
+        (lambda: MethodChoice.build(["mixup", "mixup"]), "name every method once"),
+        (lambda: MethodChoice.build(["mixup", "cutmix"], alpha=[1, 2, 3]), "each of the 2 methods, got 3"),
+        (lambda: MethodChoice.build([]), "at least one method, got none"),
+        (lambda: get_method("mixup", loss="crossentrpy"), "loss must be a known name, got 'crossentrpy'; did you mean 'crossentropy'"),
+        (lambda: get_method("mixup", loss={"name": "bce", "treshold": 1}), "got 'treshold'; did you mean"),
+    ],
+)  # fmt: skip
+def test_row_16_unknown_names(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_row_16_unknown_mix_args_of_the_command_line(tmp_path):
+    with pytest.raises(ValueError, match=r"mix_args must be JSON such as .*, got '\{cutmix: 1\}'"):
+        arguments(tmp_path, mix_args="{cutmix: 1}")
+
+
+def test_row_19_multi_label_targets(tmp_path):
+    many = [{**example, "labels": torch.tensor([1.0, 1, 0, 1])} for example in batch()]
+    with pytest.raises(
+        ValueError, match="sum to 1 for a cross-entropy loss, got a sum of 3 at row 0; for multi-label targets use the loss 'bce'"
+    ):
+        in_trainer(tmp_path, many)
+    in_trainer(tmp_path, many, loss="bce")
+    mixed = MixupCollator("mixup", num_labels=4)(many)
+    logits = torch.randn(4, 4)
+    with pytest.raises(ValueError, match="for multi-label targets use the loss 'bce'"):
+        MixupLoss()({"logits": logits}, mixed["labels"])
+    assert torch.isfinite(MixupLoss(loss=BCE())({"logits": logits}, mixed["labels"]))
+
+
+def test_row_20_soft_rows_that_are_no_distribution(tmp_path):
+    with pytest.raises(ValueError, match=r"sum of 0\.9 at row \d"):
+        in_trainer(tmp_path, [{**e, "labels": torch.tensor([0.5, 0.4 + 0.1 * (i != 1), 0, 0])} for i, e in enumerate(batch())])
+
+
+def test_row_21_label_smoothing_factor(tmp_path):
+    with pytest.raises(ValueError, match=r"label_smoothing_factor must be 0 when mixing, got 0.1; smooth the mixed target with --loss"):
+        arguments(tmp_path, label_smoothing_factor=0.1)
+
+
+@pytest.mark.parametrize(("column", "message"), [("pixel_values", "pixel_values"), ("labels", "'labels'")])
+def test_row_22_missing_columns(tmp_path, column, message):
+    examples = [{("renamed" if name == column else name): value for name, value in example.items()} for example in batch()]
+    with pytest.raises(ValueError, match=rf"must have .*{message}.*got \[.*'renamed'"):
+        in_collator(tmp_path, examples)
+    with pytest.raises(ValueError, match=rf"must have .*{message}.*got \[.*\]; rename"):
+        in_trainer(tmp_path, examples)
+
+
+def test_row_22_columns_dropped_by_the_trainer(tmp_path):
+    from datasets import Dataset
+
+    data = Dataset.from_dict({"pixels": [[0.0]] * 4, "labels": [0, 1, 2, 3]})
+    with pytest.raises(ValueError, match=r"must have 'pixel_values' and 'labels', got \['labels', 'pixels'\]; rename"):
+        in_trainer(tmp_path, data)
+
+
+def test_training_without_a_key_names_the_trainer():
+    with pytest.raises(ValueError, match="train with MixupTrainer, which gives it"):
+        MixupModel(vit(), "cutmix").train()(torch.randn(4, 3, 16, 16), torch.arange(4))
+
+
+def test_row_35_changed_run(tmp_path):
+    trainer(tmp_path, save_strategy="steps", save_steps=4, max_steps=4).train()
+    with pytest.raises(ValueError, match=r"must mix as before, got other settings \(mix_seed: 3 then, 9 now\); restore them, or pass"):
+        trainer(tmp_path, mix_seed=9).train(resume_from_checkpoint=True)
+    with pytest.raises(ValueError, match=r"methods: .*cutmix.* then"):
+        trainer(tmp_path, mix=["mixup"]).train(resume_from_checkpoint=True)
+    trainer(tmp_path, mix_seed=9, allow_method_change=True).train(resume_from_checkpoint=True)
+
+
+def test_row_33_torn_checkpoint_is_passed_over_by_name(tmp_path, caplog):
+    trainer(tmp_path, save_strategy="steps", save_steps=4, max_steps=8).train()
+    torn = tmp_path / "checkpoint-8/model.safetensors"
+    torn.write_bytes(torn.read_bytes()[:1000])
+    run = trainer(tmp_path, max_steps=8)
+    with caplog.at_level(logging.WARNING, "hf_mixup.checkpoints"):
+        run.train(resume_from_checkpoint=True)
+    assert "checkpoint-8: model.safetensors is torn" in caplog.text
+    assert run._initial_global_step == 4
+
+
+def test_row_34_torn_checkpoint_named_explicitly(tmp_path):
+    trainer(tmp_path, save_strategy="steps", save_steps=8, max_steps=8).train()
+    (tmp_path / "checkpoint-8/trainer_state.json").unlink()
+    with pytest.raises(ValueError, match=r"whole checkpoint, but trainer_state.json is missing or torn; resume from another"):
+        trainer(tmp_path).train(resume_from_checkpoint=str(tmp_path / "checkpoint-8"))
+    with pytest.raises(ValueError, match="expected to hold a whole checkpoint, got none"):
+        trainer(tmp_path).train(resume_from_checkpoint=True)
+
+
+def test_row_37_checkpoint_of_another_network(tmp_path):
+    trainer(tmp_path, save_strategy="steps", save_steps=4, max_steps=4).train()
+    with pytest.raises(ValueError, match=r"expected to hold every weight of ViTForImageClassification, got (missing|mismatched) keys"):
+        trainer(tmp_path, vit(num_labels=5), Images(num_labels=4)).train(resume_from_checkpoint=True)
+
+
+def test_row_42_used_output_folder(tmp_path):
+    from run_script import run_mixup
+
+    (tmp_path / "old.txt").write_text("precious")
+    done = run_mixup("--output_dir", tmp_path, "--max_steps", "1", check=False)
+    assert done.returncode != 0
+    assert "must be new or empty" in done.stderr
+    assert "--resume_from_checkpoint" in done.stderr
+    assert "--overwrite_output_dir" in done.stderr
+
+
+def test_row_44_broken_torchvision(tmp_path):
+    """A torchvision that does not fit the installed torch makes every import of transformers fail, with a riddle."""
+    (tmp_path / "torchvision").mkdir()
+    (tmp_path / "torchvision/__init__.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')")
+    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from hf_mixup import MixupTrainer"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    last = done.stderr.strip().splitlines()[-1]
+    assert "torch and torchvision must be a matching pair, got torch" in last
+    assert "install both together" in last

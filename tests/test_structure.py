@@ -1,0 +1,74 @@
+"""The house keeps its shape: who may import whom, and what `import hf_mixup` costs."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import hf_mixup
+
+PACKAGE = Path(hf_mixup.__file__).parent
+ROOT = PACKAGE.parent
+
+
+def room(module: str) -> str:
+    """`hf_mixup.policies.cutmix` is in the room `policies`."""
+    parts = module.split(".")
+    return parts[1] if len(parts) > 1 else "hf_mixup"
+
+
+def drawn() -> dict[str, set[str]]:
+    """The arrows of ARCHITECTURE.md: lines `room -> room, room` of its block of imports."""
+    text = (ROOT / "ARCHITECTURE.md").read_text()
+    block = text.split("```imports\n")[1].split("```")[0]
+    arrows = {}
+    for line in block.splitlines():
+        rooms, targets = line.split("->")
+        for name in rooms.split(","):
+            arrows[name.strip()] = {target.strip() for target in targets.split(",")} - {""}
+    return arrows
+
+
+def test_imports_follow_the_drawing():
+    allowed, missing = drawn(), []
+    for path in PACKAGE.rglob("*.py"):
+        module = ".".join(["hf_mixup", *path.relative_to(PACKAGE).with_suffix("").parts]).removesuffix(".__init__")
+        if module == "hf_mixup":
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = (
+                [node.module]
+                if isinstance(node, ast.ImportFrom)
+                else [a.name for a in getattr(node, "names", [])]
+                if isinstance(node, ast.Import)
+                else []
+            )
+            for name in names:
+                if (
+                    name
+                    and name.startswith("hf_mixup.")
+                    and room(name) != room(module)
+                    and room(name) not in allowed.get(room(module), set())
+                ):
+                    missing.append(f"{module} imports {name}")
+    assert not missing, "arrows that ARCHITECTURE.md does not draw: " + "; ".join(sorted(missing))
+
+
+def test_import_is_light():
+    code = "import sys, hf_mixup; print([m for m in ('torch', 'transformers', 'timm', 'torchvision', 'datasets') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+    code = "import sys; from hf_mixup import METHODS, get_method, blend; print([m for m in ('transformers', 'timm', 'torchvision') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_every_public_name_is_there_and_documented():
+    for name in hf_mixup.__all__:
+        value = getattr(hf_mixup, name)
+        if callable(value):
+            assert value.__doc__, name
+
+
+def test_the_script_is_thin():
+    assert len((ROOT / "training_scripts/run_mixup.py").read_text().splitlines()) < 250
