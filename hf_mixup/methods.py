@@ -20,7 +20,7 @@ from hf_mixup.checks import (
     check_probabilities,
     nearest,
 )
-from hf_mixup.labels import LABEL_POLICIES, AreaLabels
+from hf_mixup.labels import LABEL_POLICIES, AreaLabels, AttentionLabels, SaliencyLabels
 from hf_mixup.losses import LOSSES, CrossEntropy, Decoupled, Loss
 from hf_mixup.plan import blend, mix_targets, onehot
 from hf_mixup.policies import (
@@ -33,6 +33,7 @@ from hf_mixup.policies import (
     MultiMixup,
     PuzzleMix,
     ResizeMix,
+    SaliencyGrafting,
     SaliencyMix,
     SmoothMix,
     Vanilla,
@@ -93,6 +94,7 @@ class Method:
         replaced by `{"name": ..., <fields>}`, and `{<fields>}` changes fields of the part that is there.
         """
         parts = {part: getattr(self, part) for part in PARTS}
+        own: dict[str, dict[str, Any]] = {}
         # whole parts first: a flat field may belong to the new part
         for key in sorted(fields, key=lambda key: key not in PARTS):
             value = fields[key]
@@ -103,7 +105,9 @@ class Method:
             if owner is None:
                 known = sorted(set().union(*map(_fields, parts.values())) | set(PARTS))
                 raise ValueError(f"{self.name!r} must be given its own hyper-parameters, got {key!r}; {nearest(key, known)}")
-            parts[owner] = dataclasses.replace(parts[owner], **{key: value})
+            own.setdefault(owner, {})[key] = value
+        # all fields of a part at once: it may check them together
+        parts |= {part: dataclasses.replace(parts[part], **values) for part, values in own.items()}
         return dataclasses.replace(self, **parts)
 
     def to_dict(self) -> dict[str, Any]:
@@ -158,6 +162,7 @@ METHODS: dict[str, Method] = {
         Method("vanilla", Vanilla()),
         Method("mixup", Mixup(), paper="1710.09412"),
         Method("cutmix", CutMix(), paper="1905.04899"),
+        Method("transmix", CutMix(), label=AttentionLabels(), paper="2111.09833"),
         Method("decouplemix", CutMix(), loss=Decoupled(), paper="2203.10761"),
         Method("fmix", FMix(), paper="2002.12047"),
         Method("smoothmix", SmoothMix()),
@@ -165,6 +170,7 @@ METHODS: dict[str, Method] = {
         Method("gridmix", GridMix()),
         Method("resizemix", ResizeMix(), paper="2012.11101"),
         Method("attentivemix", AttentiveMix(), paper="2003.13048"),
+        Method("saliencygrafting", SaliencyGrafting(), SaliencyLabels(), paper="2112.08796"),
         Method("puzzlemix", PuzzleMix(), paper="2009.06962"),
         Method("automix", Mixup(alpha=2.0, mode="batch"), step=LearnedMixing(), paper="2103.13027"),
         Method(

@@ -166,7 +166,8 @@ def share_distribution(policy, shape, mean, keys=2000, tolerance=0.0):
 
 
 def round_trip(method):
-    """10. A method survives its dictionary, JSON, pickling and its own repr."""
+    """10. A method survives its dictionary, JSON, pickling and its own repr, and every hyper-parameter can be set by its name."""
+    import dataclasses
     import json
     import pickle
 
@@ -176,3 +177,5 @@ def round_trip(method):
     assert pickle.loads(pickle.dumps(method)) == method
     names = {cls.__name__: cls for part in methods.PARTS.values() for cls in part.values()}
     assert eval(repr(method), {**names, "Method": methods.Method}) == method
+    for field in dataclasses.fields(method.sample):
+        assert method.replaced(**{field.name: getattr(method.sample, field.name)}) == method, field.name

@@ -22,18 +22,18 @@ class SmoothMix(SamplePolicy):
 
     Args:
         sigma: the smallest and largest sigma, as shares of the image's height and width.
-        label: `measured` weighs the labels by what is visible. `published` swaps the two weights, as OpenMixup does; its tables
+        weight: `measured` weighs the labels by what is visible. `published` swaps the two weights, as OpenMixup does; its tables
             were trained so.
         mode: `sample` draws a window for every image, `pair` for every two that change places, `batch` once (OpenMixup).
     """
 
     sigma: tuple[float, float] = (0.25, 0.5)
-    label: str = "measured"
+    weight: str = "measured"
     mode: str = "sample"
 
     def __post_init__(self):
         check_range(0.001, 100, sigma=self.sigma)
-        check_known("label", self.label, ["measured", "published"])
+        check_known("weight", self.weight, ["measured", "published"])
         check_mode(self.mode)
 
     def plan(self, shape: torch.Size, rng: torch.Generator, signals: Signals) -> MixPlan:
@@ -45,7 +45,7 @@ class SmoothMix(SamplePolicy):
         # image-sized only where the images are
         rows, cols = (profile.float().to(signals.device, non_blocking=True) for profile in (rows, cols))
         own = 1 - rows[:, :, None] * cols[:, None, :]
-        lam = 1 - visible if self.label == "measured" else visible
+        lam = 1 - visible if self.weight == "measured" else visible
         return MixPlan.pair(pairing.partner, dense_pair(own, pairing.row), lam)
 
 
