@@ -50,7 +50,10 @@ class Boxes:
 
 @dataclass(frozen=True, eq=False)
 class Dense:
-    """A share for every pixel (FMix, GridMix, PuzzleMix). `value`: (B, K, H, W), >= 0, sums to 1 over K."""
+    """A share for every pixel (FMix, GridMix, PuzzleMix). `value`: (B, K, H, W), >= 0, sums to 1 over K.
+
+    H and W may be those of a coarser grid, of which pixels take the nearest cell.
+    """
 
     value: Tensor
 
@@ -159,8 +162,9 @@ def blend_examples(plan: MixPlan, examples: list[Tensor], out: Tensor) -> Tensor
             for i, (j, (top, bottom, left, right)) in enumerate(zip(partners, edges.tolist(), strict=True)):
                 out[i].copy_(examples[i])
                 out[i, :, top:bottom, left:right] = examples[j][:, top:bottom, left:right]
-        case Share(value) | Dense(value):
-            own_share = value[:, 0].to(out.dtype)
+        case Share() | Dense():
+            own_share = plan.mask.value if isinstance(plan.mask, Share) else plan.dense_mask(tuple(out.shape[2:]))
+            own_share = own_share[:, 0].to(out.dtype)
             for i, j in enumerate(partners):
                 torch.lerp(examples[j], examples[i], own_share[i], out=out[i])
     return out

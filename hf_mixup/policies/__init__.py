@@ -8,8 +8,22 @@ from hf_mixup.policies.mixup import Mixup
 from hf_mixup.policies.multimixup import MultiMixup
 from hf_mixup.policies.puzzlemix import PuzzleMix
 from hf_mixup.policies.resizemix import ResizeMix
+from hf_mixup.policies.saliencygrafting import SaliencyGrafting
 from hf_mixup.policies.saliencymix import SaliencyMix
 from hf_mixup.policies.smoothmix import SmoothMix
 from hf_mixup.policies.vanilla import Vanilla
 
-SAMPLE_POLICIES = (AttentiveMix, Vanilla, Mixup, MultiMixup, CutMix, FMix, SmoothMix, SaliencyMix, GridMix, ResizeMix, PuzzleMix)
+SAMPLE_POLICIES = (
+    AttentiveMix,
+    SaliencyGrafting,
+    Vanilla,
+    Mixup,
+    MultiMixup,
+    CutMix,
+    FMix,
+    SmoothMix,
+    SaliencyMix,
+    GridMix,
+    ResizeMix,
+    PuzzleMix,
+)

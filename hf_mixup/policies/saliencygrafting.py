@@ -1,0 +1,68 @@
+"""Saliency Grafting, the images."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from hf_mixup.checks import check_between, check_count, check_mode, check_positive
+from hf_mixup.geometry import block_count, dense_pair, pooled_evidence
+from hf_mixup.plan import MixPlan
+from hf_mixup.policy import SamplePolicy, Signals
+from hf_mixup.rng import beta, partners
+
+
+@dataclass(frozen=True)
+class SaliencyGrafting(SamplePolicy):
+    """Saliency Grafting (Park et al., AAAI 2022, arXiv:2112.08796): salient cells of the partner are grafted on the own image.
+
+    A reimplementation from the paper's description; no code is public. The partner's saliency on an n x n grid, scaled to a
+    mean of 1, goes through a softmax of some temperature; cells above its mean are candidates, and each is grafted with
+    probability `p ~ Beta(alpha, alpha)`. The label weighs what stays visible of each image's saliency: `SaliencyLabels`.
+    That mean of 1, and the defaults, are our reading, so all of them can be set. An image without saliency grafts nothing.
+
+    Args:
+        alpha: both parameters of the Beta.
+        temperature: small values leave only the most salient cells, large ones all above the mean saliency.
+        block_nums: how many cells a side may have, drawn for every batch; see `geometry.block_count`. Sides without a common
+            divisor are not mixed.
+        clean_lam: weight of the clean images' own loss; see `Policy`.
+        mode: whose draws of p are shared.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset({"saliency"})
+
+    alpha: float = 2.0
+    temperature: float = 0.2
+    block_nums: tuple[int, ...] = (2, 4, 8, 16)
+    clean_lam: float = 0.0
+    mode: str = "sample"
+
+    def __post_init__(self):
+        check_positive(alpha=self.alpha, temperature=self.temperature)
+        check_count(2, **{f"block_nums[{i}]": count for i, count in enumerate(self.block_nums)})
+        check_count(1, **{"the number of block_nums": len(self.block_nums)})
+        check_between(0, float("inf"), clean_lam=self.clean_lam)
+        check_mode(self.mode)
+
+    def plan(self, shape: torch.Size, rng: torch.Generator, signals: Signals) -> MixPlan:
+        pairing = partners(shape[0], self.mode, rng)
+        share = beta(self.alpha, pairing.draws, rng)[pairing.row]
+        count = block_count(tuple(shape[2:]), self.block_nums, rng)
+        if count == 1:
+            return MixPlan.identity(shape[0])
+        taken = torch.rand(shape[0], count, count, generator=rng, dtype=torch.float64) < share[:, None, None]
+        saliency = pooled_evidence(signals["saliency"], (count, count))
+        partner = pairing.partner.to(saliency.device)
+        grafted = candidates(saliency, self.temperature)[partner] & taken.to(saliency.device)
+        mask = dense_pair(~grafted, torch.arange(shape[0]))
+        return MixPlan.pair(partner, mask, mask.value[:, 0].double().mean((1, 2)))
+
+
+def candidates(saliency: Tensor, temperature: float) -> Tensor:
+    """(B, n, n) bool: the cells whose softmax is above its mean. `saliency` (B, n, n) sums to 1."""
+    cells = saliency[0].numel()
+    scaled = (saliency * cells / temperature).flatten(1)
+    mean = scaled.logsumexp(1, keepdim=True) - torch.tensor(cells).log()
+    return (scaled > mean).view_as(saliency)
