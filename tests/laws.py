@@ -178,4 +178,5 @@ def round_trip(method):
     names = {cls.__name__: cls for part in methods.PARTS.values() for cls in part.values()}
     assert eval(repr(method), {**names, "Method": methods.Method}) == method
     for field in dataclasses.fields(method.sample):
+        assert field.name not in methods.PARTS, field.name
         assert method.replaced(**{field.name: getattr(method.sample, field.name)}) == method, field.name
