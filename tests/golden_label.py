@@ -5,8 +5,11 @@ import re
 import torch
 from torch.testing import assert_close
 
-from hf_mixup.losses import Decoupled, DecoupledBCE, decoupled_log_probs, rescale
-from hf_mixup.plan import MixPlan, Share, mix_targets, onehot
+from hf_mixup.geometry import box_plan
+from hf_mixup.labels import AttentionLabels
+from hf_mixup.losses import CrossEntropy, Decoupled, DecoupledBCE, decoupled_log_probs, rescale, smooth
+from hf_mixup.plan import Dense, MixPlan, Share, mix_targets, onehot
+from hf_mixup.policy import Signals
 
 
 def close(actual, expected, tolerance=1e-5):
@@ -101,8 +104,6 @@ def decouple_bce(case):
 
 def transmix_loss(case):
     """OpenMixup's keys are those of a loss averaged before it is weighted, and are not to be met."""
-    from hf_mixup.losses import CrossEntropy
-
     lam = case["lam"].float()
     batch = len(lam)
     # the partners' labels are given, not their places, so both halves of a batch of twice the size
@@ -114,7 +115,38 @@ def transmix_loss(case):
     close(loss.mean(), case["correct_mean"])
 
 
+def flipped_plan(batch, mask, lam):
+    return MixPlan.pair(torch.arange(batch).flip(0), mask, torch.as_tensor(lam).reshape(-1).expand(batch))
+
+
+def transmix_official(case):
+    top, bottom, left, right = case["box_yl_yh_xl_xh"].tolist()
+    height, width = case["img_hw"].tolist()
+    attention = case["cls_attn"].float()
+    batch, side = len(attention), int(attention.shape[1] ** 0.5)
+    close(case["attn"].mean(1)[:, 0, 1:], attention)
+    edges = torch.tensor([[top, bottom, left, right]]).expand(batch, -1)
+    plan = box_plan(torch.arange(batch).flip(0), edges, (height, width))
+    targets, epsilon = onehot(case["labels"].long(), int(case["num_classes"])), float(case["smoothing"])
+    close(smooth(mix_targets(plan, targets), epsilon), case["area_target"])
+    weights = AttentionLabels().weights(plan, Signals(attention=attention.view(batch, side, side)))
+    close(weights[:, 1], case["lam_pasted"])
+    close(smooth(mix_targets(plan.reweighted(weights), targets), epsilon), case["target"])
+
+
+def transmix_openmixup(case):
+    """Masks as images, one for all or one each; the share given need not be their area."""
+    pasted = case["mask"].float()[:, 0]
+    attention = case["attn"].float().mean(1)[:, 0, 1:]
+    batch, side = len(attention), int(attention.shape[1] ** 0.5)
+    plan = flipped_plan(batch, Dense(torch.stack([1 - pasted, pasted], 1)), case["lam0_keep"])
+    weights = AttentionLabels().weights(plan, Signals(attention=attention.view(batch, side, side)))
+    close(weights[:, 0], case["lam_keep"])
+
+
 CHECKS = {
+    "transmix_official_": transmix_official,
+    "transmix_openmixup_": transmix_openmixup,
     "decouple_ce_": decouple_ce,
     "decouple_ce_etaA_swapped": decouple_swapped,
     "decouple_ce_formula_": decouple_formula,

@@ -6,9 +6,12 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from hf_mixup import get_method
-from hf_mixup.collator import MixupLoss
+from hf_mixup import MixupCollator, MixupLoss, get_method
+from hf_mixup.geometry import box_plan
+from hf_mixup.labels import AttentionLabels
 from hf_mixup.losses import BCE, CrossEntropy, Decoupled, DecoupledBCE
+from hf_mixup.policy import Signals
+from hf_mixup.rng import keyed
 
 # -- DecoupleMix ------------------------------------------------------------------------------------------------------------
 
@@ -74,3 +77,34 @@ def test_decouplemix_serves_stock_trainers():
     loss = MixupLoss(loss=method.loss)({"logits": logits}, targets)
     assert_close(loss, method.loss(logits, targets).mean())
     assert loss > CrossEntropy()(logits, targets).mean()
+
+
+# -- TransMix ---------------------------------------------------------------------------------------------------------------
+
+
+def test_attention_labels_by_hand():
+    """A box on the right half of one image of two patches: 0.5 * 0.5 of the area and 0.5 * 0.9 of the attention are its."""
+    plan = box_plan(torch.tensor([1, 0]), torch.tensor([[0, 4, 4, 8], [0, 0, 0, 0]]), (4, 8))
+    attention = torch.tensor([[[0.1, 0.9]], [[0.3, 0.1]]])
+    weights = AttentionLabels().weights(plan, Signals(attention=attention))
+    assert_close(weights, torch.tensor([[0.3, 0.7], [1.0, 0.0]]))
+    assert_close(AttentionLabels(rho=1.0).weights(plan, Signals(attention=attention)), plan.weight)
+    assert_close(AttentionLabels(rho=0.0).weights(plan, Signals(attention=attention))[0], torch.tensor([0.1, 0.9]))
+    nothing = AttentionLabels(rho=0.0).weights(plan, Signals(attention=torch.zeros(2, 1, 2)))
+    assert_close(nothing, plan.weight)
+
+
+@pytest.mark.parametrize("sample", ["mixup", "cutmix", "fmix", "gridmix", "resizemix", "vanilla"])
+def test_transmix_labels_any_policy(sample):
+    method = get_method("transmix", sample={"name": sample})
+    plan = method.sample.plan(torch.Size((6, 3, 32, 32)), keyed(1), Signals(images=torch.randn(6, 3, 32, 32)))
+    weights = method.label.weights(plan, Signals(attention=torch.rand(6, 8, 8)))
+    assert_close(weights.sum(1), torch.ones(6))
+    assert weights.min() >= 0
+
+
+def test_transmix_needs_the_model():
+    with pytest.raises(ValueError, match="needs attention, so it needs the model"):
+        MixupCollator("transmix", num_labels=10)
+    with pytest.raises(ValueError, match="rho must be a number from 0 to 1, got 2"):
+        get_method("transmix", rho=2)

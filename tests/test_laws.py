@@ -10,7 +10,7 @@ from hf_mixup.plan import blend, blend_examples
 
 # the exceptions stand on this table and nowhere else: methods whose papers do not label by the visible area
 # (law 1 and the sum of weights do not apply), or that need more room than the smallest shapes have
-NOT_BY_AREA: set[str] = set()
+NOT_BY_AREA: set[str] = {"saliencygrafting", "transmix"}
 SMALLEST = {}
 # numbers of channels that a method can look at; any, if not named: a gray value is defined for these only
 CHANNELS = {"saliencymix": (1, 3)}

@@ -1,5 +1,6 @@
 """What methods see of images and networks beyond the pixels: one table, so that no step knows any by name."""
 
+from hf_mixup.signals.attention import Attention
 from hf_mixup.signals.features import Activation, Features
 from hf_mixup.signals.saliency import InputGradient, Saliency
 from hf_mixup.signals.signal import Signal
@@ -10,4 +11,5 @@ SIGNALS: dict[str, type[Signal]] = {
     "saliency": Saliency,
     "features": Features,
     "activation": Activation,
+    "attention": Attention,
 }

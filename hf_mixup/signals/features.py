@@ -74,11 +74,13 @@ def _timm_stages(network: nn.Module) -> Sequence[dict[str, Any]]:
 
 def stage_names(network: nn.Module) -> list[str]:
     """The modules whose outputs can be read or mixed, first to last; in transformers' models they give the `hidden_states`."""
-    names = []
-    for pattern in family_of(network).stages:
-        wanted = re.compile(re.escape(pattern).replace(r"\*", r"\d+"))
-        names += [name for name, _ in network.named_modules() if wanted.fullmatch(name)]
-    return names
+    return [name for pattern in family_of(network).stages for name in numbered(network, pattern)]
+
+
+def numbered(network: nn.Module, pattern: str) -> list[str]:
+    """The modules of this name, in order; `*` stands for a number."""
+    wanted = re.compile(re.escape(pattern).replace(r"\*", r"\d+"))
+    return [name for name, _ in network.named_modules() if wanted.fullmatch(name)]
 
 
 @dataclass(frozen=True)

@@ -43,8 +43,8 @@ class LateSignal(Signal):
     """Seen during the forward pass of the mixed images."""
 
     @abstractmethod
-    def arm(self) -> None:
-        """Called right before that pass."""
+    def arm(self, size: tuple[int, int]) -> None:
+        """Called right before that pass, with (H, W) of the images."""
 
     @abstractmethod
     def take(self) -> Tensor:

@@ -68,7 +68,7 @@ class MethodState(nn.Module):
         for name, signal in self.early.items():
             signals[name] = signal.take(images, targets, signals)
         for signal in self.late.values():
-            signal.arm()
+            signal.arm(tuple(images.shape[2:]))
         return signals
 
     def after(self, signals: Signals) -> Signals:
