@@ -40,7 +40,7 @@ from hf_mixup.policies import (
 )
 from hf_mixup.policy import LabelPolicy, SamplePolicy, Signals
 from hf_mixup.rng import keyed
-from hf_mixup.steps import STEPS, AdversarialMixing, LearnedMixing, Standard
+from hf_mixup.steps import STEPS, AdversarialMixing, LearnedMixing, ManifoldMix, Standard
 from hf_mixup.steps.step import Step
 
 CONFIG_NAME = "mixup_config.json"
@@ -164,6 +164,7 @@ METHODS: dict[str, Method] = {
         Method("cutmix", CutMix(), paper="1905.04899"),
         Method("transmix", CutMix(), label=AttentionLabels(), paper="2111.09833"),
         Method("decouplemix", CutMix(), loss=Decoupled(), paper="2203.10761"),
+        Method("manifoldmix", Mixup(alpha=2.0), step=ManifoldMix(), paper="1806.05236"),
         Method("fmix", FMix(), paper="2002.12047"),
         Method("smoothmix", SmoothMix()),
         Method("saliencymix", SaliencyMix(), paper="2006.01791"),
@@ -196,12 +197,19 @@ def get_method(name: str, **fields: Any) -> Method:
     return METHODS[name].replaced(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
 
 
+def needs_of_model(method: Method) -> list[str]:
+    """What the method needs a model for; empty for one that mixes by images alone."""
+    wanted = sorted((method.sample.needs | method.label.needs) - {"images"})
+    return wanted or ([] if isinstance(method.step, Standard) else ["a training step of its own"])
+
+
 def check_model_free(method: Method, where: str) -> None:
     """Refuses a method that needs the model, where there is none."""
-    wanted = (method.sample.needs | method.label.needs) - {"images"}
-    if wanted or not isinstance(method.step, Standard):
-        what = " and ".join(sorted(wanted)) or "a training step of its own"
-        raise ValueError(f"{where} mixes with images only, but {method.name!r} needs {what}, so it needs the model; use MixupTrainer.")
+    wanted = needs_of_model(method)
+    if wanted:
+        raise ValueError(
+            f"{where} mixes with images only, but {method.name!r} needs {' and '.join(wanted)}, so it needs the model; use MixupTrainer."
+        )
 
 
 @dataclass(frozen=True)

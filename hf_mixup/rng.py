@@ -116,3 +116,7 @@ class MixKey(NamedTuple):
     def shared_rng(self) -> torch.Generator:
         """For choices that change which parameters are used: the same on all processes, so that their graphs agree."""
         return keyed(self.seed, self.step, self.micro_step, self.repeat)
+
+    def step_rng(self) -> torch.Generator:
+        """The same for a training step's own choices, apart from the stream that chose the method."""
+        return keyed(self.seed, self.step, self.micro_step, self.repeat, 0, 1)

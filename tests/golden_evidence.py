@@ -6,9 +6,12 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from hf_mixup.plan import blend, onehot
+from hf_mixup.losses import BCE, CrossEntropy
+from hf_mixup.plan import MixPlan, Share, blend, mix_targets, onehot
 from hf_mixup.policies.attentivemix import attentive_plan
+from hf_mixup.signals.features import Tap
 from hf_mixup.signals.saliency import clean_gradient, input_saliency, saliency_of
+from hf_mixup.steps.manifoldmix import mixed_output
 
 
 class Classifier(nn.Module):
@@ -53,4 +56,23 @@ def attentivemix(case):
     assert torch.equal(blend(plan, case["x"]), case["out"])
 
 
-CHECKS = {"attentivemix": attentivemix, "puzzlemix_saliency": puzzlemix_saliency}
+def manifoldmix(case):
+    batch = len(case["h"])
+    lam = case["lam"].double().expand(batch)
+    plan = MixPlan.pair(case["perm"].long(), Share(torch.stack([lam, 1 - lam], 1).float()), lam)
+    stage = nn.Conv2d(case["h"].shape[1], case["h"].shape[1], 1)
+    nn.init.dirac_(stage.weight)
+    nn.init.zeros_(stage.bias)
+    tap = Tap(stage.train(), mixed_output)
+    tap.arm(plan.index, plan.mask.value)
+    assert_close(stage(case["h"]), case["out"], atol=1e-5, rtol=0)
+    targets = mix_targets(plan, onehot(case["y"].long(), 10))
+    assert_close(targets, case["target"], atol=1e-6, rtol=0)
+    assert_close(CrossEntropy()(case["logits"], targets).mean(), case["loss_ce"], atol=1e-5, rtol=0)
+    # BCE of probabilities, the authors' loss, is BCE of their log odds
+    p = case["logits"].double().softmax(-1)
+    loss = BCE()((p.log() - (1 - p).log()).float(), targets).mean()
+    assert_close(loss, case["loss_bce_softmax_official"], atol=1e-5, rtol=0)
+
+
+CHECKS = {"manifoldmix": manifoldmix, "attentivemix": attentivemix, "puzzlemix_saliency": puzzlemix_saliency}

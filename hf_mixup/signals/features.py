@@ -47,12 +47,15 @@ FAMILIES: dict[str, Family] = {
 }
 
 
+_TIMM_STEMS = ("act1", "bn1", "stem")
+
+
 def family_of(network: nn.Module) -> Family:
     """Raises ValueError for networks that the table does not know."""
     kind = network.config.model_type
     if kind == "timm_wrapper":
         names = {name for name, _ in network.timm_model.named_modules()}
-        stages = [entry["module"] for entry in _timm_stages(network)]
+        stages = [entry["module"] for entry in _timm_stages(network) if entry["module"] not in _TIMM_STEMS]
         # the convolution that EfficientNet and MobileNetV2 have after the last stage that timm lists
         stages += ["bn2"] if {"conv_head", "bn2"} <= names else []
         norm = next((f"timm_model.{name}" for name in ("norm", "head.norm") if name in names), None)

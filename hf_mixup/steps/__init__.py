@@ -2,6 +2,7 @@
 
 from hf_mixup.steps.adversarial import AdversarialMixing
 from hf_mixup.steps.learned import LearnedMixing
+from hf_mixup.steps.manifoldmix import ManifoldMix
 from hf_mixup.steps.standard import Standard
 
-STEPS = (Standard, LearnedMixing, AdversarialMixing)
+STEPS = (Standard, ManifoldMix, LearnedMixing, AdversarialMixing)

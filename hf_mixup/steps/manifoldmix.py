@@ -1,0 +1,95 @@
+"""Manifold Mixup."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from hf_mixup.checks import check_count, check_known
+from hf_mixup.plan import Share, blend
+from hf_mixup.rng import MixKey
+from hf_mixup.signals.features import Tap, stage_names
+from hf_mixup.steps.standard import finish
+from hf_mixup.steps.step import MethodState, Step, StepOutput
+
+if TYPE_CHECKING:
+    from hf_mixup.methods import Method
+
+
+class ManifoldState(MethodState):
+    """One tap for every layer that may be mixed."""
+
+    def __init__(self, layers: list[nn.Module | None]):
+        super().__init__()
+        self.taps = [None if layer is None else Tap(layer, mixed_output) for layer in layers]
+
+    def disarm(self) -> None:
+        super().disarm()
+        for tap in self.taps:
+            if tap is not None:
+                tap.disarm()
+
+
+@dataclass(frozen=True)
+class ManifoldMix(Step):
+    """Manifold Mixup (Verma et al., ICML 2019, arXiv:1806.05236; github.com/vikasverma1077/manifold_mixup): mixup of what a
+    random layer gives.
+
+    Gradients flow through both images. The authors' code takes binary cross-entropy of the softmax; the published tables, and
+    this, cross-entropy. The layer is the same on all processes.
+
+    Args:
+        layers: which may be chosen, each as often: 0 for the images, k for the output of stage k (of block k, in a vision
+            transformer), or the name of any module of the network.
+    """
+
+    layers: tuple[int | str, ...] = (0, 1, 2)
+
+    def __post_init__(self):
+        check_count(1, **{"the number of layers": len(self.layers)})
+        check_count(0, **{f"layers[{i}]": layer for i, layer in enumerate(self.layers) if not isinstance(layer, str)})
+
+    def build(self, method: Method, backbone: nn.Module) -> MethodState:
+        return ManifoldState.for_method(method, backbone, [_module(backbone, layer) for layer in self.layers])
+
+    def run(self, method: Method, state: ManifoldState, backbone: nn.Module, images: Tensor, targets: Tensor, key: MixKey) -> StepOutput:
+        signals = state.before(images, targets)
+        plan = method.sample.plan(images.shape, key.own_rng(), signals).to(images.device)
+        if not isinstance(plan.mask, Share):
+            raise ValueError(
+                f"manifoldmix mixes whole images, got a {type(method.sample).__name__} with masks; take the sample policy 'mixup'."
+            )
+        tap = state.taps[int(torch.randint(len(self.layers), (), generator=key.step_rng()))]
+        if tap is None:
+            images = blend(plan, images)
+        else:
+            tap.arm(plan.index, plan.mask.value)
+        return finish(method, state, plan, backbone(pixel_values=images).logits, targets, signals)
+
+
+def _module(backbone: nn.Module, layer: int | str) -> nn.Module | None:
+    if layer == 0:
+        return None
+    if isinstance(layer, str):
+        check_known("layer", layer, [name for name, _ in backbone.named_modules() if name])
+        return backbone.get_submodule(layer)
+    names = stage_names(backbone)
+    if layer > len(names):
+        raise ValueError(f"layers must be from 0 to {len(names)}, the stages of {type(backbone).__name__}, got {layer}; name fewer.")
+    return backbone.get_submodule(names[layer - 1])
+
+
+def mixed_output(output: Any, index: Tensor, share: Tensor) -> Any:
+    """Every tensor of a module's output that has a row for each image, mixed by `index` and `share`, (B, K)."""
+    if isinstance(output, (tuple, list)):
+        return type(output)(mixed_output(part, index, share) for part in output)
+    if not (isinstance(output, Tensor) and output.is_floating_point() and len(output) == len(index)):
+        return output
+    share = share.to(output.dtype).view(*share.shape, *[1] * (output.ndim - 1))
+    mixed = share[:, 0] * output
+    for k in range(1, index.shape[1]):
+        mixed = mixed + share[:, k] * output[index[:, k]]
+    return mixed

@@ -1,0 +1,156 @@
+"""Training steps of their own: what they compute, by hand, and that they train."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.testing import assert_close
+
+import tiny
+from hf_mixup import MixupModel, get_method
+from hf_mixup.plan import blend
+from hf_mixup.rng import MixKey
+
+OWN_STEPS = ["manifoldmix"]
+
+
+def model(family, name, **fields):
+    return MixupModel(tiny.network(family), get_method(name, **fields)).train()
+
+
+def planned(trained, images, key):
+    """The plan that a step makes of this key."""
+    from hf_mixup.policy import Signals
+
+    return trained.choice.methods[0].sample.plan(images.shape, MixKey(*key).own_rng(), Signals(images=images))
+
+
+@pytest.mark.parametrize("family", ["resnet", "vit"])
+@pytest.mark.parametrize("name", OWN_STEPS)
+def test_steps_reach_every_parameter_and_both_images(name, family):
+    trained = model(family, name)
+    images, targets = tiny.batch()
+    moved = set()
+    optimizer = torch.optim.SGD(trained.parameters(), lr=0.1)
+    before = {key: value.clone() for key, value in trained.backbone.named_parameters()}
+    for step in range(4):
+        inputs = images.clone().requires_grad_()
+        output = trained(inputs, targets, (1, 0, step))
+        optimizer.zero_grad()
+        output.loss.backward()
+        optimizer.step()
+        assert torch.isfinite(output.loss)
+        assert_close(output.targets.sum(1), torch.ones(4))
+        moved |= {int(row) for row in inputs.grad.flatten(1).abs().sum(1).nonzero()}
+    assert moved == {0, 1, 2, 3}
+    assert all(not torch.equal(value, before[key]) for key, value in trained.backbone.named_parameters())
+
+
+def test_manifoldmix_of_the_images_is_mixup():
+    images, targets = tiny.batch()
+    for family in ("resnet", "vit"):
+        manifold = model(family, "manifoldmix", layers=(0,))
+        mixup = model(family, "mixup", alpha=2.0)
+        for step in range(3):
+            mine, its = manifold(images, targets, (1, 0, step)), mixup(images, targets, (1, 0, step))
+            assert_close(mine.loss, its.loss)
+            assert torch.equal(mine.logits, its.logits)
+            assert torch.equal(mine.targets, its.targets)
+
+
+def by_hand(network, images, layer, plan):
+    """The logits of the network, cut after `layer` and put together again."""
+    if network.config.model_type == "vit":
+        body, hidden = network.vit.layers, network.vit.embeddings(images)
+        head = nn.Sequential(network.vit.layernorm, Row(0), network.classifier)
+    else:
+        body, hidden = network.resnet.encoder.stages, network.resnet.embedder(images)
+        head = nn.Sequential(network.resnet.pooler, network.classifier)
+    for k, part in enumerate(body, 1):
+        hidden = part(hidden) if network.config.model_type == "resnet" else part(hidden, None)
+        if k == layer:
+            own = plan.mask.value[:, 0].view(-1, *[1] * (hidden.ndim - 1))
+            hidden = own * hidden + (1 - own) * hidden[plan.index[:, 1]]
+    return head(hidden)
+
+
+class Row(nn.Module):
+    def __init__(self, row):
+        super().__init__()
+        self.row = row
+
+    def forward(self, hidden):
+        return hidden[:, self.row]
+
+
+@pytest.mark.parametrize("family", ["resnet", "vit"])
+@pytest.mark.parametrize("layer", [1, 2, 3])
+def test_manifoldmix_mixes_what_a_layer_gives(family, layer):
+    trained = model(family, "manifoldmix", layers=(layer,))
+    twin = copy.deepcopy(trained.backbone)
+    images, targets = tiny.batch()
+    plan = planned(trained, images, (1, 0, 5))
+    output = trained(images, targets, (1, 0, 5))
+    expected = by_hand(twin, images, layer, plan)
+    assert_close(output.logits, expected, atol=1e-5, rtol=1e-4)
+    expected_loss = F.cross_entropy(expected, output.targets)
+    assert_close(output.loss, expected_loss, atol=1e-5, rtol=1e-4)
+    gradients = [torch.autograd.grad(loss, net.parameters()) for loss, net in ((output.loss, trained.backbone), (expected_loss, twin))]
+    for mine, its in zip(*gradients, strict=True):
+        assert_close(mine, its, atol=1e-5, rtol=1e-3)
+
+
+def test_manifoldmix_chooses_layers_evenly_and_alike_on_all_processes():
+    chosen = [int(torch.randint(3, (), generator=MixKey(7, rank, step).step_rng())) for rank in (0, 1) for step in range(3000)]
+    assert chosen[:3000] == chosen[3000:]
+    counts = torch.tensor(chosen[:3000]).bincount(minlength=3)
+    assert (counts - 1000).abs().max() < 4 * (3000 * 2 / 9) ** 0.5
+
+
+def test_manifoldmix_names_layers():
+    images, targets = tiny.batch()
+    by_name = model("resnet", "manifoldmix", layers=("resnet.encoder.stages.1",))
+    by_number = model("resnet", "manifoldmix", layers=(2,))
+    assert torch.equal(by_name(images, targets, (1, 0, 0)).logits, by_number(images, targets, (1, 0, 0)).logits)
+    with pytest.raises(ValueError, match="did you mean"):
+        model("resnet", "manifoldmix", layers=("resnet.encoder.stage.1",))
+    with pytest.raises(ValueError, match="from 0 to 4, the stages of ResNet"):
+        model("resnet", "manifoldmix", layers=(0, 5))
+    with pytest.raises(ValueError, match="mixes whole images, got a CutMix"):
+        model("resnet", "manifoldmix", sample="cutmix")(images, targets, (1, 0, 0))
+
+
+@pytest.mark.parametrize("name", OWN_STEPS)
+def test_steps_survive_gradient_checkpointing(name):
+    images, targets = tiny.batch()
+    plain, checkpointed = (model("vit", name) for _ in range(2))
+    checkpointed.backbone.gradient_checkpointing_enable()
+    for step in range(4):
+        for trained in (plain, checkpointed):
+            trained.zero_grad()
+            trained(images, targets, (1, 0, step)).loss.backward()
+        for mine, its in zip(plain.parameters(), checkpointed.parameters(), strict=True):
+            assert torch.equal(mine.grad, its.grad) if mine.grad is not None else its.grad is None
+
+
+@pytest.mark.parametrize("name", OWN_STEPS)
+def test_armed_steps_leave_other_passes_alone(name):
+    """After a step, and before its backward pass, the network is a plain one: for evaluation, and for another method."""
+    network = tiny.network("resnet")
+    plain = copy.deepcopy(network)
+    trained = MixupModel(network, [name, "cutmix"], [0.5, 0.5]).train()
+    images, targets = tiny.batch()
+    steps = [step for step in range(40) if trained.method_for(MixKey(1, 0, step)).name == name]
+    for step in steps[:6]:
+        loss = trained(images, targets, (1, 0, step)).loss
+        plain.load_state_dict(network.state_dict())
+        trained.eval()
+        assert torch.equal(network(pixel_values=images).logits, plain.eval()(pixel_values=images).logits)
+        trained.train()
+        loss.backward()
+    other = next(step for step in range(40) if trained.method_for(MixKey(1, 0, step)).name == "cutmix")
+    plain.load_state_dict(network.state_dict())
+    mixed = blend(get_method("cutmix").sample.plan(images.shape, MixKey(1, 0, other).own_rng(), None), images)
+    assert torch.equal(trained(images, targets, (1, 0, other)).logits, plain.train()(pixel_values=mixed).logits)
