@@ -20,7 +20,7 @@ from hf_mixup.checks import (
     check_probabilities,
     nearest,
 )
-from hf_mixup.labels import LABEL_POLICIES, AreaLabels, AttentionLabels, SaliencyLabels
+from hf_mixup.labels import LABEL_POLICIES, AreaLabels, AttentionLabels, SaliencyLabels, TokenLabels
 from hf_mixup.losses import LOSSES, CrossEntropy, Decoupled, Loss
 from hf_mixup.plan import blend, mix_targets, onehot
 from hf_mixup.policies import (
@@ -36,11 +36,12 @@ from hf_mixup.policies import (
     SaliencyGrafting,
     SaliencyMix,
     SmoothMix,
+    TokenMix,
     Vanilla,
 )
 from hf_mixup.policy import LabelPolicy, SamplePolicy, Signals
 from hf_mixup.rng import keyed
-from hf_mixup.steps import STEPS, AdversarialMixing, LearnedMixing, ManifoldMix, Standard
+from hf_mixup.steps import STEPS, AdversarialMixing, AlignMix, LearnedMixing, ManifoldMix, Standard
 from hf_mixup.steps.step import Step
 
 CONFIG_NAME = "mixup_config.json"
@@ -163,8 +164,10 @@ METHODS: dict[str, Method] = {
         Method("mixup", Mixup(), paper="1710.09412"),
         Method("cutmix", CutMix(), paper="1905.04899"),
         Method("transmix", CutMix(), label=AttentionLabels(), paper="2111.09833"),
+        Method("tokenmix", TokenMix(), label=TokenLabels(), paper="2207.08409"),
         Method("decouplemix", CutMix(), loss=Decoupled(), paper="2203.10761"),
         Method("manifoldmix", Mixup(alpha=2.0), step=ManifoldMix(), paper="1806.05236"),
+        Method("alignmix", Mixup(alpha=2.0), step=AlignMix(), paper="2103.15375"),
         Method("fmix", FMix(), paper="2002.12047"),
         Method("smoothmix", SmoothMix()),
         Method("saliencymix", SaliencyMix(), paper="2006.01791"),

@@ -11,6 +11,7 @@ from hf_mixup.plan import MixPlan, Share, blend, mix_targets, onehot
 from hf_mixup.policies.attentivemix import attentive_plan
 from hf_mixup.signals.features import Tap
 from hf_mixup.signals.saliency import clean_gradient, input_saliency, saliency_of
+from hf_mixup.steps.alignmix import aligned_mix, transport
 from hf_mixup.steps.manifoldmix import mixed_output
 
 
@@ -64,7 +65,7 @@ def manifoldmix(case):
     nn.init.dirac_(stage.weight)
     nn.init.zeros_(stage.bias)
     tap = Tap(stage.train(), mixed_output)
-    tap.arm(plan.index, plan.mask.value)
+    tap.arm(plan.index[:, 1], plan.mask.value[:, 0])
     assert_close(stage(case["h"]), case["out"], atol=1e-5, rtol=0)
     targets = mix_targets(plan, onehot(case["y"].long(), 10))
     assert_close(targets, case["target"], atol=1e-6, rtol=0)
@@ -75,4 +76,18 @@ def manifoldmix(case):
     assert_close(loss, case["loss_bce_softmax_official"], atol=1e-5, rtol=0)
 
 
-CHECKS = {"manifoldmix": manifoldmix, "attentivemix": attentivemix, "puzzlemix_saliency": puzzlemix_saliency}
+def alignmix(case):
+    own, other, eps = case["feat1"], case["feat2"], float(case["eps"])
+    used = int(case["n_iter_used"])
+    plan = transport(own, other, eps, used)
+    assert_close(plan, case["plan"], atol=1e-6, rtol=1e-3)
+    assert_close(plan.shape[1] * plan, case["assign"], atol=1e-4, rtol=0)
+    # the stop of the reference comes at the same iteration
+    assert torch.equal(transport(own, other, eps, int(case["max_iter"]), tol=0.1), plan)
+    assert used == 1 or not torch.equal(transport(own, other, eps, used - 1), plan)
+    lam = case["lam"].float().expand(len(own))
+    assert_close(aligned_mix(own, other, plan, lam, own_places=True), case["mixed_dir0"], atol=1e-4, rtol=0)
+    assert_close(aligned_mix(own, other, plan, lam, own_places=False), case["mixed_dir1"], atol=1e-4, rtol=0)
+
+
+CHECKS = {"alignmix": alignmix, "manifoldmix": manifoldmix, "attentivemix": attentivemix, "puzzlemix_saliency": puzzlemix_saliency}

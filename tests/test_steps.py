@@ -12,8 +12,10 @@ import tiny
 from hf_mixup import MixupModel, get_method
 from hf_mixup.plan import blend
 from hf_mixup.rng import MixKey
+from hf_mixup.signals.features import last_feature_map
+from hf_mixup.steps.alignmix import aligned_mix, transport
 
-OWN_STEPS = ["manifoldmix"]
+OWN_STEPS = ["manifoldmix", "alignmix"]
 
 
 def model(family, name, **fields):
@@ -118,15 +120,56 @@ def test_manifoldmix_names_layers():
         model("resnet", "manifoldmix", layers=("resnet.encoder.stage.1",))
     with pytest.raises(ValueError, match="from 0 to 4, the stages of ResNet"):
         model("resnet", "manifoldmix", layers=(0, 5))
-    with pytest.raises(ValueError, match="mixes whole images, got a CutMix"):
+    with pytest.raises(ValueError, match="mixes pairs of whole images, got the plan of CutMix"):
         model("resnet", "manifoldmix", sample="cutmix")(images, targets, (1, 0, 0))
+
+
+def test_alignmix_mixes_aligned_features():
+    trained = model("convnext", "alignmix", align_prob=1)  # no BatchNorm: images pass alone
+    images, targets = tiny.batch(side=96)
+    features = last_feature_map(trained.backbone, images)
+    ways = set()
+    for step in range(6):
+        plan = planned(trained, images, (1, 0, step))
+        partner, lam = plan.index[:, 1], plan.mask.value[:, 0]
+        moved = transport(features, features[partner], 0.1, 20)
+        output = trained(images, targets, (1, 0, step))
+        found = []
+        for own_places in (False, True):
+            mixed = aligned_mix(features, features[partner], moved, lam, own_places).mean((2, 3))
+            expected = trained.backbone.classifier(trained.backbone.convnext.layernorm(mixed))
+            found.append(torch.allclose(output.logits, expected, atol=1e-5))
+        assert sum(found) == 1
+        ways.add(found[1])
+    assert ways == {False, True}
+
+
+@pytest.mark.parametrize("places", [1, 4, 49])
+def test_transport_is_a_transport(places):
+    own, other = torch.randn(2, 3, 8, places, 1)
+    plan = transport(own, other, 1.0, 500)
+    assert_close(plan.sum(1), torch.full((3, places), 1 / places))
+    assert_close(plan.sum(2), torch.full((3, places), 1 / places), atol=1e-5, rtol=1e-3)
+    # features that are only moved are brought back
+    order = torch.randperm(places)
+    plan = transport(4 * own, 4 * own[:, :, order], 0.1, 100)
+    assert torch.equal(plan.argmax(1), order.expand(3, -1))
+
+
+def test_aligned_patches_reach_a_class_token():
+    trained = model("vit", "alignmix", align_prob=1)
+    images, targets = tiny.batch()
+    seen = []
+    trained.states["alignmix"].tap.change = lambda output, *data: seen.append(output.detach().requires_grad_()) or seen[0]
+    trained(images, targets, (1, 0, 0)).loss.backward()
+    assert (seen[0].grad.abs().sum((0, 2)) > 0).all()
 
 
 @pytest.mark.parametrize("name", OWN_STEPS)
 def test_steps_survive_gradient_checkpointing(name):
     images, targets = tiny.batch()
     plain, checkpointed = (model("vit", name) for _ in range(2))
-    checkpointed.backbone.gradient_checkpointing_enable()
+    checkpointed.backbone.activation_checkpointing_enable()
     for step in range(4):
         for trained in (plain, checkpointed):
             trained.zero_grad()

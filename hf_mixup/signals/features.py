@@ -24,10 +24,12 @@ class Family:
     Attributes:
         stages: names of the modules that end a stage, in order, with `*` for a number; the last one gives what is pooled.
         norm: the module that normalises the last map, or the pooled one, before the classifier.
+        class_token: whether it is a token that is classified, which the last map itself does not reach any more.
     """
 
     stages: tuple[str, ...]
     norm: str | None = None
+    class_token: bool = False
 
 
 # by `config.model_type`; timm's networks name their stages themselves
@@ -39,10 +41,10 @@ FAMILIES: dict[str, Family] = {
     "convnextv2": Family(("convnextv2.encoder.stages.*",), "convnextv2.layernorm"),
     "mobilenet_v2": Family(("mobilenet_v2.layer.*", "mobilenet_v2.conv_1x1")),
     "efficientnet": Family(("efficientnet.encoder.blocks.*", "efficientnet.encoder.top_activation")),
-    "vit": Family(("vit.layers.*",), "vit.layernorm"),
-    "deit": Family(("deit.layers.*",), "deit.layernorm"),
+    "vit": Family(("vit.layers.*",), "vit.layernorm", class_token=True),
+    "deit": Family(("deit.layers.*",), "deit.layernorm", class_token=True),
     "swin": Family(("swin.encoder.layers.*",), "swin.layernorm"),
-    "pvt": Family(("pvt.encoder.block.*.*",), "pvt.encoder.layer_norm"),
+    "pvt": Family(("pvt.encoder.block.*.*",), "pvt.encoder.layer_norm", class_token=True),
     "pvt_v2": Family(("pvt_v2.encoder.layers.*",)),
 }
 
@@ -59,7 +61,8 @@ def family_of(network: nn.Module) -> Family:
         # the convolution that EfficientNet and MobileNetV2 have after the last stage that timm lists
         stages += ["bn2"] if {"conv_head", "bn2"} <= names else []
         norm = next((f"timm_model.{name}" for name in ("norm", "head.norm") if name in names), None)
-        return Family(tuple(f"timm_model.{stage}" for stage in stages), norm)
+        pooled_token = getattr(network.timm_model, "global_pool", None) == "token"
+        return Family(tuple(f"timm_model.{stage}" for stage in stages), norm, class_token=pooled_token)
     if kind not in FAMILIES:
         raise ValueError(
             f"the network's feature maps are needed, and known for {', '.join(sorted(FAMILIES))} and timm models, "

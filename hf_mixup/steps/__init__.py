@@ -1,8 +1,9 @@
 """Training steps: the standard one, and those of the few methods that need their own."""
 
 from hf_mixup.steps.adversarial import AdversarialMixing
+from hf_mixup.steps.alignmix import AlignMix
 from hf_mixup.steps.learned import LearnedMixing
 from hf_mixup.steps.manifoldmix import ManifoldMix
 from hf_mixup.steps.standard import Standard
 
-STEPS = (Standard, ManifoldMix, LearnedMixing, AdversarialMixing)
+STEPS = (Standard, AlignMix, ManifoldMix, LearnedMixing, AdversarialMixing)

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from hf_mixup.checks import check_count, check_known
-from hf_mixup.plan import Share, blend
+from hf_mixup.plan import blend
 from hf_mixup.rng import MixKey
 from hf_mixup.signals.features import Tap, stage_names
-from hf_mixup.steps.standard import finish
+from hf_mixup.steps.standard import finish, pair_shares
 from hf_mixup.steps.step import MethodState, Step, StepOutput
 
 if TYPE_CHECKING:
@@ -58,15 +58,12 @@ class ManifoldMix(Step):
     def run(self, method: Method, state: ManifoldState, backbone: nn.Module, images: Tensor, targets: Tensor, key: MixKey) -> StepOutput:
         signals = state.before(images, targets)
         plan = method.sample.plan(images.shape, key.own_rng(), signals).to(images.device)
-        if not isinstance(plan.mask, Share):
-            raise ValueError(
-                f"manifoldmix mixes whole images, got a {type(method.sample).__name__} with masks; take the sample policy 'mixup'."
-            )
+        lam = pair_shares(plan, method)
         tap = state.taps[int(torch.randint(len(self.layers), (), generator=key.step_rng()))]
         if tap is None:
             images = blend(plan, images)
         else:
-            tap.arm(plan.index, plan.mask.value)
+            tap.arm(plan.index[:, 1], lam)
         return finish(method, state, plan, backbone(pixel_values=images).logits, targets, signals)
 
 
@@ -82,14 +79,10 @@ def _module(backbone: nn.Module, layer: int | str) -> nn.Module | None:
     return backbone.get_submodule(names[layer - 1])
 
 
-def mixed_output(output: Any, index: Tensor, share: Tensor) -> Any:
-    """Every tensor of a module's output that has a row for each image, mixed by `index` and `share`, (B, K)."""
+def mixed_output(output: Any, partner: Tensor, lam: Tensor) -> Any:
+    """Every tensor of a module's output that has a row for each image, mixed with its partner's; both arguments (B,)."""
     if isinstance(output, (tuple, list)):
-        return type(output)(mixed_output(part, index, share) for part in output)
-    if not (isinstance(output, Tensor) and output.is_floating_point() and len(output) == len(index)):
+        return type(output)(mixed_output(part, partner, lam) for part in output)
+    if not (isinstance(output, Tensor) and output.is_floating_point() and len(output) == len(partner)):
         return output
-    share = share.to(output.dtype).view(*share.shape, *[1] * (output.ndim - 1))
-    mixed = share[:, 0] * output
-    for k in range(1, index.shape[1]):
-        mixed = mixed + share[:, k] * output[index[:, k]]
-    return mixed
+    return torch.lerp(output[partner], output, lam.to(output.dtype).view(-1, *[1] * (output.ndim - 1)))

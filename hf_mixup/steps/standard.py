@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from hf_mixup.plan import MixPlan, blend, mix_targets
+from hf_mixup.plan import MixPlan, Share, blend, mix_targets
 from hf_mixup.policy import Signals
 from hf_mixup.rng import MixKey
 from hf_mixup.steps.step import MethodState, Step, StepOutput
@@ -26,6 +26,15 @@ class Standard(Step):
         # the labels stay here: given soft ones, a Hugging Face model would switch to BCE and keep that in its config
         logits = backbone(pixel_values=blend(plan, images)).logits
         return finish(method, state, plan, logits, targets, signals)
+
+
+def pair_shares(plan: MixPlan, method: Method) -> Tensor:
+    """(B,) the share of the own image, for steps that mix two whole images inside the network. Raises ValueError for other plans."""
+    if not isinstance(plan.mask, Share) or plan.index.shape[1] != 2:
+        raise ValueError(
+            f"{method.name} mixes pairs of whole images, got the plan of {type(method.sample).__name__}; take the sample policy 'mixup'."
+        )
+    return plan.mask.value[:, 0]
 
 
 def finish(method: Method, state: MethodState, plan: MixPlan, logits: Tensor, targets: Tensor, signals: Signals) -> StepOutput:

@@ -1,0 +1,120 @@
+"""AlignMixup."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from hf_mixup.checks import check_between, check_count, check_positive
+from hf_mixup.plan import blend
+from hf_mixup.rng import MixKey
+from hf_mixup.signals.features import Layout, Tap, family_of, stage_names
+from hf_mixup.steps.standard import finish, pair_shares
+from hf_mixup.steps.step import MethodState, Step, StepOutput
+
+if TYPE_CHECKING:
+    from hf_mixup.methods import Method
+
+
+class AlignState(MethodState):
+    """A tap on the last feature map that reaches the classifier."""
+
+    def __init__(self, backbone: nn.Module, change: Any):
+        super().__init__()
+        names = stage_names(backbone)
+        last = names[-2 if family_of(backbone).class_token and len(names) > 1 else -1]
+        self.tap = Tap(backbone.get_submodule(last), partial(change, Layout.of(backbone)))
+
+    def disarm(self) -> None:
+        super().disarm()
+        self.tap.disarm()
+
+
+@dataclass(frozen=True)
+class AlignMix(Step):
+    """AlignMixup (Venkataramanan et al., CVPR 2022, arXiv:2103.15375; github.com/shashankvkt/AlignMixup_CVPR22): the last feature
+    maps of two images are mixed after the places of one were moved onto those of the other, by optimal transport.
+
+    A fair coin decides, for the whole batch and on all processes, between input mixup and aligned features; another one whose
+    geometry is kept, as in the authors' code (OpenMixup takes turns with Manifold Mixup instead of input mixup: methods
+    manifoldmix and alignmix together, with `align_prob=1`). Gradients flow through both images, not through the transport.
+    Where a class token is classified, features are those before the last block, and the token is mixed as it is.
+
+    Args:
+        eps: temperature of the transport.
+        iterations: of Sinkhorn's algorithm, at most.
+        tol: stop when the mean over the batch of the summed change of a potential is below it; the authors use 0.1 with at most
+            100 iterations, at the price of waiting for the device at each. None does all.
+        align_prob: the share of batches whose features are aligned.
+    """
+
+    eps: float = 0.1
+    iterations: int = 20
+    tol: float | None = None
+    align_prob: float = 0.5
+
+    def __post_init__(self):
+        check_positive(eps=self.eps, **({} if self.tol is None else {"tol": self.tol}))
+        check_count(1, iterations=self.iterations)
+        check_between(0, 1, align_prob=self.align_prob)
+
+    def build(self, method: Method, backbone: nn.Module) -> MethodState:
+        return AlignState.for_method(method, backbone, backbone, self._aligned_output)
+
+    def run(self, method: Method, state: AlignState, backbone: nn.Module, images: Tensor, targets: Tensor, key: MixKey) -> StepOutput:
+        signals = state.before(images, targets)
+        plan = method.sample.plan(images.shape, key.own_rng(), signals).to(images.device)
+        lam = pair_shares(plan, method)
+        aligned, own_places = (torch.rand(2, generator=key.step_rng()) < torch.tensor([self.align_prob, 0.5])).tolist()
+        if aligned:
+            state.tap.arm(tuple(images.shape[2:]), plan.index[:, 1], lam, own_places)
+        else:
+            images = blend(plan, images)
+        return finish(method, state, plan, backbone(pixel_values=images).logits, targets, signals)
+
+    def _aligned_output(self, layout: Layout, output: Any, size: tuple[int, int], partner: Tensor, lam: Tensor, own_places: bool) -> Any:
+        maps = layout.maps(output, size)
+        with torch.autocast(maps.device.type, enabled=False):
+            own, other = maps.float(), maps[partner].float()
+            plan = transport(own, other, self.eps, self.iterations, self.tol)
+            mixed = aligned_mix(own, other, plan, lam, own_places).to(maps.dtype)
+        share = lam[:, None, None].to(maps.dtype)
+        return layout.put(mixed, output, lambda tokens: torch.lerp(tokens[partner], tokens, share))
+
+
+@torch.no_grad()
+def transport(own: Tensor, other: Tensor, eps: float, iterations: int, tol: float | None = None) -> Tensor:
+    """The entropic transport plan between the places of two maps, (B, C, h, w) float32 each: (B, r, r), of total mass 1.
+
+    The cost is the squared distance of the features. Sinkhorn's algorithm in log space; columns sum to 1 / r exactly.
+    """
+    x, y = own.flatten(2), other.flatten(2)
+    places = x.shape[2]
+    # |x|^2 + |y|^2 - 2 x y: the differences themselves would take C times the memory
+    cost = x.pow(2).sum(1)[:, :, None] + y.pow(2).sum(1)[:, None] - 2 * x.transpose(1, 2) @ y
+    kernel = -cost.clamp_min(0) / eps
+    log_mass = math.log(1 / places + 1e-8)
+    u, v = kernel.new_zeros(2, len(kernel), places)
+    for _ in range(iterations):
+        last = u
+        # potentials in units of eps
+        u = log_mass - (kernel + v[:, None]).logsumexp(2)
+        v = log_mass - (kernel + u[:, :, None]).logsumexp(1)
+        if tol is not None and eps * (u - last).abs().sum(1).mean() < tol:
+            break
+    return (kernel + u[:, :, None] + v[:, None]).exp()
+
+
+def aligned_mix(own: Tensor, other: Tensor, plan: Tensor, lam: Tensor, own_places: bool) -> Tensor:
+    """Both maps (B, C, h, w) mixed by `lam` (B,), with the places of `own`, or of `other`."""
+    size, assignment = own.shape[2:], plan.shape[1] * plan
+    if own_places:
+        other = (other.flatten(2) @ assignment.transpose(1, 2)).unflatten(2, size)
+    else:
+        own = (own.flatten(2) @ assignment).unflatten(2, size)
+    return torch.lerp(other, own, lam[:, None, None, None].float())
