@@ -110,6 +110,14 @@ def check_examples(examples: Sequence[Tensor]) -> None:
         raise ValueError(f"images of a batch must have one size, got {shown}; add Resize and a crop to the transform.")
 
 
+def check_divisible(size: tuple[int, int], grid: tuple[int, int]) -> None:
+    if size[0] % grid[0] or size[1] % grid[1]:
+        raise ValueError(
+            f"images must be whole multiples of the network's grid of {grid[0]} x {grid[1]} patches, got {size[0]} x {size[1]} pixels; "
+            "resize them."
+        )
+
+
 def check_labels(labels: Tensor, batch: int, num_labels: int | None) -> None:
     """Refuses class numbers out of range and soft labels that are no distribution, before a GPU kernel can assert.
 

@@ -33,12 +33,14 @@ class Policy:
         needs: names of signals.
         teacher: Hub id or folder of a frozen image classifier that gives them; None for the network in training itself.
         teacher_size: side in pixels of the images that the network sees for it; None for the images as they are.
+        scores: what kind of evidence `token_scores` are: `attention` or `activation`.
         clean_lam: weight of the clean images' own loss, which input gradients then come from as well.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()
     teacher = None
     teacher_size = None
+    scores = "attention"
     clean_lam = 0.0
 
 

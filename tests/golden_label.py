@@ -1,14 +1,17 @@
 """Checks of the methods that rewrite labels against reference outputs. A case is a dict of tensors, named as in the reference."""
 
+import random
 import re
 
+import numpy as np
 import torch
 from torch.testing import assert_close
 
 from hf_mixup.geometry import box_plan
-from hf_mixup.labels import AttentionLabels
+from hf_mixup.labels import AttentionLabels, TokenLabels
 from hf_mixup.losses import CrossEntropy, Decoupled, DecoupledBCE, decoupled_log_probs, rescale, smooth
 from hf_mixup.plan import Dense, MixPlan, Share, mix_targets, onehot
+from hf_mixup.policies.tokenmix import block_mask, random_mask
 from hf_mixup.policy import Signals
 
 
@@ -144,7 +147,51 @@ def transmix_openmixup(case):
     close(weights[:, 0], case["lam_keep"])
 
 
+def tokenmix_block_masks(case):
+    draws = random.Random(int(case["py_random_seed"]))
+    cells = case["masks"][0].numel()
+    count = int((1 - float(case["lam_in"])) * cells) + int(case["minimum_tokens"])
+    masks = torch.stack([block_mask(tuple(case["masks"].shape[1:]), count, draws) for _ in case["masks"]])
+    assert torch.equal(masks, case["masks"].bool())
+    close(1 - masks.double().mean((1, 2)), case["lam"])
+    close(masks.double().mean(0), case["mean_map"])
+
+
+def tokenmix_block_stats(case):
+    for lam, count, least, mean, most in case["table"].tolist():
+        draws = random.Random(0)
+        assert min(196, int((1 - lam) * 196) + 14) == count
+        covered = torch.tensor([float(block_mask((14, 14), int(count), draws).sum()) for _ in range(200)])
+        assert (covered.min(), covered.max()) == (least, most)
+        close(covered.mean(), mean)
+
+
+def tokenmix_random_mask(case):
+    order = np.random.RandomState(int(case["np_seed"])).permutation(case["mask"].numel())
+    mask = random_mask(torch.from_numpy(order), min(196, int(0.5 * 196) + 14), tuple(case["mask"].shape))
+    assert torch.equal(mask, case["mask"].bool())
+    close(1 - mask.double().mean(), case["lam"])
+
+
+def tokenmix_label(case):
+    labels, pasted = case["labels"].long(), case["mask"].float()
+    batch, classes = len(labels), int(case["num_classes"])
+    scores = case["maps"][torch.arange(batch), labels]
+    plan = flipped_plan(batch, Dense(torch.stack([1 - pasted, pasted]).expand(batch, -1, -1, -1)), 1 - pasted.mean())
+    weights = TokenLabels().weights(plan, Signals(token_scores=scores))
+    close(weights, torch.stack([case["score_a"], case["score_b"]], 1))
+    close(weights.sum(1), case["row_sum"])
+    # the official smoothing, half of it from either source
+    epsilon = float(case["smoothing"])
+    target = mix_targets(plan.reweighted(weights - epsilon / 2), onehot(labels, classes)) + epsilon / classes
+    close(target, case["target"])
+
+
 CHECKS = {
+    "tokenmix_block_masks": tokenmix_block_masks,
+    "tokenmix_block_stats": tokenmix_block_stats,
+    "tokenmix_random_mask": tokenmix_random_mask,
+    "tokenmix_label": tokenmix_label,
     "transmix_official_": transmix_official,
     "transmix_openmixup_": transmix_openmixup,
     "decouple_ce_": decouple_ce,

@@ -4,14 +4,18 @@ import math
 
 import pytest
 import torch
+from torch.nn import functional as F
 from torch.testing import assert_close
 
-from hf_mixup import MixupCollator, MixupLoss, get_method
-from hf_mixup.geometry import box_plan
-from hf_mixup.labels import AttentionLabels
+import tiny
+from hf_mixup import METHODS, MixupCollator, MixupLoss, MixupModel, get_method
+from hf_mixup.geometry import box_plan, enlarged
+from hf_mixup.labels import AttentionLabels, TokenLabels
 from hf_mixup.losses import BCE, CrossEntropy, Decoupled, DecoupledBCE
+from hf_mixup.plan import Dense, MixPlan, mix_targets
 from hf_mixup.policy import Signals
-from hf_mixup.rng import keyed
+from hf_mixup.rng import MixKey, keyed
+from hf_mixup.signals.features import class_activation, last_feature_map
 
 # -- DecoupleMix ------------------------------------------------------------------------------------------------------------
 
@@ -108,3 +112,81 @@ def test_transmix_needs_the_model():
         MixupCollator("transmix", num_labels=10)
     with pytest.raises(ValueError, match="rho must be a number from 0 to 1, got 2"):
         get_method("transmix", rho=2)
+
+
+# -- TokenMix ---------------------------------------------------------------------------------------------------------------
+
+
+def test_token_labels_by_hand():
+    """Two places: the own image is known by the left one, its partner by the right, and the right is the partner's."""
+    plan = MixPlan.pair(torch.tensor([1, 0]), Dense(torch.tensor([[[1.0, 0.0]], [[0.0, 1.0]]]).expand(2, 2, 1, 2)), torch.full((2,), 0.5))
+    scores = torch.tensor([[[3.0, 1.0]], [[1.0, 9.0]]])
+    weights = TokenLabels().weights(plan, Signals(token_scores=scores))
+    assert_close(weights, torch.tensor([[0.75, 0.9], [0.1, 0.25]]))
+    # without evidence every place is worth the same
+    assert_close(TokenLabels().weights(plan, Signals(token_scores=torch.zeros(2, 1, 2))), torch.full((2, 2), 0.5))
+
+
+@pytest.mark.parametrize(("grid", "count"), [((14, 14), 112), ((8, 8), 36), ((4, 4), 9), ((7, 10), 40)])
+def test_token_masks_cover_what_they_aim_at(grid, count):
+    """The published 112 of 196, and the same share of other grids; never more, and hardly ever less than nine tenths of it."""
+    policy = get_method("tokenmix").sample
+    signals = Signals(token_scores=torch.rand(4, *grid))
+    shape = torch.Size((4, 3, grid[0] * 2, grid[1] * 2))
+    pasted = torch.stack([1 - policy.plan(shape, keyed(key), signals).weight[0, 0] for key in range(200)]) * grid[0] * grid[1]
+    assert pasted.max() <= count + 1e-3
+    assert pasted.mean() > 0.9 * count
+
+
+@pytest.mark.parametrize("mask_type", ["block", "random"])
+def test_token_masks_are_whole_patches(mask_type):
+    policy = get_method("tokenmix", mask_type=mask_type, mode="sample").sample
+    mask = policy.plan(torch.Size((4, 3, 32, 24)), keyed(1), Signals(token_scores=torch.rand(4, 8, 6))).dense_mask((32, 24))
+    assert torch.equal(mask, enlarged(mask[:, :, ::4, ::4], (32, 24)))
+    assert len({tuple(row.flatten().tolist()) for row in mask[:, 0]}) == 4
+
+
+@pytest.mark.parametrize("size", [(225, 224), (224, 230)])
+def test_tokenmix_refuses_images_that_the_patches_do_not_divide(size):
+    signals = Signals(token_scores=torch.rand(2, 14, 14))
+    with pytest.raises(ValueError, match=f"grid of 14 x 14 patches, got {size[0]} x {size[1]} pixels"):
+        get_method("tokenmix").sample.plan(torch.Size((2, 3, *size)), keyed(1), signals)
+
+
+def test_tokenmix_reads_a_teacher(tmp_path):
+    """Class activation maps of a frozen convolutional network, as in the paper, for a network of any kind."""
+    tiny.network("resnet").save_pretrained(tmp_path)
+    fields = {"scores": "activation", "teacher": str(tmp_path), "teacher_size": 128}
+    model = MixupModel(tiny.network("vit"), "tokenmix", mix_args={"tokenmix": fields}).train()
+    images, targets = tiny.batch()
+    out = model(images, targets, MixKey(1, 0, 0))
+    teacher = tiny.network("resnet")
+    features = last_feature_map(teacher, F.interpolate(images, (128, 128), mode="bilinear"))
+    scores = class_activation(teacher, features, targets).relu().detach()
+    method = get_method("tokenmix", **fields)
+    plan = method.sample.plan(images.shape, MixKey(1, 0, 0).own_rng(), Signals(token_scores=scores))
+    assert_close(out.targets, mix_targets(plan.reweighted(method.label.weights(plan, Signals(token_scores=scores))), targets))
+    assert not any(parameter.requires_grad for parameter in model.states["tokenmix"].teachers.parameters())
+
+
+def test_tokenmix_of_a_network_without_attention():
+    with pytest.raises(ValueError, match="attention can be read is needed"):
+        MixupModel(tiny.network("resnet"), "tokenmix")
+    model = MixupModel(tiny.network("resnet"), "tokenmix", mix_args={"tokenmix": {"scores": "activation"}}).train()
+    images, targets = tiny.batch()
+    model(images, targets, MixKey(1, 0, 0)).loss.backward()
+
+
+@pytest.mark.parametrize("family", ["vit", "deit", "swin", "pvt", "pvt_v2", "timm_vit", "timm_swin"])
+def test_tokenmix_step(family):
+    """Its scores are those of the clean images, in evaluation mode, and leave no trace in the network."""
+    model = MixupModel(tiny.network(family), "tokenmix").train()
+    images, targets = tiny.batch()
+    signal = model.states["tokenmix"].early["token_scores"]
+    scores = signal.take(images, targets, Signals())
+    assert model.backbone.training
+    plan = METHODS["tokenmix"].sample.plan(images.shape, MixKey(1, 0, 0).own_rng(), Signals(token_scores=scores))
+    out = model(images, targets, MixKey(1, 0, 0))
+    assert_close(out.lam, TokenLabels().weights(plan, Signals(token_scores=scores))[:, 0])
+    assert (out.targets.sum(1) - 1).abs().max() > 1e-5
+    out.loss.backward()

@@ -3,5 +3,6 @@
 from hf_mixup.labels.area import AreaLabels
 from hf_mixup.labels.attention import AttentionLabels
 from hf_mixup.labels.saliency import SaliencyLabels
+from hf_mixup.labels.token import TokenLabels
 
-LABEL_POLICIES = (AreaLabels, SaliencyLabels, AttentionLabels)
+LABEL_POLICIES = (AreaLabels, SaliencyLabels, AttentionLabels, TokenLabels)

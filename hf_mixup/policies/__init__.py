@@ -11,6 +11,7 @@ from hf_mixup.policies.resizemix import ResizeMix
 from hf_mixup.policies.saliencygrafting import SaliencyGrafting
 from hf_mixup.policies.saliencymix import SaliencyMix
 from hf_mixup.policies.smoothmix import SmoothMix
+from hf_mixup.policies.tokenmix import TokenMix
 from hf_mixup.policies.vanilla import Vanilla
 
 SAMPLE_POLICIES = (
@@ -26,4 +27,5 @@ SAMPLE_POLICIES = (
     GridMix,
     ResizeMix,
     PuzzleMix,
+    TokenMix,
 )

@@ -1,6 +1,6 @@
 """What methods see of images and networks beyond the pixels: one table, so that no step knows any by name."""
 
-from hf_mixup.signals.attention import Attention
+from hf_mixup.signals.attention import Attention, TokenScores
 from hf_mixup.signals.features import Activation, Features
 from hf_mixup.signals.saliency import InputGradient, Saliency
 from hf_mixup.signals.signal import Signal
@@ -12,4 +12,5 @@ SIGNALS: dict[str, type[Signal]] = {
     "features": Features,
     "activation": Activation,
     "attention": Attention,
+    "token_scores": TokenScores,
 }

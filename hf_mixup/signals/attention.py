@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hf_mixup.policy import Policy
-from hf_mixup.signals.features import Layout, numbered
-from hf_mixup.signals.signal import LateSignal
+from hf_mixup.policy import Policy, Signals
+from hf_mixup.signals.features import Activation, Layout, numbered
+from hf_mixup.signals.signal import EarlySignal, LateSignal, reading, resized
 
 
 @dataclass(frozen=True)
@@ -267,3 +267,24 @@ class Attention(LateSignal):
 
     def disarm(self) -> None:
         self.taps.disarm()
+
+
+class TokenScores(EarlySignal):
+    """(B, h, w), at least 0: what every place of a clean image is worth to its label."""
+
+    def __init__(self, network: nn.Module, policy: Policy):
+        self.network, self.policy = network, policy
+        self.activation = Activation(network, policy) if policy.scores == "activation" else None
+        self.taps = None if policy.scores == "activation" else AttentionTaps(network, "importance")
+
+    def take(self, images: Tensor, targets: Tensor, signals: Signals) -> Tensor:
+        if self.activation is not None:
+            return self.activation.take(images, targets, signals).relu()
+        seen = resized(images, self.policy.teacher_size)
+        self.taps.arm(tuple(seen.shape[2:]))
+        with reading(self.network):
+            self.network(pixel_values=seen)
+        return self.taps.take()
+
+    def disarm(self) -> None:
+        (self.taps or self.activation).disarm()
