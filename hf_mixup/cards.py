@@ -7,7 +7,10 @@ from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from hf_mixup.methods import CONFIG_NAME, METHODS
+from hf_mixup.labels import AreaLabels
+from hf_mixup.losses import CrossEntropy
+from hf_mixup.methods import CONFIG_NAME, METHODS, needs_of_model
+from hf_mixup.steps import Standard
 
 TEMPLATE = Path(__file__).parent / "templates" / "model_card.md"
 
@@ -69,6 +72,19 @@ def write_model_card(
     path = folder / "README.md"
     card.save(path)
     return path
+
+
+def methods_table() -> str:
+    """The table of methods of the README, in Markdown."""
+    plain = {AreaLabels(), CrossEntropy(), Standard()}
+    lines = ["| method | parts | needs | paper |", "| --- | --- | --- | --- |"]
+    for method in METHODS.values():
+        parts = [part for part in (method.sample, method.label, method.loss, method.step) if part not in plain]
+        shown = " + ".join(f"`{type(part).__name__}`" for part in parts)
+        needs = "the model" if needs_of_model(method) else "images"
+        paper = f"[{method.paper}](https://arxiv.org/abs/{method.paper})" if method.paper else ""
+        lines.append(f"| `{method.name}` | {shown} | {needs} | {paper} |")
+    return "\n".join(lines)
 
 
 def _slug(name: str) -> str:

@@ -1,0 +1,97 @@
+"""Every command and every line of Python in the README works as typed."""
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import Trainer, TrainingArguments
+
+from hf_mixup.cards import methods_table
+from run_script import ROOT
+from small import Images, vit
+
+TEXT = (ROOT / "README.md").read_text()
+BIN = Path(sys.executable).parent
+
+
+def blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", TEXT, re.DOTALL)
+
+
+def commands():
+    for block in blocks("bash"):
+        yield from block.replace("\\\n", " ").strip().splitlines()
+
+
+def test_methods_are_those_of_the_table():
+    """`python -c "from hf_mixup.cards import methods_table; print(methods_table())"` makes it."""
+    assert TEXT.split("<!-- methods -->")[1].split("<!-- /methods -->")[0].strip() == methods_table()
+
+
+def test_make_demo():
+    """The first screen's command; digits reach their accuracy, and the picture of the README is the one it makes."""
+    if not (ROOT / ".venv/bin/python").exists():
+        pytest.skip("needs the .venv of `make test`")
+    subprocess.run(["make", "demo"], cwd=ROOT, check=True, timeout=900, capture_output=True, env={**os.environ, "HF_HUB_OFFLINE": "1"})
+    assert json.loads((ROOT / "runs/demo/all_results.json").read_text())["eval_top1"] >= 0.975
+    assert (ROOT / "runs/demo/gallery.png").stat().st_size > 10_000
+
+
+def test_python_blocks(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    data = Images(16, num_labels=10, seed=0)
+    settings = {"report_to": "none", "use_cpu": True, "disable_tqdm": True, "save_strategy": "no"}
+    first, second, load, call = blocks("python")
+    names = {
+        "Trainer": Trainer,
+        "model": vit(num_labels=10),
+        "train": data,
+        "test": data,
+        "args": TrainingArguments("out", max_steps=2, remove_unused_columns=False, **settings),
+    }
+    exec(first, names)
+    second = second.replace("max_steps=100", "max_steps=2, use_cpu=True, report_to='none'")
+    exec(second, names)
+    names["trainer"].model.choice = type(names["trainer"].model.choice).build("cutmix")
+    names["trainer"].save_model("runs/from-scratch")
+    exec(load, names)
+    assert names["method"].name == "cutmix"
+    names.update(images=torch.randn(4, 3, 8, 8), labels=torch.arange(4))
+    exec(call, names)
+    assert names["soft_targets"].shape == (4, 10)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", [line for line in commands() if "run_mixup.py" in line], ids=lambda line: line[-40:])
+def test_commands(tmp_path, command):
+    """With local stand-ins for what comes from the Hub, and on less data."""
+    from hf_mixup.backbones import from_scratch
+    from hf_mixup.data import ImageFormat, digits
+
+    shutil.copytree(ROOT / "training_scripts", tmp_path / "training_scripts")
+    data = digits()
+    for split, name in (("train", "train"), ("validation", "test")):
+        for row, example in enumerate(data[name].select(range(80))):
+            folder = tmp_path / "images" / split / str(example["label"])
+            folder.mkdir(parents=True, exist_ok=True)
+            example["image"].save(folder / f"{row}.png")
+    for name in ("train", "test"):
+        (tmp_path / "hub").mkdir(exist_ok=True)
+        data[name].select(range(160)).rename_columns({"image": "img"}).to_parquet(tmp_path / f"hub/{name}.parquet")
+    from_scratch("resnet10t", 10, 32).save_pretrained(tmp_path / "checkpoint")
+    ImageFormat(32).processor().save_pretrained(tmp_path / "checkpoint")
+    words = shlex.split(command.replace("uoft-cs/cifar10", "hub").replace("timm/resnet10t.c3_in1k", "checkpoint"))
+    words[0] = str(BIN / words[0])
+    done = subprocess.run(
+        [*words, "--per_device_train_batch_size", "16"], cwd=tmp_path, capture_output=True, text=True, timeout=500, check=False,
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "2"},
+    )  # fmt: skip
+    output = tmp_path / words[words.index("--output_dir") + 1]
+    assert (output / "all_results.json").is_file(), done.stderr[-2000:]
