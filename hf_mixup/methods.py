@@ -35,13 +35,14 @@ from hf_mixup.policies import (
     ResizeMix,
     SaliencyGrafting,
     SaliencyMix,
+    SMMix,
     SmoothMix,
     TokenMix,
     Vanilla,
 )
 from hf_mixup.policy import LabelPolicy, SamplePolicy, Signals
 from hf_mixup.rng import keyed
-from hf_mixup.steps import STEPS, AdversarialMixing, AlignMix, LearnedMixing, ManifoldMix, Standard
+from hf_mixup.steps import STEPS, AdversarialMixing, AlignMix, LearnedMixing, ManifoldMix, SMMixing, Standard
 from hf_mixup.steps.step import Step
 
 CONFIG_NAME = "mixup_config.json"
@@ -165,6 +166,7 @@ METHODS: dict[str, Method] = {
         Method("cutmix", CutMix(), paper="1905.04899"),
         Method("transmix", CutMix(), label=AttentionLabels(), paper="2111.09833"),
         Method("tokenmix", TokenMix(), label=TokenLabels(), paper="2207.08409"),
+        Method("smmix", SMMix(), step=SMMixing(), paper="2212.12977"),
         Method("decouplemix", CutMix(), loss=Decoupled(), paper="2203.10761"),
         Method("manifoldmix", Mixup(alpha=2.0), step=ManifoldMix(), paper="1806.05236"),
         Method("alignmix", Mixup(alpha=2.0), step=AlignMix(), paper="2103.15375"),

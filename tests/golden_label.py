@@ -10,9 +10,11 @@ from torch.testing import assert_close
 from hf_mixup.geometry import box_plan
 from hf_mixup.labels import AttentionLabels, TokenLabels
 from hf_mixup.losses import CrossEntropy, Decoupled, DecoupledBCE, decoupled_log_probs, rescale, smooth
-from hf_mixup.plan import Dense, MixPlan, Share, mix_targets, onehot
+from hf_mixup.plan import Dense, MixPlan, Share, blend, mix_targets, onehot
+from hf_mixup.policies.smmix import extreme_squares, max_min_plan, square_sides
 from hf_mixup.policies.tokenmix import block_mask, random_mask
 from hf_mixup.policy import Signals
+from hf_mixup.steps.smmixing import consistency_loss, fine_grained_loss
 
 
 def close(actual, expected, tolerance=1e-5):
@@ -187,7 +189,49 @@ def tokenmix_label(case):
     close(target, case["target"])
 
 
+def smmix_images(case):
+    images, attention = case["x"].float(), case["attn"].float()
+    batch, grid = len(images), int(attention.shape[1] ** 0.5)
+    attention = attention.view(batch, grid, grid)
+    side = int(case["rect"][0])
+    assert [[r, r] for r in square_sides(grid, (0.25, 0.75))] == case["sizes"].tolist()
+    least, most = extreme_squares(attention, side)
+    width = torch.tensor([grid - side + 1, 1])
+    assert torch.equal((least * width).sum(1), case["argmin"].long())
+    assert torch.equal((most * width).sum(1), case["argmax"].long())
+    sums = attention.unfold(1, side, 1).unfold(2, side, 1).sum((3, 4)).flatten(1)
+    close(sums, case["region_sums"], 1e-4)
+    plan = max_min_plan(images, attention, torch.arange(batch).flip(0), side)
+    close(blend(plan, images), case["mixed"])
+    close(plan.weight[:, 0], case["lam_keep"].expand(batch))
+    pasted = plan.dense_mask((grid, grid))[:, 1].flatten(1).bool()
+    assert torch.equal(pasted, case["source_mask"])
+    assert torch.equal(~pasted, case["target_mask"])
+    targets = onehot(case["labels"].long(), 10)
+    close(smooth(mix_targets(plan, targets), 0.1), case["mixed_target"])
+    for k, name in enumerate(["target_target", "source_target"]):
+        close(smooth(targets[plan.index[:, k]], 0.1), case[name])
+
+
+def smmix_losses(case):
+    """The targets come smoothed, and as rows of their own: both halves of a batch of twice the size."""
+    batch, lam = len(case["logits"]), float(case["lam_keep"])
+    whole = CrossEntropy()(case["logits"], case["mixed_target"]).mean()
+    close(whole, case["loss_cls"])
+    weight = torch.tensor([lam, 1 - lam]).expand(batch, 2)
+    plan = MixPlan(torch.stack([torch.arange(batch), torch.arange(batch) + batch], 1), Share(weight), weight)
+    sources = torch.cat([case["target_target"], case["source_target"]])
+    parts = torch.stack([case["target_logits"], case["source_logits"]], 1)
+    fine = fine_grained_loss(parts, plan, sources, CrossEntropy())
+    close(fine, case["loss_fine"])
+    consistency = consistency_loss(case["logits"], case["unmixed_logits"], flipped_plan(batch, Share(weight), lam))
+    close(consistency, case["loss_con"])
+    close(whole + fine + consistency, case["loss"])
+
+
 CHECKS = {
+    "smmix_side": smmix_images,
+    "smmix_losses": smmix_losses,
     "tokenmix_block_masks": tokenmix_block_masks,
     "tokenmix_block_stats": tokenmix_block_stats,
     "tokenmix_random_mask": tokenmix_random_mask,

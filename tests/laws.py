@@ -31,6 +31,7 @@ def signals_for(shape, key=0, device="cpu"):
         features=positive(batch, 8, 4, 4),
         activation=positive(batch, height, width),
         attention=positive(batch, 4, 4),
+        patch_attention=positive(batch, 4, 4),
         token_scores=positive(batch, 4, 4),
     )
 

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch.nn import functional as F
 from torch.testing import assert_close
 
@@ -12,10 +13,12 @@ from hf_mixup import METHODS, MixupCollator, MixupLoss, MixupModel, get_method
 from hf_mixup.geometry import box_plan, enlarged
 from hf_mixup.labels import AttentionLabels, TokenLabels
 from hf_mixup.losses import BCE, CrossEntropy, Decoupled, DecoupledBCE
-from hf_mixup.plan import Dense, MixPlan, mix_targets
+from hf_mixup.plan import Dense, MixPlan, blend, mix_targets
+from hf_mixup.policies.smmix import max_min_plan, square_sides
 from hf_mixup.policy import Signals
 from hf_mixup.rng import MixKey, keyed
-from hf_mixup.signals.features import class_activation, last_feature_map
+from hf_mixup.signals.features import class_activation, classifier_of, last_feature_map
+from hf_mixup.steps.smmixing import pooled_parts
 
 # -- DecoupleMix ------------------------------------------------------------------------------------------------------------
 
@@ -190,3 +193,67 @@ def test_tokenmix_step(family):
     assert_close(out.lam, TokenLabels().weights(plan, Signals(token_scores=scores))[:, 0])
     assert (out.targets.sum(1) - 1).abs().max() > 1e-5
     out.loss.backward()
+
+
+# -- SMMix ------------------------------------------------------------------------------------------------------------------
+
+
+def test_smmix_pastes_the_most_attended_square_over_the_least():
+    """Cells hold their own number, so that what was moved can be read off the pixels."""
+    numbers = torch.arange(16.0).view(4, 4)
+    images = enlarged(torch.stack([numbers, 100 + numbers])[:, None], (8, 12))
+    attention = torch.rand(2, 4, 4)
+    attention[0, 2:, :2] -= 5  # the least of the first image
+    attention[1, 1:3, 2:] += 5  # the most of the second
+    mixed = blend(max_min_plan(images, attention, torch.tensor([1, 0]), 2), images)[0, 0, ::2, ::3]
+    expected = numbers.clone()
+    expected[2:, :2] = 100 + numbers[1:3, 2:]
+    assert_close(mixed, expected)
+
+
+@pytest.mark.parametrize(("grid", "sides"), [(14, range(3, 11)), (7, range(1, 6)), (2, range(1, 2)), (1, range(1, 2))])
+def test_smmix_sides(grid, sides):
+    assert square_sides(grid, (0.25, 0.75)) == sides
+
+
+def test_smmix_refuses_images_that_the_patches_do_not_divide():
+    signals = Signals(patch_attention=torch.rand(2, 7, 7), images=torch.randn(2, 3, 225, 224))
+    with pytest.raises(ValueError, match="grid of 7 x 7 patches, got 225 x 224 pixels"):
+        get_method("smmix").sample.plan(torch.Size((2, 3, 225, 224)), keyed(1), signals)
+
+
+def test_smmix_step_and_sample_belong_together():
+    with pytest.raises(ValueError, match="needs the sample policy 'smmix', got CutMix"):
+        MixupModel(tiny.network("vit"), get_method("smmix", sample={"name": "cutmix"}))
+
+
+@pytest.mark.parametrize("family", ["vit", "deit", "swin", "pvt", "pvt_v2", "timm_vit", "timm_swin"])
+def test_smmix_losses(family):
+    """Tokens pooled over the whole image, through the network's own classifier, are its own prediction where it pools them."""
+    model = MixupModel(tiny.network(family), "smmix").train()
+    images, targets = tiny.batch()
+    state = model.states["smmix"]
+    out = model(images, targets, MixKey(1, 0, 0))
+    whole = CrossEntropy()(out.logits, out.targets).mean()
+    assert out.loss > whole
+    out.loss.backward()
+    assert state.token_head.weight.grad.abs().sum() > 0
+    assert_close(out.targets.sum(1), torch.ones(4))
+    alone = MixupModel(model.backbone, "smmix", mix_args={"smmix": {"fine": 0.0, "consistency": 0.0}}).train()
+    torch.manual_seed(0)
+    out = alone(images, targets, MixKey(1, 0, 0))
+    assert_close(out.loss, CrossEntropy()(out.logits, out.targets).mean())
+    if family in ("swin", "pvt_v2", "timm_swin"):
+        model.eval()
+        state.tap.arm()
+        logits = model.backbone(pixel_values=images).logits
+        tokens = state.layout.maps(state.tap.take(), (tiny.SIDE, tiny.SIDE))
+        pooled = pooled_parts(tokens, MixPlan.identity(4))[:, 0]
+        assert_close(classifier_of(model.backbone)(pooled), logits, atol=1e-5, rtol=1e-5)
+
+
+def test_smmix_leaves_its_token_head_behind(tmp_path):
+    model = MixupModel(tiny.network("vit"), "smmix")
+    model.save_pretrained(tmp_path)
+    assert "token_head" not in " ".join(load_file(tmp_path / "model.safetensors"))
+    assert_close(MixupModel.from_pretrained(tmp_path).states["smmix"].token_head.weight, model.states["smmix"].token_head.weight)

@@ -10,6 +10,7 @@ from hf_mixup.policies.puzzlemix import PuzzleMix
 from hf_mixup.policies.resizemix import ResizeMix
 from hf_mixup.policies.saliencygrafting import SaliencyGrafting
 from hf_mixup.policies.saliencymix import SaliencyMix
+from hf_mixup.policies.smmix import SMMix
 from hf_mixup.policies.smoothmix import SmoothMix
 from hf_mixup.policies.tokenmix import TokenMix
 from hf_mixup.policies.vanilla import Vanilla
@@ -28,4 +29,5 @@ SAMPLE_POLICIES = (
     ResizeMix,
     PuzzleMix,
     TokenMix,
+    SMMix,
 )

@@ -1,6 +1,6 @@
 """What methods see of images and networks beyond the pixels: one table, so that no step knows any by name."""
 
-from hf_mixup.signals.attention import Attention, TokenScores
+from hf_mixup.signals.attention import Attention, PatchAttention, TokenScores
 from hf_mixup.signals.features import Activation, Features
 from hf_mixup.signals.saliency import InputGradient, Saliency
 from hf_mixup.signals.signal import Signal
@@ -13,4 +13,5 @@ SIGNALS: dict[str, type[Signal]] = {
     "activation": Activation,
     "attention": Attention,
     "token_scores": TokenScores,
+    "patch_attention": PatchAttention,
 }

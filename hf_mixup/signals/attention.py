@@ -288,3 +288,24 @@ class TokenScores(EarlySignal):
 
     def disarm(self) -> None:
         (self.taps or self.activation).disarm()
+
+
+class PatchAttention(EarlySignal):
+    """(B, h, w): how much of the patches' attention every patch of a clean image gets.
+
+    `logits` (B, num_labels) are those of the pass that it was last taken from.
+    """
+
+    def __init__(self, network: nn.Module, policy: Policy):
+        self.network, self.taps = network, AttentionTaps(network, "received")
+        self.logits: Tensor | None = None
+
+    def take(self, images: Tensor, targets: Tensor, signals: Signals) -> Tensor:
+        self.taps.arm(tuple(images.shape[2:]))
+        with reading(self.network):
+            self.logits = self.network(pixel_values=images).logits
+        return self.taps.take()
+
+    def disarm(self) -> None:
+        self.taps.disarm()
+        self.logits = None

@@ -4,6 +4,7 @@ from hf_mixup.steps.adversarial import AdversarialMixing
 from hf_mixup.steps.alignmix import AlignMix
 from hf_mixup.steps.learned import LearnedMixing
 from hf_mixup.steps.manifoldmix import ManifoldMix
+from hf_mixup.steps.smmixing import SMMixing
 from hf_mixup.steps.standard import Standard
 
-STEPS = (Standard, AlignMix, ManifoldMix, LearnedMixing, AdversarialMixing)
+STEPS = (Standard, AlignMix, ManifoldMix, LearnedMixing, AdversarialMixing, SMMixing)

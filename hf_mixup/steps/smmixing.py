@@ -1,0 +1,93 @@
+"""The step of SMMix: the two parts of the mixture are classified by themselves, and the whole as the clean images say."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from hf_mixup.checks import check_between
+from hf_mixup.plan import MixPlan, blend
+from hf_mixup.rng import MixKey
+from hf_mixup.signals.features import Layout, Tap, classifier_of, family_of, stage_names
+from hf_mixup.steps.standard import finish
+from hf_mixup.steps.step import MethodState, Step, StepOutput
+
+if TYPE_CHECKING:
+    from hf_mixup.losses import Loss
+    from hf_mixup.methods import Method
+
+
+class TokenState(MethodState):
+    """A second classifier, for means of patches. The deployed network does without it."""
+
+    def __init__(self, backbone: nn.Module):
+        super().__init__()
+        norm = family_of(backbone).norm
+        self.layout = Layout.of(backbone)
+        self.tap = Tap(backbone.get_submodule(norm or stage_names(backbone)[-1]))
+        classifier = classifier_of(backbone)
+        self.token_head = nn.Linear(classifier.in_features, classifier.out_features).to(classifier.weight)
+
+    def disarm(self) -> None:
+        super().disarm()
+        self.tap.disarm()
+
+
+@dataclass(frozen=True)
+class SMMixing(Step):
+    """The training step of SMMix (arXiv:2212.12977, section 3.3; github.com/ChenMnZ/SMMix), for its sample policy.
+
+    Beside the loss of the mixture there are a fine-grained one, the mean of the losses of the two parts, whose patches are pooled
+    by the mask and classified by a head of their own, and a consistency loss, the divergence from the mixed logits of the clean
+    images. Both have weight 1 in the official code. OpenMixup trains on the mixture's loss alone.
+
+    Args:
+        fine, consistency: weights of the two; with both 0 only the mixture is trained on.
+    """
+
+    fine: float = 1.0
+    consistency: float = 1.0
+
+    def __post_init__(self):
+        check_between(0, 1e3, fine=self.fine, consistency=self.consistency)
+
+    def build(self, method: Method, backbone: nn.Module) -> TokenState:
+        if "patch_attention" not in method.sample.needs:
+            raise ValueError(f"the step 'smmixing' needs the sample policy 'smmix', got {type(method.sample).__name__}; set both.")
+        return TokenState.for_method(method, backbone, backbone)
+
+    def run(self, method: Method, state: TokenState, backbone: nn.Module, images: Tensor, targets: Tensor, key: MixKey) -> StepOutput:
+        signals = state.before(images, targets)
+        clean = state.early["patch_attention"].logits
+        plan = method.sample.plan(images.shape, key.own_rng(), signals).to(images.device)
+        state.tap.arm()
+        logits = backbone(pixel_values=blend(plan, images)).logits
+        tokens = state.layout.maps(state.tap.take(), tuple(images.shape[2:]))
+        done = finish(method, state, plan, logits, targets, signals)
+        parts = pooled_parts(tokens, plan).to(state.token_head.weight.dtype)
+        fine = fine_grained_loss(state.token_head(parts), plan, targets, method.loss)
+        loss = done.loss + self.fine * fine + self.consistency * consistency_loss(logits, clean, plan)
+        return done._replace(loss=loss)
+
+
+def pooled_parts(tokens: Tensor, plan: MixPlan) -> Tensor:
+    """(B, K, C) float32: the mean of the tokens (B, C, h, w) of every source's part of the mixture."""
+    mask = plan.dense_mask(tuple(tokens.shape[2:])).flatten(2)
+    with torch.autocast(tokens.device.type, enabled=False):
+        return mask @ tokens.float().flatten(2).mT / mask.sum(2, keepdim=True).clamp(min=1)
+
+
+def fine_grained_loss(logits: Tensor, plan: MixPlan, targets: Tensor, loss: Loss) -> Tensor:
+    """The mean over sources of the losses of their parts, (B, K, num_labels), each with the whole target of the source."""
+    sources = targets[plan.index]
+    return torch.stack([loss(logits[:, k], sources[:, k]) for k in range(sources.shape[1])]).mean()
+
+
+def consistency_loss(logits: Tensor, clean: Tensor, plan: MixPlan) -> Tensor:
+    """The divergence of the prediction from that of the clean images' logits, mixed by area before the softmax."""
+    mixed = (plan.weight[:, :, None] * clean.float()[plan.index]).sum(1)
+    return F.kl_div(logits.float().log_softmax(1), mixed.softmax(1), reduction="batchmean")
