@@ -26,12 +26,14 @@ from hf_mixup.plan import blend, mix_targets, onehot
 from hf_mixup.policies import (
     SAMPLE_POLICIES,
     AttentiveMix,
+    CoMixup,
     CutMix,
     FMix,
     GridMix,
     Mixup,
     MultiMixup,
     PuzzleMix,
+    RecursivePaste,
     ResizeMix,
     SaliencyGrafting,
     SaliencyMix,
@@ -42,7 +44,7 @@ from hf_mixup.policies import (
 )
 from hf_mixup.policy import LabelPolicy, SamplePolicy, Signals
 from hf_mixup.rng import keyed
-from hf_mixup.steps import STEPS, AdversarialMixing, AlignMix, LearnedMixing, ManifoldMix, SMMixing, Standard
+from hf_mixup.steps import STEPS, AdversarialMixing, AlignMix, LearnedMixing, ManifoldMix, RecursiveMix, SMMixing, Standard
 from hf_mixup.steps.step import Step
 
 CONFIG_NAME = "mixup_config.json"
@@ -170,6 +172,7 @@ METHODS: dict[str, Method] = {
         Method("decouplemix", CutMix(), loss=Decoupled(), paper="2203.10761"),
         Method("manifoldmix", Mixup(alpha=2.0), step=ManifoldMix(), paper="1806.05236"),
         Method("alignmix", Mixup(alpha=2.0), step=AlignMix(), paper="2103.15375"),
+        Method("recursivemix", RecursivePaste(), step=RecursiveMix(), paper="2203.06844"),
         Method("fmix", FMix(), paper="2002.12047"),
         Method("smoothmix", SmoothMix()),
         Method("saliencymix", SaliencyMix(), paper="2006.01791"),
@@ -178,6 +181,7 @@ METHODS: dict[str, Method] = {
         Method("attentivemix", AttentiveMix(), paper="2003.13048"),
         Method("saliencygrafting", SaliencyGrafting(), SaliencyLabels(), paper="2112.08796"),
         Method("puzzlemix", PuzzleMix(), paper="2009.06962"),
+        Method("comixup", CoMixup(), paper="2102.03065"),
         Method("automix", Mixup(alpha=2.0, mode="batch"), step=LearnedMixing(), paper="2103.13027"),
         Method(
             "samix",

@@ -1,14 +1,13 @@
-"""Checks of PuzzleMix, its saliency and Co-Mixup against the authors' code. A case is a dict of tensors, named as there."""
-
-from types import SimpleNamespace
+"""Checks of PuzzleMix and Co-Mixup against the authors' code. A case is a dict of tensors, named as there."""
 
 import torch
-from torch import nn
+from torch.nn.functional import one_hot
 from torch.testing import assert_close
 
-from hf_mixup.plan import blend
+from hf_mixup.geometry import pooled_evidence
+from hf_mixup.plan import blend, mix_targets
+from hf_mixup.policies.comixup import compatibility, objective, peaks, shares_plan, solve_parts, unary
 from hf_mixup.policies.puzzlemix import label_costs, mask_plan, perturbed, terms, transport
-from hf_mixup.signals.saliency import clean_saliency, input_saliency
 from hf_mixup.solvers import grid_energy, solve_grid
 
 
@@ -55,38 +54,40 @@ def puzzlemix(case):
     assert_close(blend(moved, images), case["mixed"], atol=1e-6, rtol=0)
 
 
-class _Network(nn.Module):
-    def __init__(self, case):
-        super().__init__()
-        self.layers = nn.Sequential(
-            nn.Conv2d(3, 8, 3, padding=1),
-            nn.ReLU(),
-            nn.Conv2d(8, 8, 3, stride=2, padding=1),
-            nn.ReLU(),
-            nn.AdaptiveAvgPool2d(1),
-            nn.Flatten(),
-            nn.Linear(8, 10),
-        )
-        self.layers.load_state_dict({f"{layer}.{part}": case[f"{layer}_{part}"] for layer in (0, 2, 6) for part in ("weight", "bias")})
+def comixup(case):
+    cost, compat, start = case["cost"].flatten(1)[None], case["A"][None], case["idx_init"].long().flatten(1)[None]
+    count, grid = cost.shape[1], tuple(case["cost"].shape[1:])
+    beta, gamma, thres, omega = (float(case[key]) for key in ("beta", "gamma", "thres", "omega"))
+    there, members = torch.ones(1, count, dtype=torch.bool), torch.arange(count)[None]
 
-    def forward(self, pixel_values):
-        return SimpleNamespace(logits=self.layers(pixel_values))
+    evidence, place = pooled_evidence(case["saliency"], grid), peaks(case["saliency"], 1)
+    assert_close(-evidence, case["cost_before_prior"], atol=1e-6, rtol=0)
+    assert_close(unary(evidence[None], case["alpha_prior"][None], float(case["eta"])), cost, atol=1e-6, rtol=0)
+    assert_close((place[:, None] - place).abs().sum(2).float(), case["A_dist"], atol=1e-6, rtol=0)
+    assert_close(compatibility(place[None], there, omega), compat, atol=1e-6, rtol=0)
+
+    # the authors' result: what it costs, and the mixing it means
+    official = case["mask_onehot"].flatten(1, 2)[None]
+    first = one_hot(start, count).float()
+    for shares, limit, key in (
+        (official, None, "energy"),
+        (official, thres, "energy_thres"),
+        (first, None, "energy_init"),
+        (first, thres, "energy_init_thres"),
+    ):
+        assert_close(objective(shares, cost, grid, beta, gamma, limit)[0].double(), case[key], rtol=1e-5, atol=1e-5)
+    plan = shares_plan(official, members, grid, tuple(case["saliency"].shape[1:]))
+    assert torch.equal(plan.index[:, 0], members[0])
+    assert_close(mix_targets(plan, case["target"]), case["mixed_target"], atol=1e-6, rtol=0)
+    if "img" in case:
+        assert_close(blend(plan, case["img"]), case["mixed"], atol=1e-6, rtol=0)
+
+    # ours, from the same start
+    settings = {"beta": beta, "gamma": gamma, "thres": thres, "thres_type": str(case["thres_type"]), "niter": int(case["niter"])}
+    shares = solve_parts(cost, compat, start, there, grid, **settings)
+    assert objective(shares, cost, grid, beta, gamma)[0] < case["energy_init"]
+    assert set(shares.unique().tolist()) <= {0.0, 0.5, 1.0}
+    assert_close(shares.sum(3), torch.ones(1, count, grid[0] * grid[1]))
 
 
-def puzzlemix_saliency(case):
-    network, images = _Network(case), case["x"]
-    targets = nn.functional.one_hot(case["y"].long(), 10).float()
-    saliency = input_saliency(network, images, targets)
-    assert all(parameter.grad is None for parameter in network.parameters())
-    # the authors' losses: the mean over the batch, and with clean_lam = 1 a BCE's 2 / num_labels of it; we take the sum
-    assert_close(saliency / len(images), case["sal_clean0"], rtol=1e-4, atol=1e-8)
-    kept, loss = clean_saliency(network, images, targets)
-    assert_close(kept * 0.2 / len(images), case["sal_clean1"], rtol=1e-4, atol=1e-8)
-    assert_close(loss.double(), case["loss_clean0"], rtol=1e-4, atol=0)
-    assert_close(0.2 * loss.double(), case["loss_clean1"], rtol=1e-4, atol=0)
-    gradient = torch.autograd.grad(loss, network.layers[6].weight)[0]
-    assert_close(gradient, case["grad_fc_w_clean0"], rtol=1e-4, atol=1e-6)
-    assert_close(0.2 * gradient, case["grad_fc_w_clean1"], rtol=1e-4, atol=1e-6)
-
-
-CHECKS = {"puzzlemix": puzzlemix, "puzzlemix_saliency": puzzlemix_saliency}
+CHECKS = {"puzzlemix": puzzlemix, "comixup": comixup}

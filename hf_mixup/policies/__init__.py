@@ -1,12 +1,14 @@
 """Sample policies, one file per paper."""
 
 from hf_mixup.policies.attentivemix import AttentiveMix
+from hf_mixup.policies.comixup import CoMixup
 from hf_mixup.policies.cutmix import CutMix
 from hf_mixup.policies.fmix import FMix
 from hf_mixup.policies.gridmix import GridMix
 from hf_mixup.policies.mixup import Mixup
 from hf_mixup.policies.multimixup import MultiMixup
 from hf_mixup.policies.puzzlemix import PuzzleMix
+from hf_mixup.policies.recursivepaste import RecursivePaste
 from hf_mixup.policies.resizemix import ResizeMix
 from hf_mixup.policies.saliencygrafting import SaliencyGrafting
 from hf_mixup.policies.saliencymix import SaliencyMix
@@ -26,8 +28,10 @@ SAMPLE_POLICIES = (
     SmoothMix,
     SaliencyMix,
     GridMix,
+    RecursivePaste,
     ResizeMix,
     PuzzleMix,
+    CoMixup,
     TokenMix,
     SMMix,
 )

@@ -1,0 +1,310 @@
+"""Co-Mixup."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import combinations
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from hf_mixup.checks import check_between, check_count, check_known, check_positive
+from hf_mixup.geometry import block_count, enlarged, pooled_evidence
+from hf_mixup.plan import Dense, MixPlan
+from hf_mixup.policy import SamplePolicy, Signals
+from hf_mixup.rng import log_gamma_variate
+
+# what a label costs that is not to be chosen
+_NEVER = 1e4
+
+
+@dataclass(frozen=True)
+class CoMixup(SamplePolicy):
+    """Co-Mixup (Kim et al., ICLR 2021, arXiv:2102.03065; github.com/snu-mllab/Co-Mixup): as many outputs as inputs, made jointly.
+
+    Every block of every output shows one image of its part of the batch, or two at half each, so that much saliency is seen,
+    neighbours agree, and no image is used over and over; 2 to 3 images an output. The label's weights are the shares of
+    the masks. Unlike in other methods the own image may be missing in its output.
+
+    Deviations from the authors' code: the problem of one output, given the others, is solved by `best_labels` instead of
+    alpha-beta swap; the final objectives are those of the authors within the noise of the method. A batch is cut into parts
+    whose sizes differ by at most one, instead of leaving a small rest, and at random. Rounds are not ended early. The
+    authors' ImageNet code draws the prior with parameter 1, whatever it was given.
+
+    Args:
+        alpha: parameter of the Dirichlet from which the share of every image is drawn.
+        m_part: most images of a part; 16 on ImageNet.
+        block_nums: how many blocks a side may have, drawn for every batch, as `PuzzleMix.block_nums`.
+        beta: weight of agreement between neighbours; sane values are 0.16 to 0.48.
+        gamma: weight against using an image in several outputs.
+        thres: how often other outputs may use an image for free, in outputs; sane values are 0.81 to 0.86.
+        thres_type: `hard` counts everything once the threshold is passed, `soft` what is beyond it.
+        eta: weight of the prior.
+        omega: how much images whose salient places are far apart are drawn into one output.
+        set_resolve: whether outputs of the same images are told apart before the last round.
+        niter: rounds over all outputs; 3 on ImageNet.
+        peak_stride: pixels between the places where the most salient one is sought; 8 on ImageNet.
+        clean_lam: weight of the clean images' own loss, which the saliency then comes from as well; see `Policy`.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset({"saliency"})
+
+    alpha: float = 2.0
+    m_part: int = 20
+    block_nums: tuple[int, ...] = (4,)
+    beta: float = 0.32
+    gamma: float = 1.0
+    thres: float = 0.83
+    thres_type: str = "hard"
+    eta: float = 0.05
+    omega: float = 0.001
+    set_resolve: bool = True
+    niter: int = 4
+    peak_stride: int = 1
+    clean_lam: float = 1.0
+
+    def __post_init__(self):
+        check_positive(alpha=self.alpha)
+        check_count(2, m_part=self.m_part, **{f"block_nums[{i}]": count for i, count in enumerate(self.block_nums)})
+        check_count(1, niter=self.niter, peak_stride=self.peak_stride, **{"the number of block_nums": len(self.block_nums)})
+        check_between(0, float("inf"), beta=self.beta, gamma=self.gamma, eta=self.eta, thres=self.thres, clean_lam=self.clean_lam)
+        check_between(0, 1, omega=self.omega)
+        check_known("thres_type", self.thres_type, ["hard", "soft"])
+
+    def plan(self, shape: torch.Size, rng: torch.Generator, signals: Signals) -> MixPlan:
+        batch, size = shape[0], tuple(shape[2:])
+        count = block_count(size, self.block_nums, rng)
+        members = partition(batch, self.m_part, rng)
+        there = members >= 0
+        log_share = log_gamma_variate(self.alpha, tuple(members.shape), rng).masked_fill(~there, -torch.inf)
+        # uniform over the members, which come before the empty places
+        start = torch.rand((*members.shape, count**2), generator=rng, dtype=torch.float64) * there.sum(1)[:, None, None]
+        if count == 1:
+            return MixPlan.identity(batch)
+        saliency = signals["saliency"]
+        # some thousand steps on tiny tensors, each waiting for the last, which a GPU would only launch: they run on the CPU.
+        # One small copy each way replaces them, and plans are the same on every device
+        evidence = pooled_evidence(saliency, (count, count)).cpu()
+        place = peaks(saliency, self.peak_stride).cpu()
+        shares = solve_parts(
+            unary(evidence[members], log_share.softmax(1).float(), self.eta),
+            compatibility(place[members], there, self.omega),
+            start.long(),
+            there,
+            (count, count),
+            beta=self.beta,
+            gamma=self.gamma,
+            thres=self.thres,
+            thres_type=self.thres_type,
+            set_resolve=self.set_resolve,
+            niter=self.niter,
+        )
+        return shares_plan(shares, members, (count, count), size, saliency.device)
+
+
+def partition(batch: int, m_part: int, rng: torch.Generator) -> Tensor:
+    """The batch cut at random into parts of up to `m_part`: (P, m) int64, with -1 at the end of parts that are one smaller."""
+    parts = -(-batch // m_part)
+    members = torch.full((parts * -(-batch // parts),), -1)
+    members[:batch] = torch.randperm(batch, generator=rng)
+    return members.view(-1, parts).T.contiguous()
+
+
+def peaks(saliency: Tensor, stride: int) -> Tensor:
+    """(B, 2) int64: row and column of the most salient square of 8 pixels of every image, in steps of `stride`."""
+    side = min(8, *saliency.shape[1:])
+    smooth = F.avg_pool2d(saliency.float()[:, None], side, stride)[:, 0]
+    place = smooth.flatten(1).argmax(1)
+    return torch.stack([place // smooth.shape[2], place % smooth.shape[2]], 1)
+
+
+def unary(evidence: Tensor, share: Tensor, eta: float) -> Tensor:
+    """(P, m, h * w): the cost of showing an image in a block, from its evidence (P, m, h, w) and its prior share (P, m)."""
+    evidence = evidence.flatten(2)
+    return -evidence - eta / evidence.shape[2] * torch.log(share + 1e-8)[..., None]
+
+
+def compatibility(place: Tensor, there: Tensor, omega: float) -> Tensor:
+    """(P, m, m), from the peaks (P, m, 2): how strongly the use of one image keeps another out of other outputs."""
+    apart = (place[:, :, None] - place[:, None]).abs().sum(3) * (there[:, :, None] & there[:, None])
+    # all peaks in one place: nothing to divide by, and nothing to add
+    apart = apart * (there.sum(1) / apart.sum((1, 2)).clamp(min=1))[:, None, None]
+    return (1 - omega) * torch.eye(there.shape[1]) + omega * apart
+
+
+@torch.no_grad()
+def solve_parts(
+    cost: Tensor,
+    compat: Tensor,
+    start: Tensor,
+    there: Tensor,
+    grid: tuple[int, int],
+    *,
+    beta: float = 0.32,
+    gamma: float = 1.0,
+    thres: float = 0.83,
+    thres_type: str = "hard",
+    set_resolve: bool = True,
+    niter: int = 4,
+) -> Tensor:
+    """The share of every image in every block of every output: (P, m outputs, h * w, m images), each 0, 1/2 or 1.
+
+    Outputs are solved one after the other, with the others fixed; all parts of the batch at once.
+
+    Args:
+        cost: (P, m, h * w), of showing an image in a block.
+        compat: (P, m, m).
+        start: (P, m, h * w) int64, the images shown at first.
+        there: (P, m) bool, false for the place that a smaller part leaves empty, of images and outputs.
+        grid: (h, w).
+    """
+    parts, count, cells = cost.shape
+    beta, gamma, free = beta / cells, gamma / cells, thres * cells
+    cost = cost.permute(2, 0, 1).masked_fill(~there, _NEVER)  # (cells, P, images)
+    shares = F.one_hot(start, count).float() * there[:, :, None, None]
+    used = shares.sum(2)  # (P, outputs, images), in blocks
+    extra = torch.zeros_like(used)
+    every, single, no_blends = torch.arange(parts), torch.eye(count).expand(parts, -1, -1), torch.zeros(parts, 0, count)
+    with torch.autocast("cpu", enabled=False):
+        total = used.sum(1)
+        for iteration in range(niter):
+            if set_resolve and iteration == niter - 1 > 0:
+                extra = gamma * told_apart(used > 0)
+            for j in range(count):
+                others = total - used[:, j]
+                crowd = _product(compat, others)
+                # the authors' hard threshold leaves images out of this sum, their soft one is taken off it
+                hard = thres_type == "hard"
+                crowd = _product(compat, others * (crowd > free)) if hard else (crowd - free).clamp(min=0)
+                costs = cost + (2 * gamma * crowd + extra[:, j])
+                # in the first round outputs are random, and what they have in common says nothing
+                blends, allowed = common_pairs(used[:, j]) if iteration else (no_blends, None)
+                if iteration:
+                    mixed = torch.einsum("cpm,plm->cpl", costs, blends) - 5e-4
+                    costs = torch.cat([costs, mixed.masked_fill(~allowed, _NEVER)], 2)
+                labels = best_labels(costs, blends, beta, grid)  # (cells, P)
+                shown = torch.cat([single, blends], 1)[every, labels].transpose(0, 1)
+                shares[:, j] = shown * there[:, j, None, None]
+                used[:, j] = shares[:, j].sum(1)
+                total = others + used[:, j]
+    return shares
+
+
+def _product(matrix: Tensor, vector: Tensor) -> Tensor:
+    return (matrix @ vector[..., None])[..., 0]
+
+
+def common_pairs(used: Tensor) -> tuple[Tensor, Tensor]:
+    """Half-and-half labels of the three images that an output (P, m) uses most: (P, 3, m) shares, and (P, 3) whether allowed.
+
+    An output of two images has one such label, an output of one none.
+    """
+    count = used.shape[1]
+    # images come in halves of blocks, so these ranks differ; of equal ones the first counts
+    top = (2 * count * used - torch.arange(count)).topk(min(3, count)).indices
+    pairs = torch.tensor(list(combinations(range(top.shape[1]), 2)), dtype=torch.int64).view(-1, 2)
+    shares = F.one_hot(top[:, pairs], count).float().sum(2) / 2
+    return shares, pairs[:, 1] < (used > 0).sum(1, keepdim=True)
+
+
+def told_apart(support: Tensor) -> Tensor:
+    """Of outputs with the same images, two or more, an earlier one is kept from the first of these, a later one from the second.
+
+    `support`: (P, outputs, images) bool. Returns 1 where an image is kept from an output, in that shape.
+    """
+    same = (support[:, :, None] == support[:, None]).all(3) & (support.sum(2) >= 2)[:, :, None]
+    rank = support.cumsum(2) * support
+    earlier, later = same.triu(1).any(2), same.tril(-1).any(2)
+    return ((rank == 1) & earlier[..., None] | (rank == 2) & later[..., None]).float()
+
+
+def best_labels(costs: Tensor, blends: Tensor, beta: float, grid: tuple[int, int]) -> Tensor:
+    """Labels (h * w, P) of low energy, for one output of every part: iterated conditional modes over the checkerboard.
+
+    Neighbours cost `beta` where they differ, a quarter of it where one is a blend of the other. Four sweeps from each of
+    four starts, the cheapest label of every block and the three labels cheapest everywhere; the best end counts.
+
+    Args:
+        costs: (h * w, P, L), of labels: the images, then the blends.
+        blends: (P, L - m, m), the shares of the images in each blend.
+    """
+    _, parts, number = costs.shape
+    black, white, touching = _checkerboard(*grid)
+    count = blends.shape[2]
+    agreement = torch.eye(number).repeat(parts, 1, 1)
+    agreement[:, count:, :count] = 1.5 * blends
+    agreement[:, :count, count:] = 1.5 * blends.transpose(1, 2)
+    agreement = agreement.view(parts * number, number)
+    offset = (torch.arange(parts) * number)[:, None]
+
+    starts = [costs.argmin(2)[..., None], costs.sum(0).topk(min(3, number), largest=False).indices.expand(len(costs), -1, -1)]
+    labels = torch.cat(starts, 2)
+    tries = labels.shape[2]
+    sides = [costs[side][:, :, None].expand(-1, -1, tries, -1).reshape(len(side), -1) for side in (black, white)]
+    shape = (-1, parts, tries, number)
+
+    def given(side: Tensor, touching: Tensor, neighbours: Tensor) -> Tensor:
+        """(cells of one colour, P, tries, L): the cost of every label, for these labels of the other colour."""
+        support = agreement[neighbours + offset].flatten(1)
+        return torch.addmm(side, touching, support, alpha=-beta).view(shape)
+
+    on_black, on_white = labels[black], labels[white]
+    for _ in range(4):
+        on_black = given(sides[0], touching, on_white).argmin(3)
+        on_white = given(sides[1], touching.T, on_black).argmin(3)
+    energy = given(sides[0], touching, on_white).gather(3, on_black[..., None]).sum((0, 3))
+    energy = energy + sides[1].view(shape).gather(3, on_white[..., None]).sum((0, 3))
+    best = energy.argmin(1)[None, :, None]
+    result = labels.new_empty(len(costs), parts)
+    for side, ended in ((black, on_black), (white, on_white)):
+        result[side] = ended.gather(2, best.expand(len(side), -1, -1))[..., 0]
+    return result
+
+
+@lru_cache(maxsize=8)
+def _checkerboard(height: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The cells of either colour, and (black, white) float32: 1 where they touch."""
+    row, col = torch.arange(height * width) // width, torch.arange(height * width) % width
+    black, white = (((row + col) % 2 == colour).nonzero().flatten() for colour in (0, 1))
+    distance = (row[black, None] - row[white]).abs() + (col[black, None] - col[white]).abs()
+    return black, white, (distance == 1).float()
+
+
+def shares_plan(
+    shares: Tensor, members: Tensor, grid: tuple[int, int], size: tuple[int, int], device: torch.device | str = "cpu"
+) -> MixPlan:
+    """The plan of the shares (P, outputs, h * w, images) that parts with these `members` (P, m) have.
+
+    It names only images that are used: as many as the output with the most needs, so nothing is lost.
+    """
+    parts, count, cells, _ = shares.shape
+    used = shares.sum(2)
+    own = torch.eye(count, dtype=torch.bool)
+    most = int(((used > 0) & ~own).sum(2).max())
+    # of a mixed batch there is a partner even where nobody uses one
+    most = min(max(most, 1), count - 1)
+    ranked = used.masked_fill(members[:, None] < 0, -1).masked_fill(own, torch.inf)
+    top = ranked.topk(most + 1, dim=2).indices  # (P, outputs, K), the own image first
+    index = members[torch.arange(parts)[:, None, None], top]
+    # the empty place of a smaller part, which has no share
+    index = torch.where(index < 0, members[:, :, None], index)
+    mask = shares.transpose(2, 3).gather(2, top[..., None].expand(-1, -1, -1, cells))
+    order = members.flatten().argsort()[int((members < 0).sum()) :]
+    index, mask = index.flatten(0, 1)[order], mask.flatten(0, 1)[order]
+    pixels = enlarged(mask.unflatten(2, grid).to(device), size)
+    return MixPlan(index, Dense(pixels), mask.mean(2))
+
+
+def objective(shares: Tensor, cost: Tensor, grid: tuple[int, int], beta: float, gamma: float, thres: float | None = None) -> Tensor:
+    """(P,): what the authors minimise, and with a threshold what they report, of shares (P, outputs, h * w, images)."""
+    cells = cost.shape[2]
+    maps = shares.unflatten(2, grid)
+    edges = sum((maps.diff(dim=dim) ** 2).sum((1, 2, 3, 4)) for dim in (2, 3))
+    used = shares.sum(2)
+    others = used.sum(1, keepdim=True) - used
+    counted = others if thres is None else others * (others > thres * cells)
+    shown = torch.einsum("pock,pkc->p", shares, cost)
+    return shown + beta / cells / 2 * edges + gamma / cells * (counted * used).sum((1, 2))
