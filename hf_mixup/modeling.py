@@ -188,13 +188,12 @@ class MixupModel(PreTrainedModel):
             raise ValueError(
                 f"{path} was expected to hold the state of {self.choice}, got other names ({', '.join(odd[:3])}, ...); it belongs to another method."
             )
-        own = self.state_dict()
-        for key, value in found.items():
-            if own[key].shape != value.shape:
-                raise ValueError(
-                    f"{key} was expected with shape {tuple(own[key].shape)}, got {tuple(value.shape)} in {path}; it belongs to another network."
-                )
-            own[key].copy_(value)
+        try:
+            super().load_state_dict({**self.state_dict(), **found})
+        except RuntimeError as error:
+            raise ValueError(
+                f"{path} was expected to fit the state of {self.choice}, got {error}; it belongs to another network."
+            ) from None
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False):
         """Always strict: a stock Trainer would go on from a half-loaded model with a warning."""

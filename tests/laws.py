@@ -27,6 +27,7 @@ def signals_for(shape, key=0, device="cpu"):
     return Signals(
         device,
         images=torch.randn(shape, generator=rng),
+        history=torch.randn(shape, generator=rng),
         saliency=positive(batch, height, width),
         features=positive(batch, 8, 4, 4),
         activation=positive(batch, height, width),
@@ -50,7 +51,7 @@ def onehot_images(policy, label, shape, key=0, tolerance=1e-5):
     targets = torch.rand(batch, channels, generator=keyed(11, key))
     images = targets[:, :, None, None].expand(-1, -1, height, width)
     signals = signals_for(shape, key)
-    signals["images"] = images
+    signals["images"] = signals["history"] = images
     plan = plan_of(policy, shape, key, signals)
     plan = plan.reweighted(label.weights(plan, signals))
     assert_close(blend(plan, images).mean((2, 3)), mix_targets(plan, targets), atol=tolerance, rtol=0)

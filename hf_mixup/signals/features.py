@@ -227,23 +227,36 @@ def classifier_of(network: nn.Module) -> nn.Linear:
     return heads[-1]
 
 
+def final_norm(network: nn.Module) -> nn.LayerNorm | None:
+    """The layer norm between the last map and the classifier, where there is one."""
+    name = family_of(network).norm
+    norm = None if name is None else network.get_submodule(name)
+    return norm if isinstance(norm, nn.LayerNorm) else None
+
+
+def normalised(network: nn.Module, features: Tensor) -> Tensor:
+    """The last map (B, C, h, w) in float32, every place through the network's final norm, where it has one."""
+    norm = final_norm(network)
+    if norm is None:
+        return features.float()
+    with torch.autocast(features.device.type, enabled=False):
+        weight, bias = (None if value is None else value.float() for value in (norm.weight, norm.bias))
+        places = F.layer_norm(features.float().permute(0, 2, 3, 1), norm.normalized_shape, weight, bias, norm.eps)
+        return places.permute(0, 3, 1, 2)
+
+
 def class_activation(network: nn.Module, features: Tensor, targets: Tensor) -> Tensor:
     """(B, h, w) float32: what every place of the last map (B, C, h, w) says for the image's own class (arXiv:1512.04150).
 
     Where a layer normalises what is classified, every place is normalised by it; elsewhere negative features count as none,
     as in SnapMix's code.
     """
-    classifier, norm = classifier_of(network), family_of(network).norm
-    norm = None if norm is None else network.get_submodule(norm)
+    classifier = classifier_of(network)
     with torch.autocast(features.device.type, enabled=False):
-        places = features.float().permute(0, 2, 3, 1)
-        if isinstance(norm, nn.LayerNorm):
-            places = F.layer_norm(places, norm.normalized_shape, norm.weight.float(), norm.bias.float(), norm.eps)
-        else:
-            places = places.relu()
+        features = normalised(network, features) if final_norm(network) is not None else features.float().relu()
         weight = targets.float() @ classifier.weight.float()
         bias = 0 if classifier.bias is None else (targets.float() @ classifier.bias.float())[:, None, None]
-        return (places * weight[:, None, None]).sum(3) + bias
+        return (features * weight[:, :, None, None]).sum(1) + bias
 
 
 class Features(EarlySignal):

@@ -1,0 +1,141 @@
+"""RecursiveMix."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from hf_mixup.checks import check_between
+from hf_mixup.plan import Boxes, MixPlan, blend
+from hf_mixup.rng import MixKey
+from hf_mixup.signals.features import StageTaps, classifier_of, normalised
+from hf_mixup.steps.step import MethodState, Step, StepOutput
+
+if TYPE_CHECKING:
+    from hf_mixup.methods import Method
+
+
+class RecursiveState(MethodState):
+    """The mixed images of the step before with their targets and logits, and the classifier of regions."""
+
+    def __init__(self, backbone: nn.Module, share_fc: bool):
+        super().__init__()
+        head = classifier_of(backbone)
+        self.fc_roi = None if share_fc else nn.Linear(head.in_features, head.out_features)
+        self.taps = StageTaps(backbone)
+        # empty until the first step
+        for name in ("images", "targets", "logits"):
+            self.register_buffer(name, torch.empty(0))
+
+    def remember(self, **rows: Tensor) -> None:
+        """Keeps as many rows as the first batch had, on every process alike: a smaller batch replaces the first of them."""
+        for name, new in rows.items():
+            old, new = getattr(self, name), new.detach()
+            if len(old) and old.shape[1:] == new.shape[1:]:
+                # not in place: the loss still needs the old ones
+                new = torch.cat([new[: len(old)], old[len(new) :].to(new)])
+            setattr(self, name, new)
+
+    def disarm(self) -> None:
+        super().disarm()
+        self.taps.disarm()
+
+    def _load_from_state_dict(self, state_dict, prefix, *args):
+        for name in ("images", "targets", "logits"):
+            if prefix + name in state_dict:
+                setattr(self, name, torch.empty_like(state_dict[prefix + name], device=getattr(self, name).device))
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+@dataclass(frozen=True)
+class RecursiveMix(Step):
+    """RecursiveMix (Yang et al., NeurIPS 2022, arXiv:2203.06844; github.com/implus/RecursiveMix-pytorch): the mixed images of the
+    step before are pasted, with their soft labels, and their region is to be classified as the network did then.
+
+    The loss adds `omega (1 - lam)` times the cross-entropy of the region's logits, from RoIAlign on the last feature map and a
+    classifier of its own, to the earlier softmax.
+
+    The very first batch is not mixed. The authors forget the earlier images at every epoch's start, so that each epoch's first
+    batch is not; here the history goes on, and is part of a checkpoint. It holds random rows of the earlier batch instead of
+    the same, which shuffled data makes no difference to. Several processes under DDP go on from the first one's, as DDP shares
+    buffers at every forward. Where a layer normalises what is classified, it normalises the region's features too.
+
+    Args:
+        omega: weight of the region's loss. 0.5 in the paper's ImageNet runs, 0.1 for PyramidNet on CIFAR-10.
+        share_fc: classify regions with the network's own classifier.
+    """
+
+    omega: float = 0.5
+    share_fc: bool = False
+
+    def __post_init__(self):
+        check_between(0, float("inf"), omega=self.omega)
+
+    def build(self, method: Method, backbone: nn.Module) -> MethodState:
+        if "history" not in method.sample.needs:
+            raise ValueError(
+                f"{method.name} needs a sample policy that mixes with the step before, got {type(method.sample).__name__}; take 'recursivepaste'."
+            )
+        return RecursiveState.for_method(method, backbone, backbone, self.share_fc)
+
+    def run(self, method: Method, state: RecursiveState, backbone: nn.Module, images: Tensor, targets: Tensor, key: MixKey) -> StepOutput:
+        signals = state.before(images, targets)
+        first = len(state.images) == 0
+        signals["history"] = images if first else state.images
+        plan = method.sample.plan(images.shape, key.own_rng(), signals)
+        if first:
+            plan = MixPlan.pair(plan.index[:, 1], Boxes(torch.zeros_like(plan.mask.edges), plan.mask.size), torch.ones(len(images)))
+        box, plan = plan.mask.edges[0].tolist(), plan.to(images.device)
+        mixed = blend(plan, images)
+        state.taps.arm()
+        logits = backbone(pixel_values=mixed).logits
+        features = normalised(backbone, state.taps.take(tuple(images.shape[2:]))[0])
+        region = roi_features(features, box, plan.mask.size)
+        with torch.autocast(images.device.type, enabled=False):
+            region_logits = (classifier_of(backbone) if state.fc_roi is None else state.fc_roi)(region)
+
+        plan = plan.reweighted(method.label.weights(plan, state.after(signals)))
+        earlier = plan.index[:, 1] % max(len(state.targets), 1)
+        old_targets, old_logits = (targets, logits) if first else (state.targets[earlier], state.logits[earlier])
+        own, other = plan.weight.unbind(1)
+        mixed_targets = own[:, None] * targets.float() + other[:, None] * old_targets
+        loss = method.loss(logits, mixed_targets, plan).mean()
+        # without a box the region counts nothing, but its classifier stays part of the graph, as on every other process
+        loss = loss + self.omega * (other * region_loss(region_logits, old_logits)).mean()
+        state.remember(images=mixed, targets=mixed_targets, logits=logits.float())
+        return StepOutput(loss if signals.loss is None else loss + signals.loss, logits, mixed_targets, own, plan)
+
+
+def region_loss(logits: Tensor, old_logits: Tensor) -> Tensor:
+    """(B,) the cross-entropy of the region's logits to what the network once said of the whole image."""
+    return -(old_logits.detach().float().softmax(1) * F.log_softmax(logits.float(), 1)).sum(1)
+
+
+def roi_features(features: Tensor, box: list[int], size: tuple[int, int]) -> Tensor:
+    """RoIAlign of one box for the whole batch, to one place: (B, C) float32 of (B, C, h, w).
+
+    As torchvision's with `aligned=True` and an adaptive number of samples, whose bilinear weights fall apart into rows and
+    columns when the box is shared. `box` is `[top, bottom, left, right]` in pixels of images of `size`.
+    """
+    with torch.autocast(features.device.type, enabled=False):
+        rows, cols = (
+            _sampling_weights(start, end, length, places).to(features.device)
+            for start, end, length, places in zip(box[::2], box[1::2], size, features.shape[2:], strict=True)
+        )
+        return ((features.float() * cols).sum(3) * rows).sum(2)
+
+
+def _sampling_weights(start: int, end: int, length: int, places: int) -> Tensor:
+    """(places,) float32: the weight of every place of a line of features in the samples between two pixels of `length`."""
+    low, extent = start * places / length - 0.5, (end - start) * places / length
+    count = math.ceil(extent)
+    at = low + (torch.arange(count) + 0.5) * extent / max(count, 1)
+    inside = (at >= -1) & (at <= places)
+    at = at.clamp(0, places - 1)
+    near = (1 - (at[:, None] - torch.arange(places)).abs()).clamp_min(0) * inside[:, None]
+    return near.sum(0) / max(count, 1)
