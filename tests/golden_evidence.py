@@ -6,13 +6,16 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
+from hf_mixup.geometry import centred_boxes
 from hf_mixup.losses import BCE, CrossEntropy
 from hf_mixup.plan import MixPlan, Share, blend, mix_targets, onehot
 from hf_mixup.policies.attentivemix import attentive_plan
+from hf_mixup.policies.recursivepaste import recursive_plan
 from hf_mixup.signals.features import Tap
 from hf_mixup.signals.saliency import clean_gradient, input_saliency, saliency_of
 from hf_mixup.steps.alignmix import aligned_mix, transport
 from hf_mixup.steps.manifoldmix import mixed_output
+from hf_mixup.steps.recursivemix import region_loss, roi_features
 
 
 class Classifier(nn.Module):
@@ -90,4 +93,40 @@ def alignmix(case):
     assert_close(aligned_mix(own, other, plan, lam, own_places=False), case["mixed_dir1"], atol=1e-4, rtol=0)
 
 
-CHECKS = {"alignmix": alignmix, "manifoldmix": manifoldmix, "attentivemix": attentivemix, "puzzlemix_saliency": puzzlemix_saliency}
+def recursivemix(case):
+    images, old, size = case["x"], case["old_x"], tuple(case["x"].shape[2:])
+    batch = len(images)
+    edges = centred_boxes(case["r"].double().sqrt().reshape(1), case["c_y"].long().reshape(1), case["c_x"].long().reshape(1), size)
+    plan = recursive_plan(images, old, torch.arange(batch), edges, str(case["interp"]))
+    assert torch.equal(edges[0], case["boxes_x1y1x2y2"][0].long()[[1, 3, 0, 2]])
+    assert_close(plan.weight[:, 0], case["lam"].float().expand(batch), atol=1e-6, rtol=0)
+    assert_close(blend(plan, images), case["out"], atol=1e-5, rtol=0)
+    own, other = plan.weight.unbind(1)
+    targets = own[:, None] * case["y_onehot"] + other[:, None] * case["old_y"][:batch]
+    assert_close(targets, case["target"], atol=1e-6, rtol=0)
+    region = roi_features(case["feat"], edges[0].tolist(), size)
+    assert_close(region, case["roi_feat"], atol=1e-5, rtol=0)
+    logits = region @ case["w_fc"].T
+    assert_close(logits, case["logits_roi"], atol=1e-5, rtol=0)
+    whole, part = CrossEntropy()(case["logits"], targets).mean(), region_loss(logits, case["old_logits"][:batch])
+    assert_close(whole, case["loss_cls"], atol=1e-5, rtol=0)
+    assert_close(part.mean(), case["loss_roi"], atol=1e-5, rtol=0)
+    assert_close(whole + case["omega"].float() * (other * part).mean(), case["loss_total"], atol=1e-5, rtol=0)
+
+
+def recursivemix_roialign(case):
+    scale, places = float(case["spatial_scale"]), case["feat"].shape[2:]
+    size = tuple(round(side / scale) for side in places)
+    for i, (row, x1, y1, x2, y2) in enumerate(case["boxes"].tolist()):
+        features = roi_features(case["feat"][int(row)][None], [y1, y2, x1, x2], size)
+        assert_close(features[0], case["out"][i], atol=1e-5, rtol=0)
+
+
+CHECKS = {
+    "recursivemix": recursivemix,
+    "recursivemix_roialign": recursivemix_roialign,
+    "alignmix": alignmix,
+    "manifoldmix": manifoldmix,
+    "attentivemix": attentivemix,
+    "puzzlemix_saliency": puzzlemix_saliency,
+}

@@ -7,26 +7,26 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.testing import assert_close
+from torchvision.ops import roi_align
 
 import tiny
 from hf_mixup import MixupModel, get_method
 from hf_mixup.plan import blend
+from hf_mixup.policy import Signals
 from hf_mixup.rng import MixKey
 from hf_mixup.signals.features import last_feature_map
 from hf_mixup.steps.alignmix import aligned_mix, transport
 
-OWN_STEPS = ["manifoldmix", "alignmix"]
+OWN_STEPS = ["manifoldmix", "alignmix", "recursivemix"]
 
 
 def model(family, name, **fields):
     return MixupModel(tiny.network(family), get_method(name, **fields)).train()
 
 
-def planned(trained, images, key):
+def planned(trained, images, key, **signals):
     """The plan that a step makes of this key."""
-    from hf_mixup.policy import Signals
-
-    return trained.choice.methods[0].sample.plan(images.shape, MixKey(*key).own_rng(), Signals(images=images))
+    return trained.choice.methods[0].sample.plan(images.shape, MixKey(*key).own_rng(), Signals(images=images, **signals))
 
 
 @pytest.mark.parametrize("family", ["resnet", "vit"])
@@ -163,6 +163,76 @@ def test_aligned_patches_reach_a_class_token():
     trained.states["alignmix"].tap.change = lambda output, *data: seen.append(output.detach().requires_grad_()) or seen[0]
     trained(images, targets, (1, 0, 0)).loss.backward()
     assert (seen[0].grad.abs().sum((0, 2)) > 0).all()
+
+
+def test_recursivemix_pastes_the_step_before_with_its_label_and_logits():
+    trained = model("convnext", "recursivemix", alpha=1.0)
+    images, targets = tiny.batch(8)
+    first = trained(images[:4], targets[:4], (1, 0, 0))
+    assert torch.equal(first.targets, targets[:4])  # there is nothing to paste yet
+    assert_close(first.loss, F.cross_entropy(first.logits, targets[:4]))
+    state = trained.states["recursivemix"]
+    assert torch.equal(state.images, images[:4])
+
+    twin = copy.deepcopy(trained)
+    second = trained(images[4:], targets[4:], (1, 0, 3))
+    plan = planned(twin, images[4:], (1, 0, 3), history=images[:4])
+    top, bottom, left, right = plan.mask.edges[0].tolist()
+    assert bottom - top > 8
+    assert right - left > 8
+    partner, lam = plan.index[:, 1], plan.weight[:, 0]
+    mixed = images[4:].clone()
+    mixed[:, :, top:bottom, left:right] = F.interpolate(images[:4][partner], (bottom - top, right - left))
+    assert torch.equal(state.images, mixed)
+    assert_close(lam, torch.full((4,), 1 - (bottom - top) * (right - left) / tiny.SIDE**2))
+    assert_close(second.targets, lam[:, None] * targets[4:] + (1 - lam)[:, None] * targets[partner])
+
+    features = twin.backbone.convnext(mixed, output_hidden_states=True).hidden_states[-1]
+    features = twin.backbone.convnext.layernorm(features.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+    boxes = [torch.tensor([[left, top, right, bottom]], dtype=torch.float32)] * 4
+    region = roi_align(features, boxes, 1, features.shape[2] / tiny.SIDE, aligned=True).flatten(1)
+    expected = F.cross_entropy(twin.backbone(mixed).logits, second.targets) + 0.5 * (1 - lam[0]) * F.cross_entropy(
+        twin.states["recursivemix"].fc_roi(region), first.logits[partner].detach().softmax(1)
+    )
+    assert_close(second.loss, expected, atol=1e-5, rtol=1e-4)
+    parameters = [p for p in trained.parameters() if p.requires_grad]
+    mine = torch.autograd.grad(second.loss, parameters)
+    for grad, its in zip(mine, torch.autograd.grad(expected, [p for p in twin.parameters() if p.requires_grad]), strict=True):
+        assert_close(grad, its, atol=1e-5, rtol=1e-3)
+
+
+def test_recursivemix_history_is_saved_and_resumed(tmp_path):
+    images, targets = tiny.batch()
+    trained = model("resnet", "recursivemix")
+    for step in range(2):
+        trained(images, targets, (1, 0, step))
+    trained.save_pretrained(tmp_path)
+    resumed = model("resnet", "recursivemix")
+    resumed.restore(tmp_path)
+    for step in (2, 3):
+        mine, its = (net(images, targets, (1, 0, step)) for net in (trained, resumed))
+        assert torch.equal(mine.loss, its.loss)
+        assert torch.equal(mine.targets, its.targets)
+    again = MixupModel.from_pretrained(tmp_path).train()
+    assert len(again.states["recursivemix"].images) == 4
+
+
+def test_recursivemix_history_keeps_its_size():
+    trained = model("resnet", "recursivemix", alpha=1.0)
+    images, targets = tiny.batch(6)
+    trained(images[:4], targets[:4], (1, 0, 0))
+    trained(images[4:], targets[4:], (1, 0, 3))
+    state = trained.states["recursivemix"]
+    assert len(state.images) == len(state.targets) == len(state.logits) == 4
+    assert torch.equal(state.images[2:], images[2:4])
+    assert not torch.equal(state.images[:2], images[4:])  # mixed, and so different
+    trained(images, targets, (1, 0, 4)).loss.backward()
+    assert len(state.images) == 4
+
+
+def test_recursivemix_needs_its_images():
+    with pytest.raises(ValueError, match="take 'recursivepaste'"):
+        model("resnet", "recursivemix", sample="cutmix")
 
 
 @pytest.mark.parametrize("name", OWN_STEPS)

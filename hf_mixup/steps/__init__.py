@@ -4,7 +4,8 @@ from hf_mixup.steps.adversarial import AdversarialMixing
 from hf_mixup.steps.alignmix import AlignMix
 from hf_mixup.steps.learned import LearnedMixing
 from hf_mixup.steps.manifoldmix import ManifoldMix
+from hf_mixup.steps.recursivemix import RecursiveMix
 from hf_mixup.steps.smmixing import SMMixing
 from hf_mixup.steps.standard import Standard
 
-STEPS = (Standard, AlignMix, ManifoldMix, LearnedMixing, AdversarialMixing, SMMixing)
+STEPS = (Standard, RecursiveMix, AlignMix, ManifoldMix, LearnedMixing, AdversarialMixing, SMMixing)
