@@ -48,6 +48,16 @@ class MixupTrainingArguments(TrainingArguments):
     mix_repeat: int = field(default=1, metadata={"help": "Independent mixtures of each batch, whose losses are averaged."})
     mix_off_epoch: float | None = field(default=None, metadata={"help": "Train without mixing from this epoch on."})
     mix_seed: int | None = field(default=None, metadata={"help": "Seed of everything drawn for mixing; `seed` if not given."})
+    min_lr: float | None = field(default=None, metadata={"help": "Learning rate at the end of a cosine schedule."})
+    lr_per_epoch: bool = field(default=False, metadata={"help": "Change the learning rate of a cosine schedule once an epoch."})
+    mixer_learning_rate: float | None = field(
+        default=None, metadata={"help": "Learning rate of learned mixers; learning_rate if not given."}
+    )
+    mixer_weight_decay: float | None = field(default=None, metadata={"help": "Weight decay of learned mixers; weight_decay if not given."})
+    mixer_momentum: float | None = field(
+        default=None, metadata={"help": "Momentum of learned mixers under SGD; the optimizer's if not given."}
+    )
+    mixer_min_lr: float | None = field(default=None, metadata={"help": "Learning rate of learned mixers at the end of a cosine schedule."})
     allow_method_change: bool = field(
         default=False, metadata={"help": "Resume from a checkpoint that was trained with other methods, seed or number of processes."}
     )
@@ -65,10 +75,17 @@ class MixupTrainingArguments(TrainingArguments):
         check_count(1, mix_repeat=self.mix_repeat)
         if self.mix_off_epoch is not None:
             check_between(0, float("1e9"), mix_off_epoch=self.mix_off_epoch)
+        for name in ("min_lr", "mixer_learning_rate", "mixer_weight_decay", "mixer_momentum", "mixer_min_lr"):
+            if getattr(self, name) is not None:
+                check_between(0, 1e6, **{name: getattr(self, name)})
         self.method_choice()
         # said for people: without it transformers refuses bf16, and two processes look for a GPU each
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
         super().__post_init__()
+        if self.own_schedule and self.lr_scheduler_type != "cosine":
+            raise ValueError(
+                f"min_lr, mixer_min_lr and lr_per_epoch are for lr_scheduler_type='cosine', got {str(self.lr_scheduler_type)!r}; set it."
+            )
         if self.mixes and self.label_smoothing_factor:
             raise ValueError(
                 f"label_smoothing_factor must be 0 when mixing, got {self.label_smoothing_factor}; smooth the mixed target with "
@@ -80,6 +97,10 @@ class MixupTrainingArguments(TrainingArguments):
     @property
     def mixes(self) -> bool:
         return self.mix != ["vanilla"]
+
+    @property
+    def own_schedule(self) -> bool:
+        return self.lr_per_epoch or self.min_lr is not None or self.mixer_min_lr is not None
 
     def method_choice(self) -> MethodChoice:
         return MethodChoice.build(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 import os
@@ -22,6 +23,7 @@ from hf_mixup.collator import MixedBatch, MixupCollator
 from hf_mixup.metrics import classification_metrics, mixed_accuracy
 from hf_mixup.modeling import MixupModel
 from hf_mixup.rng import MixKey
+from hf_mixup.schedules import cosine
 
 LOG_NAME = "train_log.jsonl"
 RUN_NAME = "mixup_run.json"
@@ -148,6 +150,50 @@ class MixupTrainer(Trainer):
         if "loss" in logs:
             logs.update(self._tally.pop(self.accelerator))
         super().log(logs, start_time)
+
+    # -- optimizer ------------------------------------------------------------------------------------------------------
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """The Trainer's, with groups of their own for learned mixers where the arguments treat those differently."""
+        first = self.optimizer is None  # the second `train()` of a trainer finds its optimizer here
+        optimizer = super().create_optimizer(model)
+        own = {"lr": self.args.mixer_learning_rate, "momentum": self.args.mixer_momentum}
+        own = {key: value for key, value in own.items() if value is not None}
+        mixers = {id(p) for name, p in (model or self.model).named_parameters() if name.startswith("states.") and ".mixer." in name}
+        if first and mixers and (own or self.args.mixer_weight_decay is not None or self.args.mixer_min_lr is not None):
+            for group in list(optimizer.param_groups):
+                moved = [p for p in group["params"] if id(p) in mixers]
+                group["params"] = [p for p in group["params"] if id(p) not in mixers]
+                decay = self.args.mixer_weight_decay if group["weight_decay"] and self.args.mixer_weight_decay is not None else None
+                changed = {**own, "mixer": True, **({} if decay is None else {"weight_decay": decay})}
+                if moved:
+                    optimizer.add_param_group({**{k: v for k, v in group.items() if k != "params"}, "params": moved, **changed})
+        return optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None):
+        """The Trainer's, or the cosine of the published recipes: with floors, of mixers too, changing every step or epoch."""
+        if not self.args.own_schedule or self.lr_scheduler is not None:
+            return super().create_scheduler(num_training_steps, optimizer)
+        optimizer = self.optimizer if optimizer is None else optimizer
+        every = 1
+        if self.args.lr_per_epoch:
+            batches = len(self.train_dataset) / (self._train_batch_size * self.args.world_size)
+            batches = math.floor(batches) if self.args.dataloader_drop_last else math.ceil(batches)
+            every = math.ceil(batches / self.args.gradient_accumulation_steps)
+
+        def factor_of(group: dict[str, Any]) -> Callable[[int], float]:
+            floor = self.args.mixer_min_lr if group.get("mixer") else self.args.min_lr
+            return functools.partial(
+                cosine,
+                total=num_training_steps,
+                floor=(floor or 0.0) / group["lr"],
+                warmup=self.args.get_warmup_steps(num_training_steps),
+                every=every,
+            )
+
+        self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, [factor_of(group) for group in optimizer.param_groups])
+        self._created_lr_scheduler = True
+        return self.lr_scheduler
 
     # -- checkpoints ----------------------------------------------------------------------------------------------------
 

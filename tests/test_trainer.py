@@ -347,3 +347,35 @@ def test_two_processes_share_methods_but_not_plans(tmp_path, collation):
     assert one["lams"] != two["lams"]
     unmixed = {(1.0,) * 4}  # pairs of one class
     assert not ({*map(tuple, one["lams"])} & {*map(tuple, two["lams"])}) - unmixed
+
+
+def test_cosine_of_the_published_recipes():
+    from hf_mixup.schedules import cosine
+
+    # OpenMixup's CIFAR recipe: changes once an epoch of 500 steps, 400 epochs
+    for epoch in (0, 1, 200, 399):
+        expected = (1 + math.cos(math.pi * epoch / 400)) / 2
+        assert cosine(epoch * 500 + 499, 200_000, every=500) == pytest.approx(expected)
+        assert cosine(epoch * 500, 200_000, floor=0.5, every=500) == pytest.approx(0.5 + 0.5 * expected)
+    # the warm-up lies over the curve
+    assert cosine(9, 100, warmup=19) == pytest.approx((1 + math.cos(math.pi * 0.09)) / 2 * 10 / 20)
+
+
+def test_learned_mixers_have_a_learning_rate_of_their_own(tmp_path):
+    run = trainer(
+        tmp_path, vit(), mix=["automix"], learning_rate=0.1, min_lr=0.05, mixer_learning_rate=0.01, mixer_min_lr=0.001,
+        mixer_momentum=0.5, mixer_weight_decay=0.3, weight_decay=0.1, optim="sgd", optim_args="momentum=0.9", lr_scheduler_type="cosine",
+        max_steps=4,
+    )  # fmt: skip
+    run.train()
+    mixer = {id(p) for p in run.model.states["automix"].mixer.parameters()}
+    seen = set()
+    for group in run.optimizer.param_groups:
+        own = {id(p) for p in group["params"]} & mixer
+        seen |= own
+        assert len(own) in (0, len(group["params"]))
+        assert group["initial_lr"] == (0.01 if own else 0.1)
+        assert group["momentum"] == (0.5 if own else 0.9)
+        assert group["weight_decay"] in ((0.3, 0.0) if own else (0.1, 0.0))
+        assert group["lr"] == pytest.approx(0.001 if own else 0.05)
+    assert seen == mixer
