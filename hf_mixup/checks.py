@@ -55,6 +55,27 @@ def check_count(least: int = 1, **values: int) -> None:
             raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}; give one in that range.")
 
 
+def check_counts(least: int = 1, **values: Sequence[int]) -> None:
+    for name, value in values.items():
+        listed = value if isinstance(value, (tuple, list)) else ()
+        if not listed or not all(isinstance(count, int) and not isinstance(count, bool) and count >= least for count in listed):
+            raise ValueError(f"{name} must list whole numbers of at least {least}, got {value!r}; give one or more.")
+
+
+def check_per_channel(low: float, **values: Sequence[float]) -> None:
+    for name, value in values.items():
+        if not (isinstance(value, (tuple, list)) and value and all(_is_number(number) and number > low for number in value)):
+            raise ValueError(f"{name} must list numbers above {low}, got {value!r}; give one for all channels, or one for each.")
+
+
+def check_channels(images: Tensor, **values: Sequence[float]) -> None:
+    for name, value in values.items():
+        if len(value) not in (1, images.shape[1]):
+            raise ValueError(
+                f"{name} has {len(value)} values, got images of {images.shape[1]} channels; give one for all, or one for each."
+            )
+
+
 def check_mode(mode: str) -> None:
     from hf_mixup.rng import MODES
 

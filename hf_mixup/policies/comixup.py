@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hf_mixup.checks import check_between, check_count, check_known, check_positive
+from hf_mixup.checks import check_between, check_count, check_counts, check_known, check_positive
 from hf_mixup.geometry import block_count, enlarged, pooled_evidence
 from hf_mixup.plan import Dense, MixPlan
 from hf_mixup.policy import SamplePolicy, Signals
@@ -68,8 +68,9 @@ class CoMixup(SamplePolicy):
 
     def __post_init__(self):
         check_positive(alpha=self.alpha)
-        check_count(2, m_part=self.m_part, **{f"block_nums[{i}]": count for i, count in enumerate(self.block_nums)})
-        check_count(1, niter=self.niter, peak_stride=self.peak_stride, **{"the number of block_nums": len(self.block_nums)})
+        check_counts(2, block_nums=self.block_nums)
+        check_count(2, m_part=self.m_part)
+        check_count(1, niter=self.niter, peak_stride=self.peak_stride)
         check_between(0, float("inf"), beta=self.beta, gamma=self.gamma, eta=self.eta, thres=self.thres, clean_lam=self.clean_lam)
         check_between(0, 1, omega=self.omega)
         check_known("thres_type", self.thres_type, ["hard", "soft"])

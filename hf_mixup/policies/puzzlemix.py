@@ -9,7 +9,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hf_mixup.checks import check_between, check_count, check_mode, check_positive
+from hf_mixup.checks import (
+    check_between,
+    check_channels,
+    check_count,
+    check_counts,
+    check_mode,
+    check_per_channel,
+    check_positive,
+)
 from hf_mixup.geometry import block_count, enlarged, largest_divisor, pooled_evidence
 from hf_mixup.plan import Dense, MixPlan
 from hf_mixup.policy import SamplePolicy, Signals
@@ -76,15 +84,18 @@ class PuzzleMix(SamplePolicy):
     mode: str = "sample"
 
     def __post_init__(self):
-        check_positive(alpha=self.alpha, t_eps=self.t_eps, **{f"std[{i}]": value for i, value in enumerate(self.std)})
-        check_count(2, n_labels=self.n_labels, **{f"block_nums[{i}]": count for i, count in enumerate(self.block_nums)})
-        check_count(1, neigh_size=self.neigh_size, **{"the number of block_nums": len(self.block_nums)})
+        check_positive(alpha=self.alpha, t_eps=self.t_eps)
+        check_counts(2, block_nums=self.block_nums)
+        check_count(2, n_labels=self.n_labels)
+        check_count(1, neigh_size=self.neigh_size)
         # above 1 a pair of blocks could be rewarded for not fitting together, and the problem would lose its convexity
         check_between(0, 1, gamma=self.gamma, adv_p=self.adv_p)
         check_between(0, float("inf"), beta=self.beta, eta=self.eta, clean_lam=self.clean_lam)
         check_between(0, 255, adv_eps=self.adv_eps)
         if self.t_size != -1:
             check_count(1, t_size=self.t_size)
+        check_per_channel(0, std=self.std)
+        check_per_channel(float("-inf"), mean=self.mean)
         check_mode(self.mode)
 
     @property
@@ -99,6 +110,7 @@ class PuzzleMix(SamplePolicy):
         if count == 1:
             return MixPlan.identity(shape[0])
         images, saliency = signals["images"], signals["saliency"]
+        check_channels(images, std=self.std, mean=self.mean)
         partner = pairing.partner.to(images.device)
         with torch.autocast(images.device.type, enabled=False):
             own_hidden, partner_hidden, down, right = terms(
