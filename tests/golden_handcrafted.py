@@ -78,7 +78,8 @@ def fmix(case):
     own = brightest(field, row(case["lam"]), row(case["use_ceil"], torch.bool), float(case["max_soft"]))
     assert_close(own[0].float(), case["mask"], atol=1e-5, rtol=0)
     assert_close(own.double().mean(), case["mask_mean"].double(), atol=1e-6, rtol=0)
-    plan = MixPlan.pair(case["perm"].long(), dense_pair(own, torch.zeros(len(case["perm"]), dtype=torch.int64)), row(case["lam"]).expand(4))
+    partner = case["perm"].long()
+    plan = MixPlan.pair(partner, dense_pair(own, torch.zeros_like(partner)), row(case["lam"]).expand(len(partner)))
     assert_close(blend(plan, case["x"]), case["out"], atol=1e-5, rtol=0)
 
 

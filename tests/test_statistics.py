@@ -29,6 +29,17 @@ def pasted(name, size, count=MANY, channels=3, **fields):
     return 1 - plan.weight[:, 0].double()
 
 
+@pytest.mark.parametrize("alpha", [1e-4, 0.01, 0.2, 1.0, 2.0, 50.0])
+def test_mixup_shares_are_beta(alpha):
+    """Its moments, down to an alpha where both Gammas of a Beta would underflow."""
+    share = pasted("mixup", (8, 8), alpha=alpha)
+    assert ((share >= 0) & (share <= 1)).all()
+    variance = 1 / (4 * (2 * alpha + 1))
+    close(share, 0.5)
+    close((share - 0.5) ** 2, variance, digit=1e-6)
+    close((share - 0.5) ** 4, 3 / (16 * (2 * alpha + 1) * (2 * alpha + 3)), digit=1e-6)
+
+
 @pytest.mark.parametrize(
     ("side", "alpha", "area", "empty", "quantiles"),
     [

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hf_mixup.checks import check_known, check_mode, check_positive, check_range
+from hf_mixup.checks import check_count, check_known, check_mode, check_positive, check_range
 from hf_mixup.geometry import dense_pair
 from hf_mixup.plan import MixPlan
 from hf_mixup.policy import SamplePolicy, Signals
@@ -43,6 +43,7 @@ class GridMix(SamplePolicy):
     def __post_init__(self):
         check_positive(alpha=self.alpha, hole_aspect_ratio=self.hole_aspect_ratio)
         check_range(1, 10000, n_holes=self.n_holes)
+        check_count(fewest_holes=self.n_holes[0], most_holes=self.n_holes[1])
         check_range(0.001, 1, cut_area_ratio=self.cut_area_ratio)
         check_range(0.001, 1000, cut_aspect_ratio=self.cut_aspect_ratio)
         check_known("overhang", self.overhang, ["clip", "published"])

@@ -42,7 +42,7 @@ class ResizeMix(SamplePolicy):
     def __post_init__(self):
         check_positive(alpha=self.alpha)
         check_known("use_alpha", self.use_alpha, [False, True])
-        check_range(0, 1, scope=self.scope)
+        check_range(0.001, 1, scope=self.scope)
         check_known("box", self.box, ["official", "openmixup"])
         check_known("interpolation", self.interpolation, ["nearest", "bilinear"])
         check_mode(self.mode)

@@ -105,7 +105,8 @@ def blur8(gray: Tensor) -> Tensor:
 
 
 def _blur(gray: Tensor) -> Tensor:
-    padded = F.pad(gray[:, None], (1, 1, 1, 1), mode="reflect")[:, 0]
+    # a line of one pixel has nothing to reflect
+    padded = F.pad(gray[:, None], (1, 1, 1, 1), mode="reflect" if min(gray.shape[1:]) > 1 else "replicate")[:, 0]
     rows = (padded[:, :-2] + padded[:, 2:]).add_(padded[:, 1:-1], alpha=2)
     return (rows[:, :, :-2] + rows[:, :, 2:]).add_(rows[:, :, 1:-1], alpha=2).div_(16)
 
