@@ -61,6 +61,9 @@ def evaluating(network: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes:
             module.training = mode
+        # some releases keep autocast's half-precision weights of a pass without gradients for the training pass, which then
+        # gives the weights none
+        torch.clear_autocast_cache()
 
 
 @contextmanager
@@ -68,8 +71,6 @@ def reading(network: nn.Module) -> Iterator[None]:
     """The network in evaluation mode and without gradients."""
     with torch.no_grad(), evaluating(network):
         yield
-    # some releases keep autocast's half-precision weights from here, cut off from the weights, for the training pass
-    torch.clear_autocast_cache()
 
 
 @contextmanager

@@ -1,0 +1,189 @@
+"""SuperMix."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from hf_mixup.checks import check_between, check_count, check_known
+from hf_mixup.plan import Dense, Share, blend, mix_targets, onehot
+from hf_mixup.rng import MixKey
+from hf_mixup.signals.signal import evaluating, load_teacher
+from hf_mixup.steps.step import MethodState, Step, StepOutput
+
+if TYPE_CHECKING:
+    from hf_mixup.methods import Method
+
+
+class SuperState(MethodState):
+    """The frozen teacher, where one is named."""
+
+    def __init__(self, repo_or_folder: str | None):
+        super().__init__()
+        self.teacher = None if repo_or_folder is None else load_teacher(repo_or_folder)
+
+
+@dataclass(frozen=True)
+class SuperMix(Step):
+    """SuperMix (Dabouei et al., CVPR 2021, arXiv:2003.05034; github.com/alldbi/SuperMix): masks are searched for which a teacher
+    sees in the mixture just the classes that it sees in the images, in the shares that were drawn.
+
+    A few Newton steps on small mask logits make the teacher's prediction of the mixture that soft label, and the masks binary.
+    The authors do so once, ahead of the training, and keep the mixtures that succeed; here it is done for every batch, and
+    all are kept, those of the same class too, which cannot succeed. As in their distillation, the clean batch is trained on
+    as well. Costs up to `max_iter + 1` forward and `max_iter` backward passes of the teacher a step.
+
+    Args:
+        teacher: Hub id or folder of a frozen image classifier; None for the network in training.
+        target: `shares` labels the mixture with the images' own labels in the drawn shares; `teacher` with the class that
+            the teacher sees in it, as in the authors' distillation.
+        mask_size: side of the mask logits; 8 on CIFAR, 16 on ImageNet.
+        sigma: of the Gaussian that smooths their gradient; 1 on CIFAR, 2 on ImageNet.
+        lambda_s: weight of binary masks.
+        max_iter: Newton steps at most.
+        tol: the search ends when no larger share of the batch is unfinished.
+        clean_lam: weight of the clean images' loss.
+    """
+
+    teacher: str | None = None
+    target: str = "shares"
+    mask_size: int = 8
+    sigma: int = 1
+    lambda_s: float = 25.0
+    max_iter: int = 50
+    tol: float = 0.7
+    clean_lam: float = 1.0
+
+    def __post_init__(self):
+        check_known("target", self.target, ["shares", "teacher"])
+        check_count(1, mask_size=self.mask_size, max_iter=self.max_iter)
+        check_count(0, sigma=self.sigma)
+        check_between(0, 1, tol=self.tol)
+        check_between(0, float("inf"), lambda_s=self.lambda_s, clean_lam=self.clean_lam)
+        if self.target == "teacher" and self.teacher is None:
+            raise ValueError("a teacher is needed to label by the target 'teacher', got None; name one, or take the target 'shares'.")
+
+    def build(self, method: Method, backbone: nn.Module) -> MethodState:
+        state = SuperState.for_method(method, backbone, self.teacher)
+        classes = backbone.config.num_labels
+        if self.target == "teacher" and state.teacher.config.num_labels != classes:
+            raise ValueError(
+                f"a teacher that labels must know the {classes} classes of the network, got {self.teacher} with "
+                f"{state.teacher.config.num_labels}; fine-tune it first, or take the target 'shares'."
+            )
+        return state
+
+    def run(self, method: Method, state: SuperState, backbone: nn.Module, images: Tensor, targets: Tensor, key: MixKey) -> StepOutput:
+        signals = state.before(images, targets)
+        plan = method.sample.plan(images.shape, key.own_rng(), signals).to(images.device)
+        if not isinstance(plan.mask, Share):
+            raise ValueError(f"{method.name} finds the masks, got those of {type(method.sample).__name__}; take 'dirichletsets'.")
+        teacher = backbone if state.teacher is None else state.teacher
+        with evaluating(teacher):
+            found = search(
+                lambda mixed: teacher(pixel_values=mixed).logits,
+                images, plan.index, plan.mask.value, self.mask_size, self.lambda_s, self.sigma, self.max_iter, self.tol,
+            )  # fmt: skip
+        plan = replace(plan, mask=Dense(found.mask))
+        logits = backbone(pixel_values=blend(plan, images)).logits
+        plan = plan.reweighted(method.label.weights(plan, state.after(signals)))
+        mixed = mix_targets(plan, targets) if self.target == "shares" else onehot(found.logits.argmax(1), targets.shape[1])
+        loss = method.loss(logits, mixed, plan).mean()
+        if self.clean_lam > 0:
+            loss = loss + self.clean_lam * method.loss(backbone(pixel_values=images).logits, targets).mean()
+        return StepOutput(loss if signals.loss is None else loss + signals.loss, logits, mixed, plan.weight[:, 0], plan)
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """What the search ended with.
+
+    Attributes:
+        mask: (B, K, H, W), of which `mask_logits` (B, K, w, w) are the origin.
+        logits: (B, classes), the teacher's for the mixture.
+        soft: (B, classes), what the teacher was to see.
+        success: (B,) bool, whether the classes it sees are those.
+        steps: how many were made.
+    """
+
+    mask: Tensor
+    mask_logits: Tensor
+    logits: Tensor
+    soft: Tensor
+    success: Tensor
+    steps: int
+
+
+@torch.enable_grad()
+def search(
+    teacher: Callable[[Tensor], Tensor],
+    images: Tensor,
+    index: Tensor,
+    share: Tensor,
+    mask_size: int,
+    lambda_s: float,
+    sigma: int,
+    max_iter: int,
+    tol: float,
+) -> Found:
+    """The masks for the sets `index` (B, K) in the shares `share` (B, K). Waits for the device once a step, to end early.
+
+    `teacher` gives logits; only gradients of the masks are taken.
+    """
+    images, size = images.detach(), tuple(images.shape[2:])
+    batch, count = index.shape
+    allowed = math.floor(tol * batch + 1e-9)
+    with torch.no_grad():
+        seen = teacher(images).float()
+    soft = (share[:, :, None] * onehot(seen.argmax(1), seen.shape[1])[index]).sum(1)
+    count = min(count, soft.shape[1])
+    wanted = soft.topk(count).indices.sort(1).values
+    members = images[index]
+    mask_logits = torch.zeros(*index.shape, mask_size, mask_size, device=images.device, requires_grad=True)
+    active = torch.ones(batch, dtype=torch.bool, device=images.device)
+
+    def look(mask_logits: Tensor) -> tuple[Tensor, Tensor]:
+        mask = masks(mask_logits, size)
+        return mask, teacher((mask[:, :, None].to(images.dtype) * members).sum(1)).float()
+
+    mask, logits = look(mask_logits)
+    for step in range(1, max_iter + 1):  # noqa: B007, it counts the steps made
+        divergence = (torch.xlogy(soft, soft) - soft * F.log_softmax(logits, 1)).sum(1)
+        error = active * (divergence + lambda_s * (mask * (mask - 1)).abs().mean((1, 2, 3)))
+        gradient = torch.autograd.grad(error.sum(), mask_logits)[0]
+        direction = smoothed(gradient, sigma)
+        # where the error, were it linear, would be zero
+        length = (error.detach().abs() / ((gradient * direction).sum((1, 2, 3)) + 1e-10)).clamp(1e-4, 2000) * active
+        mask_logits = (mask_logits - length[:, None, None, None] * direction).detach().requires_grad_()
+        mask, logits = look(mask_logits)
+        active = (logits.topk(count).indices.sort(1).values != wanted).any(1)
+        if int(active.sum()) <= allowed:
+            break
+    return Found(mask.detach(), mask_logits.detach(), logits.detach(), soft, ~active, step)
+
+
+def masks(mask_logits: Tensor, size: tuple[int, int]) -> Tensor:
+    """(B, K, H, W), summing to 1 over K, of logits (B, K, w, w)."""
+    mask = F.interpolate(mask_logits, size, mode="bilinear", align_corners=False).sigmoid()
+    return mask / mask.sum(1, keepdim=True)
+
+
+def smoothed(maps: Tensor, sigma: int) -> Tensor:
+    """(B, K, w, w) under a Gaussian of 5 sigma width, with zeros around."""
+    if sigma == 0:
+        return maps
+    width = 5 * sigma
+    at = torch.arange(width, device=maps.device) - (width - 1) / 2
+    kernel = torch.exp(-0.5 * (at / sigma) ** 2)
+    kernel = kernel / kernel.sum()
+    before, after = width // 2 - (width % 2 == 0), width // 2
+    padded = F.pad(maps.flatten(0, 1)[:, None], (before, after, before, after))
+    with torch.autocast(maps.device.type, enabled=False):
+        rows = F.conv2d(padded, kernel.view(1, 1, 1, -1))
+        return F.conv2d(rows, kernel.view(1, 1, -1, 1)).view_as(maps)
