@@ -223,6 +223,7 @@ def learned_step(case):
         mask_adjust_to="mixer",  # the reference's mistake: the wrong one of the two lam
         lam_margin=cfg["lam_margin"],
         momentum=cfg["momentum"],
+        momentum_warmup=False,
     )
     method = Method("m", Mixup(alpha=cfg["alpha"], mode="batch"), step=step)
     model = toy_model(case, method, from_openmixup)
@@ -253,6 +254,7 @@ def adversarial_step(case):
         # the reference's mistake for three images: it compares the wrong way round, and so leaves every mask out
         lam_margin=cfg["lam_margin"] if count == 2 else 1.0,
         momentum=cfg["momentum"],
+        momentum_warmup=False,
     )
     method = Method("m", MultiMixup(mix_samples=count, mode="batch"), step=step)
     model = toy_model(case, method, from_official)

@@ -122,16 +122,23 @@ def test_every_family_trains_every_parameter(family):
 
 
 def test_momentum_is_constant_and_then_a_cosine_of_the_whole_run():
-    of = [ema_momentum(step, 1000, 0.999, 0.999999, 0.1) for step in (0, 99, 100, 1000)]
+    of = [ema_momentum(step, 1000, 0.999, 0.999999, 0.1, warmup=False) for step in (0, 99, 100, 1000)]
     assert of[:2] == [0.999, 0.999]
     assert math.isclose(of[2], 0.9990244, abs_tol=1e-7)
     assert of[3] == 0.999999
-    assert ema_momentum(500, 1000, 1.0, 0.999999, 0.1) == 1.0
-    assert ema_momentum(500, 0, 0.999, 0.999999, 0.1) == 0.999
+    assert ema_momentum(500, 0, 0.999, 0.999999, 0.1, warmup=False) == 0.999
+    assert ema_momentum(500, 1000, 1.0, 0.999999, 0.1, warmup=True) == 1.0
+
+
+def test_momentum_is_warmed_up():
+    of = [ema_momentum(step, 10**6, 0.999, 0.999999, 0.1, warmup=True) for step in (0, 8, 8_989, 8_990, 10**6)]
+    assert of[:2] == [0.1, 0.5]
+    assert of[2] < 0.999
+    assert of[3:] == [0.999, 0.999999]
 
 
 def test_teacher_follows_parameters_and_keeps_its_own_statistics():
-    model = model_of("automix")
+    model = model_of("automix", momentum_warmup=False)
     state, method = model.states["automix"], model.choice.methods[0]
     assert all(torch.equal(a, b) for a, b in zip(state.teacher.state_dict().values(), model.backbone.state_dict().values(), strict=True))
     model(pixel_values=IMAGES, labels=LABELS, mix_key=MixKey(0, 0, 0)).loss.backward()

@@ -47,7 +47,7 @@ class AdversarialMixing(Step):
         keep_similar: turns the sign of c round, so that mixtures stay like their images: what the paper says of that term.
         mixup_ratio: share of the linear mixture in the student's loss on clean images, for three images or more.
         lam_margin: the linear mixture stands in for the student's masks where the own image's share is this near 0 or 1.
-        switch_off, momentum, end_momentum, momentum_scope, eval_net: see `LearnedMixing`.
+        switch_off, momentum, end_momentum, momentum_scope, momentum_warmup, eval_net: see `LearnedMixing`.
     """
 
     stage: int | str | None = None
@@ -65,6 +65,7 @@ class AdversarialMixing(Step):
     momentum: float = 0.999
     end_momentum: float = 0.999999
     momentum_scope: float = 0.1
+    momentum_warmup: bool = True
     eval_net: str = "teacher_onehot"
 
     def __post_init__(self):
@@ -145,7 +146,8 @@ class AdversarialMixing(Step):
         return state.teacher if self.eval_net.startswith("teacher") else backbone
 
     def after_optimizer_step(self, state: LearnedState, backbone: nn.Module, step: int, total_steps: int) -> None:
-        state.follow(backbone, ema_momentum(step, total_steps, self.momentum, self.end_momentum, self.momentum_scope))
+        schedule = self.momentum, self.end_momentum, self.momentum_scope, self.momentum_warmup
+        state.follow(backbone, ema_momentum(step, total_steps, *schedule))
 
 
 def similarity(logits: Tensor, clean_logits: Tensor, plan: MixPlan) -> Tensor:

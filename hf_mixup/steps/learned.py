@@ -35,12 +35,15 @@ MIXER_LOSSES = {"pbce": positive_bce, "ce_eta": eta_cross_entropy}
 # -- schedules: functions of the step, so that nothing has to be remembered -------------------------------------------------
 
 
-def ema_momentum(step: int, total_steps: int, start: float, end: float, scope: float) -> float:
+def ema_momentum(step: int, total_steps: int, start: float, end: float, scope: float, warmup: bool) -> float:
     """The teacher's momentum after `step` optimizer steps: `start` for the first `scope` of the run, then a cosine to `end`.
 
-    As in OpenMixup the cosine is that of the whole run, so the momentum jumps at `scope` to where the cosine is by then.
+    As in OpenMixup the cosine is that of the whole run, so the momentum jumps at `scope` to where the cosine is by then. With
+    `warmup` it is `(1 + step) / (10 + step)` until that reaches `start`: for 0.999, the first 9,000 steps.
     """
-    if total_steps == 0 or step < scope * total_steps or start >= end:
+    if warmup and start < 1 and (1 + step) / (10 + step) < start:
+        return (1 + step) / (10 + step)
+    if start >= end or total_steps == 0 or step < scope * total_steps:
         return start
     return end - (end - start) * (1 + math.cos(math.pi * step / total_steps)) / 2
 
@@ -144,13 +147,16 @@ class InputTap:
     def disarm(self) -> None:
         self.armed, self.feature = False, None
 
+    def both(self, network: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+        """The logits, and what the classifier was given for them."""
+        self.armed = True
+        logits, feature = network(pixel_values=images).logits, self.feature
+        self.disarm()
+        return logits, feature
+
     def logits(self, network: nn.Module, images: Tensor, head: nn.Module | None) -> Tensor:
         """Of the network's own classifier, or of another `head`."""
-        self.armed = head is not None
-        logits = network(pixel_values=images).logits
-        feature = self.feature
-        self.disarm()
-        return logits if head is None else head(feature)
+        return network(pixel_values=images).logits if head is None else head(self.both(network, images)[1])
 
 
 def choose_stage(network: nn.Module, stage: int | str | None) -> tuple[str, int]:
@@ -235,8 +241,9 @@ class LearnedMixing(Step):
     `lam_margin` of 0 or 1. `Mixup(alpha=2, mode="batch")` is the published one: one lam a batch. With a lam for every image the
     masks' areas are also held to it image by image. Labels are weighed by the lam drawn, never by the area that came out.
 
-    Deviations from OpenMixup: the teacher starts with the student's buffers (there: fresh ones); the student's masks are computed
-    without gradients (there: detached after); both pairings avoid fixed points under `no_repeat`, not one of them.
+    Deviations from OpenMixup: the teacher starts with the student's buffers (there: fresh ones); its momentum is warmed up, or a
+    short run would evaluate little more than fresh weights (`momentum_warmup=False` for the published one); the student's masks
+    are computed without gradients (there: detached after); both pairings avoid fixed points under `no_repeat`, not one of them.
 
     Args:
         stage: of the network whose features the mixer sees: its name, or its place, from 0, or from the end if negative. None for
@@ -262,7 +269,8 @@ class LearnedMixing(Step):
         no_repeat: an image is never mixed with itself (CUB, Aircraft).
         switch_off: the probability of *keeping* the teacher's pass on mixed images, as the published name has it; 0.8 skips a
             fifth of them. The choice is the same on all processes.
-        momentum, end_momentum, momentum_scope: of the teacher, see `ema_momentum`. 1.0 keeps the teacher as it is.
+        momentum, end_momentum, momentum_scope, momentum_warmup: of the teacher, see `ema_momentum`. A momentum of 1.0 keeps the
+            teacher as it is.
         onehot_weight, mix_weight, mixer_weight: of the student's loss on clean images, its loss on mixed ones, and the teacher's.
         eval_net: the network that is evaluated and shipped, and by which of its heads. The published numbers are the best of the
             four; with a learning rate that ends high (CIFAR) the student is 7 to 8 points behind.
@@ -295,6 +303,7 @@ class LearnedMixing(Step):
     momentum: float = 0.999
     end_momentum: float = 0.999999
     momentum_scope: float = 0.1
+    momentum_warmup: bool = True
     onehot_weight: float = 1.0
     mix_weight: float = 1.0
     mixer_weight: float = 1.0
@@ -382,7 +391,8 @@ class LearnedMixing(Step):
         return state.teacher if self.eval_net.startswith("teacher") else backbone
 
     def after_optimizer_step(self, state: LearnedState, backbone: nn.Module, step: int, total_steps: int) -> None:
-        state.follow(backbone, ema_momentum(step, total_steps, self.momentum, self.end_momentum, self.momentum_scope))
+        schedule = self.momentum, self.end_momentum, self.momentum_scope, self.momentum_warmup
+        state.follow(backbone, ema_momentum(step, total_steps, *schedule))
 
 
 MIXBLOCK = (
