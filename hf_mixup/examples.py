@@ -12,12 +12,14 @@ from hf_mixup.modeling import MixupModel
 from hf_mixup.plan import onehot
 from hf_mixup.rng import MixKey
 
+# what only networks of tokens can give
+TOKEN_SIGNALS = {"attention", "patch_attention", "token_grid", "attention_layers", "token_scores"}
+
 
 def default_architecture(choice: MethodChoice) -> str:
     """A small network of ours that the methods can use."""
-    tokens = {"attention", "clean_attention", "token_scores"}
     wanted = set().union(*(method.sample.needs | method.label.needs for method in choice.methods))
-    return "vit_mini" if wanted & tokens else "cifar_resnet20"
+    return "vit_mini" if wanted & TOKEN_SIGNALS else "cifar_resnet20"
 
 
 def mixed_examples(model: MixupModel, images: ImageDataset, form: ImageFormat, seed: int, count: int = 8) -> list[dict]:
@@ -26,8 +28,7 @@ def mixed_examples(model: MixupModel, images: ImageDataset, form: ImageFormat, s
     The mixed image is what the network really received, so this serves methods that mix by what the network sees. Of those
     that mix inside it, it is the clean image.
     """
-    rows = torch.linspace(0, len(images) - 1, count).round().int().tolist()
-    batch = [images[row] for row in rows]
+    batch = _varied(images, count)
     pixels = torch.stack([example["pixel_values"] for example in batch])
     targets = onehot(torch.tensor([example["labels"] for example in batch]), model.num_labels)
     clean = form.unnormalised(pixels)
@@ -47,3 +48,16 @@ def mixed_examples(model: MixupModel, images: ImageDataset, form: ImageFormat, s
                 heaviest = int(step.plan.weight[i, 1:].argmax()) + 1
                 columns[i]["partner"] = clean[int(step.plan.index[i, heaviest])]
     return columns
+
+
+def _varied(images: ImageDataset, count: int) -> list[dict]:
+    """Examples of as many classes as there are, from all over the data set."""
+    found: list[dict] = []
+    spare: list[dict] = []
+    for row in torch.linspace(0, len(images) - 1, min(len(images), 8 * count)).int().tolist():
+        example = images[row]
+        known = {other["labels"] for other in found}
+        (spare if example["labels"] in known else found).append(example)
+        if len(found) == count:
+            return found
+    return (found + spare)[:count]

@@ -191,8 +191,9 @@ class MixupModel(PreTrainedModel):
         try:
             super().load_state_dict({**self.state_dict(), **found})
         except RuntimeError as error:
+            detail = str(error).splitlines()[-1].strip()
             raise ValueError(
-                f"{path} was expected to fit the state of {self.choice}, got {error}; it belongs to another network."
+                f"{path} was expected to fit the state of {self.choice}, got {detail}; it belongs to another network."
             ) from None
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False):

@@ -10,6 +10,8 @@ from torch import Tensor
 # Okabe and Ito's colours, which the colour-blind can tell apart
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
 
+VISIBLE = 0.005  # shares of labels below it are not drawn
+
 
 def gallery(path: str | Path, columns: list[dict], label_names: list[str]) -> None:
     """Draws mixed images under their sources, with bars of the mixed target; writes a PNG.
@@ -21,8 +23,9 @@ def gallery(path: str | Path, columns: list[dict], label_names: list[str]) -> No
     from matplotlib.figure import Figure
 
     rows = [name for name in ("own", "partner", "mixed") if any(name in column for column in columns)]
-    figure = Figure(figsize=(1.35 * len(columns) + 0.6, 1.55 * len(rows) + 1.55), dpi=100, layout="constrained")
-    heights = [1.0] * len(rows) + [0.75]
+    bars = max(int((column["target"] >= VISIBLE).sum().clamp(max=3)) for column in columns)
+    figure = Figure(figsize=(1.35 * len(columns) + 0.6, 1.55 * len(rows) + 0.5 * bars), dpi=100, layout="constrained")
+    heights = [1.0] * len(rows) + [0.28 * bars]
     axes = figure.subplots(len(rows) + 1, len(columns), squeeze=False, gridspec_kw={"height_ratios": heights})
     for column, mixture in enumerate(columns):
         for row, name in enumerate(rows):
@@ -35,19 +38,19 @@ def gallery(path: str | Path, columns: list[dict], label_names: list[str]) -> No
             if column == 0:
                 axis.set_ylabel(name, fontsize=11)
         axes[0, column].set_title(mixture["title"], fontsize=11)
-        _bars(axes[-1, column], mixture["target"], label_names)
+        _bars(axes[-1, column], mixture["target"], label_names, bars)
     axes[-1, 0].set_ylabel("label", fontsize=11)
     figure.savefig(path)
 
 
-def _bars(axis, target: Tensor, label_names: list[str]) -> None:
+def _bars(axis, target: Tensor, label_names: list[str], rows: int) -> None:
     """The classes of a mixed target, at most three, as horizontal bars with their names and shares."""
     shares, classes = target.topk(min(3, len(target)))
-    shown = [(float(share), label_names[int(c)]) for share, c in zip(shares, classes, strict=True) if share >= 0.005]
+    shown = [(float(share), label_names[int(c)]) for share, c in zip(shares, classes, strict=True) if share >= VISIBLE]
     for place, (share, name) in enumerate(shown):
         axis.barh(-place, share, color=COLOURS[place], height=0.36)
         axis.text(0, -place - 0.24, f"{name[:12]}  {share:.2f}", fontsize=9, va="top")
-    axis.set(xlim=(0, 1), ylim=(-2.75, 0.35), xticks=[], yticks=[])
+    axis.set(xlim=(0, 1), ylim=(0.25 - rows, 0.35), xticks=[], yticks=[])
     for side in axis.spines.values():
         side.set_visible(False)
 

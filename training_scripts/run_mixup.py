@@ -35,6 +35,7 @@ DEFAULTS = {
     "save_strategy": "epoch",
     "save_total_limit": 2,
     "report_to": "none",
+    "per_device_eval_batch_size": 64,
     "dataloader_pin_memory": torch.accelerator.is_available(),
 }
 Arguments = tuple[ModelArguments, DataArguments, RunArguments, MixupTrainingArguments]
@@ -135,7 +136,9 @@ def main(argv: list[str]) -> None:
     result = trainer.train(resume_from_checkpoint=resume)
     trainer.save_model()
     metrics = {"train_loss": result.metrics["train_loss"], "train_images_per_second": result.metrics["train_samples_per_second"]}
-    metrics.update(trainer.evaluate())
+    last = next((row for row in reversed(trainer.state.log_history) if "eval_loss" in row), {})
+    evaluated = last.get("step") == trainer.state.global_step and not args.load_best_model_at_end
+    metrics.update({key: value for key, value in last.items() if key.startswith("eval_")} if evaluated else trainer.evaluate())
     trainer.save_state()
 
     if trainer.is_world_process_zero():

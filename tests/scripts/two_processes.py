@@ -1,4 +1,4 @@
-"""One of two processes of a training; leaves what it saw in rankN.json. `two_processes.py FOLDER device|collator`."""
+"""One of two processes of a training; leaves what it saw in rankN.json. `two_processes.py FOLDER device|collator [METHOD]`."""
 
 import json
 import os
@@ -6,9 +6,12 @@ import sys
 from pathlib import Path
 
 from hf_mixup import MixupCollator, MixupTrainer
-from small import Images, arguments, vit
+from hf_mixup.examples import default_architecture
+from hf_mixup.methods import MethodChoice
+from small import NETWORKS, Images, arguments
 
 folder, collation = Path(sys.argv[1]), sys.argv[2]
+mix = sys.argv[3:] or ["mixup", "cutmix"]
 seen = {"methods": [], "lams": []}
 
 
@@ -25,8 +28,8 @@ class Watched(MixupTrainer):
 
 # 37 images over 2 processes in batches of 4: the last batch is uneven
 run = Watched(
-    vit(),
-    arguments(folder / "out", max_steps=-1, num_train_epochs=1, per_device_train_batch_size=4),
+    NETWORKS["resnet" if default_architecture(MethodChoice.build(mix)) == "cifar_resnet20" and len(mix) == 1 else "vit"](),
+    arguments(folder / "out", mix=mix, max_steps=-1, num_train_epochs=1, per_device_train_batch_size=4),
     data_collator=MixupCollator(["mixup", "cutmix"], num_labels=4) if collation == "collator" else None,
     train_dataset=Images(37),
 )

@@ -1,0 +1,90 @@
+"""Every method of `METHODS` trains, resumes to the bit, and goes through DDP; a new row is held to it without a change here."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForImageClassification
+
+from hf_mixup import METHODS, MixupCollator
+from hf_mixup.examples import default_architecture
+from hf_mixup.methods import MethodChoice, needs_of_model
+from small import NETWORKS, Images, difference, losses, trainer, weights
+from test_trainer import _StopAt
+
+every_method = pytest.mark.parametrize("name", sorted(METHODS))
+
+
+def network(name):
+    """The tiny ViT where a method reads attention, the tiny ResNet for the others."""
+    return NETWORKS["vit" if default_architecture(MethodChoice.build(name)) == "vit_mini" else "resnet"]()
+
+
+def run(folder, name, **changes):
+    return trainer(folder, network(name), Images(40), mix=[name], **{"max_steps": 6, **changes})
+
+
+@every_method
+def test_stopped_and_resumed_is_bit_identical(tmp_path, name):
+    whole = run(tmp_path / "whole", name)
+    before = weights(whole.model.backbone)
+    whole.train()
+    assert difference(before, weights(whole.model.backbone)) > 0
+    run(tmp_path / "cut", name, callbacks=[_StopAt(3)]).train()
+    resumed = run(tmp_path / "cut", name)
+    resumed.train(resume_from_checkpoint=True)
+    assert difference(weights(whole.model), weights(resumed.model)) == 0
+    assert losses(whole)[-1] == losses(resumed)[-1]
+
+
+@every_method
+def test_accumulation_and_half_precision(tmp_path, name):
+    done = run(tmp_path, name, max_steps=2, gradient_accumulation_steps=2, per_device_train_batch_size=4, bf16=True, logging_steps=1)
+    done.train()
+    assert all(0 < loss < 20 for loss in losses(done))
+
+
+@every_method
+def test_saved_classifier_is_the_evaluated_one(tmp_path, name):
+    evaluation = Images(16, seed=1)
+    done = trainer(tmp_path, network(name), Images(40), evaluation, mix=[name], max_steps=3)
+    done.train()
+    predicted = torch.from_numpy(done.predict(evaluation).predictions)
+    done.save_model(tmp_path / "out")
+    plain = AutoModelForImageClassification.from_pretrained(tmp_path / "out").eval()
+    with torch.no_grad():
+        logits = torch.cat([plain(batch).logits for batch in evaluation.pixels.split(done.args.per_device_eval_batch_size)])
+    assert torch.equal(logits, predicted)
+
+
+@every_method
+def test_collator_takes_it_or_names_what_it_lacks(name):
+    """Fault row 17."""
+    if needs_of_model(METHODS[name]):
+        with pytest.raises(ValueError, match=rf"mixes with images only, but '{name}' needs .*, so it needs the model; use MixupTrainer"):
+            MixupCollator(name, num_labels=4)
+    else:
+        data = Images(8)
+        mixed = MixupCollator(name, num_labels=4)([data[i] for i in range(8)])
+        assert torch.isfinite(mixed["pixel_values"]).all()
+
+
+@pytest.mark.slow
+@every_method
+def test_two_processes(tmp_path, name):
+    """One optimizer step of two processes leaves both with the same weights, at an uneven end too; the timeout judges hangs."""
+    script = Path(__file__).parent / "scripts/two_processes.py"
+    subprocess.run(
+        [Path(sys.executable).parent / "torchrun", "--standalone", "--nproc_per_node", "2", script, tmp_path, "device", name],
+        timeout=240, check=False, capture_output=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent)},
+    )  # fmt: skip
+    one, two = (json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in range(2))
+    assert one["steps"] == two["steps"] == 5
+    assert one["checksum"] == pytest.approx(two["checksum"], abs=1e-9)
+    if name != "vanilla":
+        assert one["lams"] != two["lams"]
