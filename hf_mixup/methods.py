@@ -20,7 +20,7 @@ from hf_mixup.checks import (
     check_probabilities,
     nearest,
 )
-from hf_mixup.labels import LABEL_POLICIES, AreaLabels, AttentionLabels, SaliencyLabels, TokenLabels
+from hf_mixup.labels import LABEL_POLICIES, AlignedLabels, AreaLabels, AttentionLabels, ProgressiveLabels, SaliencyLabels, TokenLabels
 from hf_mixup.losses import LOSSES, CrossEntropy, Decoupled, Loss
 from hf_mixup.plan import blend, mix_targets, onehot
 from hf_mixup.policies import (
@@ -30,6 +30,7 @@ from hf_mixup.policies import (
     CutMix,
     FMix,
     GridMix,
+    MaskMix,
     Mixup,
     MultiMixup,
     PuzzleMix,
@@ -39,12 +40,13 @@ from hf_mixup.policies import (
     SaliencyMix,
     SMMix,
     SmoothMix,
+    TokenCutMix,
     TokenMix,
     Vanilla,
 )
 from hf_mixup.policy import LabelPolicy, SamplePolicy, Signals
 from hf_mixup.rng import keyed
-from hf_mixup.steps import STEPS, AdversarialMixing, AlignMix, LearnedMixing, ManifoldMix, RecursiveMix, SMMixing, Standard
+from hf_mixup.steps import STEPS, AdversarialMixing, AlignMix, LearnedMixing, ManifoldMix, RecursiveMix, SMMixing, Standard, SUMix
 from hf_mixup.steps.step import Step
 
 CONFIG_NAME = "mixup_config.json"
@@ -169,6 +171,9 @@ METHODS: dict[str, Method] = {
         Method("transmix", CutMix(), label=AttentionLabels(), paper="2111.09833"),
         Method("tokenmix", TokenMix(), label=TokenLabels(), paper="2207.08409"),
         Method("smmix", SMMix(), step=SMMixing(), paper="2212.12977"),
+        Method("tlalign", TokenCutMix(), label=AlignedLabels(), paper="2210.06455"),
+        Method("mixpro", MaskMix(), label=ProgressiveLabels(), paper="2304.12043"),
+        Method("sumix", CutMix(), step=SUMix(), paper="2407.07805"),
         Method("decouplemix", CutMix(), loss=Decoupled(), paper="2203.10761"),
         Method("manifoldmix", Mixup(alpha=2.0), step=ManifoldMix(), paper="1806.05236"),
         Method("alignmix", Mixup(alpha=2.0), step=AlignMix(), paper="2103.15375"),

@@ -2,19 +2,24 @@
 
 import random
 import re
+from pathlib import Path
 
 import numpy as np
 import torch
+from torch.nn import functional as F
 from torch.testing import assert_close
 
-from hf_mixup.geometry import box_plan
-from hf_mixup.labels import AttentionLabels, TokenLabels
+from hf_mixup.geometry import box_plan, enlarged
+from hf_mixup.labels import AlignedLabels, AttentionLabels, ProgressiveLabels, TokenLabels
+from hf_mixup.labels.align import aligned
+from hf_mixup.labels.attention import attention_shares
 from hf_mixup.losses import CrossEntropy, Decoupled, DecoupledBCE, decoupled_log_probs, rescale, smooth
 from hf_mixup.plan import Dense, MixPlan, Share, blend, mix_targets, onehot
 from hf_mixup.policies.smmix import extreme_squares, max_min_plan, square_sides
 from hf_mixup.policies.tokenmix import block_mask, random_mask
 from hf_mixup.policy import Signals
 from hf_mixup.steps.smmixing import consistency_loss, fine_grained_loss
+from hf_mixup.steps.sumix import semantic_distances, uncertainties, uncertainty_loss, weighed
 
 
 def close(actual, expected, tolerance=1e-5):
@@ -229,7 +234,82 @@ def smmix_losses(case):
     close(whole + fine + consistency, case["loss"])
 
 
+def tla_align(case):
+    """Distributions of every token in the reference; ours on them, and on the sources' shares alone."""
+    labels, classes, epsilon = case["labels"].long(), int(case["num_classes"]), float(case["smoothing"])
+    attention = case["attn"].float().mean(2).transpose(0, 1)  # (B, L, N, N)
+    batch = len(labels)
+    for layer, tokens in enumerate(case["token_labels_per_layer"], start=1):
+        close(aligned(case["token_labels_in"], attention[:, :layer]), tokens)
+    pasted = case["grid_mask"].float()
+    mask = torch.stack([1 - pasted, pasted]).expand(batch, -1, -1, -1)
+    plan = flipped_plan(batch, Dense(mask), 1 - pasted.mean())
+    signals = Signals(token_grid=pasted, attention_layers=attention)
+    targets = onehot(labels, classes)
+    close(smooth(mix_targets(plan.reweighted(AlignedLabels().weights(plan, signals)), targets), epsilon), case["final_cls_label"])
+    if "x" in case:
+        size = tuple(case["x"].shape[2:])
+        enlarged_plan = flipped_plan(batch, Dense(enlarged(mask, size)), 1 - pasted.mean())
+        close(blend(enlarged_plan, case["x"]), case["mixed"])
+
+
+def tla_scalar(case):
+    """Its attention is that of the case `tla_align`, of which the repository holds all but the images."""
+    with np.load(Path(__file__).parent / "golden" / "tla_align_labels.npz") as other:
+        attention = torch.from_numpy(other["attn"]).mean(2).transpose(0, 1)
+        pasted = torch.from_numpy(other["grid_mask"]).float()
+    batch, tokens = case["s_final"].shape
+    own = torch.cat([case["lam"].float().reshape(1), 1 - pasted.flatten()]).expand(batch, tokens)
+    shares = aligned(own[:, :, None], attention)[:, :, 0]
+    close(shares, case["s_final"])
+    close(shares[:, 0], case["s_cls"])
+
+
+def mixpro(case):
+    """The mask is on the grid of patches here, and the share of it kept in cells, as `mask_ratio`."""
+    kept, attention = case["grid_mask"].float(), case["cls_attn"].float()
+    targets = onehot(case["labels"].long(), 10)
+    plan = MixPlan.pair(case["perm"].long(), Dense(torch.stack([kept, 1 - kept], 1)), case["mask_ratio"])
+    close(plan.dense_mask(tuple(kept.shape[1:]))[:, 0].mean((1, 2)), case["area_true"])
+    close(smooth(mix_targets(plan, targets), 0.1), case["target_area"])
+    attention = attention.view_as(kept)
+    close(attention_shares(plan, attention)[:, 0], case["lam_attn"])
+    close(F.cosine_similarity(case["target_area"], case["logits"].softmax(1)), case["cos"])
+    weights = ProgressiveLabels().weights(plan, Signals(attention=attention, logits=case["logits"], targets=targets))
+    close(weights[:, 0], case["lam"])
+    loss = CrossEntropy()(case["logits"], mix_targets(plan.reweighted(weights), targets))
+    close(loss, case["loss_per_sample"])
+    close(loss.mean(), case["loss"])
+
+
+def sumix_head(case):
+    """`loss` of the reference weighs the mean loss of the batch, and is not to be met."""
+    lam, partner = float(case["lam"]), case["perm"].long()
+    batch, targets = len(partner), onehot(case["labels"].long(), 10)
+    weight = torch.tensor([lam, 1 - lam]).expand(batch, 2)
+    plan = MixPlan.pair(partner, Share(weight), torch.full((batch,), lam))
+    classes = case["labels"].long()[plan.index]
+    for kind in ("one", "mix"):
+        features = case[f"feat_{kind}"]
+        close(F.linear(features, case["fc_w"], case["fc_b"]), case[f"logits_{kind}"])
+        close(uncertainties(F.linear(features, case["un_w"], case["un_b"]), True), case[f"unc_{kind}"])
+    distance = semantic_distances(case["logits_mix"], case["logits_one"], plan.index, classes)
+    close(distance, torch.stack([case["alpha_a"], case["alpha_b"]], 1))
+    both = case["unc_one"][plan.index] + case["unc_mix"][:, None]
+    close(both, torch.stack([case["beta_a"], case["beta_b"]], 1))
+    shares = weighed(plan.weight, distance, classes)
+    close(shares[:, 0], case["lam_a"])
+    regulariser = uncertainty_loss(distance, case["unc_one"], case["unc_mix"], plan, classes)
+    close(regulariser, case["reg"])
+    loss = CrossEntropy()(case["logits_mix"], mix_targets(plan.reweighted(shares), targets)).mean()
+    close(loss + float(case["gamma"]) * regulariser, case["loss_per_sample_paired"])
+
+
 CHECKS = {
+    "tla_align": tla_align,
+    "tla_scalar": tla_scalar,
+    "mixpro_": mixpro,
+    "sumix_head": sumix_head,
     "smmix_side": smmix_images,
     "smmix_losses": smmix_losses,
     "tokenmix_block_masks": tokenmix_block_masks,

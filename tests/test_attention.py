@@ -59,9 +59,9 @@ def from_windows(share, batch):
     return grid.reshape(batch, count * side, count * side)
 
 
-def made(family):
+def made(family, sharp=True):
     """In training mode; only the depth is not random, so that two passes can be compared."""
-    network = tiny.network(family)
+    network = tiny.sharpened(tiny.network(family)) if sharp else tiny.network(family)
     for module in network.modules():
         if hasattr(module, "drop_prob"):
             module.drop_prob = 0.0
@@ -83,7 +83,7 @@ def test_it_is_the_eager_attention(family, kind):
     share = taken(network, taps, images)
     assert_close(share, expected(network, images, kind), atol=1e-6, rtol=1e-4)
     assert not share.requires_grad
-    assert share.std((1, 2)).min() > 0
+    assert share.std((1, 2)).min() > 0.002
 
 
 @pytest.mark.parametrize(("height", "width"), [(64, 32), (32, 96)])
@@ -201,7 +201,7 @@ def test_checkpointing(family, reentrant):
 @every_family
 def test_half_precision(family):
     """Under autocast, and of weights in bfloat16, it is float32 and near that of float32."""
-    network = made(family)
+    network = made(family, sharp=False)  # the errors before would be sharpened too
     images, _ = tiny.batch()
     taps = AttentionTaps(network, "importance")
     exact = taken(network, taps, images)
@@ -263,7 +263,7 @@ def test_transmix_step(family):
     pasted = plan.dense_mask(tuple(attention.shape[1:]))[:, 1]
     lam = 0.5 * plan.weight[:, 0] + 0.5 * (1 - (attention * pasted).sum((1, 2)) / attention.sum((1, 2)))
     assert_close(out.lam, lam, atol=1e-5, rtol=1e-5)
-    assert (out.lam - plan.weight[:, 0]).abs().max() > 1e-4
+    assert (out.lam - plan.weight[:, 0]).abs().max() > 1e-3
     assert_close(out.loss, -(out.targets * out.logits.log_softmax(1)).sum(1).mean())
     out.loss.backward()
 

@@ -1,5 +1,6 @@
 """Losses and label policies that rewrite labels: hand-worked cases, composition, refusals."""
 
+import copy
 import math
 
 import pytest
@@ -11,7 +12,7 @@ from torch.testing import assert_close
 import tiny
 from hf_mixup import METHODS, MixupCollator, MixupLoss, MixupModel, get_method
 from hf_mixup.geometry import box_plan, enlarged
-from hf_mixup.labels import AttentionLabels, TokenLabels
+from hf_mixup.labels import AlignedLabels, AttentionLabels, ProgressiveLabels, TokenLabels
 from hf_mixup.losses import BCE, CrossEntropy, Decoupled, DecoupledBCE
 from hf_mixup.plan import Dense, MixPlan, blend, mix_targets
 from hf_mixup.policies.smmix import max_min_plan, square_sides
@@ -19,6 +20,7 @@ from hf_mixup.policy import Signals
 from hf_mixup.rng import MixKey, keyed
 from hf_mixup.signals.features import class_activation, classifier_of, last_feature_map
 from hf_mixup.steps.smmixing import pooled_parts
+from hf_mixup.steps.sumix import weighed
 
 # -- DecoupleMix ------------------------------------------------------------------------------------------------------------
 
@@ -257,3 +259,120 @@ def test_smmix_leaves_its_token_head_behind(tmp_path):
     model.save_pretrained(tmp_path)
     assert "token_head" not in " ".join(load_file(tmp_path / "model.safetensors"))
     assert_close(MixupModel.from_pretrained(tmp_path).states["smmix"].token_head.weight, model.states["smmix"].token_head.weight)
+
+
+# -- TL-Align ---------------------------------------------------------------------------------------------------------------
+
+
+def test_labels_travel_with_attention_by_hand():
+    """A class token and two patches, the second pasted. One block: half of a token is its own, the rest what it attends to."""
+    plan = MixPlan.pair(torch.tensor([1, 0]), Dense(torch.tensor([[[1.0, 0.0]], [[0.0, 1.0]]]).expand(2, 2, 1, 2)), torch.full((2,), 0.5))
+    attention = torch.tensor([[0.2, 0.8, 0.0], [0.0, 0.5, 0.5], [0.0, 0.5, 0.5]]).expand(2, 1, 3, 3)
+    signals = Signals(token_grid=torch.zeros(1, 2), attention_layers=attention)
+    # of the first image: (0.2 * 0.5 + 0.8 * 1 + 0.5) / 2
+    assert_close(AlignedLabels().weights(plan, signals)[:, 0], torch.full((2,), 0.7))
+    second = Signals(token_grid=torch.zeros(1, 2), attention_layers=attention.repeat(1, 2, 1, 1))
+    # (0.2 * 0.7 + 0.8 * 0.75 + 0.7) / 2, the first patch having 0.75 by then
+    assert_close(AlignedLabels().weights(plan, second)[:, 0], torch.full((2,), 0.72))
+
+
+@pytest.mark.parametrize("family", ["vit", "deit", "timm_vit"])
+def test_tlalign_step(family):
+    """The targets follow the network's own attention of all blocks, by transformers' own account."""
+    network = tiny.sharpened(tiny.network(family))
+    model = MixupModel(network, "tlalign").train()
+    images, targets = tiny.batch()
+    key = next(key for key in (MixKey(1, 0, step) for step in range(20)) if (model(images, targets, key).lam < 1).all())
+    out = model(images, targets, key)
+    assert_close(out.targets.sum(1), torch.ones(4))
+    grid = Signals(token_grid=torch.zeros(4, 4))
+    plan = METHODS["tlalign"].sample.plan(images.shape, key.own_rng(), grid)
+    if family != "timm_vit":
+        other = copy.deepcopy(network)
+        other.set_attn_implementation("eager")
+        with torch.no_grad():
+            attention = other(pixel_values=blend(plan, images), output_attentions=True).attentions
+        grid["attention_layers"] = torch.stack(attention, 1).mean(2)
+        assert_close(out.lam, AlignedLabels().weights(plan, grid)[:, 0], atol=1e-5, rtol=1e-5)
+    assert (out.lam - plan.weight[:, 0]).abs().max() > 0.02
+    out.loss.backward()
+
+
+@pytest.mark.parametrize("family", ["swin", "pvt", "pvt_v2", "timm_swin", "resnet"])
+def test_tlalign_refuses_networks_that_merge_tokens(family):
+    with pytest.raises(ValueError, match=r"one grid of tokens|attention can be read"):
+        MixupModel(tiny.network(family), "tlalign")
+
+
+def test_tlalign_boxes_are_whole_tokens():
+    plan = METHODS["tlalign"].sample.plan(torch.Size((64, 3, 32, 24)), keyed(1), Signals(token_grid=torch.zeros(8, 6)))
+    assert (plan.mask.edges % 4 == 0).all()
+    assert (plan.mask.area() > 0).double().mean() > 0.5
+
+
+# -- MixPro -----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("cells", "size"), [(4, (224, 224)), (7, (224, 224)), (4, (30, 50)), (3, (8, 8))])
+def test_maskmix_weighs_by_pixels(cells, size):
+    policy = get_method("mixpro", cells=cells).sample
+    plan = policy.plan(torch.Size((16, 3, *size)), keyed(1), Signals())
+    assert_close(plan.weight[:, 0], plan.dense_mask(size)[:, 0].mean((1, 2)))
+    if size[0] % cells == 0:
+        assert_close(plan.weight * cells**2, (plan.weight * cells**2).round())
+    assert len({tuple(mask.flatten().tolist()) for mask in plan.dense_mask(size)[:, 0]}) > 8
+
+
+def test_progressive_labels_trust_attention_as_the_network_learns():
+    plan = MixPlan.pair(torch.tensor([1, 0]), Dense(torch.tensor([[[1.0, 0.0]], [[0.0, 1.0]]]).expand(2, 2, 1, 2)), torch.full((2,), 0.5))
+    targets = torch.eye(100)[:2]
+    signals = Signals(attention=torch.tensor([[[0.9, 0.1]]]).expand(2, 1, 2), targets=targets)
+    wrong, right = torch.zeros(2, 100), torch.zeros(2, 100)
+    wrong[:, 50], right[:, :2] = 100, 100
+    policy = ProgressiveLabels(smoothing=0.0)
+    assert_close(policy.weights(plan, Signals(**signals, logits=wrong))[:, 0], torch.full((2,), 0.5))
+    assert_close(policy.weights(plan, Signals(**signals, logits=right))[:, 0], torch.full((2,), 0.9))
+    logits = torch.randn(2, 100, requires_grad=True)
+    assert not policy.weights(plan, Signals(**signals, logits=logits)).requires_grad
+    assert ProgressiveLabels(detach=False).weights(plan, Signals(**signals, logits=logits)).requires_grad
+
+
+@pytest.mark.parametrize("family", ["vit", "swin", "pvt"])
+def test_mixpro_step(family):
+    model = MixupModel(tiny.sharpened(tiny.network(family)), "mixpro").train()
+    images, targets = tiny.batch()
+    out = model(images, targets, MixKey(1, 0, 3))
+    assert_close(out.targets.sum(1), torch.ones(4))
+    plan = METHODS["mixpro"].sample.plan(images.shape, MixKey(1, 0, 3).own_rng(), Signals())
+    assert 0.005 < (out.lam - plan.weight[:, 0]).abs().max() < 0.9
+    out.loss.backward()
+
+
+# -- SUMix ------------------------------------------------------------------------------------------------------------------
+
+
+def test_sumix_weighs_by_hand():
+    """Distances of 0 and log 4 at the images' own classes make shares of 1 : 4 into 1 : 1, and a share of nothing stays one."""
+    distance = torch.zeros(2, 2, 3)
+    distance[0, 1, 2] = math.log(4)
+    weights = weighed(torch.tensor([[0.2, 0.8], [1.0, 0.0]]), distance, torch.tensor([[0, 2], [1, 1]]))
+    assert_close(weights, torch.tensor([[0.5, 0.5], [1.0, 0.0]]))
+    # batches so large that e to the power of the distance is 0 in float32
+    assert weighed(torch.tensor([[0.5, 0.5]]), torch.full((1, 2, 3), 4096.0), torch.tensor([[0, 1]])).isfinite().all()
+
+
+@pytest.mark.parametrize("family", ["resnet", "vit", "timm_vit"])
+@pytest.mark.parametrize("sample", ["cutmix", "mixup", "resizemix"])
+def test_sumix_step(family, sample):
+    model = MixupModel(tiny.network(family), get_method("sumix", sample={"name": sample})).train()
+    images, targets = tiny.batch()
+    out = model(images, targets, MixKey(1, 0, 1))
+    assert out.loss > CrossEntropy()(out.logits, out.targets).mean()
+    assert_close(out.targets.sum(1), torch.ones(4))
+    out.loss.backward()
+    assert model.states["sumix"].uncertainty.weight.grad.abs().sum() > 0
+
+
+def test_sumix_takes_pairs():
+    with pytest.raises(ValueError, match="weighs two images, got the plan of Vanilla"):
+        MixupModel(tiny.network("resnet"), get_method("sumix", sample={"name": "vanilla"})).train()(*tiny.batch(), MixKey(1, 0, 0))

@@ -10,12 +10,12 @@ from hf_mixup.plan import blend, blend_examples
 
 # the exceptions stand on this table and nowhere else: methods whose papers do not label by the visible area
 # (law 1 and the sum of weights do not apply), or that need more room than the smallest shapes have
-NOT_BY_AREA: set[str] = {"saliencygrafting", "tokenmix", "transmix"}
+NOT_BY_AREA: set[str] = {"mixpro", "saliencygrafting", "tlalign", "tokenmix", "transmix"}
 SMALLEST = {}
 # numbers of channels that a method can look at; any, if not named: a gray value is defined for these only
 CHANNELS = {"saliencymix": (1, 3)}
 # sides of the grid of the evidence, which the image must be a multiple of; 4 in laws.py
-CELLS = {"smmix": 4, "tokenmix": 4}
+CELLS = {"smmix": 4, "tlalign": 4, "tokenmix": 4}
 
 
 def fits(name, shape):

@@ -70,6 +70,14 @@ def network(family: str) -> nn.Module:
     return made.train()
 
 
+def sharpened(network: nn.Module) -> nn.Module:
+    """Attention that differs from place to place, which fresh weights hardly give."""
+    for name, parameter in network.named_parameters():
+        if name.endswith(("q_proj.weight", "k_proj.weight", "query.weight", "key.weight", "qkv.weight")):
+            nn.init.normal_(parameter)
+    return network
+
+
 def batch(count: int = 4, side: int = SIDE) -> tuple[torch.Tensor, torch.Tensor]:
     """Images and one-hot targets."""
     rng = torch.Generator().manual_seed(1)

@@ -5,6 +5,7 @@ from hf_mixup.policies.comixup import CoMixup
 from hf_mixup.policies.cutmix import CutMix
 from hf_mixup.policies.fmix import FMix
 from hf_mixup.policies.gridmix import GridMix
+from hf_mixup.policies.mixpro import MaskMix
 from hf_mixup.policies.mixup import Mixup
 from hf_mixup.policies.multimixup import MultiMixup
 from hf_mixup.policies.puzzlemix import PuzzleMix
@@ -14,6 +15,7 @@ from hf_mixup.policies.saliencygrafting import SaliencyGrafting
 from hf_mixup.policies.saliencymix import SaliencyMix
 from hf_mixup.policies.smmix import SMMix
 from hf_mixup.policies.smoothmix import SmoothMix
+from hf_mixup.policies.tlalign import TokenCutMix
 from hf_mixup.policies.tokenmix import TokenMix
 from hf_mixup.policies.vanilla import Vanilla
 
@@ -34,4 +36,6 @@ SAMPLE_POLICIES = (
     CoMixup,
     TokenMix,
     SMMix,
+    MaskMix,
+    TokenCutMix,
 )

@@ -1,11 +1,11 @@
 """What methods see of images and networks beyond the pixels: one table, so that no step knows any by name."""
 
-from hf_mixup.signals.attention import Attention, PatchAttention, TokenScores
+from hf_mixup.signals.attention import Attention, AttentionLayers, PatchAttention, TokenGrid, TokenScores
 from hf_mixup.signals.features import Activation, Features
 from hf_mixup.signals.saliency import InputGradient, Saliency
 from hf_mixup.signals.signal import Signal
 
-# `images` is there without asking
+# `images` are there without asking, and `targets` and `logits` (B, num_labels) for labels
 SIGNALS: dict[str, type[Signal]] = {
     "input_grad": InputGradient,  # before saliency, which is made of it
     "saliency": Saliency,
@@ -14,4 +14,6 @@ SIGNALS: dict[str, type[Signal]] = {
     "attention": Attention,
     "token_scores": TokenScores,
     "patch_attention": PatchAttention,
+    "token_grid": TokenGrid,
+    "attention_layers": AttentionLayers,
 }

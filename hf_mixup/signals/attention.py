@@ -309,3 +309,44 @@ class PatchAttention(EarlySignal):
     def disarm(self) -> None:
         self.taps.disarm()
         self.logits = None
+
+
+class TokenGrid(EarlySignal):
+    """(h, w), of which only the shape says something: the one grid of tokens that a network has from first to last."""
+
+    def __init__(self, network: nn.Module, policy: Policy):
+        blocks_of_one_grid(network)
+        self.layout = Layout.of(network)
+
+    def take(self, images: Tensor, targets: Tensor, signals: Signals) -> Tensor:
+        height, width = (side // patch for side, patch in zip(images.shape[2:], self.layout.patch, strict=True))
+        return images.new_zeros(()).expand(height, width)
+
+
+class AttentionLayers(LateSignal):
+    """(B, L, N, N): the attention of all blocks while the mixed images pass, as the mean over heads; rows are those that attend."""
+
+    def __init__(self, network: nn.Module, policy: Policy):
+        row, blocks = blocks_of_one_grid(network)
+        self.taps = [AttentionTap(block, Reader(row, block).full) for block in blocks]
+
+    def arm(self, size: tuple[int, int]) -> None:
+        for tap in self.taps:
+            tap.arm()
+
+    def take(self) -> Tensor:
+        return torch.stack([tap.take() for tap in self.taps], 1)
+
+    def disarm(self) -> None:
+        for tap in self.taps:
+            tap.disarm()
+
+
+def blocks_of_one_grid(network: nn.Module) -> tuple[Blocks, list[nn.Module]]:
+    """Raises ValueError where tokens are merged on the way, or no class token gathers them."""
+    row, blocks = blocks_of(network)
+    if row.windows or row.reduction is not None or not row.class_token:
+        raise ValueError(
+            f"one grid of tokens from first to last is needed, with a class token, got {type(network).__name__}; take a ViT or DeiT."
+        )
+    return row, blocks

@@ -7,5 +7,6 @@ from hf_mixup.steps.manifoldmix import ManifoldMix
 from hf_mixup.steps.recursivemix import RecursiveMix
 from hf_mixup.steps.smmixing import SMMixing
 from hf_mixup.steps.standard import Standard
+from hf_mixup.steps.sumix import SUMix
 
-STEPS = (Standard, RecursiveMix, AlignMix, ManifoldMix, LearnedMixing, AdversarialMixing, SMMixing)
+STEPS = (Standard, RecursiveMix, AlignMix, ManifoldMix, LearnedMixing, AdversarialMixing, SMMixing, SUMix)

@@ -37,9 +37,16 @@ def pair_shares(plan: MixPlan, method: Method) -> Tensor:
     return plan.mask.value[:, 0]
 
 
+def relabelled(method: Method, state: MethodState, plan: MixPlan, logits: Tensor, targets: Tensor, signals: Signals) -> MixPlan:
+    """The plan with the label policy's weights, for which it may look at the prediction as well."""
+    signals = state.after(signals)
+    signals.update(logits=logits, targets=targets)
+    return plan.reweighted(method.label.weights(plan, signals))
+
+
 def finish(method: Method, state: MethodState, plan: MixPlan, logits: Tensor, targets: Tensor, signals: Signals) -> StepOutput:
     """From logits to the loss, which every step that mixes once ends with."""
-    plan = plan.reweighted(method.label.weights(plan, state.after(signals)))
+    plan = relabelled(method, state, plan, logits, targets, signals)
     mixed = mix_targets(plan, targets)
     loss = method.loss(logits, mixed, plan).mean()
     return StepOutput(loss if signals.loss is None else loss + signals.loss, logits, mixed, plan.weight[:, 0], plan)

@@ -1,0 +1,43 @@
+"""Labels by attention as far as the network can be trusted (MixPro)."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from hf_mixup.checks import check_between
+from hf_mixup.labels.attention import attention_shares
+from hf_mixup.plan import MixPlan, mix_targets
+from hf_mixup.policy import LabelPolicy, Signals
+
+
+@dataclass(frozen=True)
+class ProgressiveLabels(LabelPolicy):
+    """Progressive attention labels, of MixPro (Zhao et al., ICLR 2023, arXiv:2304.12043; github.com/fistyee/MixPro).
+
+    The weight is `c` times the share of the attention, as in `AttentionLabels`, and `1 - c` times the area, where `c` is the cosine
+    between the prediction and the target by area: the attention counts as the network learns.
+
+    Deviations: no gradient goes through the cosine (`detach`), as in OpenMixup, or the network would learn to choose its own labels;
+    OpenMixup reads the attention of the unmixed own image.
+
+    Args:
+        smoothing: of the target in the cosine; 0.1 is the official one.
+        detach: False lets the gradient through, as the official code does.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset({"attention", "logits", "targets"})
+
+    smoothing: float = 0.1
+    detach: bool = True
+
+    def __post_init__(self):
+        check_between(0, 1, smoothing=self.smoothing)
+
+    def weights(self, plan: MixPlan, signals: Signals) -> Tensor:
+        target = mix_targets(plan, signals["targets"])
+        target = (1 - self.smoothing) * target + self.smoothing / target.shape[1]
+        logits = signals["logits"].float()
+        trust = F.cosine_similarity(target, (logits.detach() if self.detach else logits).softmax(1))[:, None]
+        return trust * attention_shares(plan, signals["attention"]) + (1 - trust) * plan.weight
