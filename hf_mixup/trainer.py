@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer, TrainerCallback
+from transformers.trainer_utils import has_length
 
 from hf_mixup.arguments import MixupTrainingArguments
 from hf_mixup.checkpoints import last_complete_checkpoint, what_is_wrong
@@ -81,6 +82,11 @@ class MixupTrainer(Trainer):
                     f"the collator and the model must agree on num_labels, got {data_collator.num_labels} and {model.num_labels}; make them equal."
                 )
             self._train_collator, data_collator = data_collator, data_collator.base_collator
+        data = kwargs.get("train_dataset")
+        if data is not None and not has_length(data) and args.max_steps <= 0:
+            raise ValueError(
+                f"a data set without length needs max_steps, got {type(data).__name__} and {args.max_steps}; set the steps to train."
+            )
         # the Trainer would log the mean of earlier losses in the place of a NaN
         args.logging_nan_inf_filter = False
         super().__init__(model=model, args=args, data_collator=data_collator, compute_metrics=compute_metrics, **kwargs)

@@ -249,6 +249,49 @@ def test_row_22_columns_dropped_by_the_trainer(tmp_path):
         in_trainer(tmp_path, data)
 
 
+def streaming():
+    """The images of `Images` as a streaming data set."""
+    from datasets import IterableDataset
+
+    def rows():
+        for example in (Images()[i] for i in range(64)):
+            yield {"pixel_values": example["pixel_values"].tolist(), "labels": example["labels"]}
+
+    return IterableDataset.from_generator(rows).with_format("torch")
+
+
+def test_row_24_streaming(tmp_path):
+    with pytest.raises(ValueError, match=r"without length needs max_steps, got IterableDataset and -1; set"):
+        trainer(tmp_path, data=streaming(), max_steps=-1)
+    run = trainer(tmp_path, data=streaming(), max_steps=12, save_strategy="steps", save_steps=6)
+    run.train()
+    assert run.state.global_step == 12
+    again = trainer(tmp_path, data=streaming(), max_steps=14)
+    again.train(resume_from_checkpoint=True)
+    assert again.state.global_step == 14
+
+
+def test_row_24_streaming_in_a_stock_trainer(tmp_path):
+    from transformers import Trainer
+
+    from hf_mixup import MixupCallback
+    from test_collator import plain_arguments
+
+    seen = []
+    loss = MixupLoss()
+
+    def watched(outputs, labels, num_items_in_batch=None):
+        seen.append(labels)
+        return loss(outputs, labels, num_items_in_batch)
+
+    Trainer(
+        vit(), plain_arguments(tmp_path, max_steps=10), train_dataset=streaming(), compute_loss_func=watched,
+        callbacks=[MixupCallback(MixupCollator("cutmix", num_labels=4))],
+    ).train()  # fmt: skip
+    assert len(seen) == 10
+    assert all((labels.max(1).values < 1).any() for labels in seen)
+
+
 def test_training_without_a_key_names_the_trainer():
     with pytest.raises(ValueError, match="train with MixupTrainer, which gives it"):
         MixupModel(vit(), "cutmix").train()(torch.randn(4, 3, 16, 16), torch.arange(4))

@@ -8,12 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForImageClassification
+from transformers import AutoModelForImageClassification, Trainer
 
-from hf_mixup import METHODS, MixupCollator
+from hf_mixup import METHODS, MixupCallback, MixupCollator, MixupLoss
 from hf_mixup.examples import default_architecture
 from hf_mixup.methods import MethodChoice, needs_of_model
+from run_script import run_mixup
 from small import NETWORKS, Images, difference, losses, trainer, weights
+from test_collator import plain_arguments
 from test_trainer import _StopAt
 
 every_method = pytest.mark.parametrize("name", sorted(METHODS))
@@ -71,6 +73,28 @@ def test_collator_takes_it_or_names_what_it_lacks(name):
         data = Images(8)
         mixed = MixupCollator(name, num_labels=4)([data[i] for i in range(8)])
         assert torch.isfinite(mixed["pixel_values"]).all()
+
+
+@pytest.mark.parametrize("name", [name for name in sorted(METHODS) if not needs_of_model(METHODS[name])])
+def test_stock_trainer(tmp_path, name):
+    model = network(name)
+    before = weights(model)
+    Trainer(
+        model, plain_arguments(tmp_path, max_steps=3), train_dataset=Images(40), compute_loss_func=MixupLoss(),
+        callbacks=[MixupCallback(MixupCollator(name, num_labels=4))],
+    ).train()  # fmt: skip
+    assert difference(before, weights(model)) > 0
+
+
+@pytest.mark.slow
+@every_method
+def test_digits(tmp_path, name):
+    """Through run_mixup.py: three epochs of digits with the default network of the method."""
+    run_mixup("--mix", name, "--output_dir", tmp_path / "out", "--num_train_epochs", "3", "--eval_strategy", "no")
+    results = json.loads((tmp_path / "out/all_results.json").read_text())
+    print(name, results["eval_top1"], results["train_images_per_second"])
+    assert results["eval_top1"] > 0.2  # twice chance
+    assert (tmp_path / "out/gallery.png").is_file()
 
 
 @pytest.mark.slow

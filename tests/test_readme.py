@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils.data import DataLoader, TensorDataset
 from transformers import Trainer, TrainingArguments
 
 from hf_mixup.cards import methods_table
 from run_script import ROOT
-from small import Images, vit
+from small import Images, difference, vit, weights
 
 TEXT = (ROOT / "README.md").read_text()
 BIN = Path(sys.executable).parent
@@ -63,9 +64,13 @@ def test_python_blocks(tmp_path, monkeypatch):
     names["trainer"].save_model("runs/from-scratch")
     exec(load, names)
     assert names["method"].name == "cutmix"
-    names.update(images=torch.randn(4, 3, 8, 8), labels=torch.arange(4))
+    model = vit(num_labels=10)
+    before = weights(model)
+    loader = DataLoader(TensorDataset(torch.randn(8, 3, 16, 16), torch.arange(8)), 4)
+    names.update(torch=torch, model=model, optimizer=torch.optim.SGD(model.parameters(), 0.1), loader=loader)
     exec(call, names)
     assert names["soft_targets"].shape == (4, 10)
+    assert difference(before, weights(model)) > 0
 
 
 @pytest.mark.slow
