@@ -28,8 +28,10 @@ from hf_mixup.policies import (
     AttentiveMix,
     CoMixup,
     CutMix,
+    DirichletSets,
     FMix,
     GridMix,
+    GuidedMixup,
     MaskMix,
     Mixup,
     MultiMixup,
@@ -40,13 +42,14 @@ from hf_mixup.policies import (
     SaliencyMix,
     SMMix,
     SmoothMix,
+    SnapMix,
     TokenCutMix,
     TokenMix,
     Vanilla,
 )
 from hf_mixup.policy import LabelPolicy, SamplePolicy, Signals
 from hf_mixup.rng import keyed
-from hf_mixup.steps import STEPS, AdversarialMixing, AlignMix, LearnedMixing, ManifoldMix, RecursiveMix, SMMixing, Standard, SUMix
+from hf_mixup.steps import STEPS, AdversarialMixing, AlignMix, LearnedMixing, ManifoldMix, RecursiveMix, SMMixing, Standard, SUMix, SuperMix
 from hf_mixup.steps.step import Step
 
 CONFIG_NAME = "mixup_config.json"
@@ -178,6 +181,9 @@ METHODS: dict[str, Method] = {
         Method("manifoldmix", Mixup(alpha=2.0), step=ManifoldMix(), paper="1806.05236"),
         Method("alignmix", Mixup(alpha=2.0), step=AlignMix(), paper="2103.15375"),
         Method("recursivemix", RecursivePaste(), step=RecursiveMix(), paper="2203.06844"),
+        Method("supermix", DirichletSets(), step=SuperMix(), paper="2003.05034"),
+        Method("snapmix", SnapMix(), paper="2012.04846"),
+        Method("guidedmixup", GuidedMixup(), paper="2306.16612"),
         Method("fmix", FMix(), paper="2002.12047"),
         Method("smoothmix", SmoothMix()),
         Method("saliencymix", SaliencyMix(), paper="2006.01791"),

@@ -6,16 +6,20 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
+import tiny
 from hf_mixup.geometry import centred_boxes
 from hf_mixup.losses import BCE, CrossEntropy
-from hf_mixup.plan import MixPlan, Share, blend, mix_targets, onehot
+from hf_mixup.plan import Dense, MixPlan, Share, blend, mix_targets, onehot
 from hf_mixup.policies.attentivemix import attentive_plan
+from hf_mixup.policies.guidedmixup import blurred, distances, greedy_circle, guided_plan, normalised, spectral_residual
 from hf_mixup.policies.recursivepaste import recursive_plan
-from hf_mixup.signals.features import Tap
+from hf_mixup.policies.snapmix import semantic_maps, snap_plan
+from hf_mixup.signals.features import Tap, class_activation
 from hf_mixup.signals.saliency import clean_gradient, input_saliency, saliency_of
 from hf_mixup.steps.alignmix import aligned_mix, transport
 from hf_mixup.steps.manifoldmix import mixed_output
 from hf_mixup.steps.recursivemix import region_loss, roi_features
+from hf_mixup.steps.supermix import masks, search, smoothed
 
 
 class Classifier(nn.Module):
@@ -122,7 +126,93 @@ def recursivemix_roialign(case):
         assert_close(features[0], case["out"][i], atol=1e-5, rtol=0)
 
 
+def supermix_smooth(case):
+    assert_close(smoothed(case["inp"], int(case["sigma"])), case["out"], atol=1e-6, rtol=1e-5)
+
+
+def supermix_maskproc(case):
+    side = int(case["size"])
+    assert_close(masks(case["mask_logits"][:, :, 0], (side, side)), case["out"][:, :, 0], atol=1e-6, rtol=0)
+
+
+def supermix_step(case):
+    conv, fc = nn.Conv2d(3, 12, 5, 2, 2), nn.Linear(192, 10)
+    for layer, name in ((conv, "conv"), (fc, "fc")):
+        layer.load_state_dict({"weight": case[f"net_{name}_w"], "bias": case[f"net_{name}_b"]})
+
+    def teacher(images):
+        return 4 * fc(nn.functional.adaptive_avg_pool2d(conv(images).tanh(), 4).flatten(1))
+
+    images, count = case["x"], int(case["K"])
+    index = (torch.arange(len(images))[:, None] + torch.arange(count)) % len(images)
+    found = search(
+        teacher, images, index, case["dirichlet"], int(case["mask_w"]), float(case["lambda_s"]), int(case["sigma"]),
+        int(case["iters_max"]), tol=0.7,
+    )  # fmt: skip
+    assert torch.equal(teacher(images).argmax(1), case["pred_labels"].long())
+    assert_close(found.soft, case["soft_targets"], atol=1e-6, rtol=0)
+    assert found.steps == int(case["iters_run"])
+    wide = {"atol": 2e-4, "rtol": 2e-4}
+    assert_close(found.mask_logits, case["mask_logits_final"][:, :, 0], atol=2e-4 * float(case["mask_logits_final"].abs().max()), rtol=2e-4)
+    assert_close(found.mask, case["mask_final"][:, :, 0], **wide)
+    mixed = blend(MixPlan(index, Dense(found.mask), case["dirichlet"]), images)
+    assert_close(mixed, case["mixed"], **wide)
+    assert_close(found.logits, case["pred_mixed"], atol=1e-3, rtol=1e-3)
+    distinct = torch.tensor([len(set(row.tolist())) == count for row in case["pred_labels"][index]])
+    assert torch.equal(found.success[distinct], case["success"][distinct])
+
+
+def snapmix(case):
+    images, size, labels = case["x"], tuple(case["x"].shape[2:]), onehot(case["y"].long(), 10)
+    network = tiny.network("cifar_resnet")
+    network.config.num_labels = 10
+    network.classifier = nn.Linear(6, 10)
+    network.classifier.load_state_dict({"weight": case["w_cls"], "bias": case["b_cls"]})
+    with torch.no_grad():
+        maps = semantic_maps(class_activation(network, case["feat"], labels), size)
+    assert_close(maps, case["spm"], atol=1e-6, rtol=1e-4)
+    into, taken = (case[f"box_{box}_r1c1r2c2"][[0, 2, 1, 3]].expand(len(images), 4) for box in ("dst", "src"))
+    plan = snap_plan(images, case["perm"].long(), into, taken, maps, labels)
+    assert_close(blend(plan, images), case["out"], atol=1e-5, rtol=0)
+    assert_close(plan.weight, torch.stack([case["lam_a"], case["lam_b"]], 1), atol=1e-5, rtol=0)
+    assert torch.equal(case["y"].long()[plan.index[:, 1]], case["y_b"].long())
+    assert_close(CrossEntropy()(case["logits"], mix_targets(plan, labels)).mean(), case["loss"], atol=1e-5, rtol=1e-5)
+
+
+def guidedmix(case):
+    images = case["x"]
+    raw = saliency_of(case["grad"]) if "grad" in case else spectral_residual(images, 7, 3.0)
+    assert_close(raw, case["saliency_raw"], atol=1e-5, rtol=1e-4)
+    if "saliency_norm" not in case:
+        return
+    saliency = normalised(raw, 7, 3.0)
+    assert_close(saliency, case["saliency_norm"], atol=1e-7, rtol=1e-3)
+    assert_close(distances(saliency) / saliency[0].numel(), case["dist"], atol=1e-6, rtol=1e-3)
+    partner = greedy_circle(case["dist"])
+    assert torch.equal(partner, case["pair"].long())
+    plan = guided_plan(case["saliency_norm"], partner)
+    assert_close(plan.dense_mask(tuple(images.shape[2:]))[:, 0], case["mask"], atol=1e-5, rtol=0)
+    assert_close(plan.weight[:, 0], case["lam_a"], atol=1e-5, rtol=0)
+    assert_close(blend(plan, images), case["out"], atol=1e-5, rtol=0)
+
+
+def guidedmix_gaussblur(case):
+    assert_close(blurred(case["inp"], len(case["kernel1d"]), 3.0), case["out"], atol=1e-6, rtol=0)
+
+
+def guidedmix_pairing(case):
+    assert torch.equal(greedy_circle(case["dist"]), case["pair"].long())
+    assert torch.equal(greedy_circle(case["dist"]), case["pair_zeromask"].long())
+
+
 CHECKS = {
+    "guidedmix": guidedmix,
+    "guidedmix_gaussblur": guidedmix_gaussblur,
+    "guidedmix_pairing": guidedmix_pairing,
+    "snapmix": snapmix,
+    "supermix_smooth": supermix_smooth,
+    "supermix_maskproc": supermix_maskproc,
+    "supermix_step": supermix_step,
     "recursivemix": recursivemix,
     "recursivemix_roialign": recursivemix_roialign,
     "alignmix": alignmix,

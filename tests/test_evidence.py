@@ -4,12 +4,15 @@ import math
 
 import pytest
 import torch
+from torch.nn import functional as F
 from torch.testing import assert_close
 
 from hf_mixup import METHODS, get_method
 from hf_mixup.labels import SaliencyLabels
-from hf_mixup.plan import Dense, MixPlan, Share
+from hf_mixup.plan import Dense, MixPlan, Share, blend
+from hf_mixup.policies.guidedmixup import greedy_circle
 from hf_mixup.policies.saliencygrafting import candidates
+from hf_mixup.policies.snapmix import snap_plan
 from hf_mixup.policy import Signals
 from hf_mixup.rng import MixKey
 
@@ -54,6 +57,94 @@ def test_saliencygrafting_without_saliency_mixes_nothing():
     signals = Signals(saliency=torch.zeros(SHAPE[0], 32, 32))
     plan = method.sample.plan(SHAPE, rng(), signals)
     assert torch.equal(method.label.weights(plan, signals), torch.tensor([[1.0, 0.0]]).expand(4, 2))
+
+
+@pytest.mark.parametrize("batch", [2, 3, 9])
+def test_guidedmixup_pairs_are_one_circle(batch):
+    distance = torch.rand(batch, batch, generator=torch.Generator().manual_seed(batch))
+    following = greedy_circle(distance + distance.T)
+    visited, image = [], 0
+    for _ in range(batch):
+        visited.append(image)
+        image = int(following[image])
+    assert sorted(visited) == list(range(batch))
+    assert image == 0
+
+
+def test_guidedmixup_mixes_the_images_it_pairs():
+    """Not random ones, as the authors' script does: the partners' salient places are far from the own."""
+    saliency = torch.zeros(4, 32, 32)
+    for i, (row, col) in enumerate([(4, 4), (5, 5), (27, 27), (26, 26)]):
+        saliency[i, row, col] = 1
+    for step in range(5):
+        plan = get_method("guidedmixup").sample.plan(SHAPE, rng(step), Signals(saliency=saliency))
+        assert plan.index[0, 1] in (2, 3)
+        own = plan.dense_mask((32, 32))[:, 0]
+        assert own[0, 4, 4] > 0.99
+        assert own[0, 27, 27] < 0.01
+    random = {
+        tuple(get_method("guidedmixup", pairing="random").sample.plan(SHAPE, rng(step), Signals(saliency=saliency)).index[:, 1].tolist())
+        for step in range(20)
+    }
+    assert len(random) > 8
+
+
+@pytest.mark.parametrize(("batch", "m_part"), [(8, 4), (9, 4), (5, 2), (4, 64)])
+def test_guidedmixup_blocks(batch, m_part):
+    saliency = torch.rand(batch, 16, 16, generator=torch.Generator().manual_seed(0))
+    partners = set()
+    for step in range(10):
+        plan = get_method("guidedmixup", m_part=m_part).sample.plan(torch.Size((batch, 3, 16, 16)), rng(step), Signals(saliency=saliency))
+        partner = plan.index[:, 1]
+        assert (partner != plan.index[:, 0]).all()
+        assert sorted(partner.tolist()) == list(range(batch))
+        partners.add(tuple(partner.tolist()))
+    assert (len(partners) > 5) == (m_part < batch)
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 32, 32), (3, 1, 7, 5), (2, 4, 40, 24), (2, 3, 150, 130)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_guidedmixup_by_spectral_residual_needs_no_model(shape, dtype):
+    images = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype)
+    method = get_method("guidedmixup", guided_type="sr")
+    mixed, targets = method(images, torch.arange(shape[0]), num_labels=5)
+    assert mixed.dtype == dtype
+    assert torch.isfinite(mixed).all()
+    assert_close(targets.sum(1), torch.ones(shape[0]))
+    # an image of one colour has no residual to speak of, and nothing becomes NaN
+    flat, _ = method(torch.zeros(shape, dtype=dtype), torch.arange(shape[0]), num_labels=5)
+    assert torch.equal(flat, torch.zeros(shape, dtype=dtype))
+
+
+def test_snapmix_resizes_every_box_on_its_own():
+    images = torch.randn(5, 3, 20, 14, generator=torch.Generator().manual_seed(0))
+    partner = torch.tensor([2, 0, 1, 4, 3])
+    into = torch.tensor([[0, 8, 2, 9], [4, 5, 0, 14], [1, 20, 3, 4], [0, 20, 0, 14], [5, 5, 2, 9]])
+    taken = torch.tensor([[3, 5, 0, 14], [0, 20, 1, 7], [2, 10, 5, 11], [0, 20, 0, 14], [1, 4, 1, 4]])
+    maps = torch.rand(5, 20, 14, generator=torch.Generator().manual_seed(1))
+    maps = maps / maps.sum((1, 2), keepdim=True)
+    maps[1] = math.nan
+    plan = snap_plan(images, partner, into, taken, maps, None)
+    expected = images.clone()
+    weight = torch.tensor([[1.0, 0.0]]).repeat(5, 1)
+    for i in range(4):  # the last box is empty
+        (r1, r2, c1, c2), (s1, s2, t1, t2) = into[i].tolist(), taken[i].tolist()
+        crop = images[partner[i], :, s1:s2, t1:t2]
+        expected[i, :, r1:r2, c1:c2] = F.interpolate(crop[None], (r2 - r1, c2 - c1), mode="bilinear", align_corners=True)[0]
+        weight[i, 0] = 1 - maps[i, r1:r2, c1:c2].sum()
+        weight[i, 1] = maps[partner[i], s1:s2, t1:t2].sum()
+    weight[1, 0] = 1 - 14 / 280  # no map, so by area
+    weight[2, 1] = 8 * 6 / 280
+    assert_close(blend(plan, images), expected)
+    assert_close(plan.weight, weight)
+
+
+def test_snapmix_doubles_images_of_one_class():
+    images, maps = torch.randn(2, 3, 8, 8), torch.full((2, 8, 8), 1 / 64)
+    box = torch.tensor([[0, 4, 0, 8]]).expand(2, 4)
+    partner, targets = torch.tensor([1, 0]), torch.tensor([[0.0, 1.0], [0.0, 1.0]])
+    assert_close(snap_plan(images, partner, box, box, maps, targets).weight, torch.ones(2, 2))
+    assert_close(snap_plan(images, partner, box, box, maps, torch.eye(2)).weight, torch.full((2, 2), 0.5))
 
 
 @pytest.mark.parametrize("norm", [1, 2])

@@ -16,8 +16,10 @@ from hf_mixup.policy import Signals
 from hf_mixup.rng import MixKey
 from hf_mixup.signals.features import last_feature_map
 from hf_mixup.steps.alignmix import aligned_mix, transport
+from hf_mixup.steps.supermix import search
 
-OWN_STEPS = ["manifoldmix", "alignmix", "recursivemix"]
+# with fields that keep them short
+OWN_STEPS = {"manifoldmix": {}, "alignmix": {}, "recursivemix": {}, "supermix": {"max_iter": 2}}
 
 
 def model(family, name, **fields):
@@ -32,7 +34,7 @@ def planned(trained, images, key, **signals):
 @pytest.mark.parametrize("family", ["resnet", "vit"])
 @pytest.mark.parametrize("name", OWN_STEPS)
 def test_steps_reach_every_parameter_and_both_images(name, family):
-    trained = model(family, name)
+    trained = model(family, name, **OWN_STEPS[name])
     images, targets = tiny.batch()
     moved = set()
     optimizer = torch.optim.SGD(trained.parameters(), lr=0.1)
@@ -235,10 +237,114 @@ def test_recursivemix_needs_its_images():
         model("resnet", "recursivemix", sample="cutmix")
 
 
+class Patches(nn.Module):
+    """A teacher that sees another class in nearly every image."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.fc = nn.Linear(48, 10)
+
+    def forward(self, images):
+        return 20 * self.fc(F.adaptive_avg_pool2d(images, 4).flatten(1))
+
+
+def found_masks(count, **fields):
+    """The images in sets of `count`, the shares, the teacher, and what was found."""
+    settings = {"mask_size": 8, "lambda_s": 25.0, "sigma": 1, "max_iter": 30, "tol": 0.0, **fields}
+    rng = torch.Generator().manual_seed(3)
+    images, teacher = torch.randn(8, 3, 16, 16, generator=rng), Patches()
+    share = torch.rand(8, count, generator=rng) + 0.3
+    share = share / share.sum(1, keepdim=True)
+    index = (torch.arange(8)[:, None] + torch.arange(count)) % 8
+    return images[index], share, teacher, search(teacher, images, index, share, **settings)
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_supermix_masks_show_the_teacher_what_was_drawn(count):
+    images, share, teacher, found = found_masks(count)
+    start = share[:, :, None, None].expand(-1, -1, 16, 16)
+    assert_close(found.mask.sum(1), torch.ones(8, 16, 16))
+
+    distinct = (found.soft > 0).sum(1) == count
+    wanted = found.soft > 0
+
+    def seen(mask):
+        """The share of sets in which the teacher sees the classes of all images first."""
+        best = teacher((mask[:, :, None] * images).sum(1)).topk(count).indices
+        return wanted.gather(1, best).all(1)[distinct].double().mean()
+
+    assert seen(found.mask) > seen(start)
+    assert seen(found.mask) == found.success[distinct].double().mean() > 0.5
+    assert (found.mask * (1 - found.mask)).mean() < (start * (1 - start)).mean()
+
+
+def test_supermix_ends_early_and_leaves_finished_masks_alone():
+    once, more = found_masks(2, tol=1.0)[3], found_masks(2, max_iter=4)[3]
+    assert (once.steps, more.steps) == (1, 4)
+    done = once.success
+    assert 0 < done.sum() < 8
+    assert torch.equal(more.mask_logits[done], once.mask_logits[done])
+    assert not torch.equal(more.mask_logits[~done], once.mask_logits[~done])
+
+
+def test_supermix_trains_on_masks_and_clean_images():
+    images, targets = tiny.batch()
+    trained = model("convnext", "supermix", max_iter=2)
+    twin = copy.deepcopy(trained.backbone).eval()
+    output = trained(images, targets, (1, 0, 0))
+    plan = planned(trained, images, (1, 0, 0))
+    found = search(lambda mixed: twin(pixel_values=mixed).logits, images, plan.index, plan.mask.value, 8, 25.0, 1, 2, 0.7)
+    mixed = (found.mask[:, :, None] * images[plan.index]).sum(1)
+    assert_close(output.logits, twin(pixel_values=mixed).logits)
+    assert_close(output.targets, (plan.weight[:, :, None] * targets[plan.index]).sum(1))
+    clean = F.cross_entropy(twin(pixel_values=images).logits, targets)
+    assert_close(output.loss, F.cross_entropy(output.logits, output.targets) + clean)
+
+
+@pytest.mark.parametrize(("name", "field"), [("supermix", "target"), ("attentivemix", None)])
+def test_frozen_teachers_are_loaded_kept_frozen_and_used(name, field, tmp_path):
+    teacher = tiny.network("cifar_resnet")
+    teacher.save_pretrained(tmp_path / "teacher")
+    images, targets = tiny.batch()
+    fields = {"max_iter": 2, "target": "teacher"} if field else {"top_k": 3}
+    trained = model("vit", name, teacher=str(tmp_path / "teacher"), **fields)
+    frozen = {key: value.clone() for key, value in trained.states[name].state_dict().items()}
+    assert len(frozen) == len(teacher.state_dict())
+    optimizer = torch.optim.SGD([p for p in trained.parameters() if p.requires_grad], lr=0.1)
+    for step in range(2):
+        output = trained(images, targets, (1, 0, step))
+        optimizer.zero_grad()
+        output.loss.backward()
+        optimizer.step()
+    for key, value in trained.states[name].state_dict().items():
+        assert torch.equal(value, frozen[key]), key
+    if name == "attentivemix":
+        features = last_feature_map(teacher, images)
+        plan = planned(trained, images, (1, 0, 1), features=features)
+        assert_close(output.targets, (plan.weight[:, :, None] * targets[plan.index]).sum(1))
+    else:
+        assert (output.targets.max(1).values == 1).all()
+    trained.save_pretrained(tmp_path / "run")
+    resumed = MixupModel.from_pretrained(tmp_path / "run").train()
+    mine, its = (net(images, targets, (1, 0, 5)) for net in (trained, resumed))
+    assert_close(mine.loss, its.loss)
+
+
+def test_supermix_needs_a_teacher_that_can_label(tmp_path):
+    with pytest.raises(ValueError, match="a teacher is needed"):
+        get_method("supermix", target="teacher")
+    config = tiny.network("cifar_resnet").config
+    config.num_labels = 7
+    type(tiny.network("cifar_resnet"))(config).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"5 classes of the network, got .* with 7"):
+        model("vit", "supermix", teacher=str(tmp_path), target="teacher")
+
+
 @pytest.mark.parametrize("name", OWN_STEPS)
 def test_steps_survive_gradient_checkpointing(name):
     images, targets = tiny.batch()
-    plain, checkpointed = (model("vit", name) for _ in range(2))
+    plain, checkpointed = (model("vit", name, **OWN_STEPS[name]) for _ in range(2))
     checkpointed.backbone.activation_checkpointing_enable()
     for step in range(4):
         for trained in (plain, checkpointed):
@@ -253,7 +359,7 @@ def test_armed_steps_leave_other_passes_alone(name):
     """After a step, and before its backward pass, the network is a plain one: for evaluation, and for another method."""
     network = tiny.network("resnet")
     plain = copy.deepcopy(network)
-    trained = MixupModel(network, [name, "cutmix"], [0.5, 0.5]).train()
+    trained = MixupModel(network, [get_method(name, **OWN_STEPS[name]), "cutmix"], [0.5, 0.5]).train()
     images, targets = tiny.batch()
     steps = [step for step in range(40) if trained.method_for(MixKey(1, 0, step)).name == name]
     for step in steps[:6]:

@@ -3,8 +3,10 @@
 from hf_mixup.policies.attentivemix import AttentiveMix
 from hf_mixup.policies.comixup import CoMixup
 from hf_mixup.policies.cutmix import CutMix
+from hf_mixup.policies.dirichletsets import DirichletSets
 from hf_mixup.policies.fmix import FMix
 from hf_mixup.policies.gridmix import GridMix
+from hf_mixup.policies.guidedmixup import GuidedMixup
 from hf_mixup.policies.mixpro import MaskMix
 from hf_mixup.policies.mixup import Mixup
 from hf_mixup.policies.multimixup import MultiMixup
@@ -15,11 +17,15 @@ from hf_mixup.policies.saliencygrafting import SaliencyGrafting
 from hf_mixup.policies.saliencymix import SaliencyMix
 from hf_mixup.policies.smmix import SMMix
 from hf_mixup.policies.smoothmix import SmoothMix
+from hf_mixup.policies.snapmix import SnapMix
 from hf_mixup.policies.tlalign import TokenCutMix
 from hf_mixup.policies.tokenmix import TokenMix
 from hf_mixup.policies.vanilla import Vanilla
 
 SAMPLE_POLICIES = (
+    GuidedMixup,
+    SnapMix,
+    DirichletSets,
     AttentiveMix,
     SaliencyGrafting,
     Vanilla,

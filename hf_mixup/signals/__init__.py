@@ -5,7 +5,7 @@ from hf_mixup.signals.features import Activation, Features
 from hf_mixup.signals.saliency import InputGradient, Saliency
 from hf_mixup.signals.signal import Signal
 
-# `images` are there without asking, and `targets` and `logits` (B, num_labels) for labels
+# `images` and `targets` (B, num_labels) are there without asking, and `logits` for labels
 SIGNALS: dict[str, type[Signal]] = {
     "input_grad": InputGradient,  # before saliency, which is made of it
     "saliency": Saliency,

@@ -8,5 +8,6 @@ from hf_mixup.steps.recursivemix import RecursiveMix
 from hf_mixup.steps.smmixing import SMMixing
 from hf_mixup.steps.standard import Standard
 from hf_mixup.steps.sumix import SUMix
+from hf_mixup.steps.supermix import SuperMix
 
-STEPS = (Standard, RecursiveMix, AlignMix, ManifoldMix, LearnedMixing, AdversarialMixing, SMMixing, SUMix)
+STEPS = (Standard, SuperMix, RecursiveMix, AlignMix, ManifoldMix, LearnedMixing, AdversarialMixing, SMMixing, SUMix)

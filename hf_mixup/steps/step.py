@@ -64,7 +64,7 @@ class MethodState(nn.Module):
 
     def before(self, images: Tensor, targets: Tensor) -> Signals:
         """The signals of the clean images; what is to be seen while the mixed ones pass is made ready."""
-        signals = Signals(images.device, images=images)
+        signals = Signals(images.device, images=images, targets=targets)
         for name, signal in self.early.items():
             signals[name] = signal.take(images, targets, signals)
         for signal in self.late.values():

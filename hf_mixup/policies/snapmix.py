@@ -1,0 +1,105 @@
+"""SnapMix."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from hf_mixup.checks import check_mode, check_positive
+from hf_mixup.geometry import random_boxes
+from hf_mixup.plan import Boxes, MixPlan
+from hf_mixup.policy import SamplePolicy, Signals
+from hf_mixup.rng import beta, partners
+
+
+@dataclass(frozen=True)
+class SnapMix(SamplePolicy):
+    """SnapMix (Huang et al., AAAI 2021, arXiv:2012.04846; github.com/Shaoli-Huang/SnapMix): a box of the partner, resized, is
+    pasted into another box, and labels weigh what each image's class activation map has in its part.
+
+    Areas of both boxes are `1 - lam`, `lam ~ Beta(alpha, alpha)`; both are clipped at the border. The own label weighs
+    `1 - S_i(target box)`, the partner's `S_j(source box)`, so weights need not sum to 1. Where either box is empty nothing
+    is pasted; an image without a map (constant, or of one place) counts by area. The maps are taken in evaluation mode; the
+    authors' pass in training mode moves batch statistics once more. OpenMixup's version does not run.
+
+    Args:
+        alpha: both parameters of the Betas.
+        double_same: two images of one class weigh the sum of both weights each, so twice in all, as in the authors' code.
+        mode: whose boxes are shared; `batch` is the authors' code.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset({"images", "activation", "targets"})
+
+    alpha: float = 5.0
+    double_same: bool = True
+    mode: str = "sample"
+
+    def __post_init__(self):
+        check_positive(alpha=self.alpha)
+        check_mode(self.mode)
+
+    def plan(self, shape: torch.Size, rng: torch.Generator, signals: Signals) -> MixPlan:
+        size = tuple(shape[2:])
+        pairing = partners(shape[0], self.mode, rng)
+        into, taken = (random_boxes(1 - beta(self.alpha, pairing.draws, rng), size, rng)[pairing.row] for _ in range(2))
+        maps = semantic_maps(signals["activation"], size)
+        targets = signals["targets"] if self.double_same else None
+        return snap_plan(signals["images"], pairing.partner, into, taken, maps, targets)
+
+
+def semantic_maps(activation: Tensor, size: tuple[int, int]) -> Tensor:
+    """(B, H, W) float32: class activation maps (B, h, w), enlarged, with a minimum of 0 and a sum of 1; NaN where they are constant."""
+    maps = F.interpolate(activation.float()[:, None], size, mode="bilinear", align_corners=False)[:, 0]
+    maps = maps - maps.amin((1, 2), keepdim=True)
+    return maps / maps.sum((1, 2), keepdim=True)
+
+
+def snap_plan(images: Tensor, partner: Tensor, into: Tensor, taken: Tensor, maps: Tensor, targets: Tensor | None) -> MixPlan:
+    """Pastes the box `taken` (B, 4) of each partner into the box `into` (B, 4).
+
+    Args:
+        maps: (B, H, W), see `semantic_maps`.
+        targets: (B, num_labels), for doubling the weights of equal ones.
+    """
+    size = tuple(images.shape[2:])
+    empty = (Boxes(into, size).area() == 0) | (Boxes(taken, size).area() == 0)
+    into = torch.where(empty[:, None], torch.zeros_like(into), into)
+    taken = torch.where(empty[:, None], torch.zeros_like(taken), taken)
+    sources = torch.stack([images, _pasted(images, partner, into, taken)], 1)
+    boxes, partner = Boxes(into, size), partner.to(images.device)
+    hidden, shown = _mass(maps, boxes), _mass(maps[partner], Boxes(taken, size))
+    own = 1 - hidden
+    if targets is not None:
+        same = (targets * targets[partner]).sum(1) * ~empty.to(images.device)
+        own, shown = own + same * shown, shown + same * own
+    index = torch.stack([torch.arange(len(images), device=images.device), partner], 1)
+    return MixPlan(index, boxes, torch.stack([own, shown], 1), sources)
+
+
+def _mass(maps: Tensor, boxes: Boxes) -> Tensor:
+    """(B,) the share of every map that lies in its box; of the area, for maps that are none."""
+    inside = Boxes(boxes.edges.to(maps.device), boxes.size).inside(boxes.size)
+    area = boxes.area().to(maps.device).float()
+    mass = torch.where(inside, maps, 0).sum((1, 2))
+    # a sum over an empty box is 0, whatever the map
+    return torch.where(maps[:, 0, 0].isnan(), area, mass)
+
+
+def _pasted(images: Tensor, partner: Tensor, into: Tensor, taken: Tensor) -> Tensor:
+    """(B, C, H, W): in the box `into`, the partner's box `taken`, resized bilinearly with corners aligned."""
+    moved = images[partner.to(images.device)]
+    for dim, length in ((2, images.shape[2]), (3, images.shape[3])):
+        start, end, first, last = (edges[:, 2 * (dim - 2) + side, None] for edges in (into, taken) for side in (0, 1))
+        stretch = (last - first - 1).double() / (end - start - 1).clamp(min=1)
+        at = first + (torch.arange(length) - start) * stretch.clamp(min=0)
+        at = at.clamp(min=first.double(), max=(last - 1).clamp(min=first).double())
+        low = at.floor().long()
+        high = (low + 1).clamp(max=length - 1)
+        share, low, high = (
+            (value[:, None, :, None] if dim == 2 else value[:, None, None]).to(images.device) for value in (at - low, low, high)
+        )
+        expanded = [*moved.shape]
+        moved = torch.lerp(moved.gather(dim, low.expand(expanded)), moved.gather(dim, high.expand(expanded)), share.to(moved.dtype))
+    return moved
