@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from hf_mixup.losses import CrossEntropy
+from hf_mixup.losses import CrossEntropy, Decoupled, DecoupledBCE
 from hf_mixup.methods import Method
 from hf_mixup.mixers.adaptive_mask import AdaptiveMask, from_official
 from hf_mixup.mixers.masks import mask_loss, rescale_lam
@@ -17,7 +17,6 @@ from hf_mixup.plan import Dense, MixPlan, Share, blend, onehot
 from hf_mixup.policies import Mixup, MultiMixup
 from hf_mixup.steps.adversarial import AdversarialMixing
 from hf_mixup.steps.learned import Drawn, LearnedMixing
-from hf_mixup.steps.mixer_losses import positive_bce
 
 
 def close(actual, expected):
@@ -125,11 +124,12 @@ def mixlosses(case):
         targets = sum(share * onehot for share, onehot in zip(shares, onehots.values(), strict=False))
         logits = case["logits"].clone().requires_grad_()
         if tag.startswith("BCE_neg"):
-            losses = positive_bce(logits, targets, float(tag.removeprefix("BCE_neg")))
-        elif tag.startswith("decouple"):
-            continue
+            loss = DecoupledBCE(negative_weight=float(tag.removeprefix("BCE_neg")), reduction="sum")
+        elif tag.startswith("decoupleCE_eta"):
+            loss = Decoupled(eta=float(tag.removeprefix("decoupleCE_eta").removesuffix("_both")))
         else:
-            losses = CrossEntropy(smoothing=0.1 if tag in ("labelsmooth0.1", "onehotLS") else 0.0)(logits, targets)
+            loss = CrossEntropy(smoothing=0.1 if tag in ("labelsmooth0.1", "onehotLS") else 0.0)
+        losses = loss(logits, targets)
         close(losses.mean(), case[f"loss|{key}"])
         close(torch.autograd.grad(losses.mean(), logits)[0], case[f"grad|{key}"])
 

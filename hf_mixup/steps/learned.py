@@ -13,23 +13,22 @@ import torch
 from torch import Tensor, nn
 
 from hf_mixup.checks import check_between, check_known
+from hf_mixup.losses import DecoupledBCE, Loss
 from hf_mixup.mixers.masks import MASK_LOSSES, UPSAMPLING, adjust_mask, check_mixer, mask_loss
 from hf_mixup.plan import Dense, MixPlan, blend, mix_targets
 from hf_mixup.policy import Signals
 from hf_mixup.rng import MixKey, keyed
 from hf_mixup.signals.features import StageTaps, classifier_of, stage_names
 from hf_mixup.signals.signal import reading
-from hf_mixup.steps.mixer_losses import eta_cross_entropy, positive_bce
 from hf_mixup.steps.standard import finish
 from hf_mixup.steps.step import MethodState, Step, StepOutput
 
 if TYPE_CHECKING:
-    from hf_mixup.losses import Loss
     from hf_mixup.methods import Method
 
 EVAL_NETS = ("teacher_onehot", "teacher_mix", "student_onehot", "student_mix")
 SCHEDULES = ("constant", "cosine", "compounding")
-MIXER_LOSSES = {"pbce": positive_bce, "ce_eta": eta_cross_entropy}
+MIXER_LOSSES = ("ce", "pbce", "ce_eta")
 
 
 # -- schedules: functions of the step, so that nothing has to be remembered -------------------------------------------------
@@ -254,8 +253,9 @@ class LearnedMixing(Step):
         mask_up_override: upsampling of the masks that train the mixer, where it is not to be `upsampling`.
         mixer: folder or Hub id of a trained `MixBlock`, used frozen; its own settings then replace those above, and the teacher's
             pass on mixed images, which would train nothing, is left out.
-        mixer_loss: of the teacher on mixed images. `ce` is the method's loss; `pbce` and `ce_eta` weigh the classes absent from
-            both images by `eta` (see `mixer_losses`). The published SAMix runs used `ce`.
+        mixer_loss: of the teacher on mixed images. `ce` is the method's loss, and that of all published runs: the eta of SAMix's
+            configurations multiplies terms that are 0. `pbce` is what it does with a sigmoid, a binary cross-entropy with weight
+            `eta` on classes absent from both images; `ce_eta` is our reading of the paper, see `eta_cross_entropy`.
         eta: see there.
         mask_loss: weight of the loss on the masks' area.
         mask_loss_mode: `L1`, `L1+Variance`, `L2+Variance` or `Sparsity`.
@@ -313,7 +313,7 @@ class LearnedMixing(Step):
         check_mixer(**{name: getattr(self, name) for name in CHECKED})
         if self.mask_up_override is not None:
             check_known("mask_up_override", self.mask_up_override, UPSAMPLING)
-        check_known("mixer_loss", self.mixer_loss, ["ce", *MIXER_LOSSES])
+        check_known("mixer_loss", self.mixer_loss, MIXER_LOSSES)
         check_known("mask_loss_mode", self.mask_loss_mode, MASK_LOSSES)
         check_known("mask_loss_schedule", self.mask_loss_schedule, SCHEDULES)
         check_known("mask_adjust_to", self.mask_adjust_to, ["student", "mixer"])
@@ -385,7 +385,13 @@ class LearnedMixing(Step):
         return output._replace(loss=loss + self.mix_weight * output.loss, plan=plan)
 
     def _teacher_loss(self, loss: Loss, logits: Tensor, targets: Tensor, plan: MixPlan) -> Tensor:
-        return loss(logits, targets, plan) if self.mixer_loss == "ce" else MIXER_LOSSES[self.mixer_loss](logits, targets, self.eta)
+        match self.mixer_loss:
+            case "ce":
+                return loss(logits, targets, plan)
+            case "pbce":
+                return DecoupledBCE(negative_weight=self.eta, reduction="sum")(logits, targets, plan)
+            case "ce_eta":
+                return eta_cross_entropy(logits, targets, self.eta)
 
     def deployed(self, state: LearnedState, backbone: nn.Module) -> nn.Module:
         return state.teacher if self.eval_net.startswith("teacher") else backbone
@@ -415,6 +421,10 @@ def pair_plan(method: Method, shape: torch.Size, rng: torch.Generator, signals: 
     with one some places on."""
     for _ in range(10):
         plan = method.sample.plan(shape, rng, signals)
+        if plan.index.shape[1] != 2:
+            raise ValueError(
+                f"{method.name!r} mixes two images, got a sample policy that mixes {plan.index.shape[1]}; choose another policy, or 'adautomix'."
+            )
         if not no_repeat or shape[0] == 1 or not bool((plan.index[:, 0] == plan.index[:, 1]).any()):
             return plan
     own = plan.index[:, 0]
@@ -435,6 +445,16 @@ def load_mixer(cls: type[nn.Module], repo_or_folder: str, channels: int) -> nn.M
 def shared_rng(key: MixKey) -> torch.Generator:
     """For choices that change which parameters are used: the same on all processes, and apart from the stream that chose the method."""
     return keyed(key.seed, key.step, key.micro_step, key.repeat, 0, 1)
+
+
+def eta_cross_entropy(logits: Tensor, targets: Tensor, eta: float) -> Tensor:
+    """Cross-entropy (B,) whose softmax counts classes absent from both images at weight eta, so that the two compete locally.
+
+    Our reading of SAMix's balance of local and global terms (arXiv:2111.15454), not found in the authors' code.
+    """
+    logits = logits.float()
+    counted = logits + torch.where(targets > 0, 1.0, eta).log()
+    return -(targets * (logits - counted.logsumexp(-1, keepdim=True))).sum(-1)
 
 
 def within_margin(mask: Tensor, plan: MixPlan, margin: float) -> Tensor:
