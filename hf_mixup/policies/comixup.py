@@ -182,33 +182,36 @@ def solve_parts(
                 crowd = _product(compat, others * (crowd > free)) if hard else (crowd - free).clamp(min=0)
                 costs = cost + (2 * gamma * crowd + extra[:, j])
                 # in the first round outputs are random, and what they have in common says nothing
-                blends, allowed = common_pairs(used[:, j]) if iteration else (no_blends, None)
+                blends = no_blends
                 if iteration:
-                    mixed = torch.einsum("cpm,plm->cpl", costs, blends) - 5e-4
+                    pairs, allowed = common_pairs(used[:, j])
+                    blends = F.one_hot(pairs, count).float().mean(2)
+                    mixed = costs.gather(2, pairs.flatten(1).expand(cells, -1, -1)).unflatten(2, (-1, 2)).mean(3) - 5e-4
                     costs = torch.cat([costs, mixed.masked_fill(~allowed, _NEVER)], 2)
                 labels = best_labels(costs, blends, beta, grid)  # (cells, P)
-                shown = torch.cat([single, blends], 1)[every, labels].transpose(0, 1)
-                shares[:, j] = shown * there[:, j, None, None]
+                table = torch.cat([single, blends], 1)
+                shown = table.flatten(0, 1).index_select(0, (labels + every * table.shape[1]).T.flatten())
+                shares[:, j] = shown.view(parts, cells, count) * there[:, j, None, None]
                 used[:, j] = shares[:, j].sum(1)
                 total = others + used[:, j]
     return shares
 
 
 def _product(matrix: Tensor, vector: Tensor) -> Tensor:
-    return (matrix @ vector[..., None])[..., 0]
+    # not matmul, which wakes all threads for these sizes: on a busy machine that costs a thousand times the product
+    return (matrix * vector[:, None]).sum(2)
 
 
 def common_pairs(used: Tensor) -> tuple[Tensor, Tensor]:
-    """Half-and-half labels of the three images that an output (P, m) uses most: (P, 3, m) shares, and (P, 3) whether allowed.
+    """The pairs of the three images that an output (P, m) uses most: (P, 3, 2) int64, and (P, 3) whether both are used.
 
-    An output of two images has one such label, an output of one none.
+    An output of two images has one such pair, an output of one none.
     """
     count = used.shape[1]
     # images come in halves of blocks, so these ranks differ; of equal ones the first counts
     top = (2 * count * used - torch.arange(count)).topk(min(3, count)).indices
     pairs = torch.tensor(list(combinations(range(top.shape[1]), 2)), dtype=torch.int64).view(-1, 2)
-    shares = F.one_hot(top[:, pairs], count).float().sum(2) / 2
-    return shares, pairs[:, 1] < (used > 0).sum(1, keepdim=True)
+    return top[:, pairs], pairs[:, 1] < (used > 0).sum(1, keepdim=True)
 
 
 def told_apart(support: Tensor) -> Tensor:
@@ -233,45 +236,52 @@ def best_labels(costs: Tensor, blends: Tensor, beta: float, grid: tuple[int, int
         blends: (P, L - m, m), the shares of the images in each blend.
     """
     _, parts, number = costs.shape
-    black, white, touching = _checkerboard(*grid)
+    (black, beside_black), (white, beside_white), back = _checkerboard(*grid)
     count = blends.shape[2]
     agreement = torch.eye(number).repeat(parts, 1, 1)
     agreement[:, count:, :count] = 1.5 * blends
     agreement[:, :count, count:] = 1.5 * blends.transpose(1, 2)
-    agreement = agreement.view(parts * number, number)
+    agreement = beta * agreement.flatten(0, 1)
     offset = (torch.arange(parts) * number)[:, None]
 
-    starts = [costs.argmin(2)[..., None], costs.sum(0).topk(min(3, number), largest=False).indices.expand(len(costs), -1, -1)]
-    labels = torch.cat(starts, 2)
-    tries = labels.shape[2]
-    sides = [costs[side][:, :, None].expand(-1, -1, tries, -1).reshape(len(side), -1) for side in (black, white)]
-    shape = (-1, parts, tries, number)
+    everywhere = costs.sum(0).topk(min(3, number), largest=False).indices
+    labels = torch.cat([costs.argmin(2)[..., None], everywhere.expand(len(costs), -1, -1)], 2)
+    shape = (-1, parts, labels.shape[2], number)
+    costs_black, costs_white = (costs.index_select(0, side)[:, :, None].expand(shape).flatten(1) for side in (black, white))
 
-    def given(side: Tensor, touching: Tensor, neighbours: Tensor) -> Tensor:
+    def given(own: Tensor, beside: Tensor, neighbours: Tensor) -> Tensor:
         """(cells of one colour, P, tries, L): the cost of every label, for these labels of the other colour."""
-        support = agreement[neighbours + offset].flatten(1)
-        return torch.addmm(side, touching, support, alpha=-beta).view(shape)
+        # selections and sums, not a product with the adjacency: see `_product`
+        support = torch.empty(len(neighbours) + 1, own.shape[1])
+        support[-1] = 0
+        torch.index_select(agreement, 0, (neighbours + offset).flatten(), out=support[:-1].view(-1, number))
+        for row in beside:
+            own = own - support.index_select(0, row)
+        return own.view(shape)
 
-    on_black, on_white = labels[black], labels[white]
+    on_black, on_white = labels.index_select(0, black), labels.index_select(0, white)
     for _ in range(4):
-        on_black = given(sides[0], touching, on_white).argmin(3)
-        on_white = given(sides[1], touching.T, on_black).argmin(3)
-    energy = given(sides[0], touching, on_white).gather(3, on_black[..., None]).sum((0, 3))
-    energy = energy + sides[1].view(shape).gather(3, on_white[..., None]).sum((0, 3))
-    best = energy.argmin(1)[None, :, None]
-    result = labels.new_empty(len(costs), parts)
-    for side, ended in ((black, on_black), (white, on_white)):
-        result[side] = ended.gather(2, best.expand(len(side), -1, -1))[..., 0]
-    return result
+        on_black = given(costs_black, beside_black, on_white).argmin(3)
+        on_white = given(costs_white, beside_white, on_black).argmin(3)
+    energy = given(costs_black, beside_black, on_white).gather(3, on_black[..., None]).sum((0, 3))
+    energy = energy + costs_white.view(shape).gather(3, on_white[..., None]).sum((0, 3))
+    best = energy.argmin(1)[None, :, None].expand(len(costs), -1, -1)
+    return torch.cat([on_black, on_white]).gather(2, best)[..., 0].index_select(0, back)
 
 
 @lru_cache(maxsize=8)
-def _checkerboard(height: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The cells of either colour, and (black, white) float32: 1 where they touch."""
-    row, col = torch.arange(height * width) // width, torch.arange(height * width) % width
-    black, white = (((row + col) % 2 == colour).nonzero().flatten() for colour in (0, 1))
-    distance = (row[black, None] - row[white]).abs() + (col[black, None] - col[white]).abs()
-    return black, white, (distance == 1).float()
+def _checkerboard(height: int, width: int) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor], Tensor]:
+    """Of either colour the cells, and (up to 4, cells) places of their neighbours among the cells of the other colour, one past
+    the end where there is none. And the places of all cells in the line of the black and then the white ones."""
+    cell = torch.arange(height * width)
+    row, col = cell // width, cell % width
+    colours = [((row + col) % 2 == colour).nonzero().flatten() for colour in (0, 1)]
+    sides = []
+    for own, other in (colours, colours[::-1]):
+        touching = (row[own, None] - row[other]).abs() + (col[own, None] - col[other]).abs() == 1
+        place = torch.where(touching, torch.arange(len(other)), len(other))
+        sides.append((own, place.sort(1).values[:, :4].T.contiguous()))
+    return *sides, torch.cat(colours).argsort()
 
 
 def shares_plan(
