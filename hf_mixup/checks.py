@@ -31,9 +31,7 @@ def _is_number(value: Any) -> bool:
 def check_positive(**values: float) -> None:
     for name, value in values.items():
         if not (_is_number(value) and value > 0):
-            raise ValueError(
-                f"{name} must be a positive, finite number, got {value!r}; to train without mixing use the method 'vanilla'."
-            )
+            raise ValueError(f"{name} must be a positive, finite number, got {value!r}; to train without mixing use the method 'vanilla'.")
 
 
 def check_between(low: float, high: float, **values: float) -> None:
@@ -125,9 +123,9 @@ def check_examples(examples: Sequence[Tensor]) -> None:
     for example in examples:
         if not isinstance(example, Tensor):
             raise TypeError(f"every image must be a tensor (C, H, W), got {type(example).__name__}; add ToTensor to the transform.")
-    sizes = {tuple(example.shape) for example in examples}
+    sizes = {example.shape for example in examples}
     if len(sizes) > 1:
-        shown = ", ".join(map(str, sorted(sizes)[:4]))
+        shown = ", ".join(str(tuple(size)) for size in sorted(sizes)[:4])
         raise ValueError(f"images of a batch must have one size, got {shown}; add Resize and a crop to the transform.")
 
 
@@ -148,18 +146,21 @@ def check_labels(labels: Tensor, batch: int, num_labels: int | None) -> None:
         if len(labels) != batch:
             raise ValueError(f"labels must have one row for each of the {batch} images, got {len(labels)}; look at the data set's columns.")
         check_num_labels(num_labels)
-        if labels.device.type != "cpu":
+        if labels.device.type != "cpu" or len(labels) == 0:
+            return
+        least, most = torch.aminmax(labels)
+        if least >= 0 and most < num_labels:
             return
         if (labels == -100).any():
             row = int((labels == -100).nonzero()[0])
-            raise ValueError(f"labels must be class numbers, got the ignore index -100 at row {row}; it is not supported when mixing, drop such rows.")
-        outside = (labels < 0) | (labels >= num_labels)
-        if outside.any():
-            row = int(outside.nonzero()[0])
             raise ValueError(
-                f"labels must be from 0 to {num_labels - 1}, got {int(labels[row])} at row {row} of the batch; "
-                "look at the data set, or set num_labels to its number of classes."
+                f"labels must be class numbers, got the ignore index -100 at row {row}; it is not supported when mixing, drop such rows."
             )
+        row = int(((labels < 0) | (labels >= num_labels)).nonzero()[0])
+        raise ValueError(
+            f"labels must be from 0 to {num_labels - 1}, got {int(labels[row])} at row {row} of the batch; "
+            "look at the data set, or set num_labels to its number of classes."
+        )
     elif labels.ndim == 2 and labels.is_floating_point():
         if tuple(labels.shape) != (batch, num_labels or labels.shape[1]):
             raise ValueError(f"soft labels must have shape {(batch, num_labels)}, got {tuple(labels.shape)}; look at num_labels.")

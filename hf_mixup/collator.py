@@ -97,13 +97,12 @@ class MixupCollator:
         check_images(torch.empty(shape, dtype=images[0].dtype, device="meta"))
         key = int(torch.randint(2**62, ()))
         rank = int(os.environ.get("RANK", 0))  # a plain DataLoader seeds the workers of all processes alike
-        targets = onehot(labels, self.num_labels)
         out = _batch_like(images[0], self.mix_repeat * shape[0])
         mixed_targets = []
         for repeat in range(self.mix_repeat):
             plan, stacked = self._plan(shape, images, stacked, keyed(key, rank, repeat))
             blend_examples(plan, images, out[repeat * shape[0] : (repeat + 1) * shape[0]])
-            mixed_targets.append(mix_targets(plan, targets))
+            mixed_targets.append(mix_targets(plan, labels, self.num_labels))
         if self.check_finite:
             check_images(out)
         if self.mix_repeat > 1:

@@ -18,11 +18,11 @@ def centred_boxes(side: Tensor, row: Tensor, col: Tensor, size: tuple[int, int])
     Sides are halved in whole pixels, so an odd side loses one, and boxes are clipped at the border. Returns (n, 4) int64
     `[top, bottom, left, right]`, where the centres are.
     """
-    edges = []
-    for length, centre in zip(size, (row, col), strict=True):
-        half = ((side.double() * length).floor().long() // 2).to(centre.device, non_blocking=True)
-        edges += [(centre - half).clamp(0, length), (centre + half).clamp(0, length)]
-    return torch.stack(edges, 1)
+    lengths = torch.tensor(size)
+    half = ((side.double()[:, None] * lengths).floor().long() // 2).to(row.device, non_blocking=True)
+    centre = torch.stack([row, col], 1)
+    edges = torch.stack([centre - half, centre + half], 2)  # (n, 2 axes, 2 ends)
+    return torch.minimum(edges.clamp(min=0), lengths[:, None].to(row.device, non_blocking=True)).flatten(1)
 
 
 def random_boxes(area: Tensor, size: tuple[int, int], rng: torch.Generator, margin: float = 0.0) -> Tensor:
@@ -30,12 +30,9 @@ def random_boxes(area: Tensor, size: tuple[int, int], rng: torch.Generator, marg
 
     `margin` keeps centres that share of the box's side away from the border, so that less is clipped; at 0.5 nothing is.
     """
-    side = area.sqrt()
-    centres = []
-    for length in size:
-        away = (margin * (side * length).floor()).long()
-        centres.append(integers(away, length - away, rng))
-    return centred_boxes(side, *centres, size)
+    side, lengths = area.sqrt(), torch.tensor(size)
+    away = (margin * (side[:, None] * lengths).floor()).long()
+    return centred_boxes(side, *integers(away, lengths - away, rng).unbind(1), size)
 
 
 def minmax_boxes(minmax: tuple[float, float], count: int, size: tuple[int, int], rng: torch.Generator) -> Tensor:

@@ -20,9 +20,10 @@ from hf_mixup.checks import (
     check_probabilities,
     nearest,
 )
+from hf_mixup.hub import download
 from hf_mixup.labels import LABEL_POLICIES, AlignedLabels, AreaLabels, AttentionLabels, ProgressiveLabels, SaliencyLabels, TokenLabels
 from hf_mixup.losses import LOSSES, CrossEntropy, Decoupled, Loss
-from hf_mixup.plan import blend, mix_targets, onehot
+from hf_mixup.plan import blend, mix_targets
 from hf_mixup.policies import (
     SAMPLE_POLICIES,
     AttentiveMix,
@@ -94,7 +95,7 @@ class Method:
         if generator is None:
             generator = keyed(int(torch.randint(2**62, ())))
         plan = self.sample.plan(images.shape, generator, Signals(images.device, images=images)).to(images.device)
-        return blend(plan, images), mix_targets(plan, onehot(labels, num_labels))
+        return blend(plan, images), mix_targets(plan, labels, num_labels)
 
     def replaced(self, **fields: Any) -> Method:
         """The same method with other hyper-parameters.
@@ -339,9 +340,7 @@ class MethodChoice:
             if not path.is_file():
                 raise ValueError(f"{repo_or_folder} was expected to hold {CONFIG_NAME}, got none; give the folder of a run of ours.")
         else:
-            from huggingface_hub import hf_hub_download
-
-            path = Path(hf_hub_download(str(repo_or_folder), CONFIG_NAME, revision=revision, token=token))
+            path = download(str(repo_or_folder), CONFIG_NAME, revision=revision, token=token)
         return cls.from_dict(json.loads(path.read_text()))
 
     def __str__(self) -> str:

@@ -31,7 +31,7 @@ def uniform(low: float, high: float, count: int, rng: torch.Generator) -> Tensor
 
 
 def integers(low: Tensor, high: Tensor, rng: torch.Generator) -> Tensor:
-    """(n,) int64, uniform in [low, high) for every row; `low` itself where that is empty."""
+    """int64, uniform in [low, high) for every element; `low` itself where that is empty."""
     return low + (torch.rand(low.shape, generator=rng, dtype=torch.float64) * (high - low).clamp(min=1)).long()
 
 
@@ -43,8 +43,11 @@ def log_gamma_variate(alpha: float, size: tuple[int, ...], rng: torch.Generator)
 
 def beta(alpha: float, count: int, rng: torch.Generator, second: float | None = None) -> Tensor:
     """(count,) float64 draws of Beta(alpha, second), the second parameter being alpha where not given."""
-    second = alpha if second is None else second
-    return torch.sigmoid(log_gamma_variate(alpha, (count,), rng) - log_gamma_variate(second, (count,), rng))
+    if second is None:
+        first, other = log_gamma_variate(alpha, (2, count), rng)
+    else:
+        first, other = (log_gamma_variate(parameter, (count,), rng) for parameter in (alpha, second))
+    return torch.sigmoid(first - other)
 
 
 def dirichlet(alpha: float, rows: int, parts: int, rng: torch.Generator) -> Tensor:

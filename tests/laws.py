@@ -104,13 +104,18 @@ def _whole_masks(shape):
     )
 
 
+def _numpy_state():
+    _, keys, position, *_ = np.random.get_state()
+    return keys.tolist(), position
+
+
 def pure(policy, label, shape, key=0):
     """5. No input is written to, and no global random stream is read."""
     images, targets = torch.randn(shape), torch.eye(shape[0])
     signals = signals_for(shape, key)
     signals["images"] = images
     versions = {name: value._version for name, value in signals.items()}
-    before = (torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate())
+    before = (torch.get_rng_state(), _numpy_state(), random.getstate())
     plan = plan_of(policy, shape, key, signals)
     plan = plan.reweighted(label.weights(plan, signals))
     blend(plan, images)
@@ -118,7 +123,7 @@ def pure(policy, label, shape, key=0):
     assert {name: value._version for name, value in signals.items()} == versions
     assert targets._version == 0
     assert torch.equal(torch.get_rng_state(), before[0])
-    assert np.random.get_state()[1].tolist() == before[1]
+    assert _numpy_state() == before[1]
     assert random.getstate() == before[2]
 
 
