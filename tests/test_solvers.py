@@ -316,6 +316,7 @@ def test_transport_is_the_full_auction(grid, t_eps):
     source, reference = transport(visible, saliency, t_eps), auction(visible, saliency, t_eps)
     shown = visible.flatten(1)
     assert torch.equal(source[shown], reference[shown])
+    assert torch.equal(transport(visible, saliency, t_eps, compact=False), source)
     assert (source != torch.arange(source.shape[1]))[shown].any()
     assert torch.equal(source[~shown], torch.arange(source.shape[1]).expand(6, -1)[~shown])
 

@@ -247,7 +247,7 @@ def mask_plan(
 
 
 @torch.no_grad()
-def transport(visible: Tensor, saliency: Tensor, t_eps: float) -> Tensor:
+def transport(visible: Tensor, saliency: Tensor, t_eps: float, compact: bool | None = None) -> Tensor:
     """Which cell of its image is shown at each cell: (N, h * w) int64.
 
     In every round each cell without a place asks for the nearest visible one that has not turned it down, while the
@@ -259,19 +259,21 @@ def transport(visible: Tensor, saliency: Tensor, t_eps: float) -> Tensor:
         visible: (N, h, w) bool.
         saliency: (N, h, w), summing to 1.
         t_eps: cost of moving across the image, by squared distance.
+        compact: whether to look only at the few cells in question. That reads values, for which an accelerator would have to
+            be waited for, so the default is to do it on the CPU only. The result is the same.
     """
     number, *grid = visible.shape
     cells, device = grid[0] * grid[1], visible.device
-    order, distance = (table.to(device) for table in _nearest_cells(*grid))
+    compact = device.type == "cpu" if compact is None else compact
+    order, distance = _nearest_cells(*grid, device)
     visible, saliency = visible.flatten(), saliency.flatten()
     everyone = torch.arange(number * cells, device=device)
-    on_cpu = device.type == "cpu"
-    if on_cpu:  # reading a value costs no waiting here, and few cells come into question
+    if compact:
         reach = int((t_eps * distance < saliency.max()).sum(1).max())
         order, distance = order[:, :reach], distance[:, :reach]
         if reach <= 1:
             return everyone.view(number, cells) % cells
-    ranks = torch.arange(order.shape[1], device=device)
+    ranks = torch.arange(order.shape[1], dtype=torch.int16, device=device)
 
     # visible cells ask for their own place first, and get it
     holder, price = everyone.clone(), torch.where(visible, -saliency, 0.0)
@@ -279,12 +281,12 @@ def transport(visible: Tensor, saliency: Tensor, t_eps: float) -> Tensor:
     finished = saliency <= t_eps * distance[:, 1].min()
     waiting = ~(visible | finished)
     for _ in range(max(grid)):
-        rows = waiting.nonzero().flatten() if on_cpu else everyone
+        rows = waiting.nonzero().flatten() if compact else everyone
         if len(rows) == 0:
             break
         cell = rows % cells
         there = (rows - cell)[:, None] + order[cell]
-        choice = torch.where(visible[there] & (ranks > rank[rows, None]), ranks, len(ranks)).amin(1)
+        choice = torch.where(visible[there] & (ranks > rank[rows, None]), ranks, len(ranks)).amin(1).long()
         some = choice.clamp(max=len(ranks) - 1)
         cost = t_eps * distance[cell, some] - saliency[rows]
         asks = waiting[rows] & (choice < len(ranks)) & (cost < 0)
@@ -304,12 +306,12 @@ def transport(visible: Tensor, saliency: Tensor, t_eps: float) -> Tensor:
 
 
 @lru_cache(maxsize=16)
-def _nearest_cells(height: int, width: int) -> tuple[Tensor, Tensor]:
+def _nearest_cells(height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """For every cell all others, nearest first and in reading order where equal, and their squared distance; sides have length 1."""
     row, col = torch.arange(height * width) // width, torch.arange(height * width) % width
     gaps = [(line[:, None] - line).double() / max(length - 1, 1) for line, length in ((row, height), (col, width))]
     distance, order = (gaps[0] ** 2 + gaps[1] ** 2).sort(dim=1, stable=True)
-    return order[:, :_REACH].contiguous(), distance[:, :_REACH].float().contiguous()
+    return order[:, :_REACH].contiguous().to(device), distance[:, :_REACH].float().contiguous().to(device)
 
 
 def gather_pieces(images: Tensor, source: Tensor, grid: tuple[int, int]) -> Tensor:
