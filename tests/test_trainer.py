@@ -379,3 +379,21 @@ def test_learned_mixers_have_a_learning_rate_of_their_own(tmp_path):
         assert group["weight_decay"] in ((0.3, 0.0) if own else (0.1, 0.0))
         assert group["lr"] == pytest.approx(0.001 if own else 0.05)
     assert seen == mixer
+
+
+def test_two_gpus_in_one_process_are_refused(tmp_path):
+    """Trap T7: DataParallel's replicas would share hooks, keys and plans."""
+    settings = arguments(tmp_path)
+    assert settings.n_gpu <= 1
+    settings._n_gpu = 2
+    with pytest.raises(ValueError, match=r"one process drives one GPU, got 2 GPUs in one process; start with `accelerate launch`"):
+        MixupTrainer(vit(), settings, train_dataset=Images())
+
+
+def test_second_train_goes_on_with_the_same_groups(tmp_path):
+    """Trap T9: the optimizer is there already."""
+    run = trainer(tmp_path, vit(), mix=["automix"], mixer_learning_rate=0.01, max_steps=2)
+    run.train()
+    sizes = [len(group["params"]) for group in run.optimizer.param_groups]
+    run.train()
+    assert [len(group["params"]) for group in run.optimizer.param_groups] == sizes
