@@ -9,15 +9,18 @@ from safetensors.torch import load_file
 from torch.nn import functional as F
 from torch.testing import assert_close
 
+import laws
 import tiny
 from hf_mixup import METHODS, MixupCollator, MixupLoss, MixupModel, get_method
 from hf_mixup.geometry import box_plan, enlarged
-from hf_mixup.labels import AlignedLabels, AttentionLabels, ProgressiveLabels, TokenLabels
+from hf_mixup.labels import AlignedLabels, AreaLabels, AttentionLabels, ProgressiveLabels, TokenLabels
 from hf_mixup.losses import BCE, CrossEntropy, Decoupled, DecoupledBCE
 from hf_mixup.plan import Dense, MixPlan, blend, mix_targets
+from hf_mixup.policies.mixpro import kept_cells
 from hf_mixup.policies.smmix import max_min_plan, square_sides
 from hf_mixup.policy import Signals
 from hf_mixup.rng import MixKey, keyed
+from hf_mixup.signals.attention import AttentionTaps
 from hf_mixup.signals.features import class_activation, classifier_of, last_feature_map
 from hf_mixup.steps.smmixing import pooled_parts
 from hf_mixup.steps.sumix import weighed
@@ -305,9 +308,18 @@ def test_tlalign_refuses_networks_that_merge_tokens(family):
 
 
 def test_tlalign_boxes_are_whole_tokens():
-    plan = METHODS["tlalign"].sample.plan(torch.Size((64, 3, 32, 24)), keyed(1), Signals(token_grid=torch.zeros(8, 6)))
-    assert (plan.mask.edges % 4 == 0).all()
+    plan = METHODS["tlalign"].sample.plan(torch.Size((64, 3, 32, 12)), keyed(1), Signals(token_grid=torch.zeros(8, 6)))
+    assert (plan.mask.edges % torch.tensor([4, 4, 2, 2]) == 0).all()
+    assert (plan.mask.edges <= torch.tensor([32, 32, 12, 12])).all()
     assert (plan.mask.area() > 0).double().mean() > 0.5
+
+
+@pytest.mark.parametrize("name", ["mixpro", "smmix", "tlalign", "tokenmix"])
+@pytest.mark.parametrize("shape", [(3, 1, 8, 8), (5, 4, 16, 12), (64, 3, 32, 32)])
+def test_images_hold_the_law_by_area(name, shape):
+    """Their own labels go by evidence; the plans of the images go by area, as all do."""
+    for key in range(5):
+        laws.onehot_images(METHODS[name].sample, AreaLabels(), shape, key)
 
 
 # -- MixPro -----------------------------------------------------------------------------------------------------------------
@@ -321,6 +333,12 @@ def test_maskmix_weighs_by_pixels(cells, size):
     if size[0] % cells == 0:
         assert_close(plan.weight * cells**2, (plan.weight * cells**2).round())
     assert len({tuple(mask.flatten().tolist()) for mask in plan.dense_mask(size)[:, 0]}) > 8
+
+
+def test_maskmix_keeps_the_first_cells():
+    order = torch.tensor([[3, 1, 0, 2], [0, 1, 2, 3]])
+    kept = kept_cells(order, torch.tensor([0.3, 0.75]))
+    assert kept.int().tolist() == [[0, 1, 0, 1], [1, 1, 1, 0]]
 
 
 def test_progressive_labels_trust_attention_as_the_network_learns():
@@ -337,14 +355,23 @@ def test_progressive_labels_trust_attention_as_the_network_learns():
     assert ProgressiveLabels(detach=False).weights(plan, Signals(**signals, logits=logits)).requires_grad
 
 
-@pytest.mark.parametrize("family", ["vit", "swin", "pvt"])
+@pytest.mark.parametrize("family", ["vit", "deit", "pvt"])
 def test_mixpro_step(family):
-    model = MixupModel(tiny.sharpened(tiny.network(family)), "mixpro").train()
+    """The weights of a step are those of the formula, by the prediction and the attention of the mixed images."""
+    network = tiny.sharpened(tiny.network(family))
+    with torch.no_grad():
+        classifier_of(network).weight.mul_(100)  # predictions that are sure of something
+    model = MixupModel(network, "mixpro").train()
     images, targets = tiny.batch()
     out = model(images, targets, MixKey(1, 0, 3))
-    assert_close(out.targets.sum(1), torch.ones(4))
-    plan = METHODS["mixpro"].sample.plan(images.shape, MixKey(1, 0, 3).own_rng(), Signals())
-    assert 0.005 < (out.lam - plan.weight[:, 0]).abs().max() < 0.9
+    method = METHODS["mixpro"]
+    plan = method.sample.plan(images.shape, MixKey(1, 0, 3).own_rng(), Signals())
+    taps = AttentionTaps(network, "importance")
+    taps.arm((tiny.SIDE, tiny.SIDE))
+    network.eval()(pixel_values=blend(plan, images))
+    signals = Signals(attention=taps.take(), logits=out.logits, targets=targets)
+    assert_close(out.lam, method.label.weights(plan, signals)[:, 0], atol=1e-4, rtol=1e-4)
+    assert (out.lam - plan.weight[:, 0]).abs().max() > 0.005
     out.loss.backward()
 
 
