@@ -45,7 +45,8 @@ class PuzzleMix(SamplePolicy):
     Args:
         alpha: both parameters of the Beta.
         block_nums: how many blocks a side may have, drawn for every batch among those that divide both sides; where none
-            does, see `geometry.block_count`. Sides without a common divisor are not mixed.
+            does, see `geometry.block_count`. Sides without a common divisor are not mixed. OpenMixup's tables, but those of
+            CIFAR, are of (2, 4, 8).
         n_labels: shares that a block can have: 3 for own, half, partner.
         beta: weight of agreement between neighbours.
         gamma: how much of it is by the colours that meet at their edge.
@@ -53,7 +54,7 @@ class PuzzleMix(SamplePolicy):
         neigh_size: pixels averaged before colours are compared. The authors use 2 on ImageNet.
         transport: whether blocks move.
         t_eps: cost of moving.
-        t_size: pixels of what moves: blocks of this size, or the mask's (-1). The authors' CIFAR value is 4.
+        t_size: pixels of what moves: blocks of this size, or the mask's (-1). 4 on CIFAR, of the authors and OpenMixup.
         std: the images' normalisation, one value or one for each channel; colours are compared on the scale from 0 to 1. The
             default is near that of ImageNet and CIFAR.
         mean: the same; read by the adversarial variant only.
