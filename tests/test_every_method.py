@@ -110,5 +110,5 @@ def test_two_processes(tmp_path, name):
     one, two = (json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in range(2))
     assert one["steps"] == two["steps"] == 5
     assert one["checksum"] == pytest.approx(two["checksum"], abs=1e-9)
-    if name != "vanilla":
+    if name not in ("vanilla", "attentivemix"):  # of the four cells of its feature map, attentivemix nearly always takes one
         assert one["lams"] != two["lams"]

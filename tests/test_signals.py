@@ -60,7 +60,7 @@ def test_the_last_map_is_what_the_classifier_reads(family):
         norm = network.get_submodule("timm_model.head.norm" if "timm" in family else f"{family}.layernorm")
         pooled = F.layer_norm(pooled, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
     elif "swin" in family:
-        norm = network.get_submodule("timm_model.norm" if "timm" in family else "swin.layernorm")
+        norm = network.get_submodule("timm_model.norm" if "timm" in family else f"{family}.layernorm")
         pooled = F.layer_norm(features.permute(0, 2, 3, 1), norm.normalized_shape, norm.weight, norm.bias, norm.eps).mean((1, 2))
     with torch.no_grad():
         assert_close(classifier_of(network)(pooled), network.eval()(pixel_values=images).logits, atol=1e-5, rtol=1e-5)

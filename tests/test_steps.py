@@ -122,8 +122,13 @@ def test_manifoldmix_names_layers():
         model("resnet", "manifoldmix", layers=("resnet.encoder.stage.1",))
     with pytest.raises(ValueError, match="from 0 to 4, the stages of ResNet"):
         model("resnet", "manifoldmix", layers=(0, 5))
-    with pytest.raises(ValueError, match="mixes pairs of whole images, got the plan of CutMix"):
-        model("resnet", "manifoldmix", sample="cutmix")(images, targets, (1, 0, 0))
+
+
+@pytest.mark.parametrize("name", ["manifoldmix", "alignmix", "supermix"])
+@pytest.mark.parametrize("sample", ["cutmix", "puzzlemix"])
+def test_steps_that_mix_whole_images_refuse_masks(name, sample):
+    with pytest.raises(ValueError, match=rf"{name} needs a sample policy that mixes .*whole images, got .*; take"):
+        model("resnet", name, sample=sample)
 
 
 def test_alignmix_mixes_aligned_features():

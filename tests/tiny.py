@@ -29,6 +29,7 @@ _CONFIGS = {
     "vit": ("ViT", _VIT),
     "deit": ("DeiT", _VIT),
     "swin": ("Swin", _SWIN),
+    "swinv2": ("Swinv2", _SWIN),
     "pvt": ("Pvt", _PVT),
     "pvt_v2": ("PvtV2", _PVT),
 }

@@ -35,6 +35,7 @@ class Family:
 # by `config.model_type`; timm's networks name their stages themselves
 FAMILIES: dict[str, Family] = {
     "cifar_resnet": Family(("stages.*",)),
+    "moganet": Family(("stages.*",)),
     "resnet": Family(("resnet.encoder.stages.*",)),
     "regnet": Family(("regnet.encoder.stages.*",)),
     "convnext": Family(("convnext.encoder.stages.*",), "convnext.layernorm"),
@@ -44,6 +45,7 @@ FAMILIES: dict[str, Family] = {
     "vit": Family(("vit.layers.*",), "vit.layernorm", class_token=True),
     "deit": Family(("deit.layers.*",), "deit.layernorm", class_token=True),
     "swin": Family(("swin.encoder.layers.*",), "swin.layernorm"),
+    "swinv2": Family(("swinv2.encoder.layers.*",), "swinv2.layernorm"),
     "pvt": Family(("pvt.encoder.block.*.*",), "pvt.encoder.layer_norm", class_token=True),
     "pvt_v2": Family(("pvt_v2.encoder.layers.*",)),
 }
@@ -60,7 +62,8 @@ def family_of(network: nn.Module) -> Family:
         stages = [entry["module"] for entry in _timm_stages(network) if entry["module"] not in _TIMM_STEMS]
         # the convolution that EfficientNet and MobileNetV2 have after the last stage that timm lists
         stages += ["bn2"] if {"conv_head", "bn2"} <= names else []
-        norm = next((f"timm_model.{name}" for name in ("norm", "head.norm") if name in names), None)
+        norms = {name for name, module in network.timm_model.named_modules() if isinstance(module, nn.LayerNorm)}
+        norm = next((f"timm_model.{name}" for name in ("norm", "fc_norm", "head.norm") if name in norms), None)
         pooled_token = getattr(network.timm_model, "global_pool", None) == "token"
         return Family(tuple(f"timm_model.{stage}" for stage in stages), norm, class_token=pooled_token)
     if kind not in FAMILIES:

@@ -104,6 +104,6 @@ def resized(images: Tensor, size: int | None) -> Tensor:
 
 def load_teacher(repo_or_folder: str) -> nn.Module:
     """A frozen image classifier from a folder or the Hub."""
-    from transformers import AutoModelForImageClassification
+    from hf_mixup.backbones import load_classifier
 
-    return AutoModelForImageClassification.from_pretrained(repo_or_folder, use_safetensors=True).requires_grad_(False).eval()
+    return load_classifier(repo_or_folder).requires_grad_(False).eval()

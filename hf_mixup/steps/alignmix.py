@@ -14,7 +14,7 @@ from hf_mixup.checks import check_between, check_count, check_positive
 from hf_mixup.plan import blend
 from hf_mixup.rng import MixKey
 from hf_mixup.signals.features import Layout, Tap, family_of, stage_names
-from hf_mixup.steps.standard import finish, pair_shares
+from hf_mixup.steps.standard import check_whole_images, finish
 from hf_mixup.steps.step import MethodState, Step, StepOutput
 
 if TYPE_CHECKING:
@@ -64,12 +64,13 @@ class AlignMix(Step):
         check_between(0, 1, align_prob=self.align_prob)
 
     def build(self, method: Method, backbone: nn.Module) -> MethodState:
+        check_whole_images(method, "mixup")
         return AlignState.for_method(method, backbone, backbone, self._aligned_output)
 
     def run(self, method: Method, state: AlignState, backbone: nn.Module, images: Tensor, targets: Tensor, key: MixKey) -> StepOutput:
         signals = state.before(images, targets)
         plan = method.sample.plan(images.shape, key.own_rng(), signals).to(images.device)
-        lam = pair_shares(plan, method)
+        lam = plan.mask.value[:, 0]
         aligned, own_places = (torch.rand(2, generator=key.step_rng()) < torch.tensor([self.align_prob, 0.5])).tolist()
         if aligned:
             state.tap.arm(tuple(images.shape[2:]), plan.index[:, 1], lam, own_places)

@@ -12,7 +12,7 @@ from hf_mixup.checks import check_count, check_known
 from hf_mixup.plan import blend
 from hf_mixup.rng import MixKey
 from hf_mixup.signals.features import Tap, stage_names
-from hf_mixup.steps.standard import finish, pair_shares
+from hf_mixup.steps.standard import check_whole_images, finish
 from hf_mixup.steps.step import MethodState, Step, StepOutput
 
 if TYPE_CHECKING:
@@ -53,12 +53,13 @@ class ManifoldMix(Step):
         check_count(0, **{f"layers[{i}]": layer for i, layer in enumerate(self.layers) if not isinstance(layer, str)})
 
     def build(self, method: Method, backbone: nn.Module) -> MethodState:
+        check_whole_images(method, "mixup")
         return ManifoldState.for_method(method, backbone, [_module(backbone, layer) for layer in self.layers])
 
     def run(self, method: Method, state: ManifoldState, backbone: nn.Module, images: Tensor, targets: Tensor, key: MixKey) -> StepOutput:
         signals = state.before(images, targets)
         plan = method.sample.plan(images.shape, key.own_rng(), signals).to(images.device)
-        lam = pair_shares(plan, method)
+        lam = plan.mask.value[:, 0]
         tap = state.taps[int(torch.randint(len(self.layers), (), generator=key.step_rng()))]
         if tap is None:
             images = blend(plan, images)

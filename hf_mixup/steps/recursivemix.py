@@ -14,6 +14,7 @@ from hf_mixup.checks import check_between
 from hf_mixup.plan import Boxes, MixPlan, blend
 from hf_mixup.rng import MixKey
 from hf_mixup.signals.features import StageTaps, classifier_of, normalised
+from hf_mixup.steps.standard import relabelled
 from hf_mixup.steps.step import MethodState, Step, StepOutput
 
 if TYPE_CHECKING:
@@ -99,7 +100,7 @@ class RecursiveMix(Step):
         with torch.autocast(images.device.type, enabled=False):
             region_logits = (classifier_of(backbone) if state.fc_roi is None else state.fc_roi)(region)
 
-        plan = plan.reweighted(method.label.weights(plan, state.after(signals)))
+        plan = relabelled(method, state, plan, logits, targets, signals)
         earlier = plan.index[:, 1] % max(len(state.targets), 1)
         old_targets, old_logits = (targets, logits) if first else (state.targets[earlier], state.logits[earlier])
         own, other = plan.weight.unbind(1)

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor, nn
 
 from hf_mixup.plan import MixPlan, Share, blend, mix_targets
 from hf_mixup.policy import Signals
-from hf_mixup.rng import MixKey
+from hf_mixup.rng import MixKey, keyed
 from hf_mixup.steps.step import MethodState, Step, StepOutput
 
 if TYPE_CHECKING:
@@ -28,13 +29,15 @@ class Standard(Step):
         return finish(method, state, plan, logits, targets, signals)
 
 
-def pair_shares(plan: MixPlan, method: Method) -> Tensor:
-    """(B,) the share of the own image, for steps that mix two whole images inside the network. Raises ValueError for other plans."""
-    if not isinstance(plan.mask, Share) or plan.index.shape[1] != 2:
+def check_whole_images(method: Method, instead: str, pairs: bool = True) -> None:
+    """Refuses a sample policy with masks, or of more than two images, where a step cannot do with those."""
+    batch = torch.Size((2, 3, 32, 32))
+    plan = None if method.sample.needs else method.sample.plan(batch, keyed(0), Signals())
+    if plan is None or not isinstance(plan.mask, Share) or (pairs and plan.index.shape[1] != 2):
         raise ValueError(
-            f"{method.name} mixes pairs of whole images, got the plan of {type(method.sample).__name__}; take the sample policy 'mixup'."
+            f"{method.name} needs a sample policy that mixes {'pairs of ' if pairs else ''}whole images, "
+            f"got {type(method.sample).__name__}; take {instead!r}."
         )
-    return plan.mask.value[:, 0]
 
 
 def relabelled(method: Method, state: MethodState, plan: MixPlan, logits: Tensor, targets: Tensor, signals: Signals) -> MixPlan:

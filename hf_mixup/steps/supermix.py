@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hf_mixup.checks import check_between, check_count, check_known
-from hf_mixup.plan import Dense, Share, blend, mix_targets, onehot
+from hf_mixup.plan import Dense, blend, mix_targets, onehot
 from hf_mixup.rng import MixKey
 from hf_mixup.signals.signal import evaluating, load_teacher
+from hf_mixup.steps.standard import check_whole_images, relabelled
 from hf_mixup.steps.step import MethodState, Step, StepOutput
 
 if TYPE_CHECKING:
@@ -70,6 +71,7 @@ class SuperMix(Step):
             raise ValueError("a teacher is needed to label by the target 'teacher', got None; name one, or take the target 'shares'.")
 
     def build(self, method: Method, backbone: nn.Module) -> MethodState:
+        check_whole_images(method, "dirichletsets", pairs=False)
         state = SuperState.for_method(method, backbone, self.teacher)
         classes = backbone.config.num_labels
         if self.target == "teacher" and state.teacher.config.num_labels != classes:
@@ -82,8 +84,6 @@ class SuperMix(Step):
     def run(self, method: Method, state: SuperState, backbone: nn.Module, images: Tensor, targets: Tensor, key: MixKey) -> StepOutput:
         signals = state.before(images, targets)
         plan = method.sample.plan(images.shape, key.own_rng(), signals).to(images.device)
-        if not isinstance(plan.mask, Share):
-            raise ValueError(f"{method.name} finds the masks, got those of {type(method.sample).__name__}; take 'dirichletsets'.")
         teacher = backbone if state.teacher is None else state.teacher
         with evaluating(teacher):
             found = search(
@@ -92,7 +92,7 @@ class SuperMix(Step):
             )  # fmt: skip
         plan = replace(plan, mask=Dense(found.mask))
         logits = backbone(pixel_values=blend(plan, images)).logits
-        plan = plan.reweighted(method.label.weights(plan, state.after(signals)))
+        plan = relabelled(method, state, plan, logits, targets, signals)
         mixed = mix_targets(plan, targets) if self.target == "shares" else onehot(found.logits.argmax(1), targets.shape[1])
         loss = method.loss(logits, mixed, plan).mean()
         if self.clean_lam > 0:
