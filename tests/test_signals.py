@@ -162,6 +162,17 @@ def test_saliency_passes_gradients_of_the_training_pass_under_autocast():
     assert all(parameter.grad is not None for parameter in network.parameters())
 
 
+def test_teachers_see_images_of_their_size():
+    network = tiny.network("resnet")
+    images, targets = tiny.batch()
+    small, large = (
+        SIGNALS["features"](network, SimpleNamespace(teacher_size=size)).take(images, targets, Signals()) for size in (None, 4 * tiny.SIDE)
+    )
+    assert large.shape[2:] == (4 * small.shape[2], 4 * small.shape[3])
+    enlarged = F.interpolate(images, (4 * tiny.SIDE, 4 * tiny.SIDE), mode="bilinear")
+    assert_close(large, last_feature_map(network, enlarged))
+
+
 def test_unknown_networks_are_refused():
     network = tiny.network("vit")
     network.config.model_type = "novel"

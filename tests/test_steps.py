@@ -11,10 +11,12 @@ from torchvision.ops import roi_align
 
 import tiny
 from hf_mixup import MixupModel, get_method
+from hf_mixup.labels import SaliencyLabels
 from hf_mixup.plan import blend
 from hf_mixup.policy import Signals
 from hf_mixup.rng import MixKey
 from hf_mixup.signals.features import last_feature_map
+from hf_mixup.signals.saliency import input_saliency
 from hf_mixup.steps.alignmix import aligned_mix, transport
 from hf_mixup.steps.supermix import search
 
@@ -334,6 +336,29 @@ def test_frozen_teachers_are_loaded_kept_frozen_and_used(name, field, tmp_path):
     resumed = MixupModel.from_pretrained(tmp_path / "run").train()
     mine, its = (net(images, targets, (1, 0, 5)) for net in (trained, resumed))
     assert_close(mine.loss, its.loss)
+
+
+@pytest.mark.parametrize("name", ["saliencygrafting", "guidedmixup", "puzzlemix"])
+def test_clean_images_are_trained_on_as_well(name):
+    images, targets = tiny.batch()
+    plain, both = (model("convnext", name, clean_lam=clean_lam) for clean_lam in (0.0, 0.5))
+    one, two = (trained(images, targets, (1, 0, 0)) for trained in (plain, both))
+    assert_close(two.logits, one.logits)
+    clean = F.cross_entropy(plain.backbone(pixel_values=images).logits, targets)
+    assert_close(two.loss, one.loss + 0.5 * clean)
+    two.loss.backward()
+    expected = torch.autograd.grad(one.loss + 0.5 * clean, plain.backbone.parameters())
+    for mine, its in zip(both.backbone.parameters(), expected, strict=True):
+        assert_close(mine.grad, its, atol=1e-6, rtol=1e-4)
+
+
+def test_labels_by_saliency_for_any_policy_that_leaves_pixels_in_place():
+    images, targets = tiny.batch()
+    trained = model("convnext", "cutmix", label="saliencylabels")
+    output = trained(images, targets, (1, 0, 1))
+    saliency = input_saliency(trained.backbone, images, targets)
+    weight = SaliencyLabels().weights(planned(trained, images, (1, 0, 1)), Signals(saliency=saliency))
+    assert_close(output.lam, weight[:, 0])
 
 
 def test_supermix_needs_a_teacher_that_can_label(tmp_path):
