@@ -25,11 +25,11 @@ demo: $(VENV)/installed
 	@echo "==> Look at runs/demo/gallery.png and runs/demo/README.md"
 
 test: $(VENV)/installed
-	@echo "==> Running the tests"
-	$(BIN)/python -m pytest
+	@echo "==> Running the tests, in two processes (about 15 minutes on two cores)"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 test-slow: $(VENV)/installed
-	$(BIN)/python -m pytest -m "slow or not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "slow or not slow"
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
