@@ -100,8 +100,8 @@ def _relaxed(slopes: Tensor, weight: Tensor, iterations: int) -> Tensor:
 
     # proximal maps of convex, piecewise linear functions in closed form. Of the pair's conjugate:
     # y = sum_k clamp(v - k (step + 2 w), -w, w), k the kinks of the interpolated square, -(L - 2) .. L - 2
-    kinks = torch.arange(1 - top, top, device=slopes.device).view(-1, 1, 1, 1, 1)
-    shifts, low = kinks * (step + 2 * weight), -weight
+    shifts = [k * (step + 2 * weight) for k in range(1, top)]
+    low = -weight
     # of the unary: x = v - step m_0 - sum_k clamp(v - k - step m_(k-1), 0, step (m_k - m_(k-1))), kinks 1 .. L - 2
     pushes = step * slopes[0]
     starts = [k + step * (slopes[k - 1] - slopes[0]) for k in range(1, top)]
@@ -109,19 +109,23 @@ def _relaxed(slopes: Tensor, weight: Tensor, iterations: int) -> Tensor:
     zero = slopes.new_zeros(())
 
     x = (slopes < 0).sum(0).float()
-    ahead, y, gap = x.clone(), torch.zeros_like(weight), torch.zeros_like(weight)
+    ahead, dual, gap = x, torch.zeros_like(weight), torch.zeros_like(weight)
     for _ in range(iterations):
         torch.sub(ahead[1:], ahead[:-1], out=gap[0, :-1])
         torch.sub(ahead[:, 1:], ahead[:, :-1], out=gap[1, :, :-1])
-        y = torch.add(y, gap, alpha=step).sub(shifts).clamp_(low, weight).sum(0)
-        flow = y[0] + y[1]
-        flow[1:] -= y[0, :-1]
-        flow[:, 1:] -= y[1, :, :-1]
+        pulled = torch.add(dual, gap, alpha=step)
+        dual = torch.clamp(pulled, low, weight)
+        for shift in shifts:
+            dual += torch.clamp(pulled - shift, low, weight)
+            dual += torch.clamp(pulled + shift, low, weight)
+        flow = dual[0] + dual[1]
+        flow[1:] -= dual[0, :-1]
+        flow[:, 1:] -= dual[1, :, :-1]
         moved = torch.add(x, flow, alpha=step).sub_(pushes)
         after = moved
         for start, width in zip(starts, widths, strict=True):
             after = after - torch.clamp(moved - start, zero, width)
         after = after.clamp(0, top)
-        ahead = torch.sub(2 * after, x)
+        ahead = torch.lerp(x, after, 2.0)
         x = after
     return x
