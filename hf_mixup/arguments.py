@@ -94,6 +94,10 @@ class MixupTrainingArguments(TrainingArguments):
         if self.mixes and self.per_device_train_batch_size < 2:
             raise ValueError("mixing needs at least 2 images in a batch, got per_device_train_batch_size=1; raise it.")
 
+    def __getstate__(self) -> dict[str, Any]:
+        # the Trainer pickles its arguments beside the model, where a push would publish the token
+        return {**self.__dict__, "hub_token": None}
+
     @property
     def mixes(self) -> bool:
         return self.mix != ["vanilla"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import shlex
 import time
 from collections.abc import Iterator
@@ -28,10 +29,16 @@ def told_plainly(repo_or_folder: str | os.PathLike, revision: str | None = None)
     try:
         yield
     except (OSError, HFValidationError, HfHubHTTPError, SafetensorError) as error:
-        message = _in_one_sentence(error, str(repo_or_folder), revision)
+        message = _in_one_sentence(error, _name(str(repo_or_folder)), revision)
         if message is None:
             raise
         raise ValueError(message) from None
+
+
+def _name(repo_or_folder: str) -> str:
+    """A folder of the cache by the repository that people know it as."""
+    cached = re.search(r"models--([^/\\]+)--([^/\\]+)[/\\]snapshots", repo_or_folder)
+    return f"{cached[1]}/{cached[2]}" if cached else repo_or_folder
 
 
 def _in_one_sentence(error: BaseException, repo: str, revision: str | None) -> str | None:
@@ -149,15 +156,16 @@ def by_hand(repo: str, folder: str | os.PathLike, *, revision: str | None = None
 
 
 def without_secrets(argv: list[str]) -> list[str]:
-    """A command line that may be published: the values of tokens are replaced."""
+    """A command line that may be published: tokens are left out."""
     kept, secret = [], False
     for word in argv:
+        if secret and not word.startswith("--"):
+            secret = False
+            continue
         name, has_value, _ = word.partition("=")
-        if secret:
-            word, secret = "$HF_TOKEN", False
-        elif name.startswith("--") and name.endswith("token"):
-            word, secret = (f"{name}=$HF_TOKEN" if has_value else name), not has_value
-        kept.append(word)
+        secret = name.startswith("--") and name.endswith("token") and not has_value
+        if not (name.startswith("--") and name.endswith("token")):
+            kept.append(word)
     return kept
 
 

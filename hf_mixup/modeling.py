@@ -14,10 +14,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import ImageClassifierOutput
 
-from hf_mixup.backbones import load_classifier, load_strictly
+from hf_mixup.backbones import describe_for_timm, load_classifier, load_strictly
 from hf_mixup.checks import check_count, check_images, check_labels
+from hf_mixup.hub import download_all, told_plainly
 from hf_mixup.losses import CrossEntropy
 from hf_mixup.methods import Method, MethodChoice
+from hf_mixup.mixers.mixer import Mixer
 from hf_mixup.plan import onehot
 from hf_mixup.rng import MixKey
 from hf_mixup.signals.signal import gathered
@@ -161,6 +163,10 @@ class MixupModel(PreTrainedModel):
         state_dict = self.state_dict() if state_dict is None else state_dict
         prefix = self._name_of(self.deployed) + "."
         classifier = {key.removeprefix(prefix): value for key, value in state_dict.items() if key.startswith(prefix)}
+        if self.config.model_type == "timm_wrapper":
+            # as timm itself names them, so that timm.create_model reads the folder too; transformers knows both
+            classifier = {key.removeprefix("timm_model."): value for key, value in classifier.items()}
+            describe_for_timm(self.deployed)
         self.deployed.save_pretrained(save_directory, state_dict=classifier, is_main_process=is_main_process, **kwargs)
         if not is_main_process:
             return
@@ -171,6 +177,10 @@ class MixupModel(PreTrainedModel):
             path.parent.mkdir(exist_ok=True)
             save_file(rest, path.with_suffix(".tmp"), metadata={"format": "pt"})
             os.replace(path.with_suffix(".tmp"), path)
+        for name, state in self.states.items():
+            if isinstance(getattr(state, "mixer", None), Mixer):
+                own = f"states.{name}.mixer."
+                state.mixer.save_beside(path.parent, {key.removeprefix(own): value for key, value in rest.items() if key.startswith(own)})
 
     def restore(self, folder: str | os.PathLike) -> None:
         """Loads everything that `save_pretrained` wrote. Raises ValueError when anything is missing, left over or of another shape."""
@@ -182,7 +192,8 @@ class MixupModel(PreTrainedModel):
             raise ValueError(
                 f"{folder} was expected to hold {STATE_FOLDER}/{STATE_NAME} with the state of {self.choice}, got none; it is not a checkpoint of this method."
             )
-        found = load_file(path) if path.is_file() else {}
+        with told_plainly(folder):
+            found = load_file(path) if path.is_file() else {}
         if wanted != set(found):
             odd = sorted(wanted ^ set(found))
             raise ValueError(
@@ -207,14 +218,10 @@ class MixupModel(PreTrainedModel):
         """A run of ours, from its folder or the Hub, ready to train on: network, methods and their state."""
         folder = Path(repo_or_folder)
         if not folder.is_dir():
-            from huggingface_hub import snapshot_download
-
-            folder = Path(
-                snapshot_download(
-                    str(repo_or_folder), revision=revision, token=token, allow_patterns=["*.json", "*.safetensors", f"{STATE_FOLDER}/*"]
-                )
-            )
-        model = cls(load_classifier(folder, **kwargs), MethodChoice.from_pretrained(folder))
+            patterns = ["*.json", "*.safetensors", f"{STATE_FOLDER}/*"]
+            folder = download_all(str(repo_or_folder), patterns, revision=revision, token=token)
+        network, choice = load_classifier(folder, **kwargs), MethodChoice.from_pretrained(folder)
+        model = cls(network, choice)
         model.restore(folder)
         return model
 

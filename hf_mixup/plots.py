@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -57,3 +59,28 @@ def _bars(axis, target: Tensor, label_names: list[str], rows: int) -> None:
 
 def _pixels(image: Tensor) -> np.ndarray:
     return image.detach().cpu().float().clamp(0, 1).permute(1, 2, 0).numpy()
+
+
+def training_curve(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Draws loss and accuracy of a run's epochs, the rows of `train_log.jsonl`; writes a PNG.
+
+    Accuracy in training is that of mixtures, so it may well lie under that of clean images.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 3), dpi=100, layout="constrained")
+    panels = (
+        ("loss", (("train_loss", "training, mixed"), ("eval_loss", "evaluation"))),
+        ("accuracy", (("train_accuracy", "training, mixed"), ("eval_top1", "evaluation"))),
+    )
+    for axis, (title, lines) in zip(figure.subplots(1, 2), panels, strict=True):
+        for colour, (key, label) in zip(COLOURS, lines, strict=False):
+            points = [(row["epoch"], row[key]) for row in rows if key in row]
+            if points:
+                axis.plot(*zip(*points, strict=True), color=colour, label=label, marker="o", markersize=3)
+        axis.set(xlabel="epoch", title=title)
+        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.spines[["top", "right"]].set_visible(False)
+        if axis.lines:
+            axis.legend(frameon=False)
+    figure.savefig(path)

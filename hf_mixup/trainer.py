@@ -5,26 +5,36 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import logging
 import math
 import os
+import shlex
+import shutil
+import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import HfApi
 from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer, TrainerCallback
-from transformers.trainer_utils import has_length
+from transformers.trainer_utils import HubStrategy, has_length
 
 from hf_mixup.arguments import MixupTrainingArguments
+from hf_mixup.cards import write_model_card
 from hf_mixup.checkpoints import last_complete_checkpoint, what_is_wrong
 from hf_mixup.checks import check_distributions, check_examples, check_images, check_labels
 from hf_mixup.collator import MixedBatch, MixupCollator
+from hf_mixup.hub import check_token, push_folder, told_plainly, without_secrets
+from hf_mixup.methods import CONFIG_NAME
 from hf_mixup.metrics import classification_metrics, mixed_accuracy
-from hf_mixup.modeling import MixupModel
+from hf_mixup.modeling import STATE_FOLDER, MixupModel
 from hf_mixup.rng import MixKey
 from hf_mixup.schedules import cosine
+
+logger = logging.getLogger(__name__)
 
 LOG_NAME = "train_log.jsonl"
 RUN_NAME = "mixup_run.json"
@@ -87,6 +97,8 @@ class MixupTrainer(Trainer):
             raise ValueError(
                 f"a data set without length needs max_steps, got {type(data).__name__} and {args.max_steps}; set the steps to train."
             )
+        if args.hub_strategy == HubStrategy.ALL_CHECKPOINTS:
+            args.hub_always_push = True  # or a checkpoint is left out while the one before is on its way
         # the Trainer would log the mean of earlier losses in the place of a NaN
         args.logging_nan_inf_filter = False
         super().__init__(model=model, args=args, data_collator=data_collator, compute_metrics=compute_metrics, **kwargs)
@@ -235,9 +247,11 @@ class MixupTrainer(Trainer):
             )
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        super().save_model(output_dir, _internal_call)
+        super().save_model(output_dir, _internal_call=True)
         if self.args.should_save:
             Path(output_dir or self.args.output_dir, RUN_NAME).write_text(json.dumps(self._run_facts(), indent=2) + "\n")
+        if self.args.push_to_hub and not _internal_call:
+            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
@@ -251,6 +265,131 @@ class MixupTrainer(Trainer):
         else:
             self.mixup_model.restore(self.state.best_model_checkpoint)
 
+    # -- the Hub --------------------------------------------------------------------------------------------------------
+
+    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+        """As in the Trainer, before training: the token is tried, and the branch of `hub_revision` made."""
+        if not self.is_world_process_zero():
+            return
+        token = self.args.hub_token if token is None else token
+        check_token(token)
+        with told_plainly(self.args.hub_model_id or Path(self.args.output_dir).absolute().name):
+            super().init_hf_repo(token, private)
+            if self.args.hub_revision is not None:
+                HfApi(token=token).create_branch(self.hub_model_id, branch=self.args.hub_revision, exist_ok=True)
+
+    def create_model_card(
+        self,
+        language: str | None = None,
+        license: str | None = None,
+        tags: str | list[str] | None = None,
+        model_name: str | None = None,
+        finetuned_from: str | None = None,
+        tasks: str | list[str] | None = None,
+        dataset_tags: str | list[str] | None = None,
+        dataset: str | list[str] | None = None,
+        dataset_args: str | list[str] | None = None,
+        *,
+        command: str | None = None,
+    ) -> None:
+        """Writes `README.md` from the files of the run, see `hf_mixup.cards`; nothing is asked of the Hub.
+
+        Args:
+            finetuned_from: Hub id of the checkpoint it started from; None for a network from scratch, or the model's own.
+            dataset: name of the data set, as people know it.
+            dataset_tags: its Hub id, if it has one.
+            dataset_args: the split of the evaluation.
+            command: that trained the model; the one of this process if None.
+        """
+        if not self.is_world_process_zero():
+            return
+        name = self.mixup_model.config.name_or_path
+        write_model_card(
+            self.args.output_dir,
+            model_name=model_name,
+            dataset=_one(dataset),
+            dataset_id=_one(dataset_tags),
+            split=_one(dataset_args),
+            command=command or shlex.join(["python", *without_secrets(sys.argv)]),
+            base_model=finetuned_from or (name if name and not Path(name).exists() else None),
+            repo=self.hub_model_id,
+            license=license,
+            language=language,
+            tags=[tags] if isinstance(tags, str) else tags or [],
+            hyperparameters=self._hyperparameters(),
+            rows=epoch_rows(self.state.log_history),
+        )
+
+    def _hyperparameters(self) -> dict[str, Any]:
+        """Those that a reader asks for first; the command has all that was set."""
+        args = self.args
+        precision = "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32"
+        total = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        return {
+            "learning rate": args.learning_rate,
+            "schedule": f"{getattr(args.lr_scheduler_type, 'value', args.lr_scheduler_type)}, warm-up {args.warmup_steps:g}",
+            "optimizer": f"{getattr(args.optim, 'value', args.optim)}, weight decay {args.weight_decay:g}",
+            "batch size": f"{total} ({args.train_batch_size} x {args.gradient_accumulation_steps} accumulated x {args.world_size} processes)",
+            "epochs": round(self.state.epoch or 0, 2),
+            "steps": self.state.global_step,
+            "precision": precision,
+            "seed": args.seed,
+            "seed of mixing": args.seed if args.mix_seed is None else args.mix_seed,
+            **({"mixtures of each batch": args.mix_repeat} if args.mix_repeat > 1 else {}),
+            **({"unmixed from epoch": args.mix_off_epoch} if args.mix_off_epoch is not None else {}),
+        }
+
+    def push_to_hub(
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        **kwargs: Any,
+    ):
+        """Saves, writes the card (`kwargs` are those of `create_model_card`) and pushes the folder, trying again when the network fails.
+
+        Raises ConnectionError with the command to push by hand when it fails for good; nothing on the disk is lost.
+        """
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        if self.hub_model_id is None:
+            self.init_hf_repo(token=token, private=private)
+        self._finish_current_push()  # it may still be reading what is written now
+        self.save_model(_internal_call=True)
+        if not self.is_world_process_zero():
+            return None
+        self.create_model_card(**{"model_name": self.hub_model_id.split("/")[-1], **kwargs})
+        push = functools.partial(
+            push_folder,
+            self.hub_model_id,
+            self.args.output_dir,
+            commit_message or "End of training",
+            token=token or self.args.hub_token,
+            revision=revision or self.args.hub_revision,
+            private=self.args.hub_private_repo if private is None else private,
+        )
+        return push() if blocking else HfApi().run_as_future(push)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """The Trainer takes along the classifier alone; this takes what else there is of the model."""
+        busy = self.push_in_progress is not None and not self.push_in_progress.is_done() if self.is_world_process_zero() else True
+        if self.is_world_process_zero() and self.args.hub_strategy != HubStrategy.END and (self.args.hub_always_push or not busy):
+            for name in (CONFIG_NAME, RUN_NAME):
+                if Path(checkpoint_folder, name).is_file():
+                    shutil.copy(Path(checkpoint_folder, name), self.args.output_dir)
+            if Path(checkpoint_folder, STATE_FOLDER).is_dir():
+                shutil.copytree(Path(checkpoint_folder, STATE_FOLDER), Path(self.args.output_dir, STATE_FOLDER), dirs_exist_ok=True)
+        super()._push_from_checkpoint(checkpoint_folder)
+
+    def _finish_current_push(self) -> None:
+        super()._finish_current_push()
+        jobs = getattr(getattr(self, "push_in_progress", None), "jobs", [])
+        failed = [job.exception() for job in jobs if job.done() and not job.cancelled() and job.exception() is not None]
+        if failed:
+            logger.warning("%d pushes during training did not reach the Hub (%s); the last one brings everything", len(failed), failed[0])
+            self.push_in_progress = None
+
     # -- compilation ----------------------------------------------------------------------------------------------------
 
     def _build_accelerator_args(self, **kwargs) -> dict[str, Any]:
@@ -262,6 +401,11 @@ class MixupTrainer(Trainer):
             built["dynamo_plugin"] = TorchDynamoPlugin(backend="no")
             self.model.backbone.compile(backend=self.args.torch_compile_backend, mode=self.args.torch_compile_mode)
         return built
+
+
+def _one(value: str | list[str] | None) -> str | None:
+    """The Trainer takes lists in its cards; a model of ours is evaluated on one data set."""
+    return value[0] if isinstance(value, (list, tuple)) and value else value or None
 
 
 @dataclasses.dataclass
@@ -335,7 +479,7 @@ class _EpochLog(TrainerCallback):
     def on_log(self, args, state, control, **kwargs):
         self.path.parent.mkdir(parents=True, exist_ok=True)
         rows = "".join(json.dumps(row) + "\n" for row in epoch_rows(state.log_history))
-        temporary = self.path.with_suffix(".tmp")
+        temporary = self.path.with_name("_train_log.tmp")  # the underscore keeps a push in the background from taking it along
         temporary.write_text(rows)
         os.replace(temporary, self.path)
 

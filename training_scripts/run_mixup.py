@@ -22,10 +22,10 @@ from transformers.utils import logging as transformers_logging
 from hf_mixup import MixupTrainer, MixupTrainingArguments
 from hf_mixup.arguments import DataArguments, ModelArguments, RunArguments, read_recipe
 from hf_mixup.backbones import from_scratch, load_classifier
-from hf_mixup.cards import write_model_card
 from hf_mixup.checks import nearest
 from hf_mixup.data import ImageData, ImageDataset, ImageFormat, load_images
 from hf_mixup.examples import default_architecture, mixed_examples
+from hf_mixup.hub import without_secrets
 from hf_mixup.plots import gallery
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -109,6 +109,7 @@ def build_model(model: ModelArguments, data: DataArguments, args: MixupTrainingA
 def main(argv: list[str]) -> None:
     model_args, data_args, run, args = parse(argv)
     logging.basicConfig(level=logging.INFO if args.should_log else logging.WARNING, format="%(message)s")
+    logging.getLogger("httpx2").setLevel(logging.WARNING)  # a line for every request to the Hub
     transformers_logging.disable_progress_bar()  # of every save; training keeps its own
     prepare_folder(run, args, argv)
     set_seed(args.seed)
@@ -134,26 +135,27 @@ def main(argv: list[str]) -> None:
     trainer = MixupTrainer(network, args, train_dataset=train, eval_dataset=evaluation, processing_class=form.processor())
     resume = {"true": True}.get(str(args.resume_from_checkpoint).lower(), args.resume_from_checkpoint)
     result = trainer.train(resume_from_checkpoint=resume)
-    trainer.save_model()
+    trainer.save_model(_internal_call=True)  # pushed at the end, with the results
     metrics = {"train_loss": result.metrics["train_loss"], "train_images_per_second": result.metrics["train_samples_per_second"]}
     last = next((row for row in reversed(trainer.state.log_history) if "eval_loss" in row), {})
     evaluated = last.get("step") == trainer.state.global_step and not args.load_best_model_at_end
     metrics.update({key: value for key, value in last.items() if key.startswith("eval_")} if evaluated else trainer.evaluate())
     trainer.save_state()
 
+    card = {
+        "model_name": f"{network.config.to_dict().get('architecture') or network.config.model_type}-{Path(images.name).name}-{'-'.join(args.mix)}",
+        "dataset": images.name,
+        "dataset_tags": None if data_args.train_dir or images.name == "digits" or Path(images.name).exists() else images.name,
+        "dataset_args": images.evaluation_split,
+        "command": shlex.join(["accelerate", "launch", "training_scripts/run_mixup.py", *without_secrets(argv)]),
+        "finetuned_from": model_args.model_name_or_path,
+    }
     if trainer.is_world_process_zero():
         folder, reports = Path(args.output_dir), Path(run.report_dir or args.output_dir)
         reports.mkdir(parents=True, exist_ok=True)
         (folder / "all_results.json").write_text(json.dumps(metrics, indent=2) + "\n")
         gallery(reports / "gallery.png", mixed_examples(trainer.mixup_model, evaluation, form, args.seed), images.label_names)
-        write_model_card(
-            folder,
-            model_name=f"{network.config.to_dict().get('architecture') or network.config.model_type}-{Path(images.name).name}-{'-'.join(args.mix)}",
-            dataset=images.name,
-            split=images.evaluation_split,
-            command=shlex.join(["accelerate", "launch", "training_scripts/run_mixup.py", *argv]),
-            base_model=model_args.model_name_or_path,
-        )
+        trainer.create_model_card(**card)
         logger.info(
             "top-1 %.4f, top-5 %.4f on %s (%s); everything is in %s",
             metrics["eval_top1"],
@@ -162,6 +164,8 @@ def main(argv: list[str]) -> None:
             images.evaluation_split,
             folder,
         )
+    if args.push_to_hub:
+        trainer.push_to_hub(**card)
     trainer.end()
 
 

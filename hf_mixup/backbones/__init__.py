@@ -12,9 +12,13 @@ from transformers import AutoConfig, AutoModelForImageClassification, PreTrained
 
 from hf_mixup.backbones.cifar_resnet import CifarResNetConfig, CifarResNetForImageClassification
 from hf_mixup.checks import nearest
+from hf_mixup.hub import told_plainly
 
 AutoConfig.register("cifar_resnet", CifarResNetConfig, exist_ok=True)
 AutoModelForImageClassification.register(CifarResNetConfig, CifarResNetForImageClassification, exist_ok=True)
+
+# or transformers asks a service of the Hub to convert the pickled weights of a stranger's repository
+os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
 
 _WIDE = {"layer_type": "bottleneck", "depths": (3, 4, 6, 3)}
 # names of ours, for what neither transformers nor timm has; every other name is timm's
@@ -81,6 +85,22 @@ def _timm_from_scratch(architecture: str, num_labels: int, image_size: int, **la
     return wrapped
 
 
+def describe_for_timm(network: PreTrainedModel, **image: Any) -> None:
+    """Completes the config of a timm network by what timm itself asks for: the form of its images, timm's own if not given.
+
+    Args:
+        **image: `input_size` (channels, height, width), `mean`, `std`, `interpolation`, `crop_pct`.
+    """
+    config = network.config
+    config.model_args = config.model_args or {}
+    known = dict(network.timm_model.pretrained_cfg, **(getattr(config, "pretrained_cfg", None) or {}), **image)
+    if "img_size" in config.model_args and "input_size" not in image:
+        side = config.model_args["img_size"]
+        known["input_size"] = (known["input_size"][0], *((side, side) if isinstance(side, int) else side))
+    wanted = ("input_size", "fixed_input_size", "interpolation", "crop_pct", "mean", "std", "pool_size", "first_conv", "classifier")
+    config.pretrained_cfg = {key: known[key] for key in wanted if known.get(key) is not None}
+
+
 def load_classifier(repo_or_folder: str | os.PathLike, **kwargs: Any) -> PreTrainedModel:
     """An image classifier from a folder or the Hub: of transformers, timm or ours. Safetensors only.
 
@@ -89,11 +109,12 @@ def load_classifier(repo_or_folder: str | os.PathLike, **kwargs: Any) -> PreTrai
     """
     config_kwargs = {key: kwargs.pop(key) for key in ("num_labels", "id2label", "label2id") if key in kwargs}
     hub_kwargs = {key: kwargs[key] for key in ("revision", "token", "cache_dir", "trust_remote_code") if key in kwargs}
-    config = AutoConfig.from_pretrained(repo_or_folder, **config_kwargs, **hub_kwargs)
-    if config.model_type == "timm_wrapper" and config.model_args:
-        # timm writes its own num_classes there, which the wrapper passes a second time
-        config.model_args.pop("num_classes", None)
-    return AutoModelForImageClassification.from_pretrained(repo_or_folder, config=config, use_safetensors=True, **kwargs)
+    with told_plainly(repo_or_folder, kwargs.get("revision")):
+        config = AutoConfig.from_pretrained(repo_or_folder, **config_kwargs, **hub_kwargs)
+        if config.model_type == "timm_wrapper" and config.model_args:
+            # timm writes its own num_classes there, which the wrapper passes a second time
+            config.model_args.pop("num_classes", None)
+        return AutoModelForImageClassification.from_pretrained(repo_or_folder, config=config, use_safetensors=True, **kwargs)
 
 
 def load_strictly(model: nn.Module, folder: str | os.PathLike) -> None:
@@ -122,6 +143,7 @@ __all__ = [
     "ARCHITECTURES",
     "CifarResNetConfig",
     "CifarResNetForImageClassification",
+    "describe_for_timm",
     "from_scratch",
     "load_classifier",
     "load_strictly",

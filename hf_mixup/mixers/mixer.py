@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any, Self
 
 from huggingface_hub import ModelHubMixin, hf_hub_download
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
+
+from hf_mixup.hub import download_all, told_plainly
 
 WEIGHTS_NAME = "model.safetensors"
+RUN_FOLDER = "mixup"  # where a run keeps all but its classifier
 
 
 class Mixer(nn.Module, ModelHubMixin, library_name="hf_mixup", tags=["mixup", "image-classification"]):
@@ -19,6 +23,25 @@ class Mixer(nn.Module, ModelHubMixin, library_name="hf_mixup", tags=["mixup", "i
         # not the Hub's class for PyTorch: it loads pickles, and weights that do not fit
         weights = {name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()}
         save_file(weights, save_directory / WEIGHTS_NAME, metadata={"format": "pt"})
+
+    def save_beside(self, folder: Path, weights: dict[str, Tensor]) -> None:
+        """Writes the mixer of a run, whose weights the caller has gathered, into a subfolder of the run's `folder`."""
+        place = folder / type(self).__name__.lower()
+        place.mkdir(parents=True, exist_ok=True)
+        (place / "config.json").write_text(json.dumps(self._hub_mixin_config, indent=2) + "\n")
+        save_file(weights, place / WEIGHTS_NAME, metadata={"format": "pt"})
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Self:
+        """A mixer that was saved by itself, or that of a run: of a folder or the Hub. Arguments as in `ModelHubMixin`."""
+        inside = f"{RUN_FOLDER}/{cls.__name__.lower()}"
+        folder = Path(pretrained_model_name_or_path)
+        if not folder.is_dir():
+            hub = {name: kwargs[name] for name in ("revision", "cache_dir", "local_files_only", "token") if name in kwargs}
+            folder = download_all(str(pretrained_model_name_or_path), [f"{inside}/*", "config.json"], **hub)
+        found = folder / inside if (folder / inside).is_dir() else pretrained_model_name_or_path
+        with told_plainly(pretrained_model_name_or_path, kwargs.get("revision")):
+            return super().from_pretrained(found, **kwargs)
 
     @classmethod
     def _from_pretrained(cls, *, model_id: str, **kwargs: Any) -> Self:
