@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import TrainingArguments
 
+from hf_mixup.backbones import same_architecture
 from hf_mixup.checks import check_between, check_count, check_known, nearest
 from hf_mixup.methods import METHODS, MethodChoice
 from hf_mixup.rng import MODES
@@ -58,6 +59,21 @@ class MixupTrainingArguments(TrainingArguments):
         default=None, metadata={"help": "Momentum of learned mixers under SGD; the optimizer's if not given."}
     )
     mixer_min_lr: float | None = field(default=None, metadata={"help": "Learning rate of learned mixers at the end of a cosine schedule."})
+    warmup_epochs: float | None = field(
+        default=None, metadata={"help": "Epochs over which the learning rate rises, laid over a cosine of the whole run."}
+    )
+    warmup_start: float = field(default=0.0, metadata={"help": "Share of the learning rate that warmup_epochs starts at."})
+    no_weight_decay: list[str] | None = field(
+        default=None,
+        metadata={"help": "Patterns of names of parameters without weight decay; 'none' decays all. Biases and norms if not given."},
+    )
+    ema_decay: float | None = field(
+        default=None, metadata={"help": "Evaluate and save an exponential moving average of the weights, kept at this rate a step."}
+    )
+    ema_warmup_epochs: float = field(default=0.0, metadata={"help": "Epochs over which ema_decay rises from nine tenths of itself."})
+    repeated_augmentation: int = field(
+        default=1, metadata={"help": "Show this many augmentations of an image in a row, and that many times fewer images an epoch."}
+    )
     allow_method_change: bool = field(
         default=False, metadata={"help": "Resume from a checkpoint that was trained with other methods, seed or number of processes."}
     )
@@ -75,16 +91,26 @@ class MixupTrainingArguments(TrainingArguments):
         check_count(1, mix_repeat=self.mix_repeat)
         if self.mix_off_epoch is not None:
             check_between(0, float("1e9"), mix_off_epoch=self.mix_off_epoch)
-        for name in ("min_lr", "mixer_learning_rate", "mixer_weight_decay", "mixer_momentum", "mixer_min_lr"):
+        check_count(1, repeated_augmentation=self.repeated_augmentation)
+        check_between(0, 1, warmup_start=self.warmup_start)
+        if self.ema_decay is not None:
+            check_between(0, 1, ema_decay=self.ema_decay)
+        for name in ("min_lr", "mixer_learning_rate", "mixer_weight_decay", "mixer_momentum", "mixer_min_lr", "warmup_epochs"):
             if getattr(self, name) is not None:
                 check_between(0, 1e6, **{name: getattr(self, name)})
         self.method_choice()
         # said for people: without it transformers refuses bf16, and two processes look for a GPU each
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
+        # transformers knows no LAMB, and refuses names that it does not know
+        lamb = self.optim == "lamb"
+        self.optim = "adamw_torch" if lamb else self.optim
         super().__post_init__()
+        self.optim = "lamb" if lamb else self.optim
+        if self.warmup_epochs and self.warmup_steps:
+            raise ValueError(f"give one of warmup_epochs and warmup_steps, got {self.warmup_epochs} and {self.warmup_steps}; drop one.")
         if self.own_schedule and self.lr_scheduler_type != "cosine":
             raise ValueError(
-                f"min_lr, mixer_min_lr and lr_per_epoch are for lr_scheduler_type='cosine', got {str(self.lr_scheduler_type)!r}; set it."
+                f"min_lr, mixer_min_lr, lr_per_epoch and warmup_epochs are for lr_scheduler_type='cosine', got {str(self.lr_scheduler_type)!r}; set it."
             )
         if self.mixes and self.label_smoothing_factor:
             raise ValueError(
@@ -104,7 +130,7 @@ class MixupTrainingArguments(TrainingArguments):
 
     @property
     def own_schedule(self) -> bool:
-        return self.lr_per_epoch or self.min_lr is not None or self.mixer_min_lr is not None
+        return self.lr_per_epoch or any(value is not None for value in (self.min_lr, self.mixer_min_lr, self.warmup_epochs))
 
     def method_choice(self) -> MethodChoice:
         return MethodChoice.build(
@@ -136,8 +162,12 @@ class ModelArguments:
     )
     architecture: str | None = field(
         default=None,
-        metadata={"help": "A network from scratch: any name of timm, or cifar_resnet18, cifar_resnet20, cifar_resnext50_32x4d, vit_mini."},
+        metadata={
+            "help": "A network from scratch: any name of timm, of the published tables (ResNet-18, DeiT-S, ...), or cifar_resnet20, vit_mini, ..."
+        },
     )
+    drop_path: float = field(default=0.0, metadata={"help": "Rate at which the last block of a network from scratch is left out."})
+    sync_bn: bool = field(default=False, metadata={"help": "Batch norms over the batches of all GPUs."})
     model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of the checkpoint."})
     cache_dir: str | None = field(default=None, metadata={"help": "Where to keep what is downloaded."})
     token: str | None = field(default=None, metadata={"help": "Hub token; the one of `hf auth login` if not given."})
@@ -170,6 +200,22 @@ class DataArguments:
         default=None,
         metadata={"help": "Side of the square images the network sees; the checkpoint's, else 32 or 64 for small images and 224."},
     )
+    train_image_size: int | None = field(default=None, metadata={"help": "Side of the training images, where it is not image_size."})
+    image_mean: list[float] | None = field(default=None, metadata={"help": "Mean of the normalisation, pixels in [0, 1]; ImageNet's."})
+    image_std: list[float] | None = field(default=None, metadata={"help": "Its standard deviation."})
+    crop_ratio: float | None = field(
+        default=None, metadata={"help": "Share of the resized image that is evaluated; 0.875 above 64 pixels, else 1."}
+    )
+    train_crop: str | None = field(
+        default=None,
+        metadata={"help": "pad (with zeros) or reflect, then crop; or resized. Padded up to 64 pixels, else resized, if not given."},
+    )
+    train_resize: int | None = field(default=None, metadata={"help": "Resize the shorter side to this before the crop of training."})
+    crop_scale: list[float] | None = field(
+        default=None, metadata={"help": "Smallest and largest share of the image in a resized crop; 0.08 and 1."}
+    )
+    auto_augment: str | None = field(default=None, metadata={"help": "A policy of timm, such as rand-m9-mstd0.5-inc1."})
+    random_erasing: float = field(default=0.0, metadata={"help": "Probability that a rectangle of a training image is noise."})
     horizontal_flip: bool | None = field(default=None, metadata={"help": "Mirror training images at random; on, but not for digits."})
 
 
@@ -184,8 +230,74 @@ class RunArguments:
     overwrite_output_dir: bool = field(default=False, metadata={"help": "Start over in an output folder that is not empty."})
 
 
-def read_recipe(name: str, folder: Path, known: set[str]) -> dict[str, Any]:
-    """The arguments of a recipe: a YAML file, or the name of one in `folder`. Raises ValueError for unknown names and keys."""
+def known_arguments() -> set[str]:
+    """The names of the arguments of run_mixup.py, which a recipe may set."""
+    kinds = (ModelArguments, DataArguments, RunArguments, MixupTrainingArguments)
+    return {field.name for kind in kinds for field in fields(kind)} - {"recipe"}
+
+
+# what a recipe may hold beside arguments
+OVERLAYS = ("for_method", "for_backbone")
+ABOUT = "benchmark"
+
+
+def read_recipe(
+    name: str, folder: Path, known: set[str] | None = None, mix: list[str] | None = None, architecture: str | None = None
+) -> dict[str, Any]:
+    """The arguments of a recipe, for these methods and this network.
+
+    A recipe maps arguments to values. Beside them, `for_method` has arguments that hold for one choice of methods, by names joined
+    with `+` as in `mixup+cutmix`, and `for_backbone` those that hold for one network, with a `for_method` of its own:
+
+        alpha: [1.0]
+        for_method: {cutmix: {alpha: [0.2]}}
+        for_backbone: {ResNeXt-50-32x4d: {learning_rate: 0.05, for_method: {cutmix: {alpha: [1.0]}}}}
+
+    The later in this list of three, the stronger, and what stands under both names is strongest. What stands under `benchmark` says
+    how results are reported; see `benchmark.py`.
+
+    Args:
+        name: a YAML file, or the name of one in `folder`.
+        known: names of arguments; those of run_mixup.py if None.
+        mix, architecture: what is typed; the recipe's own where None.
+
+    Raises:
+        ValueError: for unknown names and keys, wherever they stand.
+    """
+    known = known_arguments() if known is None else known
+    values = load_recipe(name, folder)
+    values.pop(ABOUT, None)
+    methods, backbones = (_overlays(values, key, name) for key in OVERLAYS)
+    chosen = values.get("mix", ["mixup", "cutmix"]) if mix is None else mix
+    chosen = "+".join([chosen] if isinstance(chosen, str) else chosen)
+    network = architecture or values.get("architecture")
+    general, special, unused = [values], [], []
+    for backbone, overlay in backbones.items():
+        matches = network is not None and same_architecture(backbone, network)
+        within = _overlays(overlay, "for_method", name)
+        (general if matches else unused).append(overlay)
+        for method, arguments in within.items():
+            (special if matches and method == chosen else unused).append(arguments)
+    for method, arguments in methods.items():
+        (general if method == chosen else unused).append(arguments)
+    layers = [*general, *special]
+    for layer in [*layers, *unused]:
+        for key in layer:
+            if key not in known:
+                raise ValueError(f"recipe {name!r} must set arguments of this script, got {key!r}; {nearest(key, known)}")
+    return {key: value for layer in layers for key, value in layer.items()}
+
+
+def _overlays(values: dict[str, Any], key: str, recipe: str) -> dict[str, dict[str, Any]]:
+    """Takes out what stands under `key`: arguments by name."""
+    found = values.pop(key, None) or {}
+    if not isinstance(found, dict) or not all(isinstance(arguments, dict) for arguments in found.values()):
+        raise ValueError(f"recipe {recipe!r} must map names to arguments under {key!r}, got {found!r}; write `cutmix: {{alpha: [0.2]}}`.")
+    return {name: dict(arguments) for name, arguments in found.items()}
+
+
+def load_recipe(name: str, folder: Path) -> dict[str, Any]:
+    """A recipe as it is written: a YAML file, or the name of one in `folder`. Raises ValueError where there is none."""
     import yaml
 
     path = Path(name)
@@ -202,7 +314,4 @@ def read_recipe(name: str, folder: Path, known: set[str]) -> dict[str, Any]:
         raise ValueError(f"recipe {name!r} must be plain YAML, got {' '.join(str(error).split())}; mend the file.") from None
     if not isinstance(values, dict):
         raise ValueError(f"recipe {name!r} must map arguments to values, got {type(values).__name__}; write one `key: value` a line.")
-    for key in values:
-        if key not in known:
-            raise ValueError(f"recipe {name!r} must set arguments of this script, got {key!r}; {nearest(key, known)}")
     return values

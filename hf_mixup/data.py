@@ -16,7 +16,7 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 
 from hf_mixup.arguments import DataArguments
-from hf_mixup.checks import nearest
+from hf_mixup.checks import check_known, nearest
 from hf_mixup.rng import keyed
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -138,11 +138,13 @@ class ImageFormat:
     interpolation: str = "bicubic"
 
     @classmethod
-    def of_images(cls, dataset: Dataset, column: str, size: int | None = None) -> ImageFormat:
+    def of_images(
+        cls, dataset: Dataset, column: str, size: int | None = None, crop_ratio: float | None = None, **fields: Any
+    ) -> ImageFormat:
         """For training from scratch. Images of up to 64 pixels keep their size, tiny ones come at 32, the others at 224."""
         longest = max(dataset[0][column].size)
         size = size or (32 if longest <= 32 else 64 if longest <= 64 else 224)
-        return cls(size, crop_ratio=0.875 if size > 64 else 1.0)
+        return cls(size, crop_ratio=crop_ratio or (0.875 if size > 64 else 1.0), **fields)
 
     @classmethod
     def of_processor(cls, processor: Any, size: int | None = None) -> ImageFormat:
@@ -165,14 +167,60 @@ class ImageFormat:
         fields["size"] = size or fields["size"]
         return cls(**fields, mean=tuple(mean), std=tuple(std))
 
-    def train_transform(self, horizontal_flip: bool = True) -> v2.Compose:
-        """Padded random crop for images of up to 64 pixels, random resized crop for larger ones; flip; tensor; normalise."""
-        interpolation = InterpolationMode(self.interpolation)
-        if self.size <= 64:
-            steps = [v2.Resize((self.size, self.size), interpolation), v2.RandomCrop(self.size, padding=self.size // 8)]
+    def train_transform(
+        self,
+        horizontal_flip: bool = True,
+        *,
+        size: int | None = None,
+        crop: str | None = None,
+        scale: tuple[float, float] = (0.08, 1.0),
+        resize: int | None = None,
+        auto_augment: str | None = None,
+        random_erasing: float = 0.0,
+    ) -> v2.Compose:
+        """Random crop, flip, timm's automatic augmentation, tensor, normalise, timm's random erasing with noise.
+
+        Args:
+            size: of the images, where it is not that of evaluation.
+            crop: `pad` with zeros by an eighth, or `reflect`, and crop; or `resized`. By default the first up to 64 pixels.
+            scale: smallest and largest share of the image in a `resized` crop.
+            resize: the shorter side before the crop.
+            auto_augment: a policy of timm, such as `rand-m9-mstd0.5-inc1`.
+            random_erasing: its probability.
+        """
+        interpolation, size = InterpolationMode(self.interpolation), size or self.size
+        crop = crop or ("pad" if size <= 64 else "resized")
+        check_known("train_crop", crop, ["pad", "reflect", "resized"])
+        steps = [v2.Resize(resize, interpolation)] if resize else []
+        if crop == "resized":
+            steps += [v2.RandomResizedCrop(size, tuple(scale), interpolation=interpolation)]
         else:
-            steps = [v2.RandomResizedCrop(self.size, interpolation=interpolation)]
-        return v2.Compose([*steps, *([v2.RandomHorizontalFlip()] if horizontal_flip else []), *self._to_tensor()])
+            padding = {"padding": size // 8, "padding_mode": "constant" if crop == "pad" else "reflect"}
+            steps += [v2.Resize((size, size), interpolation), v2.RandomCrop(size, **padding)]
+        steps += [v2.RandomHorizontalFlip()] if horizontal_flip else []
+        if auto_augment:
+            steps.append(self._auto_augment(auto_augment, size))
+        steps += self._to_tensor()
+        if random_erasing:
+            from timm.data.random_erasing import RandomErasing
+
+            steps.append(RandomErasing(random_erasing, mode="pixel", device="cpu"))
+        return v2.Compose(steps)
+
+    def _auto_augment(self, policy: str, size: int) -> Callable:
+        from timm.data.auto_augment import augment_and_mix_transform, auto_augment_transform, rand_augment_transform
+        from timm.data.transforms import str_to_pil_interp
+
+        settings = {
+            "translate_const": int(size * 0.45),
+            "img_mean": tuple(min(255, round(255 * mean)) for mean in self.mean),
+            "interpolation": str_to_pil_interp(self.interpolation),
+        }
+        made_by = {"rand": rand_augment_transform, "augmix": augment_and_mix_transform}
+        try:
+            return made_by.get(policy.split("-")[0], auto_augment_transform)(policy, settings)
+        except (AssertionError, ValueError, KeyError, IndexError) as error:
+            raise ValueError(f"auto_augment must be a policy of timm such as 'rand-m9-mstd0.5-inc1', got {policy!r} ({error}).") from None
 
     def eval_transform(self) -> v2.Compose:
         resized = v2.Resize(round(self.size / self.crop_ratio), InterpolationMode(self.interpolation))
@@ -226,7 +274,9 @@ class ImageDataset(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self.data)
 
-    def __getitem__(self, row: int) -> dict[str, Any]:
+    def __getitem__(self, index: int | tuple[int, int]) -> dict[str, Any]:
+        """A row, or (row, copy): of every copy of an image, another augmentation is drawn."""
+        row, copy = (index, 0) if isinstance(index, int) else index
         try:
             example = self.data[row]
             image = example[self.image_column].convert("RGB")
@@ -234,20 +284,59 @@ class ImageDataset(torch.utils.data.Dataset):
             raise ValueError(
                 f"every row must hold a readable image, got an error at row {row} ({error}); repair or drop that row."
             ) from None
-        context = contextlib.nullcontext() if self.seed is None else seeded_streams(self.seed, int(self._epoch), row)
+        context = (
+            contextlib.nullcontext() if self.seed is None else seeded_streams(self.seed, int(self._epoch), row, *([copy] if copy else []))
+        )
         with context:
             return {"pixel_values": self.transform(image), "labels": example[self.label_column]}
 
 
 @contextlib.contextmanager
 def seeded_streams(*key: int) -> Iterator[None]:
-    """Inside, the global streams of torch and Python, which transforms draw from, follow from the key; after, they are as before."""
-    before = torch.get_rng_state(), random.getstate()
+    """Inside, the global streams that transforms draw from, of torch, Python and numpy, follow from the key; after, they are as before."""
+    before = torch.get_rng_state(), random.getstate(), np.random.get_state()
     seed = keyed(*key).initial_seed()
     torch.random.default_generator.manual_seed(seed)
     random.seed(seed)
+    np.random.seed(seed % 2**32)
     try:
         yield
     finally:
         torch.set_rng_state(before[0])
         random.setstate(before[1])
+        np.random.set_state(before[2])
+
+
+class RepeatedAugmentation(torch.utils.data.Sampler):
+    """The order of repeated augmentation (Hoffer et al., CVPR 2020, arXiv:1901.09335; as in DeiT's and timm's sampler): every image
+    is shown `repeats` times in a row, each time augmented anew, and an epoch is as long as without, so it holds fewer images.
+
+    Where several processes share the order, copies of an image go to different ones. What is left of the last batch is dropped.
+
+    Args:
+        length: images of the data set, an `ImageDataset`, which is asked for (row, copy).
+        repeats: augmentations of each.
+        batch_size, processes: images that a process takes at once, and how many processes take turns.
+        seed: with the epoch, the order follows from it.
+    """
+
+    def __init__(self, length: int, repeats: int, batch_size: int, processes: int, seed: int):
+        self.length, self.repeats, self.batch_size, self.processes, self.seed = length, repeats, batch_size, processes, seed
+        self.epoch = 0
+        if length < batch_size * processes:
+            raise ValueError(
+                f"repeated augmentation needs at least one batch of {batch_size * processes} images, got {length}; make batches smaller."
+            )
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.length // (self.batch_size * self.processes) * self.batch_size * self.processes
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        rows = torch.randperm(self.length, generator=keyed(self.seed, self.epoch)).tolist()
+        # the next image of the list goes to the next process, and every process takes its batch in one piece
+        order = torch.arange(len(self)).view(-1, self.batch_size, self.processes).transpose(1, 2).flatten().tolist()
+        for place in order:
+            yield rows[place // self.repeats], place % self.repeats

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import os
 from collections.abc import Mapping, Sequence
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -54,6 +56,7 @@ class MixupModel(PreTrainedModel):
         mix: a method, several, or a `MethodChoice`.
         mix_prob, alpha, mix_args, mode, loss, mix_rate: as in `MethodChoice.build`.
         mix_repeat: independent mixtures of each batch, whose losses are averaged.
+        ema: keep an average of the weights, which MixupTrainer lets follow, and evaluate and ship that.
 
     Raises:
         ValueError: for methods that the backbone cannot serve.
@@ -78,6 +81,7 @@ class MixupModel(PreTrainedModel):
         loss: Any = None,
         mix_rate: float = 1.0,
         mix_repeat: int = 1,
+        ema: bool = False,
     ):
         super().__init__(backbone.config)
         check_count(1, mix_repeat=mix_repeat)
@@ -89,16 +93,28 @@ class MixupModel(PreTrainedModel):
         self.num_labels = backbone.config.num_labels
         self._no_split_modules = backbone._no_split_modules
         self.supports_gradient_checkpointing = backbone.supports_gradient_checkpointing
+        # before hooks are put on the backbone, which the copy would carry too
+        self.ema = copy.deepcopy(backbone).requires_grad_(False) if ema else None
         self.states = nn.ModuleDict({method.name: method.step.build(method, backbone) for method in mix.methods})
+
+        if self.ema is not None and self.deployed is not self.ema:
+            self.ema = None  # what is deployed is an average already
 
     @property
     def deployed(self) -> nn.Module:
-        """The network that is evaluated and shipped: the backbone, or the teacher of a method that says so."""
+        """The network that is evaluated and shipped: the backbone, its average, or the teacher of a method that says so."""
         for method in self.choice.methods:
             network = method.step.deployed(self.states[method.name], self.backbone)
             if network is not self.backbone:
                 return network
-        return self.backbone
+        return self.backbone if self.ema is None else self.ema
+
+    @torch.no_grad()
+    def follow(self, decay: float) -> None:
+        """`ema = decay * ema + (1 - decay) * backbone`, parameters; buffers are copied."""
+        torch._foreach_lerp_([*self.ema.parameters()], [*self.backbone.parameters()], 1 - decay)
+        for average, buffer in zip(self.ema.buffers(), self.backbone.buffers(), strict=True):
+            average.copy_(buffer)
 
     def forward(
         self,
@@ -222,6 +238,8 @@ class MixupModel(PreTrainedModel):
             folder = download_all(str(repo_or_folder), patterns, revision=revision, token=token)
         network, choice = load_classifier(folder, **kwargs), MethodChoice.from_pretrained(folder)
         model = cls(network, choice)
+        if model.deployed is model.backbone and _holds_backbone(folder):
+            model = cls(network, choice, ema=True)
         model.restore(folder)
         return model
 
@@ -238,3 +256,12 @@ class MixupModel(PreTrainedModel):
 
     def _init_weights(self, module):
         """Every part comes initialised."""
+
+
+def _holds_backbone(folder: Path) -> bool:
+    """Whether the state beside the deployed network has the weights of the backbone, so that the deployed one is their average."""
+    path = folder / STATE_FOLDER / STATE_NAME
+    if not path.is_file():
+        return False
+    with safe_open(path, framework="pt") as state:
+        return any(key.startswith("backbone.") for key in state.keys())  # noqa: SIM118, no dictionary

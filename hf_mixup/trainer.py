@@ -8,6 +8,7 @@ import json
 import logging
 import math
 import os
+import re
 import shlex
 import shutil
 import sys
@@ -27,6 +28,7 @@ from hf_mixup.cards import write_model_card
 from hf_mixup.checkpoints import last_complete_checkpoint, what_is_wrong
 from hf_mixup.checks import check_distributions, check_examples, check_images, check_labels
 from hf_mixup.collator import MixedBatch, MixupCollator
+from hf_mixup.data import ImageDataset, RepeatedAugmentation
 from hf_mixup.hub import check_token, push_folder, told_plainly, without_secrets
 from hf_mixup.methods import CONFIG_NAME
 from hf_mixup.metrics import classification_metrics, mixed_accuracy
@@ -81,7 +83,7 @@ class MixupTrainer(Trainer):
                 f"one process drives one GPU, got {args.n_gpu} GPUs in one process; start with `accelerate launch`, or set CUDA_VISIBLE_DEVICES."
             )
         if not isinstance(model, MixupModel):
-            model = MixupModel(model, args.method_choice(), mix_repeat=args.mix_repeat)
+            model = MixupModel(model, args.method_choice(), mix_repeat=args.mix_repeat, ema=args.ema_decay is not None)
         if sum(p.requires_grad for p in model.states.parameters()) and len(model.choice.methods) > 1:
             # the mixer of one method gets no gradient in a batch of another
             args.ddp_find_unused_parameters = True
@@ -171,6 +173,22 @@ class MixupTrainer(Trainer):
 
     # -- optimizer ------------------------------------------------------------------------------------------------------
 
+    @staticmethod
+    def get_optimizer_cls_and_kwargs(args, model=None):
+        """The Trainer's, and timm's LAMB, which clips the norm of all gradients at 1 by itself."""
+        if args.optim != "lamb":
+            return Trainer.get_optimizer_cls_and_kwargs(args, model)
+        from timm.optim import Lamb
+
+        return Lamb, {"lr": args.learning_rate, "betas": (args.adam_beta1, args.adam_beta2), "eps": args.adam_epsilon}
+
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        """The Trainer's, or all but those that match `no_weight_decay`."""
+        patterns = self.args.no_weight_decay
+        if patterns is None:
+            return super().get_decay_parameter_names(model)
+        return [name for name, _ in model.named_parameters() if not any(re.search(pattern, name) for pattern in patterns)]
+
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """The Trainer's, with groups of their own for learned mixers where the arguments treat those differently."""
         first = self.optimizer is None  # the second `train()` of a trainer finds its optimizer here
@@ -193,11 +211,10 @@ class MixupTrainer(Trainer):
         if not self.args.own_schedule or self.lr_scheduler is not None:
             return super().create_scheduler(num_training_steps, optimizer)
         optimizer = self.optimizer if optimizer is None else optimizer
-        every = 1
-        if self.args.lr_per_epoch:
-            batches = len(self.train_dataset) / (self._train_batch_size * self.args.world_size)
-            batches = math.floor(batches) if self.args.dataloader_drop_last else math.ceil(batches)
-            every = math.ceil(batches / self.args.gradient_accumulation_steps)
+        every = self._steps_per_epoch() if self.args.lr_per_epoch else 1
+        warmup, start = self.args.get_warmup_steps(num_training_steps), None
+        if self.args.warmup_epochs:
+            warmup, start = round(self.args.warmup_epochs * self._steps_per_epoch()), self.args.warmup_start
 
         def factor_of(group: dict[str, Any]) -> Callable[[int], float]:
             floor = self.args.mixer_min_lr if group.get("mixer") else self.args.min_lr
@@ -205,13 +222,30 @@ class MixupTrainer(Trainer):
                 cosine,
                 total=num_training_steps,
                 floor=(floor or 0.0) / group["lr"],
-                warmup=self.args.get_warmup_steps(num_training_steps),
+                warmup=warmup,
                 every=every,
+                start=start,
             )
 
         self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, [factor_of(group) for group in optimizer.param_groups])
         self._created_lr_scheduler = True
         return self.lr_scheduler
+
+    def _steps_per_epoch(self) -> int:
+        """Optimizer steps."""
+        batches = len(self.train_dataset) / (self._train_batch_size * self.args.world_size)
+        drop = self.args.dataloader_drop_last or self.args.repeated_augmentation > 1
+        return math.ceil((math.floor(batches) if drop else math.ceil(batches)) / self.args.gradient_accumulation_steps)
+
+    def _get_train_sampler(self, train_dataset=None):
+        data = self.train_dataset if train_dataset is None else train_dataset
+        repeats = self.args.repeated_augmentation
+        if repeats == 1:
+            return super()._get_train_sampler(train_dataset)
+        if not isinstance(data, ImageDataset):
+            raise ValueError(f"repeated_augmentation is for a hf_mixup.data.ImageDataset, got {type(data).__name__}; leave it at 1.")
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        return RepeatedAugmentation(len(data), repeats, self._train_batch_size, self.args.world_size, seed)
 
     # -- checkpoints ----------------------------------------------------------------------------------------------------
 
@@ -468,6 +502,9 @@ class _AfterOptimizerStep(TrainerCallback):
             return
         for method in model.choice.methods:
             method.step.after_optimizer_step(model.states[method.name], model.backbone, state.global_step, state.max_steps)
+        if model.ema is not None:
+            rising = args.ema_warmup_epochs * self.trainer._steps_per_epoch() if args.ema_warmup_epochs else 0
+            model.follow(args.ema_decay * (0.9 + 0.1 * min(1.0, (state.global_step + 1) / rising) if rising else 1.0))
 
 
 class _EpochLog(TrainerCallback):

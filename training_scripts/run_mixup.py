@@ -12,7 +12,6 @@ import shlex
 import shutil
 import sys
 import time
-from dataclasses import fields
 from pathlib import Path
 
 import torch
@@ -48,13 +47,13 @@ def parse(argv: list[str]) -> Arguments:
     kinds = (ModelArguments, DataArguments, RunArguments, MixupTrainingArguments)
     parser = HfArgumentParser(kinds, description=__doc__.splitlines()[0])
     parser.set_defaults(**DEFAULTS)
-    early = HfArgumentParser((DataArguments, RunArguments), add_help=False)
-    data, run, _ = early.parse_args_into_dataclasses(argv, return_remaining_strings=True)
+    early = HfArgumentParser((ModelArguments, DataArguments, RunArguments), add_help=False)
+    early.add_argument("--mix", nargs="+")
+    model, data, run, typed, _ = early.parse_args_into_dataclasses(argv, return_remaining_strings=True)
     if run.recipe is None and data.dataset_name is None and data.train_dir is None:
         run.recipe = "digits"
     if run.recipe is not None:
-        known = {field.name for kind in kinds for field in fields(kind)} - {"recipe"}
-        parser.set_defaults(**read_recipe(run.recipe, RECIPES, known))
+        parser.set_defaults(**read_recipe(run.recipe, RECIPES, mix=typed.mix, architecture=model.architecture))
     *parsed, unknown = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)
     if unknown:
         flags = [option for action in parser._actions for option in action.option_strings]
@@ -82,9 +81,11 @@ def build_model(model: ModelArguments, data: DataArguments, args: MixupTrainingA
     """The network and the format of its images."""
     labels = {"id2label": dict(enumerate(images.label_names)), "label2id": {name: i for i, name in enumerate(images.label_names)}}
     if model.model_name_or_path is None:
-        form = ImageFormat.of_images(images.train, images.image_column, data.image_size)
+        given = {"crop_ratio": data.crop_ratio, "mean": data.image_mean, "std": data.image_std}
+        given = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items() if value is not None}
+        form = ImageFormat.of_images(images.train, images.image_column, data.image_size, **given)
         architecture = model.architecture or default_architecture(args.method_choice())
-        return from_scratch(architecture, len(images.label_names), form.size, **labels), form
+        return from_scratch(architecture, len(images.label_names), form.size, drop_path=model.drop_path, **labels), form
     if model.architecture is not None:
         raise ValueError(
             f"give one of model_name_or_path and architecture, got {model.model_name_or_path} and {model.architecture}; drop one."
@@ -118,7 +119,16 @@ def main(argv: list[str]) -> None:
     network, form = build_model(model_args, data_args, args, images)
     flip = images.name != "digits" if data_args.horizontal_flip is None else data_args.horizontal_flip
     columns = (images.image_column, images.label_column)
-    train = ImageDataset(images.train, *columns, form.train_transform(flip), seed=args.seed)
+    augmentation = form.train_transform(
+        flip,
+        size=data_args.train_image_size,
+        crop=data_args.train_crop,
+        scale=data_args.crop_scale or (0.08, 1.0),
+        resize=data_args.train_resize,
+        auto_augment=data_args.auto_augment,
+        random_erasing=data_args.random_erasing,
+    )
+    train = ImageDataset(images.train, *columns, augmentation, seed=args.seed)
     evaluation = ImageDataset(images.evaluation, *columns, form.eval_transform())
     logger.info(
         "%s: %d training and %d evaluation images of %d classes, %d px; %s, %.2f M parameters; mixing by %s",
@@ -132,6 +142,8 @@ def main(argv: list[str]) -> None:
         args.method_choice(),
     )
 
+    if model_args.sync_bn and args.world_size > 1 and args.device.type == "cuda":
+        network = torch.nn.SyncBatchNorm.convert_sync_batchnorm(network)
     trainer = MixupTrainer(network, args, train_dataset=train, eval_dataset=evaluation, processing_class=form.processor())
     resume = {"true": True}.get(str(args.resume_from_checkpoint).lower(), args.resume_from_checkpoint)
     result = trainer.train(resume_from_checkpoint=resume)

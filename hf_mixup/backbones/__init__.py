@@ -8,14 +8,25 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForImageClassification, PreTrainedModel, ViTConfig, ViTForImageClassification
+from transformers import (
+    AutoConfig,
+    AutoModelForImageClassification,
+    PreTrainedModel,
+    PvtConfig,
+    PvtForImageClassification,
+    ViTConfig,
+    ViTForImageClassification,
+)
 
 from hf_mixup.backbones.cifar_resnet import CifarResNetConfig, CifarResNetForImageClassification
+from hf_mixup.backbones.moganet import MogaNetConfig, MogaNetForImageClassification
 from hf_mixup.checks import nearest
 from hf_mixup.hub import told_plainly
 
 AutoConfig.register("cifar_resnet", CifarResNetConfig, exist_ok=True)
 AutoModelForImageClassification.register(CifarResNetConfig, CifarResNetForImageClassification, exist_ok=True)
+AutoConfig.register("moganet", MogaNetConfig, exist_ok=True)
+AutoModelForImageClassification.register(MogaNetConfig, MogaNetForImageClassification, exist_ok=True)
 
 # or transformers asks a service of the Hub to convert the pickled weights of a stranger's repository
 os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
@@ -27,7 +38,12 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "cifar_resnet18": {},
     "cifar_resnet34": {"depths": (3, 4, 6, 3)},
     "cifar_resnet50": _WIDE,
+    "cifar_resnet101": {**_WIDE, "depths": (3, 4, 23, 3)},
     "cifar_resnext50_32x4d": {**_WIDE, "groups": 32, "base_width": 4},
+    "moganet_tiny": {},
+    # transformers' own, whose first version timm lacks
+    "pvt_tiny": {},
+    "pvt_small": {"depths": (3, 4, 6, 3)},
     # for digits and tests: a vision transformer that trains in a minute on a CPU
     "vit_mini": {
         "hidden_size": 96,
@@ -39,45 +55,83 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     },
 }
 
+# the names of the published tables: what they mean, and on images of up to 64 pixels, where CNNs have a 3x3 stem
+TABLE_NAMES: dict[str, tuple[str, str]] = {
+    "ResNet-18": ("resnet18", "cifar_resnet18"),
+    "ResNet-34": ("resnet34", "cifar_resnet34"),
+    "ResNet-50": ("resnet50", "cifar_resnet50"),
+    "ResNet-101": ("resnet101", "cifar_resnet101"),
+    "ResNeXt-50-32x4d": ("resnext50_32x4d", "cifar_resnext50_32x4d"),
+    "ResNeXt-101-32x4d": ("resnext101_32x4d", "resnext101_32x4d"),
+    "EfficientNet-B0": ("efficientnet_b0", "efficientnet_b0"),
+    "MobileNetV2-1x": ("mobilenetv2_100", "mobilenetv2_100"),
+    "DeiT-T": ("deit_tiny_patch16_224", "deit_tiny_patch16_224"),
+    "DeiT-S": ("deit_small_patch16_224", "deit_small_patch16_224"),
+    "DeiT-B": ("deit_base_patch16_224", "deit_base_patch16_224"),
+    "PVT-T": ("pvt_tiny", "pvt_tiny"),
+    "PVT-S": ("pvt_small", "pvt_small"),
+    "Swin-T": ("swin_tiny_patch4_window7_224", "swin_tiny_patch4_window7_224"),
+    "ConvNeXt-T": ("convnext_tiny", "convnext_tiny"),
+    "MogaNet-T": ("moganet_tiny", "moganet_tiny"),
+}
 
-def from_scratch(architecture: str, num_labels: int, image_size: int, **labels: Any) -> PreTrainedModel:
+
+def architecture_of(name: str, image_size: int) -> str:
+    """What a name of the published tables, or any other, stands for with images of this size."""
+    return TABLE_NAMES[name][image_size <= 64] if name in TABLE_NAMES else name
+
+
+def same_architecture(one: str, other: str) -> bool:
+    """Whether two names may stand for one network: `ResNet-18` is `resnet18`, and `cifar_resnet18` too."""
+    return one == other or one in TABLE_NAMES.get(other, ()) or other in TABLE_NAMES.get(one, ())
+
+
+def from_scratch(architecture: str, num_labels: int, image_size: int, *, drop_path: float = 0.0, **labels: Any) -> PreTrainedModel:
     """A network with fresh weights.
 
     Args:
-        architecture: a name of `ARCHITECTURES`, or any model of timm, with timm's own initialisation.
+        architecture: a name of `TABLE_NAMES`, of `ARCHITECTURES`, or any model of timm, with timm's own initialisation.
         num_labels: classes.
         image_size: of square images, in pixels; vision transformers are built for it.
+        drop_path: rate of the last block, rising linearly from 0, for networks that have such a thing.
         **labels: `id2label` and `label2id` for the config.
 
     Raises:
-        ValueError: for names that neither knows.
+        ValueError: for names that neither knows, and for a `drop_path` that the network has no place for.
     """
-    if architecture in ARCHITECTURES:
-        fields = dict(ARCHITECTURES[architecture])
-        if architecture.startswith("cifar"):
-            return CifarResNetForImageClassification(CifarResNetConfig(**fields, num_labels=num_labels, **labels))
-        return ViTForImageClassification(ViTConfig(**fields, image_size=image_size, num_labels=num_labels, **labels))
-    return _timm_from_scratch(architecture, num_labels, image_size, **labels)
+    architecture = architecture_of(architecture, image_size)
+    if architecture not in ARCHITECTURES:
+        return _timm_from_scratch(architecture, num_labels, image_size, drop_path, **labels)
+    fields = {**ARCHITECTURES[architecture], "num_labels": num_labels, **labels}
+    if drop_path and not architecture.startswith(("pvt", "moganet")):
+        raise ValueError(f"drop_path must be 0 for {architecture!r}, which drops no paths, got {drop_path}; leave it out.")
+    if architecture.startswith("cifar"):
+        return CifarResNetForImageClassification(CifarResNetConfig(**fields))
+    if architecture.startswith("moganet"):
+        return MogaNetForImageClassification(MogaNetConfig(**fields, drop_path_rate=drop_path))
+    if architecture.startswith("pvt"):
+        return PvtForImageClassification(PvtConfig(**fields, image_size=image_size, drop_path_rate=drop_path))
+    return ViTForImageClassification(ViTConfig(**fields, image_size=image_size))
 
 
-def _timm_from_scratch(architecture: str, num_labels: int, image_size: int, **labels: Any) -> PreTrainedModel:
+def _timm_from_scratch(architecture: str, num_labels: int, image_size: int, drop_path: float = 0.0, **labels: Any) -> PreTrainedModel:
     import timm
     from transformers import TimmWrapperConfig, TimmWrapperForImageClassification
 
     if not timm.is_model(architecture):
         raise ValueError(
-            f"architecture must be a name of timm or of ours, got {architecture!r}; {nearest(architecture, [*timm.list_models(), *ARCHITECTURES])}"
+            f"architecture must be a name of timm or of ours, got {architecture!r}; {nearest(architecture, [*timm.list_models(), *ARCHITECTURES, *TABLE_NAMES])}"
         )
-    model_args: dict[str, Any] = {}
+    model_args: dict[str, Any] = {"drop_path_rate": drop_path} if drop_path else {}
     default = timm.get_pretrained_cfg(architecture)
     if default is not None and default.input_size[-1] != image_size:
         try:
-            model = timm.create_model(architecture, num_classes=num_labels, img_size=image_size)
+            model = timm.create_model(architecture, num_classes=num_labels, img_size=image_size, **model_args)
             model_args["img_size"] = image_size
         except TypeError:  # a convolutional network takes any size
-            model = timm.create_model(architecture, num_classes=num_labels)
+            model = timm.create_model(architecture, num_classes=num_labels, **model_args)
     else:
-        model = timm.create_model(architecture, num_classes=num_labels)
+        model = timm.create_model(architecture, num_classes=num_labels, **model_args)
     config = TimmWrapperConfig(architecture=architecture, num_labels=num_labels, model_args=model_args, **labels)
     wrapped = TimmWrapperForImageClassification(config)
     # transformers has just overwritten timm's initialisation with normal noise, which ruins convolutional networks
@@ -127,9 +181,7 @@ def load_strictly(model: nn.Module, folder: str | os.PathLike) -> None:
         raise ValueError(f"{folder} was expected to hold a model in safetensors, got none; give the folder of a complete checkpoint.")
     # on the CPU, and apart from the random streams of the run
     with torch.random.fork_rng(devices=[]):
-        loaded, report = type(model).from_pretrained(
-            folder, config=model.config, output_loading_info=True, ignore_mismatched_sizes=True
-        )
+        loaded, report = type(model).from_pretrained(folder, config=model.config, output_loading_info=True, ignore_mismatched_sizes=True)
     wrong = {kind: list(report[kind]) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") if report.get(kind)}
     if wrong:
         shown = "; ".join(f"{kind.replace('_', ' ')}: {', '.join(map(str, sorted(keys)[:3]))}" for kind, keys in wrong.items())
@@ -141,10 +193,15 @@ def load_strictly(model: nn.Module, folder: str | os.PathLike) -> None:
 
 __all__ = [
     "ARCHITECTURES",
+    "TABLE_NAMES",
     "CifarResNetConfig",
     "CifarResNetForImageClassification",
+    "MogaNetConfig",
+    "MogaNetForImageClassification",
+    "architecture_of",
     "describe_for_timm",
     "from_scratch",
     "load_classifier",
     "load_strictly",
+    "same_architecture",
 ]
