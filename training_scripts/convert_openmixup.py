@@ -1,0 +1,169 @@
+"""Turns a checkpoint of OpenMixup into a folder of ours: `convert_openmixup.py checkpoint.pth out --architecture resnet50`.
+
+ResNets and ResNeXts (ImageNet's and the small-image ones), DeiT and other plain vision transformers; trained by any method of
+`MixUpClassification`, or by AutoMix and SAMix, whose student, teacher, heads and Mix Block are kept. Nothing in the file is run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from hf_mixup import Method, MixupModel, get_method
+from hf_mixup.backbones import from_scratch
+from hf_mixup.data import IMAGENET_MEAN, IMAGENET_STD, ImageFormat
+from hf_mixup.mixers.mixblock import from_openmixup, renamed
+
+logger = logging.getLogger("convert_openmixup")
+
+TO_TIMM = (
+    (r"^patch_embed\.projection\.", "patch_embed.proj."),
+    (r"^layers\.(\d+)\.", r"blocks.\1."),
+    (r"^(blocks\.\d+)\.ln([12])\.", r"\1.norm\2."),
+    (r"^(blocks\.\d+)\.ffn\.layers\.0\.0\.", r"\1.mlp.fc1."),
+    (r"^(blocks\.\d+)\.ffn\.layers\.1\.", r"\1.mlp.fc2."),
+    (r"^ln1\.", "norm."),
+)
+
+
+def to_cifar_resnet(name: str) -> str:
+    """`layer2.0.bn1.weight` is `stages.1.0.convs.0.1.weight`: a block of ours holds pairs of a convolution and its norm."""
+    name = re.sub(r"^conv1\.", "stem.0.", re.sub(r"^bn1\.", "stem.1.", name))
+    match = re.fullmatch(r"layer(\d)\.(\d+)\.(conv|bn|downsample\.)(\d)\.(.+)", name)
+    if match is None:
+        return name
+    stage, block, kind, number, rest = match.groups()
+    inside = f"shortcut.{number}" if kind == "downsample." else f"convs.{int(number) - 1}.{int(kind == 'bn')}"
+    return f"stages.{int(stage) - 1}.{block}.{inside}.{rest}"
+
+
+def part(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+
+
+def read(path: Path) -> dict[str, Tensor]:
+    """The weights of a checkpoint, by OpenMixup's names. Raises ValueError for files that hold code, or no weights."""
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except (UnpicklingError, RuntimeError, EOFError) as error:
+        raise ValueError(
+            f"{path} must be a checkpoint of tensors alone, got {str(error).splitlines()[0]!r}; save its `state_dict` alone where you trust it."
+        ) from None
+    state = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else {}
+    state = {name.removeprefix("module."): value for name, value in state.items() if isinstance(value, Tensor)}
+    if not any(name.startswith(("backbone.", "backbone_q.")) for name in state):
+        raise ValueError(f"{path} must hold `backbone.` or `backbone_q.`, got {sorted(state)[:3]}; it is no classifier of OpenMixup.")
+    return state
+
+
+def head_of(state: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+    """`weight` and `bias` of a head, which is `fc` for CNNs, and `layers.head`, or `head`, for transformers."""
+    for inside in ("fc.", "layers.head.", "head."):
+        found = part(state, f"{name}.{inside}")
+        if found:
+            return found
+    return {}
+
+
+def classifier(architecture: str, state: Mapping[str, Tensor], backbone: str, head: Mapping[str, Tensor], size: int) -> PreTrainedModel:
+    """A network of ours with the weights of a backbone and a head. Raises ValueError when they do not fit it whole."""
+    network = from_scratch(architecture, len(head["weight"]), size)
+    weights = part(state, f"{backbone}.")
+    if architecture.startswith("cifar_"):
+        named = {to_cifar_resnet(name): value for name, value in weights.items()}
+        named |= {f"classifier.{name}": value for name, value in head.items()}
+    else:
+        last = network.timm_model.pretrained_cfg["classifier"]
+        named = {renamed(name, TO_TIMM): value for name, value in weights.items()} | {f"{last}.{name}": v for name, v in head.items()}
+        named = {f"timm_model.{name}": value for name, value in named.items()}
+    load(network, named, f"{backbone} of the checkpoint", architecture)
+    return network
+
+
+def load(module: torch.nn.Module, weights: Mapping[str, Tensor], what: str, where: str) -> None:
+    try:
+        module.load_state_dict(weights, strict=True)
+    except RuntimeError as error:
+        detail = str(error).splitlines()[1].strip()
+        raise ValueError(f"{what} must fit {where}, got {detail}; choose another architecture.") from None
+
+
+def learned_method(block: Mapping[str, Tensor]) -> Method:
+    """AutoMix or SAMix with the settings of a Mix Block that its weights show; the rest as published."""
+    told, inner = block["query.conv.weight"].shape[1], block["query.conv.weight"].shape[0]
+    both = "key.conv.weight" in block
+    told = told // 2 if both else told
+    channels = told - told % 2  # one more is that of lam
+    norms = {name: "bn" if f"{name}.norm.running_mean" in block else "ln" for name in ("query", "value") if f"{name}.norm.weight" in block}
+    neck = "value.hidden.weight" in block
+    values = block["value.hidden.weight" if neck else "value.weight"].shape[1]
+    lam_input = "concat" if told % 2 else "multiply_residual" if both else "concat_v" if values == channels + 1 else "none"
+    fields: dict[str, Any] = {
+        "reduction": round(channels / inner),
+        "lam_input": lam_input,
+        "value_neck": neck,
+        "value_norm": norms.get("value", "none") if neck else "bn",
+        "x_qk_concat": both,
+        "x_v_concat": values == 2 * told,
+        "attention_norm": norms.get("query", "none"),
+    }
+    return get_method("samix" if both else "automix", **fields)
+
+
+def convert(state: Mapping[str, Tensor], architecture: str, size: int) -> MixupModel:
+    """The model of ours, with all that the checkpoint holds of it."""
+    if not any(name.startswith("backbone_q.") for name in state):
+        return MixupModel(classifier(architecture, state, "backbone", head_of(state, "head"), size), "vanilla")
+    heads = {name: head_of(state, f"head_{name}") for name in ("one_q", "mix_q", "one_k", "mix_k")}
+    # a run without a head for clean images is evaluated by the one for mixed ones
+    own_q, own_k = heads["one_q"] or heads["mix_q"], heads["one_k"] or heads["one_q"] or heads["mix_k"]
+    student, teacher = (
+        classifier(architecture, state, backbone, head, size) for backbone, head in (("backbone_q", own_q), ("backbone_k", own_k))
+    )
+    block = from_openmixup(part(state, "mix_block."))
+    method = learned_method(block)
+    channels = block["query.conv.weight"].shape[1] // (2 if "key.conv.weight" in block else 1) // 2 * 2
+    for stage in (None, -1, -2, -3, -4):
+        model = MixupModel(student, method.replaced(stage=stage))
+        learned = model.states[method.name]
+        if learned.mixer.channels == channels:
+            break
+    load(learned.mixer, block, "the Mix Block", f"features of {channels} channels of {architecture}")
+    learned.teacher.load_state_dict(teacher.state_dict())
+    learned.head.load_state_dict(heads["mix_q"] or own_q)
+    learned.teacher_head.load_state_dict(heads["mix_k"] or own_k)
+    return model
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("checkpoint", type=Path, help="A .pth file of OpenMixup.")
+    parser.add_argument("output_dir", type=Path, help="Where the converted model goes.")
+    parser.add_argument(
+        "--architecture", required=True, help="resnet50, cifar_resnet18, deit_small_patch16_224, ...: a name of timm or ours."
+    )
+    parser.add_argument("--image_size", type=int, help="Side of the images; 32 for cifar_*, else 224, if not given.")
+    parser.add_argument("--crop_ratio", type=float, help="Share of the image that evaluation keeps; 1 up to 64 pixels, else 0.875.")
+    parser.add_argument("--image_mean", type=float, nargs=3, default=IMAGENET_MEAN, help="Of the normalisation; ImageNet's if not given.")
+    parser.add_argument("--image_std", type=float, nargs=3, default=IMAGENET_STD, help="Of the normalisation; ImageNet's if not given.")
+    args = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    size = args.image_size or (32 if args.architecture.startswith("cifar_") else 224)
+    ratio = args.crop_ratio or (1.0 if size <= 64 else 0.875)
+    model = convert(read(args.checkpoint), args.architecture, size)
+    model.save_pretrained(args.output_dir)
+    ImageFormat(size, ratio, tuple(args.image_mean), tuple(args.image_std)).processor().save_pretrained(args.output_dir)
+    logger.info("%s, trained by %s, is in %s", args.architecture, model.choice, args.output_dir)
+
+
+if __name__ == "__main__":
+    main()
