@@ -233,6 +233,12 @@ def check_model_free(method: Method, where: str) -> None:
         )
 
 
+def taught_by_the_network(choice: MethodChoice) -> list[str]:
+    """Names of the methods that take evidence from a teacher where one is named, and from the network in training where not."""
+    parts = {method.name: (method.sample, method.label, method.step) for method in choice.methods}
+    return [name for name, some in parts.items() if any("teacher" in _fields(part) and part.teacher is None for part in some)]
+
+
 @dataclass(frozen=True)
 class MethodChoice:
     """One or several methods, of which one is chosen for every batch.

@@ -30,7 +30,7 @@ from hf_mixup.checks import check_distributions, check_examples, check_images, c
 from hf_mixup.collator import MixedBatch, MixupCollator
 from hf_mixup.data import ImageDataset, RepeatedAugmentation
 from hf_mixup.hub import check_token, push_folder, told_plainly, without_secrets
-from hf_mixup.methods import CONFIG_NAME
+from hf_mixup.methods import CONFIG_NAME, taught_by_the_network
 from hf_mixup.metrics import classification_metrics, mixed_accuracy
 from hf_mixup.modeling import STATE_FOLDER, MixupModel
 from hf_mixup.rng import MixKey
@@ -369,6 +369,7 @@ class MixupTrainer(Trainer):
             "precision": precision,
             "seed": args.seed,
             "seed of mixing": args.seed if args.mix_seed is None else args.mix_seed,
+            **{f"teacher of {name}": "the network in training" for name in taught_by_the_network(self.mixup_model.choice)},
             **({"mixtures of each batch": args.mix_repeat} if args.mix_repeat > 1 else {}),
             **({"unmixed from epoch": args.mix_off_epoch} if args.mix_off_epoch is not None else {}),
         }

@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 import torch
+from accelerate.utils import broadcast_object_list
 from transformers import AutoImageProcessor, HfArgumentParser, set_seed
 from transformers.utils import logging as transformers_logging
 
@@ -25,6 +26,7 @@ from hf_mixup.checks import nearest
 from hf_mixup.data import ImageData, ImageDataset, ImageFormat, load_images
 from hf_mixup.examples import default_architecture, mixed_examples
 from hf_mixup.hub import without_secrets
+from hf_mixup.methods import taught_by_the_network
 from hf_mixup.plots import gallery
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -64,7 +66,8 @@ def parse(argv: list[str]) -> Arguments:
 def prepare_folder(run: RunArguments, args: MixupTrainingArguments, argv: list[str]) -> None:
     """A new folder for a run that names none; refuses one that is in use."""
     if not any(word.split("=")[0] == "--output_dir" for word in argv):
-        args.output_dir = f"runs/{'+'.join(args.mix)}-{time.strftime('%Y%m%d-%H%M%S')}"
+        name = [f"runs/{'+'.join(args.mix)}-{time.strftime('%Y%m%d-%H%M%S')}"]
+        args.output_dir = broadcast_object_list(name)[0]  # the clocks of processes differ
     folder = Path(args.output_dir)
     used = folder.is_dir() and any(folder.iterdir())
     if used and not (run.overwrite_output_dir or args.resume_from_checkpoint):
@@ -142,6 +145,8 @@ def main(argv: list[str]) -> None:
         args.method_choice(),
     )
 
+    for name in taught_by_the_network(args.method_choice()):
+        logger.info("%s: no teacher is named, so the network in training is the teacher, in evaluation mode and without gradients", name)
     if model_args.sync_bn and args.world_size > 1 and args.device.type == "cuda":
         network = torch.nn.SyncBatchNorm.convert_sync_batchnorm(network)
     trainer = MixupTrainer(network, args, train_dataset=train, eval_dataset=evaluation, processing_class=form.processor())
