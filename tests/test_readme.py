@@ -92,7 +92,11 @@ def test_commands(tmp_path, command):
         data[name].select(range(160)).rename_columns({"image": "img"}).to_parquet(tmp_path / f"hub/{name}.parquet")
     from_scratch("resnet10t", 10, 32).save_pretrained(tmp_path / "checkpoint")
     ImageFormat(32).processor().save_pretrained(tmp_path / "checkpoint")
-    words = shlex.split(command.replace("uoft-cs/cifar10", "hub").replace("timm/resnet10t.c3_in1k", "checkpoint"))
+    words = shlex.split(
+        command.replace("uoft-cs/cifar10", "hub")
+        .replace("timm/resnet10t.c3_in1k", "checkpoint")
+        .replace("timm/resnet50.a1_in1k", "checkpoint")
+    )
     words[0] = str(BIN / words[0])
     done = subprocess.run(
         [*words, "--per_device_train_batch_size", "16"], cwd=tmp_path, capture_output=True, text=True, timeout=500, check=False,
