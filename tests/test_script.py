@@ -134,7 +134,9 @@ def test_timm_architecture_keeps_its_initialisation(tmp_path):
     theirs = timm.create_model("resnet18", num_classes=10).state_dict()
     assert all(torch.equal(ours[name], value) for name, value in theirs.items())
     run_mixup("--output_dir", tmp_path / "out", *SHORT, "--dataset_name", "digits", "--architecture", "resnet10t", "--image_size", "32")
-    assert AutoModelForImageClassification.from_pretrained(tmp_path / "out").config.architecture == "resnet10t"
+    config = AutoModelForImageClassification.from_pretrained(tmp_path / "out").config
+    assert config.architecture == "resnet10t"
+    assert config.pretrained_cfg["input_size"] == [3, 32, 32]  # what timm will think its images are like
 
 
 @pytest.mark.parametrize(

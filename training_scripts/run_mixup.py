@@ -21,7 +21,7 @@ from transformers.utils import logging as transformers_logging
 
 from hf_mixup import MixupTrainer, MixupTrainingArguments
 from hf_mixup.arguments import DataArguments, ModelArguments, RunArguments, read_recipe
-from hf_mixup.backbones import from_scratch, load_classifier
+from hf_mixup.backbones import describe_for_timm, from_scratch, load_classifier
 from hf_mixup.checks import nearest
 from hf_mixup.data import ImageData, ImageDataset, ImageFormat, load_images
 from hf_mixup.examples import default_architecture, mixed_examples
@@ -149,6 +149,9 @@ def main(argv: list[str]) -> None:
         logger.info("%s: no teacher is named, so the network in training is the teacher, in evaluation mode and without gradients", name)
     if model_args.sync_bn and args.world_size > 1 and args.device.type == "cuda":
         network = torch.nn.SyncBatchNorm.convert_sync_batchnorm(network)
+    if network.config.model_type == "timm_wrapper":
+        shape = {"input_size": (3, form.size, form.size), "interpolation": form.interpolation, "crop_pct": form.crop_ratio}
+        describe_for_timm(network, **shape, mean=form.mean, std=form.std)
     trainer = MixupTrainer(network, args, train_dataset=train, eval_dataset=evaluation, processing_class=form.processor())
     resume = {"true": True}.get(str(args.resume_from_checkpoint).lower(), args.resume_from_checkpoint)
     result = trainer.train(resume_from_checkpoint=resume)

@@ -147,7 +147,7 @@ def describe_for_timm(network: PreTrainedModel, **image: Any) -> None:
     """
     config = network.config
     config.model_args = config.model_args or {}
-    known = dict(network.timm_model.pretrained_cfg, **(getattr(config, "pretrained_cfg", None) or {}), **image)
+    known = {**network.timm_model.pretrained_cfg, **(getattr(config, "pretrained_cfg", None) or {}), **image}
     if "img_size" in config.model_args and "input_size" not in image:
         side = config.model_args["img_size"]
         known["input_size"] = (known["input_size"][0], *((side, side) if isinstance(side, int) else side))
