@@ -13,9 +13,12 @@ from pathlib import Path
 from statistics import mean, median, stdev
 from typing import Any
 
+import torch
+
 from hf_mixup.arguments import ABOUT, load_recipe, read_recipe
-from hf_mixup.backbones import same_architecture
+from hf_mixup.backbones import from_scratch, same_architecture
 from hf_mixup.checks import check_count, check_known
+from hf_mixup.methods import METHODS
 
 # methods of the published tables, as arguments of --mix; the token methods are trained in turns with Mixup
 TABLE_METHODS: dict[str, tuple[str, ...]] = {
@@ -42,6 +45,9 @@ TABLE_METHODS: dict[str, tuple[str, ...]] = {
     "AutoMix": ("automix",),
     "SAMix": ("samix",),
 }
+# of a recipe: which rows of the published results are its own, how they are reported, how many processes they had, where
+# configurations come from that upstream has not, by methods; and the networks of a sweep
+FACTS = ("table", "measure", "last_epochs", "processes", "derived_from", "backbones")
 MEASURES = ("median", "best", "last")
 
 
@@ -111,15 +117,15 @@ def configure(
         arguments["num_train_epochs"] = epochs
     if alpha is not None:
         arguments["alpha"] = [alpha]
-    about = _about(recipe, folder)
+    facts = about(recipe, folder)
     return Run(
         recipe,
         tuple(mix),
         architecture or arguments.get("architecture"),
         {**arguments, "mix": list(mix)},
-        Reported(about.get("measure", "last"), about.get("last_epochs")),
-        about.get("processes", 1),
-        about.get("derived_from", {}).get("+".join(mix)),
+        Reported(facts.get("measure", "last"), facts.get("last_epochs")),
+        facts.get("processes", 1),
+        facts.get("derived_from", {}).get("+".join(mix)),
     )
 
 
@@ -158,16 +164,20 @@ def _recipes(folder: Path) -> list[str]:
 
 
 @functools.cache
-def _cached_about(recipe: str, folder: Path) -> dict[str, Any]:
-    return load_recipe(recipe, folder).get(ABOUT) or {}
+def _read_about(recipe: str, folder: Path) -> dict[str, Any]:
+    facts = load_recipe(recipe, folder).get(ABOUT) or {}
+    for key in facts:
+        check_known(f"what stands under {ABOUT!r} of recipe {recipe!r}", key, FACTS)
+    return facts
 
 
-def _about(recipe: str, folder: Path) -> dict[str, Any]:
-    return copy.deepcopy(_cached_about(recipe, folder))
+def about(recipe: str, folder: Path) -> dict[str, Any]:
+    """What a recipe says of its benchmark: see `FACTS`."""
+    return copy.deepcopy(_read_about(recipe, folder))
 
 
 def _is_of_table(row: Mapping[str, str], recipe: str, folder: Path) -> bool:
-    table = _about(recipe, folder).get("table")
+    table = about(recipe, folder).get("table")
     return table is not None and all(row[key] == str(value) for key, value in table.items())
 
 
@@ -244,3 +254,118 @@ def _latex(text: str) -> str:
     for character in "_%&#":
         text = text.replace(character, "\\" + character)
     return text.replace("±", r"$\pm$")
+
+
+# -- cards of published results ---------------------------------------------------------------------------------------------
+
+DATASETS = {
+    "imagenet1k": "ImageNet-1k",
+    "cifar10": "CIFAR-10",
+    "tiny_imagenet": "Tiny-ImageNet",
+    "inaturalist2018": "iNaturalist-2018",
+}
+OPENMIXUP = """@article{li2022openmixup,
+  title = {OpenMixup: A Comprehensive Mixup Benchmark for Visual Classification},
+  author = {Siyuan Li and Zedong Wang and Zicheng Liu and Di Wu and Cheng Tan and Stan Z. Li},
+  journal = {arXiv:2209.04851},
+  year = {2022}
+}"""
+
+
+def published_cards(results: Path, folder: Path, measured: Path | None = None) -> dict[str, str]:
+    """Cards of the published results, by file name: one for each data set, setting and source, all numbers from the files.
+
+    `python -m hf_mixup.benchmark` writes them into model_cards/.
+
+    Args:
+        results: the published ones, as a CSV.
+        folder: of recipes.
+        measured: a CSV of ours with the columns dataset, setting, backbone, epochs, method, top1, runs, checkpoint.
+    """
+    rows = published(results)
+    ours = {_key(row): row for row in published(measured)} if measured is not None and measured.is_file() else {}
+    groups: dict[tuple[str, str, str], list[dict[str, str]]] = {}
+    for row in rows:
+        groups.setdefault((row["dataset"], row["setting"], row["source"]), []).append(row)
+    return {_card_name(*group): _card(*group, found, rows, ours, folder) for group, found in groups.items()}
+
+
+def _key(row: Mapping[str, str]) -> tuple[str, ...]:
+    return tuple(row[name] for name in ("dataset", "setting", "backbone", "epochs", "method"))
+
+
+def _card_name(dataset: str, setting: str, source: str) -> str:
+    return f"{dataset}-{setting}-{source.split()[1].removesuffix('.md').lower()}.md"
+
+
+@functools.cache
+def _parameters(backbone: str, num_labels: int, size: int) -> str:
+    with torch.device("meta"):
+        return f"{sum(p.numel() for p in from_scratch(backbone, num_labels, size).parameters()) / 1e6:.2f}"
+
+
+CLASSES = {"imagenet1k": 1000, "cifar10": 10, "tiny_imagenet": 200, "inaturalist2018": 8142}
+
+
+def _card(dataset, setting, source, rows, every, ours, folder: Path) -> str:
+    lines = [
+        f"# {DATASETS[dataset]}, {setting}: {source}",
+        "",
+        "Generated by `python -m hf_mixup.benchmark` from `published_results.csv` and the recipes. *Published* is what the source prints, "
+        "in percent; *measured* is what this project measured itself, `-` where it has not. There is no checkpoint where none is linked.",
+        "",
+        "| backbone | method | alpha | resolution | parameters (M) | epochs | top-1, published | top-1, measured | recipe | remarks |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    commands, papers = [], {}
+    for row in rows:
+        run = resolve(row, folder)
+        size = run.arguments["image_size"]
+        side = f"{run.arguments.get('train_image_size', size)} / {size}" if "train_image_size" in run.arguments else str(size)
+        mine = ours.get(_key(row))
+        value = "-" if mine is None else f"{mine['top1']} ({mine['runs']} runs)"
+        if mine is not None and mine["checkpoint"]:
+            value = f"[{value}]({mine['checkpoint']})"
+        lines.append(
+            f"| {row['backbone']} | {row['method']} | {row['alpha'] or '-'} | {side} | {_parameters(row['backbone'], CLASSES[dataset], size)} | "
+            f"{row['epochs']} | {row['top1']} | {value} | `{run.recipe}` | {_remarks(row, run, every)} |"
+        )
+        commands.append(run.command())
+        papers.update({name: METHODS[name].paper for name in run.mix if METHODS[name].paper})
+    reported = resolve(rows[0], folder).reported
+    lines += [
+        "",
+        f"Reported is the {reported}{', mean of 3 runs' if reported.measure == 'best' else ''}.",
+        "",
+        "## Commands",
+        "",
+        "```bash",
+    ]
+    lines += [*dict.fromkeys(commands), "```", "", "## Citation", "", "```bibtex", OPENMIXUP, "```", ""]
+    lines += [f"- {name}: [arXiv:{paper}](https://arxiv.org/abs/{paper})" for name, paper in papers.items()]
+    return "\n".join(lines) + "\n"
+
+
+def _remarks(row: Mapping[str, str], run: Run, every: Iterable[Mapping[str, str]]) -> str:
+    remarks = []
+    if row["reproduced_by"] != "openmixup":
+        remarks.append({"official": "by the official code", "preprint": "of a preprint"}[row["reproduced_by"]])
+    if run.derived_from:
+        remarks.append(f"derived from: {run.derived_from}")
+    for other in every:
+        if other["source"] != row["source"] and _key(other) == _key(row):
+            same = other["top1"] == row["top1"]
+            if same:
+                remarks.append(f"repeated in {other['source']}")
+            elif "samix README" in row["source"]:
+                remarks.append(f"**contradicted by {other['source']}: {other['top1']}**")
+            else:
+                remarks.append(f"{other['source']} has {other['top1']}, AutoMix's number")
+    return "; ".join(remarks)
+
+
+if __name__ == "__main__":
+    root = Path(__file__).parents[1]
+    cards = root / "model_cards"
+    for name, text in published_cards(cards / "published_results.csv", root / "training_scripts/recipes", cards / "measured.csv").items():
+        (cards / name).write_text(text)

@@ -84,3 +84,94 @@ def training_curve(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> None:
         if axis.lines:
             axis.legend(frameon=False)
     figure.savefig(path)
+
+
+def benchmark_chart(path: str | Path, table: Mapping[str, Mapping[str, tuple[float, float]]], label: str) -> None:
+    """Draws `table[row][column]`, a mean and a deviation, as points with error bars, a panel for every column; writes a PNG.
+
+    Rows are sorted by their mean; the line is at the row `vanilla`, where there is one.
+    """
+    from matplotlib.figure import Figure
+
+    columns = list(dict.fromkeys(column for cells in table.values() for column in cells))
+    rows = max(sum(column in cells for cells in table.values()) for column in columns)
+    figure = Figure(figsize=(4.2 * len(columns) + 0.6, 0.26 * rows + 1.2), dpi=100, layout="constrained")
+    for axis, column in zip(figure.subplots(1, len(columns), squeeze=False)[0], columns, strict=True):
+        found = sorted((cells[column], row) for row, cells in table.items() if column in cells)
+        for place, ((mean, deviation), row) in enumerate(found):
+            colour = COLOURS[1] if row == "vanilla" else COLOURS[0]
+            axis.errorbar(mean, place, xerr=deviation, fmt="o", color=colour, capsize=2, markersize=4)
+            if row == "vanilla":
+                axis.axvline(mean, color=colour, linewidth=1, linestyle=":")
+        axis.set_yticks(range(len(found)), [row for _, row in found])
+        axis.set(xlabel=label, title=column)
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.grid(axis="x", alpha=0.3)
+    figure.savefig(path)
+
+
+def reliability(path: str | Path, diagrams: Mapping[str, Any]) -> None:
+    """Draws reliability diagrams, one a way of binning, over histograms of the confidence; writes a PNG.
+
+    Args:
+        diagrams: by title, `count`, `accuracy`, `confidence` of the bins and the `error`, the mean gap.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.4 * len(diagrams), 4.6), dpi=100, layout="constrained")
+    axes = figure.subplots(2, len(diagrams), squeeze=False, sharex=True, gridspec_kw={"height_ratios": [3, 1]})
+    for column, (title, bins) in enumerate(diagrams.items()):
+        axis, histogram = axes[:, column]
+        counts = np.asarray(bins["count"])
+        accuracy, confidence = (np.asarray(bins[name])[counts > 0] for name in ("accuracy", "confidence"))
+        axis.plot([0, 1], [0, 1], color="grey", linestyle="--", linewidth=1, label="perfectly calibrated")
+        axis.vlines(confidence, confidence, accuracy, color=COLOURS[1], linewidth=3, label="gap")
+        axis.plot(confidence, accuracy, "o-", color=COLOURS[0], markersize=5, linewidth=1.2, label="accuracy of the bin")
+        axis.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.04), title=f"{title}: ECE {bins['error']:.3f}")
+        histogram.vlines(confidence, 0, counts[counts > 0] / counts.sum(), color=COLOURS[0], linewidth=6)
+        histogram.set(xlabel="confidence", ylim=(0, None))
+        axis.spines[["top", "right"]].set_visible(False)
+        histogram.spines[["top", "right"]].set_visible(False)
+    axes[0, 0].set_ylabel("accuracy")
+    axes[1, 0].set_ylabel("share of images")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), frameon=False, loc="outside upper center", ncols=3)
+    figure.savefig(path)
+
+
+def corruption_bars(path: str | Path, accuracies: Mapping[str, Sequence[float]], clean: float) -> None:
+    """Draws the top-1 accuracy under every corruption: the mean of its severities as a bar, each severity as a dot; writes a PNG."""
+    from matplotlib.figure import Figure
+
+    names = list(accuracies)
+    figure = Figure(figsize=(9, 0.27 * len(names) + 1.1), dpi=100, layout="constrained")
+    axis = figure.subplots()
+    for place, name in enumerate(names):
+        values = np.asarray(accuracies[name])
+        axis.barh(place, values.mean(), color=COLOURS[4], height=0.68)
+        shades = np.linspace(0.75, 0, len(values))
+        axis.scatter(values, np.full(len(values), place), c=[str(shade) for shade in shades], s=16, zorder=3, linewidths=0)
+        axis.text(1.02, place, f"{values.mean():.3f}", va="center", fontsize=9)
+    axis.axvline(clean, color=COLOURS[5], linewidth=1.5, linestyle="--")
+    axis.set_yticks(range(len(names)), [name.replace("_", " ") for name in names])
+    axis.set(
+        xlim=(0, 1.0),
+        ylim=(len(names) - 0.5, -0.5),
+        xlabel="top-1 accuracy (bar: mean of severities; dots: severities, darker is stronger)",
+    )
+    axis.set_title(f"dashed: clean images, {clean:.3f}", fontsize=10, color=COLOURS[5], loc="right")
+    axis.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path)
+
+
+def occlusion_curve(path: str | Path, ratios: Sequence[float], accuracies: Sequence[float], chance: float) -> None:
+    """Draws the top-1 accuracy over the share of hidden patches; writes a PNG."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 3.6), dpi=100, layout="constrained")
+    axis = figure.subplots()
+    axis.plot([100 * ratio for ratio in ratios], accuracies, "o-", color=COLOURS[0])
+    axis.axhline(chance, color="grey", linestyle="--", linewidth=1)
+    axis.text(0, chance + 0.015, "chance", fontsize=9, color="grey", va="bottom")
+    axis.set(xlabel="patches hidden, %", ylabel="top-1 accuracy", ylim=(0, 1.03))
+    axis.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path)
