@@ -10,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from hf_mixup.hub import repository_name
 from hf_mixup.labels import AreaLabels
 from hf_mixup.losses import CrossEntropy
 from hf_mixup.methods import CONFIG_NAME, METHODS, needs_of_model
@@ -66,7 +67,7 @@ def write_model_card(
         repo: Hub id that it will be found under.
         dataset, dataset_id, split: what it was evaluated on: its name for people, its Hub id if it has one, the split.
         command: that trained it.
-        base_model: Hub id, or None for a network trained from scratch.
+        base_model: Hub id or folder of the checkpoint it started from, None for a network trained from scratch.
         license: apache-2.0 if None.
         tags: beside our own.
         hyperparameters: what a reader asks for first, by name.
@@ -85,7 +86,8 @@ def write_model_card(
     labels = len(network.get("id2label") or network.get("label_names") or ()) or network.get("num_classes") or 2
     measured = [(key, *_measure(key), value) for key, value in results.items() if key != "eval_top5" or labels > 5]
     model_name = model_name or folder.absolute().name
-    base_model = None if base_model is None or Path(base_model).exists() else base_model
+    base = base_model and repository_name(base_model)
+    base_model = None if base is None or Path(base).exists() else base  # people elsewhere cannot follow a path of ours
     data = ModelCardData(
         language=language,
         license=license or "apache-2.0",
@@ -111,7 +113,7 @@ def write_model_card(
         title=plain(model_name),
         repo=json.dumps(here),
         network=plain(_architecture(network)),
-        base_model=base_model and f"[{plain(base_model)}](https://huggingface.co/{base_model})",
+        base=f"[{plain(base_model)}](https://huggingface.co/{base_model})" if base_model else base and "a local checkpoint",
         dataset=dataset and plain(dataset),
         split=split and plain(split),
         methods=" + ".join(methods),
@@ -242,7 +244,8 @@ def _side(folder: Path, network: Mapping[str, Any]) -> int | None:
         for size in (processor.get("crop_size"), processor.get("size")):
             if isinstance(size, dict) and "height" in size:
                 return size["height"]
-    return network.get("image_size") if isinstance(network.get("image_size"), int) else None
+    described = (network.get("pretrained_cfg") or {}).get("input_size", (None,))[-1]
+    return network["image_size"] if isinstance(network.get("image_size"), int) else described
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:

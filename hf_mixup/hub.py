@@ -29,16 +29,16 @@ def told_plainly(repo_or_folder: str | os.PathLike, revision: str | None = None)
     try:
         yield
     except (OSError, HFValidationError, HfHubHTTPError, SafetensorError) as error:
-        message = _in_one_sentence(error, _name(str(repo_or_folder)), revision)
+        message = _in_one_sentence(error, repository_name(repo_or_folder), revision)
         if message is None:
             raise
         raise ValueError(message) from None
 
 
-def _name(repo_or_folder: str) -> str:
-    """A folder of the cache by the repository that people know it as."""
-    cached = re.search(r"models--([^/\\]+)--([^/\\]+)[/\\]snapshots", repo_or_folder)
-    return f"{cached[1]}/{cached[2]}" if cached else repo_or_folder
+def repository_name(repo_or_folder: str | os.PathLike) -> str:
+    """A folder of the cache by the repository that people know it as; others as they are."""
+    cached = re.search(r"models--([^/\\]+)--([^/\\]+)[/\\]snapshots", str(repo_or_folder))
+    return f"{cached[1]}/{cached[2]}" if cached else str(repo_or_folder)
 
 
 def _in_one_sentence(error: BaseException, repo: str, revision: str | None) -> str | None:

@@ -345,7 +345,7 @@ class MixupTrainer(Trainer):
             dataset_id=_one(dataset_tags),
             split=_one(dataset_args),
             command=command or shlex.join(["python", *without_secrets(sys.argv)]),
-            base_model=finetuned_from or (name if name and not Path(name).exists() else None),
+            base_model=finetuned_from or name or None,
             repo=self.hub_model_id,
             license=license,
             language=language,

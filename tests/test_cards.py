@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import pytest
 from huggingface_hub import ModelCard
@@ -50,6 +51,30 @@ def test_a_run_of_the_trainer_alone(tmp_path, monkeypatch):
     ):
         assert part in text, part
     assert "fine-tuned" not in text
+
+
+def test_says_what_it_was_trained_from(tmp_path):
+    first = trainer(tmp_path / "first", resnet(), max_steps=4, save_strategy="steps", save_steps=2)
+    first.train()
+    again = trainer(tmp_path / "first", resnet(), max_steps=4)
+    again.train(resume_from_checkpoint=str(tmp_path / "first/checkpoint-2"))
+    again.save_model()
+    again.create_model_card()
+    assert "trained from scratch" in (tmp_path / "first/README.md").read_text()
+
+    cached = tmp_path / "models--user--run/snapshots/abc"
+    for start, said in (
+        (tmp_path / "first", "fine-tuned from a local checkpoint"),
+        (cached, "fine-tuned from [user/run](https://huggingface.co/user/run)"),
+    ):
+        if start == cached:
+            shutil.copytree(tmp_path / "first", cached)
+        second = trainer(tmp_path / "second", MixupModel.from_pretrained(start), max_steps=1)
+        second.train()
+        second.save_model()
+        second.create_model_card()
+        assert said in (tmp_path / "second/README.md").read_text()
+    assert ModelCard.load(tmp_path / "second/README.md").data.base_model == "user/run"
 
 
 def test_hostile_names(tmp_path):
