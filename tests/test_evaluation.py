@@ -1,0 +1,130 @@
+"""run_evaluation.py and visualize_mixup.py, as people run them."""
+
+import json
+import shutil
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from run_script import run_mixup, run_script
+from test_script import TWO_PROCESSES
+
+FEW = ("--max_eval_samples", "50", "--batch_size", "16")
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory):
+    """A network that knows the digits a little."""
+    folder = tmp_path_factory.mktemp("checkpoint") / "run"
+    run_mixup("--output_dir", folder, "--max_steps", "60", "--eval_strategy", "no", "--save_strategy", "no")
+    return folder
+
+
+@pytest.fixture
+def own(checkpoint, tmp_path):
+    shutil.copytree(checkpoint, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def evaluate(*words, **settings):
+    return run_script("run_evaluation.py", *words, **settings)
+
+
+def evaluation(folder):
+    return json.loads((folder / "evaluation.json").read_text())
+
+
+def numbers(value, path=""):
+    """Every number of nested results, by its path."""
+    if isinstance(value, dict):
+        return {key: number for name, part in value.items() for key, number in numbers(part, f"{path}/{name}").items()}
+    if isinstance(value, list):
+        return {key: number for place, part in enumerate(value) for key, number in numbers(part, f"{path}/{place}").items()}
+    return {path: value} if isinstance(value, (int, float)) else {}
+
+
+@pytest.mark.parametrize("protocols", [("fgsm", "pgd", "occlusion"), pytest.param(("corruptions",), marks=pytest.mark.slow)], ids="+".join)
+def test_two_processes_measure_what_one_does(checkpoint, tmp_path, protocols):
+    """50 images in batches of 16: the last batches are uneven."""
+    for name, launcher in (("one", ()), ("two", TWO_PROCESSES)):
+        evaluate(checkpoint, *FEW, "--protocols", *protocols, "--output_dir", tmp_path / name, "--use_cpu", launcher=launcher)
+    one, two = numbers(evaluation(tmp_path / "one")), numbers(evaluation(tmp_path / "two"))
+    assert one.keys() == two.keys()
+    assert len(one) > 80
+    for path, value in one.items():
+        assert value == pytest.approx(two[path], abs=1e-5), path
+    assert sum(evaluation(tmp_path / "two")["calibration"]["equal width"]["count"]) == 50
+
+
+def test_results_and_card(own):
+    before = json.loads((own / "all_results.json").read_text())
+    evaluate(own, "--protocols", "fgsm", "pgd", "occlusion", "--pgd_steps", "4")
+    found = evaluation(own)
+    # what training measured, measured again
+    assert found["clean"]["top1"] == pytest.approx(before["eval_top1"], abs=1e-9)
+    assert found["clean"]["nll"] == pytest.approx(before["eval_loss"], rel=1e-4)
+    assert found["attacks"]["pgd"]["top1"] <= found["attacks"]["fgsm"]["top1"] <= found["clean"]["top1"]
+    assert found["occlusion"]["top1"][0] == found["clean"]["top1"] > found["occlusion"]["top1"][9]
+    assert all((own / name).stat().st_size > 5000 for name in ("reliability.png", "occlusion.png"))
+    from huggingface_hub import ModelCard
+
+    card = ModelCard.load(own / "README.md")
+    results = {result.metric_type: result.metric_value for result in card.data.eval_results}
+    assert results["expected_calibration_error"] == found["clean"]["ece"]
+    assert len(results) == len(card.data.eval_results)
+    for text in (card.text, (own / "evaluation.md").read_text()):
+        assert f"| top-1 accuracy under FGSM, eps 8/255 | {found['attacks']['fgsm']['top1']:.4f} |" in text
+    # a second evaluation takes the place of the first
+    evaluate(own, *FEW, "--protocols", "fgsm", "--eps", "2")
+    card = ModelCard.load(own / "README.md")
+    assert card.text.count("## Evaluation") == 1
+    assert "eps 2/255" in card.text
+    assert "8/255" not in card.text
+    assert [r.metric_type for r in card.data.eval_results].count("fgsm_accuracy") == 1
+
+
+def test_a_ready_corrupted_set(checkpoint, tmp_path):
+    """With rows of every severity in one table; the images of `clean` are those of the test split."""
+    from datasets import concatenate_datasets
+
+    from hf_mixup.data import digits
+
+    parts, test = [], digits()["test"].select(range(20))
+    for name in ("clean", "fog"):
+        for severity in range(1, 6):
+            part = test.add_column("corruption", [name] * 20).add_column("severity", [severity] * 20)
+            parts.append(part.map(lambda row: {"image": Image.new("L", (8, 8))}) if name == "fog" else part)
+    concatenate_datasets(parts).save_to_disk(tmp_path / "corrupted")
+    evaluate(checkpoint, "--corrupted_dataset_name", tmp_path / "corrupted", "--protocols", "corruptions", "--output_dir", tmp_path / "out")
+    found = evaluation(tmp_path / "out")["corruptions"]
+    assert len(set(found["top1"]["clean"])) == 1
+    assert found["top1"]["clean"][0] > 0.5 > max(found["top1"]["fog"])
+    assert found["mean_error_all"] == pytest.approx(1 - np.mean([found["top1"][name] for name in ("clean", "fog")]))
+    assert "mean_error" not in found  # 13 corruptions are missing
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--protocols", "fgms"), "did you mean 'fgsm'"),
+        (("--epps", "3"), "did you mean '--eps'"),
+        (("--patch", "5", "--protocols", "occlusion"), "whole multiples of"),
+    ],
+)
+def test_one_sentence_for_a_mistake(checkpoint, tmp_path, words, message):
+    done = evaluate(checkpoint, "--output_dir", tmp_path / "out", *FEW, *words, check=False)
+    assert done.returncode != 0
+    assert message in done.stderr.strip().splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_every_protocol_in_five_minutes(own):
+    started = time.monotonic()
+    evaluate(own)
+    assert time.monotonic() - started < 300
+    found = evaluation(own)
+    assert len(found["corruptions"]["top1"]) == 19
+    assert 0 < found["corruptions"]["mean_error"] < 1
+    assert (own / "corruptions.png").stat().st_size > 5000
