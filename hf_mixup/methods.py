@@ -169,31 +169,21 @@ def _part(kind: str, value: Any, current: Any) -> Any:
 METHODS: dict[str, Method] = {
     method.name: method
     for method in (
+        # sample mixing
         Method("vanilla", Vanilla()),
         Method("mixup", Mixup(), paper="1710.09412"),
         Method("cutmix", CutMix(), paper="1905.04899"),
-        Method("transmix", CutMix(), label=AttentionLabels(), paper="2111.09833"),
-        Method("tokenmix", TokenMix(), label=TokenLabels(), paper="2207.08409"),
-        Method("smmix", SMMix(), step=SMMixing(), paper="2212.12977"),
-        Method("tlalign", TokenCutMix(), label=AlignedLabels(), paper="2210.06455"),
-        Method("mixpro", MaskMix(), label=ProgressiveLabels(), paper="2304.12043"),
-        Method("sumix", CutMix(), step=SUMix(), paper="2407.07805"),
-        Method("decouplemix", CutMix(), loss=Decoupled(), paper="2203.10761"),
         Method("manifoldmix", Mixup(alpha=2.0), step=ManifoldMix(), paper="1806.05236"),
-        Method("alignmix", Mixup(alpha=2.0), step=AlignMix(), paper="2103.15375"),
-        Method("recursivemix", RecursivePaste(), step=RecursiveMix(), paper="2203.06844"),
-        Method("supermix", DirichletSets(), step=SuperMix(), paper="2003.05034"),
-        Method("snapmix", SnapMix(), paper="2012.04846"),
-        Method("guidedmixup", GuidedMixup(), paper="2306.16612"),
         Method("fmix", FMix(), paper="2002.12047"),
+        Method("attentivemix", AttentiveMix(), paper="2003.13048"),
         Method("smoothmix", SmoothMix()),
         Method("saliencymix", SaliencyMix(), paper="2006.01791"),
-        Method("gridmix", GridMix()),
-        Method("resizemix", ResizeMix(), paper="2012.11101"),
-        Method("attentivemix", AttentiveMix(), paper="2003.13048"),
-        Method("saliencygrafting", SaliencyGrafting(), SaliencyLabels(), paper="2112.08796"),
         Method("puzzlemix", PuzzleMix(), paper="2009.06962"),
         Method("comixup", CoMixup(), paper="2102.03065"),
+        Method("gridmix", GridMix()),
+        Method("supermix", DirichletSets(), step=SuperMix(), paper="2003.05034"),
+        Method("resizemix", ResizeMix(), paper="2012.11101"),
+        Method("alignmix", Mixup(alpha=2.0), step=AlignMix(), paper="2103.15375"),
         Method("automix", Mixup(alpha=2.0, mode="batch"), step=LearnedMixing(), paper="2103.13027"),
         Method(
             "samix",
@@ -207,7 +197,20 @@ METHODS: dict[str, Method] = {
             ),
             paper="2111.15454",
         ),
+        Method("recursivemix", RecursivePaste(), step=RecursiveMix(), paper="2203.06844"),
+        # label mixing
+        Method("saliencygrafting", SaliencyGrafting(), SaliencyLabels(), paper="2112.08796"),
+        Method("transmix", CutMix(), label=AttentionLabels(), paper="2111.09833"),
+        Method("decouplemix", CutMix(), loss=Decoupled(), paper="2203.10761"),
+        Method("tokenmix", TokenMix(), label=TokenLabels(), paper="2207.08409"),
+        Method("smmix", SMMix(), step=SMMixing(), paper="2212.12977"),
+        # beyond the published tables
+        Method("snapmix", SnapMix(), paper="2012.04846"),
+        Method("guidedmixup", GuidedMixup(), paper="2306.16612"),
         Method("adautomix", MultiMixup(alpha=1.0, mode="batch"), step=AdversarialMixing(), paper="2312.11954"),
+        Method("tlalign", TokenCutMix(), label=AlignedLabels(), paper="2210.06455"),
+        Method("mixpro", MaskMix(), label=ProgressiveLabels(), paper="2304.12043"),
+        Method("sumix", CutMix(), step=SUMix(), paper="2407.07805"),
     )
 }
 
