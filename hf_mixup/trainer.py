@@ -361,9 +361,10 @@ class MixupTrainer(Trainer):
         total = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
         return {
             "learning rate": args.learning_rate,
-            "schedule": f"{getattr(args.lr_scheduler_type, 'value', args.lr_scheduler_type)}, warm-up {args.warmup_steps:g}",
+            "schedule": f"{getattr(args.lr_scheduler_type, 'value', args.lr_scheduler_type)}, {args.get_warmup_steps(self.state.max_steps)} steps of warm-up",
             "optimizer": f"{getattr(args.optim, 'value', args.optim)}, weight decay {args.weight_decay:g}",
-            "batch size": f"{total} ({args.train_batch_size} x {args.gradient_accumulation_steps} accumulated x {args.world_size} processes)",
+            "batch size": f"{total} in {args.gradient_accumulation_steps * args.world_size} of {args.train_batch_size}",
+            "processes": args.world_size,
             "epochs": round(self.state.epoch or 0, 2),
             "steps": self.state.global_step,
             "precision": precision,
@@ -496,6 +497,11 @@ class _AfterOptimizerStep(TrainerCallback):
 
     def __init__(self, trainer: MixupTrainer):
         self.trainer = trainer
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        # accelerate tells the sampler, but where processes share one, not the data set, whose augmentation depends on it
+        if hasattr(self.trainer.train_dataset, "set_epoch"):
+            self.trainer.train_dataset.set_epoch(int(state.epoch or 0))
 
     def on_optimizer_step(self, args, state, control, **kwargs):
         model = self.trainer.mixup_model

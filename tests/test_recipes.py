@@ -352,3 +352,21 @@ def test_settings_that_do_not_go_together(tmp_path):
     args = MixupTrainingArguments(str(tmp_path), use_cpu=True, optim="lamb")
     assert json.loads(args.to_json_string())["optim"] == "lamb"
     assert {field.name for field in fields(args)} >= {"warmup_epochs", "ema_decay"}
+
+
+def test_every_epoch_augments_anew_on_several_processes(tmp_path):
+    """The loader that accelerate makes for two processes tells its sampler of an epoch, and not the data set: the trainer does."""
+    from accelerate.data_loader import prepare_data_loader
+
+    from hf_mixup.data import digits
+
+    data = ImageDataset(digits()["train"].select(range(32)), "image", "label", ImageFormat(32).train_transform(), seed=0)
+    done = trainer(tmp_path, from_scratch("cifar_resnet20", 10, 32), data, max_steps=2)
+    order = RepeatedAugmentation(32, 2, batch_size=8, processes=2, seed=0)
+    loader = prepare_data_loader(torch.utils.data.DataLoader(data, 8, sampler=order), num_processes=2, process_index=1)
+    assert {row for row, _ in itertools.chain(*loader.batch_sampler)} == {row for row, _ in order}
+    loader.set_epoch(1)
+    assert order.epoch == 1
+    done.state.epoch = 1.5
+    done.callback_handler.on_epoch_begin(done.args, done.state, done.control)
+    assert int(data._epoch) == 1

@@ -55,7 +55,10 @@ def parse(argv: list[str]) -> Arguments:
     if run.recipe is None and data.dataset_name is None and data.train_dir is None:
         run.recipe = "digits"
     if run.recipe is not None:
-        parser.set_defaults(**read_recipe(run.recipe, RECIPES, mix=typed.mix, architecture=model.architecture))
+        values = read_recipe(run.recipe, RECIPES, mix=typed.mix, architecture=model.architecture)
+        if model.model_name_or_path or model.architecture:  # what is typed stands for the network of the recipe, of either kind
+            values = {key: value for key, value in values.items() if key not in ("model_name_or_path", "architecture")}
+        parser.set_defaults(**values)
     *parsed, unknown = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)
     if unknown:
         flags = [option for action in parser._actions for option in action.option_strings]
