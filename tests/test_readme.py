@@ -104,3 +104,15 @@ def test_commands(tmp_path, command):
     )  # fmt: skip
     output = tmp_path / words[words.index("--output_dir") + 1]
     assert (output / "all_results.json").is_file(), done.stderr[-2000:]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", [line for line in commands() if "run_benchmark.py" in line], ids=lambda line: line[-40:])
+def test_benchmark_commands(tmp_path, command):
+    """One run of each, of one epoch, on digits."""
+    words = [*shlex.split(command), "--mix", "vanilla", "--seeds", "1", "--epochs", "1", "--backbones", "cifar_resnet20"]
+    words += ["--output_dir", str(tmp_path / "out"), "--", "--dataset_name", "digits", "--max_train_samples", "100"]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+    shutil.copytree(ROOT / "training_scripts", tmp_path / "training_scripts")
+    subprocess.run([sys.executable, *words[1:]], cwd=tmp_path, check=True, timeout=500, env=environment)
+    assert (tmp_path / ("cifar10.sh" if "--dry_run" in words else "out/results.md")).is_file()
