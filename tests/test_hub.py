@@ -131,7 +131,8 @@ STRATEGIES = """
 import json
 from small import resnet, trainer
 for strategy in ("end", "every_save", "checkpoint", "all_checkpoints"):
-    run = trainer(strategy, resnet(), push_to_hub=True, hub_strategy=strategy, hub_revision="dev", save_strategy="steps", save_steps=4)
+    run = trainer(strategy, resnet(), push_to_hub=True, hub_strategy=strategy, hub_revision="dev", save_strategy="steps", save_steps=4,
+                  mix=["automix"])
     run.train()
     run.push_to_hub()
 print("{}")
@@ -147,6 +148,9 @@ def test_every_strategy_pushes_to_its_revision(hub, tmp_path):
     messages = {name: [message for _, message in hub.repositories[f"{USER}/{name}"].log[1:]] for name in names}
     assert messages["end"] == ["End of training"]
     assert messages["every_save"][0] == "Training in progress, step 4"
+    for repository in (hub.repositories[f"{USER}/{name}"] for name in ("every_save", "checkpoint", "all_checkpoints")):
+        first = list(repository.commits.values())[1]  # a run that is killed leaves a whole model there
+        assert {"model.safetensors", "mixup/state.safetensors", "mixup_config.json", "train_log.jsonl"} <= set(first)
     assert "last-checkpoint/trainer_state.json" in names["checkpoint"]
     assert {"checkpoint-4/trainer_state.json", "checkpoint-8/trainer_state.json"} <= names["all_checkpoints"]
 
