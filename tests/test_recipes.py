@@ -195,6 +195,37 @@ BUILT = {
 }
 
 
+# what else a setting has: clipping, drop path, repeated augmentation, EMA, automatic augmentation, erasing, crop ratio
+ELSE = {
+    "cifar10_basic": (0, 0, 1, None, None, 0, None),
+    "tiny_imagenet": (0, 0, 1, None, None, 0, None),
+    "imagenet_pytorch_100ep": (0, 0, 1, None, None, 0, 0.875),
+    "imagenet_pytorch_300ep": (0, 0, 1, None, None, 0, 0.875),
+    "inaturalist2018": (0, 0, 1, None, None, 0, 0.875),
+    "imagenet_rsb_a2": (0, 0.05, 3, None, "rand-m7-mstd0.5-inc1", 0, 0.9492),
+    "imagenet_rsb_a3": (0, 0, 1, None, "rand-m6-mstd0.5-inc1", 0, 0.9492),
+    "imagenet_deit_t": (5, 0, 1, None, "rand-m9-mstd0.5-inc1", 0.25, 0.875),
+    "imagenet_deit_s": (5, 0, 1, None, "rand-m9-mstd0.5-inc1", 0.25, 0.875),
+    "imagenet_deit_b": (5, 0.1, 3, 0.99996, "rand-m9-mstd0.5-inc1", 0.25, 0.875),
+    "imagenet_pvt_t": (0, 0.1, 3, None, "rand-m9-mstd0.5-inc1", 0.25, 0.875),
+    "imagenet_pvt_s": (0, 0.1, 3, None, "rand-m9-mstd0.5-inc1", 0.25, 0.875),
+    "imagenet_swin_t": (5, 0.2, 1, None, "rand-m9-mstd0.5-inc1", 0.25, 0.875),
+    "imagenet_convnext_t": (0, 0.1, 1, 0.9999, "rand-m9-mstd0.5-inc1", 0.25, 0.875),
+    "imagenet_moganet_t": (0, 0.1, 1, None, "rand-m7-mstd0.5-inc1", 0.25, 0.9032),
+}
+
+
+def test_recipes_have_what_is_published(tmp_path):
+    assert {name for name in TESTED if not name.startswith(("digits", "cifar10_small"))} == set(ELSE) == set(BUILT)
+    for name, wanted in ELSE.items():
+        model, data, _, args = parsed("--recipe", name, "--output_dir", tmp_path)
+        more = (args.ema_decay, data.auto_augment, data.random_erasing, data.crop_ratio)
+        assert (args.max_grad_norm, model.drop_path, args.repeated_augmentation, *more) == wanted, name
+        assert model.sync_bn is ("rsb" in name)
+        smoothing = dict(yaml.safe_load((RECIPES / f"{name}.yaml").read_text()))["benchmark"]["table"]["setting"] == "deit"
+        assert getattr(args.method_choice().methods[0].loss, "smoothing", 0) == (0.1 if smoothing else 0)
+
+
 class Counted(torch.utils.data.Dataset):
     """As long as a data set, and empty."""
 
