@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 
 import torch
+from torch import Tensor
+from transformers import PreTrainedModel
 
+from hf_mixup.backbones import from_scratch
 from hf_mixup.data import ImageDataset, ImageFormat
-from hf_mixup.methods import MethodChoice
+from hf_mixup.methods import METHODS, MethodChoice
 from hf_mixup.modeling import MixupModel
 from hf_mixup.plan import onehot
 from hf_mixup.rng import MixKey
+from hf_mixup.signals.features import class_activation, last_feature_map
 
 # what only networks of tokens can give
 TOKEN_SIGNALS = {"attention", "patch_attention", "token_grid", "attention_layers", "token_scores"}
@@ -23,34 +28,103 @@ def default_architecture(choice: MethodChoice) -> str:
 
 
 def mixed_examples(model: MixupModel, images: ImageDataset, form: ImageFormat, seed: int, count: int = 8) -> list[dict]:
-    """Columns for `plots.gallery`: `count` mixtures, by every method in turn, of images spread over the data set.
+    """Columns for `plots.gallery`: `count` mixtures, by every method in turn, of images spread over the data set."""
+    batch = varied(images, count)
+    pixels = torch.stack([example["pixel_values"] for example in batch])
+    labels = torch.tensor([example["labels"] for example in batch])
+    names = [method.name for method in model.choice.methods]
+    made = mixtures(model, pixels, labels, form, MixKey(seed, 0, 0))
+    return [made[names[i % len(names)]][i] for i in range(count)]
+
+
+def mixtures(
+    model: MixupModel, pixels: Tensor, labels: Tensor, form: ImageFormat, key: MixKey, *, masks: bool = False, activations: bool = False
+) -> dict[str, list[dict]]:
+    """By method, what it makes of every image of a batch, as columns for `plots.gallery`.
 
     The mixed image is what the network really received, so this serves methods that mix by what the network sees. Of those
     that mix inside it, it is the clean image.
+
+    Args:
+        pixels, labels: (B, 3, H, W) normalised; (B,) class numbers, or (B, num_labels).
+        masks: add `mask`, the pixels' share of the own image (H, W), and lam to the title.
+        activations: add `activation` (h, w), the class activation map of the mixed image for the heaviest class of its target.
     """
-    batch = _varied(images, count)
-    pixels = torch.stack([example["pixel_values"] for example in batch])
-    targets = onehot(torch.tensor([example["labels"] for example in batch]), model.num_labels)
+    targets = onehot(labels, model.num_labels)
     clean = form.unnormalised(pixels)
     one = copy.deepcopy(model).cpu().train()  # a copy: a forward pass of training moves BatchNorm's averages
-    columns: list[dict] = [{}] * count
-    for place, method in enumerate(model.choice.methods):
-        seen: list[torch.Tensor] = []
+    made: dict[str, list[dict]] = {}
+    for method in model.choice.methods:
+        partners = clean
+        if "history" in method.sample.needs:  # there is none yet: the batch before was the same in reverse
+            partners = clean.flip(0)
+            method.step.run(method, one.states[method.name], one.backbone, pixels.flip(0), targets.flip(0), key)
+        seen: list[Tensor] = []
         hook = one.backbone.register_forward_pre_hook(
             lambda module, args, kwargs, seen=seen: seen.append(kwargs["pixel_values"].detach()), with_kwargs=True
         )
-        step = method.step.run(method, one.states[method.name], one.backbone, pixels, targets, MixKey(seed, 0, 0))
+        step = method.step.run(method, one.states[method.name], one.backbone, pixels, targets, key)
         hook.remove()
-        mixed = form.unnormalised(seen[-1])
-        for i in range(place, count, len(model.choice.methods)):
-            columns[i] = {"title": method.name, "own": clean[i], "mixed": mixed[i], "target": step.targets[i].detach()}
-            if step.plan is not None and step.plan.index.shape[1] > 1:
-                heaviest = int(step.plan.weight[i, 1:].argmax()) + 1
-                columns[i]["partner"] = clean[int(step.plan.index[i, heaviest])]
+        # some look at the clean images as well, before or after
+        shown = next((images for images in reversed(seen) if not torch.equal(images, pixels)), pixels)
+        mixed = form.unnormalised(shown)
+        made[method.name] = columns = [
+            {"title": method.name, "own": clean[i], "mixed": mixed[i], "target": step.targets[i].detach()} for i in range(len(pixels))
+        ]
+        if step.plan is not None and step.plan.index.shape[1] > 1:
+            heaviest = step.plan.weight[:, 1:].argmax(1).cpu() + 1
+            for i, column in enumerate(columns):
+                column["partner"] = partners[int(step.plan.index[i, heaviest[i]])]
+        if masks:
+            for i, column in enumerate(columns):
+                column["title"] = f"{method.name}\nlam {float(step.lam[i]):.2f}"
+                if step.plan is not None:
+                    column["mask"] = step.plan.dense_mask(tuple(pixels.shape[2:]))[i, 0].detach().float().cpu()
+        if activations:
+            heaviest_class = onehot(step.targets.argmax(1), model.num_labels)
+            maps = class_activation(one.backbone, last_feature_map(one.backbone, shown), heaviest_class).detach()
+            for column, activation in zip(columns, maps, strict=True):
+                column["activation"] = activation
+        for state in one.states.values():
+            state.disarm()
+    return made
+
+
+def pairs_of_every_method(
+    pixels: Tensor, form: ImageFormat, seed: int, names: Sequence[str] | None = None, model: PreTrainedModel | None = None
+) -> list[dict]:
+    """Columns for `plots.overview`: the first of two images mixed with the second by every method that there is.
+
+    Of every method the first draw is shown that mixes the two with a lam of 0.35 to 0.65.
+
+    Args:
+        pixels: (2, 3, H, W) normalised.
+        model: the network that methods look at; untrained ones of ours if None.
+    """
+
+    def unevenness(column: dict) -> float:
+        return abs(float(column["target"][1]) - 0.5)
+
+    columns = []
+    for name in names or METHODS:
+        choice = MethodChoice.build(name)
+        torch.manual_seed(seed)
+        network = copy.deepcopy(model) if model is not None else from_scratch(default_architecture(choice), 2, form.size)
+        mixing = MixupModel(network, choice)
+        # some mix more than two images, or none of too few: then their mirror images come in
+        mirrored = torch.cat([pixels, pixels.flip(3)])
+        found = []
+        for batch, step in ((batch, step) for batch in (pixels, mirrored) for step in range(20)):
+            labels = torch.arange(len(batch)) % 2
+            made = mixtures(mixing, batch, labels, form, MixKey(seed, 0, step))[name]
+            found += made[:1] if batch is pixels else made
+            if name == "vanilla" or min(map(unevenness, found)) <= 0.15:
+                break
+        columns.append(min(found, key=unevenness))
     return columns
 
 
-def _varied(images: ImageDataset, count: int) -> list[dict]:
+def varied(images: ImageDataset, count: int) -> list[dict]:
     """Examples of as many classes as there are, from all over the data set."""
     found: list[dict] = []
     spare: list[dict] = []

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 from torch import Tensor
 
 # Okabe and Ito's colours, which the colour-blind can tell apart
@@ -19,12 +21,13 @@ def gallery(path: str | Path, columns: list[dict], label_names: list[str]) -> No
     """Draws mixed images under their sources, with bars of the mixed target; writes a PNG.
 
     Args:
-        columns: one mixture each: `title`; `own`, `mixed` and, where there is one, `partner`, (3, H, W) in [0, 1]; `target` (num_labels,).
+        columns: one mixture each: `title`; `own`, `mixed` and, where there is one, `partner`, (3, H, W) in [0, 1]; `target` (num_labels,);
+            where wanted, `mask` (H, W), the share of the own image, and `activation` (h, w), a class activation map of the mixed one.
         label_names: of the classes.
     """
     from matplotlib.figure import Figure
 
-    rows = [name for name in ("own", "partner", "mixed") if any(name in column for column in columns)]
+    rows = [name for name in ("own", "partner", "mask", "mixed", "activation") if any(name in column for column in columns)]
     bars = max(int((column["target"] >= VISIBLE).sum().clamp(max=3)) for column in columns)
     figure = Figure(figsize=(1.35 * len(columns) + 0.6, 1.55 * len(rows) + 0.5 * bars), dpi=100, layout="constrained")
     heights = [1.0] * len(rows) + [0.28 * bars]
@@ -33,7 +36,7 @@ def gallery(path: str | Path, columns: list[dict], label_names: list[str]) -> No
         for row, name in enumerate(rows):
             axis = axes[row, column]
             if name in mixture:
-                axis.imshow(_pixels(mixture[name]), interpolation="nearest")
+                _show(axis, mixture, name)
             axis.set(xticks=[], yticks=[])
             for side in axis.spines.values():
                 side.set_visible(False)
@@ -43,6 +46,55 @@ def gallery(path: str | Path, columns: list[dict], label_names: list[str]) -> No
         _bars(axes[-1, column], mixture["target"], label_names, bars)
     axes[-1, 0].set_ylabel("label", fontsize=11)
     figure.savefig(path)
+
+
+def _show(axis, mixture: dict, name: str) -> None:
+    if name == "mask":
+        axis.imshow(mixture[name].numpy(), cmap="cividis", vmin=0, vmax=1, interpolation="nearest")
+    elif name == "activation":
+        height, width = mixture["mixed"].shape[1:]
+        axis.imshow(_pixels(mixture["mixed"]).mean(2), cmap="gray", vmin=0, vmax=1, extent=(0, width, height, 0))
+        axis.imshow(mixture[name].numpy(), cmap="cividis", alpha=0.6, interpolation="bilinear", extent=(0, width, height, 0))
+    else:
+        axis.imshow(_pixels(mixture[name]), interpolation="nearest")
+
+
+def overview(path: str | Path, columns: Sequence[Mapping[str, Any]], label_names: Sequence[str], across: int = 6) -> None:
+    """Draws one mixture of the same two images by every method, with a bar of the mixed label under it; writes a PNG.
+
+    Args:
+        columns: as in `gallery`. The two images are those of the first; its first two classes are theirs.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Rectangle
+
+    cells = [(label_names[0], columns[0]["own"], None)]
+    cells += [(label_names[1], next(column["partner"] for column in columns if "partner" in column), None)]
+    for column in columns:
+        inside = column["target"][0] < 0.95 and bool((column["mixed"] == column["own"]).all())
+        cells.append((column["title"] + " (features)" * inside, column["mixed"], column["target"]))
+    down = -(-len(cells) // across)
+    figure = Figure(figsize=(9, 1.78 * down), dpi=100, layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.03, h_pad=0.03, wspace=0.0, hspace=0.0)
+    axes = figure.subplots(down, across, squeeze=False).flatten()
+    for axis in axes:
+        axis.set_axis_off()
+    for place, (axis, (title, image, target)) in enumerate(zip(axes, cells, strict=False)):
+        height, width = image.shape[1:]
+        axis.imshow(_pixels(image), interpolation="lanczos")
+        axis.set_title(title, fontsize=10, pad=3, fontweight="bold" if place < 2 else "normal")
+        shares = (
+            [(0.0, 1.0, COLOURS[place])]
+            if target is None
+            else [(0.0, float(target[0]), COLOURS[0]), (float(target[0]), float(target[1]), COLOURS[1])]
+        )
+        for start, share, colour in shares:
+            axis.add_patch(Rectangle((start * width, height * 1.03), share * width, height * 0.07, color=colour, linewidth=0))
+        axis.set(xlim=(0, width), ylim=(height * 1.11, -0.5))
+    # in 256 colours a third of the size
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png")
+    Image.open(stream).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
 
 
 def _bars(axis, target: Tensor, label_names: list[str], rows: int) -> None:

@@ -6,6 +6,7 @@ import time
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from run_script import run_mixup, run_script
@@ -60,7 +61,7 @@ def test_two_processes_measure_what_one_does(checkpoint, tmp_path, protocols):
 
 def test_results_and_card(own):
     before = json.loads((own / "all_results.json").read_text())
-    evaluate(own, "--protocols", "fgsm", "pgd", "occlusion", "--pgd_steps", "4")
+    evaluate(own, "--protocols", "fgsm", "pgd", "occlusion")
     found = evaluation(own)
     # what training measured, measured again
     assert found["clean"]["top1"] == pytest.approx(before["eval_top1"], abs=1e-9)
@@ -128,3 +129,66 @@ def test_every_protocol_in_five_minutes(own):
     assert len(found["corruptions"]["top1"]) == 19
     assert 0 < found["corruptions"]["mean_error"] < 1
     assert (own / "corruptions.png").stat().st_size > 5000
+
+
+# -- pictures -------------------------------------------------------------------------------------------------------------
+
+
+def test_pictures_of_files_and_of_a_checkpoint(checkpoint, tmp_path):
+    """Columns for what was asked, and a row more for masks' activation maps."""
+    from hf_mixup.data import digits
+
+    files = [tmp_path / f"{row}.png" for row in range(3)]
+    for row, file in enumerate(files):
+        digits()["test"][row]["image"].resize((40, 40)).save(file)
+    run_script("visualize_mixup.py", "--images", *files, "--mix", "cutmix", "fmix", "--image_size", "32", "--count", "4", "--output", tmp_path / "files.png")  # fmt: skip
+    run_script("visualize_mixup.py", "--checkpoint", checkpoint, "--dataset_name", "digits", "--activations", "--count", "4", "--output", tmp_path / "maps.png")  # fmt: skip
+    plain, maps = (Image.open(tmp_path / name) for name in ("files.png", "maps.png"))
+    assert plain.width == maps.width
+    assert maps.height - plain.height > 100
+    assert np.array(maps.convert("RGB")).std() > 20
+
+
+def test_mixtures_say_what_the_network_saw():
+    """Masks, lam and partners of a column give its mixed image and its label again."""
+    from hf_mixup import MixupModel
+    from hf_mixup.data import ImageFormat
+    from hf_mixup.examples import mixtures
+    from hf_mixup.rng import MixKey
+    from small import resnet
+
+    form, rng = ImageFormat(16), torch.Generator().manual_seed(0)
+    pixels = torch.rand(4, 3, 16, 16, generator=rng) - 0.5
+    made = mixtures(
+        MixupModel(resnet(), ["cutmix", "mixup", "fmix"]), pixels, torch.arange(4), form, MixKey(0, 0, 1), masks=True, activations=True
+    )
+    for columns in made.values():
+        for own, column in enumerate(columns):
+            again = column["mask"] * column["own"] + (1 - column["mask"]) * column["partner"]
+            torch.testing.assert_close(again, column["mixed"], atol=1e-5, rtol=0)
+            # FMix labels with the share it drew, up to a pixel
+            assert float(column["title"].split()[-1]) == pytest.approx(float(column["mask"].mean()), abs=0.011)
+            assert float(column["target"][own]) >= float(column["mask"].mean()) - 0.01
+            assert column["activation"].ndim == 2
+
+
+def test_one_picture_of_every_method(tmp_path):
+    from hf_mixup.data import ImageFormat
+    from hf_mixup.examples import pairs_of_every_method
+    from hf_mixup.plots import overview
+
+    pixels = torch.stack([torch.full((3, 32, 32), -1.0), torch.full((3, 32, 32), 1.0)])
+    names = ["cutmix", "recursivemix", "supermix", "transmix"]
+    columns = pairs_of_every_method(pixels, ImageFormat(32), 0, names)
+    assert [column["title"] for column in columns] == names
+    for column in columns:
+        assert 0.3 < float(column["target"][1]) < 0.7
+        assert column["own"].mean() < column["mixed"].mean() < column["partner"].mean()
+    overview(tmp_path / "all.png", columns, ["dark", "light"])
+    assert Image.open(tmp_path / "all.png").width == 900
+
+
+def test_a_mistake_in_a_picture_is_one_sentence(tmp_path):
+    done = run_script("visualize_mixup.py", "--activations", "--output", tmp_path / "out.png", check=False)
+    assert done.returncode != 0
+    assert "give one with --checkpoint" in done.stderr.strip().splitlines()[-1]

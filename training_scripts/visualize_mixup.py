@@ -1,0 +1,129 @@
+"""Draws what mixing makes of images: `python training_scripts/visualize_mixup.py --mix mixup cutmix`, or `--all`; `--help` lists the rest.
+
+A column a mixture: the two images, the mask, what the network is shown, the mixed label. Without images of yours, of two photographs.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers import AutoImageProcessor, HfArgumentParser
+
+from hf_mixup import MixupModel
+from hf_mixup.arguments import DataArguments, parse_json
+from hf_mixup.backbones import from_scratch, load_classifier
+from hf_mixup.checks import nearest
+from hf_mixup.data import ImageDataset, ImageFormat, load_images
+from hf_mixup.examples import default_architecture, mixtures, pairs_of_every_method, varied
+from hf_mixup.methods import CONFIG_NAME, METHODS, MethodChoice
+from hf_mixup.plots import gallery, overview
+from hf_mixup.rng import MixKey
+
+logger = logging.getLogger("visualize_mixup")
+
+
+@dataclass
+class PictureArguments:
+    """What to draw."""
+
+    mix: list[str] | None = field(
+        default=None,
+        metadata={"help": f"Methods, a mixture of each in turn; those of the checkpoint, or mixup and cutmix: {', '.join(METHODS)}."},
+    )
+    all: bool = field(default=False, metadata={"help": "One picture of the same two images mixed by every method."})
+    alpha: list[float] | None = field(default=None, metadata={"help": "Alpha of each method, or one for all."})
+    mix_args: str | None = field(default=None, metadata={"help": "Other hyper-parameters by method, as JSON."})
+    images: list[str] | None = field(default=None, metadata={"help": "Image files, at least two, instead of a data set."})
+    checkpoint: str | None = field(
+        default=None,
+        metadata={"help": "The network that methods look at, a folder or a repository of the Hub; an untrained one if not given."},
+    )
+    activations: bool = field(
+        default=False, metadata={"help": "Add class activation maps of the checkpoint on the mixed images, for the heaviest class."}
+    )
+    count: int = field(default=8, metadata={"help": "Columns."})
+    seed: int = field(default=0, metadata={"help": "Of everything drawn."})
+    output: str = field(default="runs/mixtures.png", metadata={"help": "The picture to write."})
+
+
+def photographs() -> dict[str, Image.Image]:
+    """The two that come with scikit-learn, their middles."""
+    from sklearn.datasets import load_sample_image
+
+    shown = {"temple": (load_sample_image("china.jpg"), 60, 20, 400), "flower": (load_sample_image("flower.jpg"), 90, 0, 427)}
+    return {name: Image.fromarray(np.array(a[top : top + side, left : left + side])) for name, (a, left, top, side) in shown.items()}
+
+
+def read(data: DataArguments, args: PictureArguments, form: ImageFormat | None) -> tuple[torch.Tensor, list[int], list[str], ImageFormat]:
+    """Normalised images, their classes, the classes' names, and the format."""
+    if data.dataset_name is not None or data.train_dir is not None:
+        images = load_images(data, args.seed)
+        form = form or ImageFormat.of_images(images.train, images.image_column, data.image_size)
+        batch = varied(ImageDataset(images.evaluation, images.image_column, images.label_column, form.eval_transform()), max(args.count, 2))
+        return torch.stack([e["pixel_values"] for e in batch]), [e["labels"] for e in batch], images.label_names, form
+    if args.images is not None and len(args.images) < 2:
+        raise ValueError(f"mixing needs at least 2 images, got {len(args.images)}; give another one.")
+    pictures = {Path(path).stem: Image.open(path).convert("RGB") for path in args.images} if args.images else photographs()
+    form = form or ImageFormat(data.image_size or 128)
+    pixels = torch.stack([form.eval_transform()(picture) for picture in pictures.values()])
+    return pixels, list(range(len(pictures))), list(pictures), form
+
+
+def main(argv: list[str]) -> None:
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    parser = HfArgumentParser((DataArguments, PictureArguments), description=__doc__.splitlines()[0])
+    data, args, *unknown = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)
+    if any(unknown):
+        flags = [option for action in parser._actions for option in action.option_strings]
+        raise ValueError(f"every argument must be known, got {unknown[0][0]!r}; {nearest(unknown[0][0], flags)}")
+    if args.activations and args.checkpoint is None:
+        raise ValueError("activation maps need a network that has learned something, got no checkpoint; give one with --checkpoint.")
+    form = None
+    if args.checkpoint is not None:
+        form = ImageFormat.of_processor(AutoImageProcessor.from_pretrained(args.checkpoint), data.image_size)
+    pixels, labels, names, form = read(data, args, form)
+    Path(args.output).parent.mkdir(parents=True, exist_ok=True)
+
+    if args.all:
+        network = load_classifier(args.checkpoint) if args.checkpoint is not None else None
+        columns = pairs_of_every_method(pixels[:2], form, args.seed, args.mix or [name for name in METHODS if name != "vanilla"], network)
+        overview(args.output, columns, [names[labels[0]], names[labels[1]]])
+    else:
+        choice = (
+            None if args.mix is None else MethodChoice.build(args.mix, alpha=args.alpha, mix_args=parse_json("mix_args", args.mix_args))
+        )
+        ours = args.checkpoint is not None and Path(args.checkpoint, CONFIG_NAME).is_file()
+        if choice is None and ours:
+            model = MixupModel.from_pretrained(args.checkpoint)
+        else:
+            choice = choice or MethodChoice.build(["mixup", "cutmix"])
+            torch.manual_seed(args.seed)
+            if args.checkpoint is not None:
+                network = load_classifier(args.checkpoint)
+            else:
+                network = from_scratch(default_architecture(choice), max(len(names), 2), form.size)
+            model = MixupModel(network, choice)
+        if args.checkpoint is not None and data.dataset_name is None and data.train_dir is None:
+            # images of no known class are what the network takes them for
+            with torch.no_grad():
+                labels = model.eval()(pixels).logits.argmax(1).tolist()
+            names = [str(model.config.id2label[c]) for c in range(model.num_labels)]
+        repeat = -(-args.count // len(pixels))
+        made = [
+            mixtures(model, pixels, torch.tensor(labels), form, MixKey(args.seed, 0, step), masks=True, activations=args.activations)
+            for step in range(repeat)
+        ]
+        methods = [method.name for method in model.choice.methods]
+        columns = [made[i // len(pixels)][methods[i % len(methods)]][i % len(pixels)] for i in range(args.count)]
+        gallery(args.output, columns, names)
+    logger.info("%s holds %d mixtures", args.output, len(columns))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
