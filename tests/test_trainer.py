@@ -26,7 +26,7 @@ every_network = pytest.mark.parametrize("network", sorted(NETWORKS))
 @every_network
 @pytest.mark.parametrize("mix", [["vanilla"], ["mixup"], ["cutmix"], ["mixup", "cutmix"]], ids="+".join)
 def test_learns(tmp_path, network, mix):
-    done = trainer(tmp_path, NETWORKS[network](), Images(256), Images(64, seed=1), mix=mix, max_steps=300, logging_steps=100)
+    done = trainer(tmp_path, NETWORKS[network](), Images(256), Images(64, seed=1), mix=mix, max_steps=600, logging_steps=200)
     done.train()
     assert done.evaluate()["eval_top1"] > 0.9
 
