@@ -30,5 +30,7 @@ setup(
         "pillow>=11",
         "pyyaml>=6.0",
     ],
-    extras_require={"dev": ["pytest>=8.0", "pytest-xdist>=3.6", "ruff>=0.9", "hypothesis>=6.100", "scipy>=1.13", "torchmetrics>=1.4", "foolbox>=3.3"]},
+    extras_require={
+        "dev": ["pytest>=8.0", "pytest-xdist>=3.6", "ruff>=0.9", "hypothesis>=6.100", "scipy>=1.13", "torchmetrics>=1.4", "foolbox>=3.3"]
+    },
 )
