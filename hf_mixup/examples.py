@@ -108,13 +108,13 @@ def pairs_of_every_method(
     columns = []
     for name in names or METHODS:
         choice = MethodChoice.build(name)
-        torch.manual_seed(seed)
+        torch.manual_seed(seed + 1)
         network = copy.deepcopy(model) if model is not None else from_scratch(default_architecture(choice), 2, form.size)
         mixing = MixupModel(network, choice)
-        # some mix more than two images, or none of too few: then their mirror images come in
-        mirrored = torch.cat([pixels, pixels.flip(3)])
+        # some mix more than two images, or none of too few: then mirrored and shifted ones come in
+        more = torch.cat([images.roll(form.size * k // 32, 3) for k in range(4) for images in (pixels, pixels.flip(3))])
         found = []
-        for batch, step in ((batch, step) for batch in (pixels, mirrored) for step in range(20)):
+        for batch, step in ((batch, step) for batch in (pixels, more) for step in range(12)):
             labels = torch.arange(len(batch)) % 2
             made = mixtures(mixing, batch, labels, form, MixKey(seed, 0, step))[name]
             found += made[:1] if batch is pixels else made
