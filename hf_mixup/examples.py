@@ -108,7 +108,7 @@ def pairs_of_every_method(
     columns = []
     for name in names or METHODS:
         choice = MethodChoice.build(name)
-        torch.manual_seed(seed + 1)
+        torch.manual_seed(seed + 1)  # of the untrained networks; the mixing has keys of its own
         network = copy.deepcopy(model) if model is not None else from_scratch(default_architecture(choice), 2, form.size)
         mixing = MixupModel(network, choice)
         # some mix more than two images, or none of too few: then mirrored and shifted ones come in
