@@ -89,7 +89,7 @@ class MixupCollator:
             stacked = None
         else:
             others = dict(self.base_collator(examples))
-            stacked, labels = _take_images(others), _take_labels(others)
+            stacked, labels = others.pop(_image_key(others)), others.pop(_label_key(others))
             images = list(stacked)
         check_examples(images)
         check_labels(labels, len(images), self.num_labels)
@@ -164,14 +164,6 @@ def _label_key(columns: Mapping) -> str:
         if key in columns:
             return key
     raise ValueError(f"examples must have a column 'labels' or 'label', got {sorted(columns)}; rename the column of the classes.")
-
-
-def _take_images(batch: dict) -> Tensor:
-    return batch.pop(_image_key(batch))
-
-
-def _take_labels(batch: dict) -> Tensor:
-    return batch.pop(_label_key(batch))
 
 
 def _batch_like(example: Tensor, batch: int) -> Tensor:
@@ -249,17 +241,12 @@ class MixupCallback(TrainerCallback):
         collator = self.collator
         if collator.base_collator is None and not _is_default(self._plain):
             collator = dataclasses.replace(collator, base_collator=self._plain)
-        self._set(self._loader, collator)
+        self._loader.collate_fn = collator
         self._guard = model.register_forward_pre_hook(self._first_batch, with_kwargs=True)
 
     def on_train_end(self, args, state, control, **kwargs):
-        self._set(self._loader, self._plain)
+        self._loader.collate_fn = self._plain
         self._guard.remove()
-
-    @staticmethod
-    def _set(loader, collate_fn) -> None:
-        # a DataLoader may be changed before its workers start, but warns about nothing and refuses only other attributes
-        loader.collate_fn = collate_fn
 
     def _first_batch(self, module, args, kwargs):
         self._guard.remove()

@@ -154,12 +154,15 @@ class MixupTrainer(Trainer):
     def _multi_label(self) -> bool:
         return self.mixup_model.choice.methods[0].loss.multi_label
 
+    @property
+    def _mix_seed(self) -> int:
+        return self.args.seed if self.args.mix_seed is None else self.args.mix_seed
+
     def _next_key(self) -> MixKey:
         step = self.state.global_step
         self._micro_step = self._micro_step + 1 if step == self._keyed_step else 0
         self._keyed_step = step
-        seed = self.args.seed if self.args.mix_seed is None else self.args.mix_seed
-        self._last_key = MixKey(seed, self.args.process_index, step, self._micro_step, 0, self.state.max_steps)
+        self._last_key = MixKey(self._mix_seed, self.args.process_index, step, self._micro_step, 0, self.state.max_steps)
         return self._last_key
 
     def _mixing_is_over(self) -> bool:
@@ -266,8 +269,7 @@ class MixupTrainer(Trainer):
 
     def _run_facts(self) -> dict[str, Any]:
         """What must be the same for a resumed run to go on as the old one."""
-        seed = self.args.seed if self.args.mix_seed is None else self.args.mix_seed
-        return {**self.mixup_model.choice.to_dict(), "mix_seed": seed, "processes": self.args.world_size}
+        return {**self.mixup_model.choice.to_dict(), "mix_seed": self._mix_seed, "processes": self.args.world_size}
 
     def _refuse_another_run(self, checkpoint: str) -> None:
         path = Path(checkpoint, RUN_NAME)
@@ -369,7 +371,7 @@ class MixupTrainer(Trainer):
             "steps": self.state.global_step,
             "precision": precision,
             "seed": args.seed,
-            "seed of mixing": args.seed if args.mix_seed is None else args.mix_seed,
+            "seed of mixing": self._mix_seed,
             **{f"teacher of {name}": "the network in training" for name in taught_by_the_network(self.mixup_model.choice)},
             **({"mixtures of each batch": args.mix_repeat} if args.mix_repeat > 1 else {}),
             **({"unmixed from epoch": args.mix_off_epoch} if args.mix_off_epoch is not None else {}),

@@ -14,7 +14,7 @@ from hf_mixup.mixers.masks import check_mixer
 from hf_mixup.plan import Dense, MixPlan, blend, mix_targets
 from hf_mixup.policy import Signals
 from hf_mixup.rng import MixKey
-from hf_mixup.steps.learned import EVAL_NETS, Drawn, LearnedState, ema_momentum, load_mixer, pick, shared_rng, within_margin
+from hf_mixup.steps.learned import EVAL_NETS, Drawn, LearnedState, ema_momentum, load_mixer, pick, within_margin
 from hf_mixup.steps.standard import finish
 from hf_mixup.steps.step import Step, StepOutput
 
@@ -91,7 +91,7 @@ class AdversarialMixing(Step):
         return self.step(method, state, backbone, images, targets, signals, drawn, adversarial=key.step % self.adv_interval == 0)
 
     def draw(self, method: Method, shape: torch.Size, signals: Signals, mixer: nn.Module, key: MixKey) -> Drawn:
-        rng, shared = key.own_rng(), shared_rng(key)
+        rng, shared = key.own_rng(), key.step_rng()
         for_student = method.sample.plan(shape, rng, signals)
         if for_student.index.shape[1] == 2:
             for_mixer = method.sample.plan(shape, rng, signals)

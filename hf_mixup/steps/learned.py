@@ -17,7 +17,7 @@ from hf_mixup.losses import DecoupledBCE, Loss
 from hf_mixup.mixers.masks import MASK_LOSSES, UPSAMPLING, adjust_mask, check_mixer, mask_loss
 from hf_mixup.plan import Dense, MixPlan, blend, mix_targets
 from hf_mixup.policy import Signals
-from hf_mixup.rng import MixKey, keyed
+from hf_mixup.rng import MixKey
 from hf_mixup.signals.features import StageTaps, classifier_of, stage_names
 from hf_mixup.signals.signal import reading
 from hf_mixup.steps.standard import finish
@@ -340,7 +340,7 @@ class LearnedMixing(Step):
         return self.step(method, state, backbone, images, targets, signals, drawn, mask_weight)
 
     def draw(self, method: Method, shape: torch.Size, signals: Signals, mixer: nn.Module, key: MixKey) -> Drawn:
-        rng, shared = key.own_rng(), shared_rng(key)
+        rng, shared = key.own_rng(), key.step_rng()
         plans = tuple(pair_plan(method, shape, rng, signals, self.no_repeat) for _ in range(2))
         adjust = float(torch.rand((), generator=rng)) < self.mask_adjust
         keep = float(torch.rand((), generator=shared)) < self.switch_off
@@ -440,11 +440,6 @@ def load_mixer(cls: type[nn.Module], repo_or_folder: str, channels: int) -> nn.M
             "choose another stage or mixer."
         )
     return mixer
-
-
-def shared_rng(key: MixKey) -> torch.Generator:
-    """For choices that change which parameters are used: the same on all processes, and apart from the stream that chose the method."""
-    return keyed(key.seed, key.step, key.micro_step, key.repeat, 0, 1)
 
 
 def eta_cross_entropy(logits: Tensor, targets: Tensor, eta: float) -> Tensor:
