@@ -175,6 +175,31 @@ def _batch_like(example: Tensor, batch: int) -> Tensor:
     return example.new(storage).resize_(shape)
 
 
+@dataclass
+class CheckedCollator:
+    """The collator of training, with a look at what it is given and what it makes; in a worker, where waiting costs nothing."""
+
+    base: Callable
+    num_labels: int
+    multi_label: bool
+
+    def __call__(self, examples: list) -> Any:
+        if isinstance(examples[0], dict) and "pixel_values" in examples[0]:
+            check_examples([example["pixel_values"] for example in examples])
+        batch = self.base(examples)
+        missing = [name for name in ("pixel_values", "labels") if name not in batch]
+        if missing:
+            raise ValueError(
+                f"a batch must have 'pixel_values' and 'labels', got {sorted(batch)}; rename the columns, and set remove_unused_columns=False "
+                "if the Trainer dropped one."
+            )
+        check_images(batch["pixel_values"], finite=not isinstance(batch, MixedBatch))
+        check_labels(batch["labels"], len(batch["pixel_values"]), self.num_labels)
+        if not self.multi_label:
+            check_distributions(batch["labels"])
+        return batch
+
+
 class MixupLoss:
     """The loss of mixed batches for any `Trainer`: `Trainer(..., compute_loss_func=MixupLoss())`.
 

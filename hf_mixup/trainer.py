@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import json
 import logging
 import math
-import os
 import re
 import shlex
 import shutil
 import sys
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,14 +17,14 @@ from typing import Any
 import torch
 from huggingface_hub import HfApi
 from torch import Tensor, nn
-from transformers import PreTrainedModel, Trainer, TrainerCallback
+from transformers import PreTrainedModel, Trainer
 from transformers.trainer_utils import HubStrategy, has_length
 
 from hf_mixup.arguments import MixupTrainingArguments
+from hf_mixup.callbacks import AfterOptimizerStep, EpochLog, Tally, epoch_rows
 from hf_mixup.cards import write_model_card
 from hf_mixup.checkpoints import last_complete_checkpoint, what_is_wrong
-from hf_mixup.checks import check_distributions, check_examples, check_images, check_labels
-from hf_mixup.collator import MixedBatch, MixupCollator
+from hf_mixup.collator import CheckedCollator, MixedBatch, MixupCollator
 from hf_mixup.data import ImageDataset, RepeatedAugmentation
 from hf_mixup.hub import check_token, push_folder, told_plainly, without_secrets
 from hf_mixup.methods import CONFIG_NAME, taught_by_the_network
@@ -38,7 +35,6 @@ from hf_mixup.schedules import cosine
 
 logger = logging.getLogger(__name__)
 
-LOG_NAME = "train_log.jsonl"
 RUN_NAME = "mixup_run.json"
 
 
@@ -105,16 +101,16 @@ class MixupTrainer(Trainer):
         args.logging_nan_inf_filter = False
         super().__init__(model=model, args=args, data_collator=data_collator, compute_metrics=compute_metrics, **kwargs)
         self._keyed_step, self._micro_step = -1, 0
-        self._tally = _Tally()
-        self.add_callback(_AfterOptimizerStep(self))
+        self._tally = Tally()
+        self.add_callback(AfterOptimizerStep(self))
         if self.is_world_process_zero():
-            self.add_callback(_EpochLog(args.output_dir))
+            self.add_callback(EpochLog(args.output_dir))
 
     # -- mixing ---------------------------------------------------------------------------------------------------------
 
     def get_train_dataloader(self):
         plain = self.data_collator
-        collator = self._train_collator or _CheckedCollator(plain, self.mixup_model.num_labels, self._multi_label)
+        collator = self._train_collator or CheckedCollator(plain, self.mixup_model.num_labels, self._multi_label)
         try:
             # the Trainer has one collator for training and evaluation; evaluation keeps the plain one
             self.data_collator = collator
@@ -444,109 +440,3 @@ class MixupTrainer(Trainer):
 def _one(value: str | list[str] | None) -> str | None:
     """The Trainer takes lists in its cards; a model of ours is evaluated on one data set."""
     return value[0] if isinstance(value, (list, tuple)) and value else value or None
-
-
-@dataclasses.dataclass
-class _CheckedCollator:
-    """The collator of training, with a look at what it is given and what it makes; in a worker, where waiting costs nothing."""
-
-    base: Callable
-    num_labels: int
-    multi_label: bool
-
-    def __call__(self, examples: list) -> Any:
-        if isinstance(examples[0], dict) and "pixel_values" in examples[0]:
-            check_examples([example["pixel_values"] for example in examples])
-        batch = self.base(examples)
-        missing = [name for name in ("pixel_values", "labels") if name not in batch]
-        if missing:
-            raise ValueError(
-                f"a batch must have 'pixel_values' and 'labels', got {sorted(batch)}; rename the columns, and set remove_unused_columns=False "
-                "if the Trainer dropped one."
-            )
-        check_images(batch["pixel_values"], finite=not isinstance(batch, MixedBatch))
-        check_labels(batch["labels"], len(batch["pixel_values"]), self.num_labels)
-        if not self.multi_label:
-            check_distributions(batch["labels"])
-        return batch
-
-
-class _Tally:
-    """Sums of a logging interval, kept on the device: reading them there would wait for it."""
-
-    def __init__(self):
-        self.methods: Counter[str] = Counter()
-        self.sums: Tensor | None = None
-
-    def add(self, method: str, accuracy: Tensor, lam: Tensor) -> None:
-        self.methods[method] += 1
-        sums = torch.stack([accuracy.sum(), lam.float().sum(), torch.ones_like(accuracy).sum()]).detach()
-        self.sums = sums if self.sums is None else self.sums + sums
-
-    def pop(self, accelerator) -> dict[str, float]:
-        """`train_accuracy`, mean `lam`, and the share of batches of each method; over all processes."""
-        if self.sums is None:
-            return {}
-        accuracy, lam, images = accelerator.reduce(self.sums, "sum").tolist()
-        batches = sum(self.methods.values())
-        shares = {f"mix/{name}": count / batches for name, count in sorted(self.methods.items())}
-        self.__init__()
-        return {"train_accuracy": accuracy / images, "lam": lam / images, **shares}
-
-
-class _AfterOptimizerStep(TrainerCallback):
-    """What follows the weights: EMA teachers. Not after a step that the gradient scaler skipped."""
-
-    def __init__(self, trainer: MixupTrainer):
-        self.trainer = trainer
-
-    def on_epoch_begin(self, args, state, control, **kwargs):
-        # accelerate tells the sampler, but where processes share one, not the data set, whose augmentation depends on it
-        if hasattr(self.trainer.train_dataset, "set_epoch"):
-            self.trainer.train_dataset.set_epoch(int(state.epoch or 0))
-
-    def on_optimizer_step(self, args, state, control, **kwargs):
-        model = self.trainer.mixup_model
-        if self.trainer.accelerator.optimizer_step_was_skipped:
-            return
-        for method in model.choice.methods:
-            method.step.after_optimizer_step(model.states[method.name], model.backbone, state.global_step, state.max_steps)
-        if model.ema is not None:
-            rising = args.ema_warmup_epochs * self.trainer._steps_per_epoch() if args.ema_warmup_epochs else 0
-            model.follow(args.ema_decay * (0.9 + 0.1 * min(1.0, (state.global_step + 1) / rising) if rising else 1.0))
-
-
-class _EpochLog(TrainerCallback):
-    """Keeps `train_log.jsonl`, one row an epoch. Made afresh from the Trainer's own history, so a resumed run has it whole."""
-
-    def __init__(self, folder: str):
-        self.path = Path(folder, LOG_NAME)
-
-    def on_log(self, args, state, control, **kwargs):
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        rows = "".join(json.dumps(row) + "\n" for row in epoch_rows(state.log_history))
-        temporary = self.path.with_name("_train_log.tmp")  # the underscore keeps a push in the background from taking it along
-        temporary.write_text(rows)
-        os.replace(temporary, self.path)
-
-
-def epoch_rows(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One row an epoch, from the `log_history` of a Trainer: means of what was logged in training, the last evaluation."""
-    rows: dict[int, dict[str, Any]] = {}
-    training: dict[int, list[dict[str, Any]]] = {}
-    for entry in history:
-        if "epoch" not in entry:
-            continue
-        epoch = max(1, math.ceil(entry["epoch"] - 1e-6))
-        row = rows.setdefault(epoch, {"epoch": epoch})
-        row["step"] = entry.get("step", row.get("step"))
-        if "loss" in entry:
-            training.setdefault(epoch, []).append(entry)
-        row.update({key: value for key, value in entry.items() if key.startswith("eval_")})
-    for epoch, entries in training.items():
-        for name, key in (("train_loss", "loss"), ("train_accuracy", "train_accuracy"), ("lam", "lam")):
-            values = [entry[key] for entry in entries if key in entry]
-            if values:
-                rows[epoch][name] = sum(values) / len(values)
-        rows[epoch]["learning_rate"] = entries[-1].get("learning_rate")
-    return [rows[epoch] for epoch in sorted(rows)]

@@ -14,10 +14,10 @@ from torch.testing import assert_close
 from transformers import AutoModelForImageClassification, Trainer, TrainerCallback, TrainingArguments
 
 from hf_mixup import METHODS, Method, MethodChoice, MixupCollator, MixupModel, MixupTrainer
+from hf_mixup.callbacks import epoch_rows
 from hf_mixup.collator import MixedBatch
 from hf_mixup.metrics import mixed_accuracy
 from hf_mixup.rng import MixKey
-from hf_mixup.trainer import epoch_rows
 from small import NETWORKS, Images, arguments, difference, losses, trainer, vit, weights
 
 every_network = pytest.mark.parametrize("network", sorted(NETWORKS))
