@@ -208,7 +208,7 @@ class DataArguments:
     )
     train_crop: str | None = field(
         default=None,
-        metadata={"help": "pad (with zeros) or reflect, then crop; or resized. Padded up to 64 pixels, else resized, if not given."},
+        metadata={"help": "pad (with zeros) or reflect, then crop; resized; or none. Padded up to 64 pixels, else resized, if not given."},
     )
     train_resize: int | None = field(default=None, metadata={"help": "Resize the shorter side to this before the crop of training."})
     crop_scale: list[float] | None = field(

@@ -182,7 +182,7 @@ class ImageFormat:
 
         Args:
             size: of the images, where it is not that of evaluation.
-            crop: `pad` with zeros by an eighth, or `reflect`, and crop; or `resized`. By default the first up to 64 pixels.
+            crop: `pad` with zeros by an eighth, or `reflect`, and crop; `resized`; or `none`. By default the first up to 64 pixels.
             scale: smallest and largest share of the image in a `resized` crop.
             resize: the shorter side before the crop.
             auto_augment: a policy of timm, such as `rand-m9-mstd0.5-inc1`.
@@ -190,13 +190,14 @@ class ImageFormat:
         """
         interpolation, size = InterpolationMode(self.interpolation), size or self.size
         crop = crop or ("pad" if size <= 64 else "resized")
-        check_known("train_crop", crop, ["pad", "reflect", "resized"])
+        check_known("train_crop", crop, ["pad", "reflect", "resized", "none"])
         steps = [v2.Resize(resize, interpolation)] if resize else []
         if crop == "resized":
             steps += [v2.RandomResizedCrop(size, tuple(scale), interpolation=interpolation)]
         else:
-            padding = {"padding": size // 8, "padding_mode": "constant" if crop == "pad" else "reflect"}
-            steps += [v2.Resize((size, size), interpolation), v2.RandomCrop(size, **padding)]
+            steps += [v2.Resize((size, size), interpolation)]
+            if crop != "none":
+                steps += [v2.RandomCrop(size, padding=size // 8, padding_mode="constant" if crop == "pad" else "reflect")]
         steps += [v2.RandomHorizontalFlip()] if horizontal_flip else []
         if auto_augment:
             steps.append(self._auto_augment(auto_augment, size))

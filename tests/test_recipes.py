@@ -367,6 +367,8 @@ def test_transforms_of_recipes():
     assert form.train_transform(size=16, crop="resized", scale=(0.5, 1.0))(image).shape == (3, 16, 16)
     assert form.train_transform(crop="reflect", resize=40)(image)[0].unique().numel() == 1
     assert form.train_transform(crop="pad")(image)[0].unique().numel() in (1, 2)
+    noise = Image.effect_noise((32, 32), 80).convert("RGB")
+    assert torch.equal(form.train_transform(False, crop="none")(noise), ImageFormat(32, 1.0, form.mean, form.std).eval_transform()(noise))
     erased = form.train_transform(crop="resized", random_erasing=1.0)(image)
     assert erased[0].unique().numel() > 20
     with pytest.raises(ValueError, match="auto_augment must be a policy of timm"):
