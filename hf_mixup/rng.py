@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -15,6 +16,27 @@ def keyed(*key: int) -> torch.Generator:
     # hashed, because torch's CPU generator keeps only the low 32 bits of a seed: `seed << 32 | step` would drop the seed
     digest = hashlib.blake2b(repr(tuple(map(int, key))).encode(), digest_size=8).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest) >> 1)
+
+
+class Draws:
+    """Random numbers for a batch, image by image: those of an image follow from its key, whoever else is in the batch.
+
+    Drawn on the CPU and copied, so they are the same on every device.
+    """
+
+    def __init__(self, keys: Sequence[Sequence[int]], device: torch.device | str = "cpu"):
+        self.rngs = [keyed(*key) for key in keys]
+        self.device = torch.device(device)
+
+    def each(self, draw: Callable[[torch.Generator], Tensor]) -> Tensor:
+        """(B, ...) of what `draw` takes from the generator of each image."""
+        return torch.stack([draw(rng) for rng in self.rngs]).to(self.device)
+
+    def normal(self, *size: int) -> Tensor:
+        return self.each(lambda rng: torch.randn(size, generator=rng))
+
+    def uniform(self, low: float, high: float, *size: int) -> Tensor:
+        return low + (high - low) * self.each(lambda rng: torch.rand(size, generator=rng))
 
 
 def normal(size: tuple[int, ...], rng: torch.Generator, device: torch.device | str = "cpu") -> Tensor:

@@ -27,20 +27,11 @@ from hf_mixup import plots
 from hf_mixup.arguments import DataArguments
 from hf_mixup.backbones import load_classifier
 from hf_mixup.checks import check_known, nearest
+from hf_mixup.corruptions import COMMON_CORRUPTIONS, EXTRA_CORRUPTIONS, SEVERITIES, corruption, mean_corruption_error
 from hf_mixup.data import ImageData, ImageDataset, ImageFormat, load_images
 from hf_mixup.metrics import all_measures, confidence_bins
-from hf_mixup.robustness import (
-    COMMON_CORRUPTIONS,
-    EXTRA_CORRUPTIONS,
-    SEVERITIES,
-    Draws,
-    PixelModel,
-    corruption,
-    fgsm,
-    mean_corruption_error,
-    occlude,
-    pgd,
-)
+from hf_mixup.rng import Draws
+from hf_mixup.robustness import PixelModel, fgsm, occlude, pgd
 
 PROTOCOLS = ("fgsm", "pgd", "corruptions", "occlusion")
 RATIOS = [tenth / 10 for tenth in range(10)]
