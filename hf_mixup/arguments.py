@@ -217,6 +217,9 @@ class DataArguments:
     auto_augment: str | None = field(default=None, metadata={"help": "A policy of timm, such as rand-m9-mstd0.5-inc1."})
     random_erasing: float = field(default=0.0, metadata={"help": "Probability that a rectangle of a training image is noise."})
     horizontal_flip: bool | None = field(default=None, metadata={"help": "Mirror training images at random; on, but not for digits."})
+    cache_images: bool = field(
+        default=False, metadata={"help": "Decode and resize all images before training, and keep their bytes in memory, in every process."}
+    )
 
 
 @dataclass

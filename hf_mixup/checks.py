@@ -129,6 +129,15 @@ def check_examples(examples: Sequence[Tensor]) -> None:
         raise ValueError(f"images of a batch must have one size, got {shown}; add Resize and a crop to the transform.")
 
 
+def check_cached_size(row: int, pixels: Tensor, first: Tensor) -> None:
+    if pixels.shape != first.shape:
+        sizes = " and ".join(f"{image.shape[2]}x{image.shape[1]}" for image in (first, pixels))
+        raise ValueError(
+            f"cache_images needs images of one size before their random crop, got {sizes} in rows 0 and {row}; "
+            "leave it off, or set train_crop to pad, reflect or none."
+        )
+
+
 def check_divisible(size: tuple[int, int], grid: tuple[int, int]) -> None:
     if size[0] % grid[0] or size[1] % grid[1]:
         raise ValueError(

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL.Image
 import torch
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, load_dataset, load_from_disk
 from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
+from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
+from tqdm.auto import tqdm
 
 from hf_mixup.arguments import DataArguments
-from hf_mixup.checks import check_known, nearest
-from hf_mixup.rng import keyed
+from hf_mixup.checks import check_cached_size, check_known, nearest
+from hf_mixup.rng import hashed, hashed_integers, keyed
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -177,7 +181,7 @@ class ImageFormat:
         resize: int | None = None,
         auto_augment: str | None = None,
         random_erasing: float = 0.0,
-    ) -> v2.Compose:
+    ) -> Transform:
         """Random crop, flip, timm's automatic augmentation, tensor, normalise, timm's random erasing with noise.
 
         Args:
@@ -191,22 +195,26 @@ class ImageFormat:
         interpolation, size = InterpolationMode(self.interpolation), size or self.size
         crop = crop or ("pad" if size <= 64 else "resized")
         check_known("train_crop", crop, ["pad", "reflect", "resized", "none"])
-        steps = [v2.Resize(resize, interpolation)] if resize else []
+        head = [v2.Resize(resize, interpolation) if resize else v2.Identity()]
+        if crop != "resized":
+            head += [v2.Resize((size, size), interpolation)]
+        padding, reflect = size // 8 if crop in ("pad", "reflect") else 0, crop == "reflect"
+        if crop != "resized" and not auto_augment and not random_erasing:
+            return Transform(v2.Compose(head), Augmentation(self.mean, self.std, padding, reflect, horizontal_flip))
+        steps = []
         if crop == "resized":
             steps += [v2.RandomResizedCrop(size, tuple(scale), interpolation=interpolation)]
-        else:
-            steps += [v2.Resize((size, size), interpolation)]
-            if crop != "none":
-                steps += [v2.RandomCrop(size, padding=size // 8, padding_mode="constant" if crop == "pad" else "reflect")]
+        elif padding:
+            steps += [v2.RandomCrop(size, padding=padding, padding_mode="reflect" if reflect else "constant")]
         steps += [v2.RandomHorizontalFlip()] if horizontal_flip else []
         if auto_augment:
             steps.append(self._auto_augment(auto_augment, size))
-        steps += self._to_tensor()
+        steps += [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(self.mean, self.std)]
         if random_erasing:
             from timm.data.random_erasing import RandomErasing
 
             steps.append(RandomErasing(random_erasing, mode="pixel", device="cpu"))
-        return v2.Compose(steps)
+        return Transform(v2.Compose(head), OneByOne(v2.Compose(steps)))
 
     def _auto_augment(self, policy: str, size: int) -> Callable:
         from timm.data.auto_augment import augment_and_mix_transform, auto_augment_transform, rand_augment_transform
@@ -221,14 +229,11 @@ class ImageFormat:
         try:
             return made_by.get(policy.split("-")[0], auto_augment_transform)(policy, settings)
         except (AssertionError, ValueError, KeyError, IndexError) as error:
-            raise ValueError(f"auto_augment must be a policy of timm such as 'rand-m9-mstd0.5-inc1', got {policy!r} ({error}).") from None
+            raise ValueError(f"auto_augment must be a policy of timm such as 'rand-m9-mstd0.5-inc1', got {policy!r} ({error}); mend it.") from None
 
-    def eval_transform(self) -> v2.Compose:
+    def eval_transform(self) -> Transform:
         resized = v2.Resize(round(self.size / self.crop_ratio), InterpolationMode(self.interpolation))
-        return v2.Compose([resized, v2.CenterCrop(self.size), *self._to_tensor()])
-
-    def _to_tensor(self) -> list:
-        return [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(self.mean, self.std)]
+        return Transform(v2.Compose([resized, v2.CenterCrop(self.size)]), Augmentation(self.mean, self.std))
 
     def processor(self):
         """The transformers image processor that does what `eval_transform` does."""
@@ -250,24 +255,110 @@ class ImageFormat:
         return (images.cpu().float() * std + mean).clamp(0, 1)
 
 
+@dataclass(frozen=True)
+class Augmentation:
+    """Random crop, mirror and normalisation of a batch in one go, on any device.
+
+    Attributes:
+        mean, std: of the normalisation, on pixels in [0, 1].
+        padding: pixels added to each side before the crop back to the size of before.
+        reflect: what is added is mirrored; else it is black.
+        flip: mirror one half of the images.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    padding: int = 0
+    reflect: bool = False
+    flip: bool = False
+
+    def __call__(self, images: Tensor | Sequence[Tensor], keys: Tensor) -> Tensor:
+        """(B, 3, H, W) float32 of images (B, 3, H, W) uint8. What is drawn for one follows from its key (B,) int64 alone."""
+        images = images if isinstance(images, Tensor) else torch.stack(images)
+        if self.padding or self.flip:
+            images = self._moved(images, keys)
+        mean, std = (_per_channel(values, images.device) for values in (self.mean, self.std))
+        return images.float().mul_(1 / 255).sub_(mean).div_(std)
+
+    def _moved(self, images: Tensor, keys: Tensor) -> Tensor:
+        height, width = images.shape[2:]
+        # where the pixels of row y and column x come from, (B, H) and (B, W)
+        y, x = (torch.arange(side, device=images.device).expand(len(images), -1) for side in (height, width))
+        if self.flip:
+            x = torch.where(hashed_integers(keys, 2, 2)[:, None] == 1, width - 1 - x, x)
+        y, x = (axis + (hashed_integers(keys, draw, 2 * self.padding + 1) - self.padding)[:, None] for draw, axis in enumerate((y, x)))
+        if self.reflect:
+            y, x = (last - (last - axis.abs()).abs() for axis, last in ((y, height - 1), (x, width - 1)))
+        from_y, from_x = y.clamp(0, height - 1), x.clamp(0, width - 1)
+        source = (from_y[:, :, None] * width + from_x[:, None, :]).flatten(1)[:, None]
+        moved = images.flatten(2).gather(2, source.expand(-1, images.shape[1], -1)).view_as(images)
+        inside = (y == from_y)[:, :, None] & (x == from_x)[:, None, :]
+        return moved * inside[:, None]
+
+
+@functools.cache
+def _per_channel(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """Kept, because copying them to an accelerator for every batch would wait for it."""
+    return torch.tensor(values, device=device).view(-1, 1, 1)
+
+
+@dataclass(frozen=True)
+class OneByOne:
+    """Transforms of single PIL images that draw from the global streams, by keys all the same."""
+
+    transform: Callable[[PIL.Image.Image], Tensor]
+
+    def __call__(self, images: Iterable[Tensor], keys: Tensor) -> Tensor:
+        """(B, 3, S, S) float32 of uint8 images of any sizes."""
+        done = []
+        for image, key in zip(images, keys.tolist(), strict=True):
+            with seeded_streams(key):
+                done.append(self.transform(to_pil_image(image)))
+        return torch.stack(done)
+
+
+@dataclass(frozen=True)
+class Transform:
+    """What becomes of an image, in two halves.
+
+    Attributes:
+        head: from a PIL image to one; draws nothing, so that its pixels can be kept.
+        tail: from uint8 pixels, and a key for each image, to what a network sees.
+    """
+
+    head: Callable[[PIL.Image.Image], PIL.Image.Image]
+    tail: Augmentation | OneByOne
+
+    def pixels(self, image: PIL.Image.Image) -> Tensor:
+        """(3, H, W) uint8."""
+        return pil_to_tensor(self.head(image.convert("RGB")))
+
+    def __call__(self, image: PIL.Image.Image, key: int = 0) -> Tensor:
+        """(3, S, S) float32 of one image."""
+        return self.tail([self.pixels(image)], torch.tensor([key]))[0]
+
+
 class ImageDataset(torch.utils.data.Dataset):
     """`{"pixel_values": (3, H, W) float32, "labels": int}` of a data set of images.
 
-    What a transform draws follows from (seed, epoch, row), not from a global stream: the same images come at any number of
-    workers, and to a resumed run.
+    What a transform draws follows from (seed, epoch, row), not from a global stream: the same images come in batches of any size, at
+    any number of workers, and to a resumed run.
 
     Args:
         data: with an image and a label column; images of any mode become RGB.
-        transform: from a PIL image to a tensor.
-        seed: None for a transform that draws nothing.
+        cache: decode and resize all images now, and keep them in memory, one copy for all workers of this process.
+
+    Raises:
+        ValueError: for images that cannot be read, and with `cache` for those of several sizes.
     """
 
-    def __init__(self, data: Dataset, image_column: str, label_column: str, transform: Callable, seed: int | None = None):
+    def __init__(self, data: Dataset, image_column: str, label_column: str, transform: Transform, seed: int = 0, *, cache: bool = False):
         self.data = data.select_columns([image_column, label_column])
         self.image_column, self.label_column = image_column, label_column
         self.transform, self.seed = transform, seed
         # in shared memory, because persistent workers keep the copy of the data set that they started with
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+        self._cache: tuple[Tensor, list] | None = self._decoded() if cache else None
 
     def set_epoch(self, epoch: int) -> None:
         self._epoch.fill_(epoch)
@@ -277,26 +368,47 @@ class ImageDataset(torch.utils.data.Dataset):
 
     def __getitem__(self, index: int | tuple[int, int]) -> dict[str, Any]:
         """A row, or (row, copy): of every copy of an image, another augmentation is drawn."""
-        row, copy = (index, 0) if isinstance(index, int) else index
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int | tuple[int, int]]) -> list[dict[str, Any]]:
+        """The same for a batch, which DataLoaders ask for."""
+        rows, copies = zip(*((index, 0) if isinstance(index, int) else index for index in indices), strict=True)
+        if self._cache is None:
+            pixels, labels = zip(*map(self._read, rows), strict=True)
+        else:
+            pixels, labels = self._cache[0][list(rows)], [self._cache[1][row] for row in rows]
+        epoch = keyed(self.seed, int(self._epoch)).initial_seed()
+        images = self.transform.tail(pixels, hashed(torch.tensor(rows) + (torch.tensor(copies) << 40), epoch))
+        return [{"pixel_values": image, "labels": label} for image, label in zip(images, labels, strict=True)]
+
+    def _read(self, row: int) -> tuple[Tensor, Any]:
         try:
             example = self.data[row]
-            image = example[self.image_column].convert("RGB")
+            pixels = self.transform.pixels(example[self.image_column])
         except Exception as error:
             raise ValueError(
                 f"every row must hold a readable image, got an error at row {row} ({error}); repair or drop that row."
             ) from None
-        context = (
-            contextlib.nullcontext() if self.seed is None else seeded_streams(self.seed, int(self._epoch), row, *([copy] if copy else []))
-        )
-        with context:
-            return {"pixel_values": self.transform(image), "labels": example[self.label_column]}
+        return pixels, example[self.label_column]
+
+    def _decoded(self) -> tuple[Tensor, list]:
+        """(N, 3, H, W) uint8 and the labels. Not in shared memory, which containers have little of: forked workers share it as it is."""
+        labels = []
+        for row in tqdm(range(len(self)), desc="decoding images", disable=None):
+            pixels, label = self._read(row)
+            if row == 0:
+                images = pixels.new_empty((len(self), *pixels.shape))
+            check_cached_size(row, pixels, images[0])
+            images[row] = pixels
+            labels.append(label)
+        return images, labels
 
 
 @contextlib.contextmanager
-def seeded_streams(*key: int) -> Iterator[None]:
+def seeded_streams(key: int) -> Iterator[None]:
     """Inside, the global streams that transforms draw from, of torch, Python and numpy, follow from the key; after, they are as before."""
     before = torch.get_rng_state(), random.getstate(), np.random.get_state()
-    seed = keyed(*key).initial_seed()
+    seed = keyed(key).initial_seed()
     torch.random.default_generator.manual_seed(seed)
     random.seed(seed)
     np.random.seed(seed % 2**32)

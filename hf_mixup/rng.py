@@ -57,6 +57,28 @@ def integers(low: Tensor, high: Tensor, rng: torch.Generator) -> Tensor:
     return low + (torch.rand(low.shape, generator=rng, dtype=torch.float64) * (high - low).clamp(min=1)).long()
 
 
+def hashed(keys: Tensor, draw: int) -> Tensor:
+    """int64, a hash of (key, draw) for every key: SplitMix64 (Steele, Lea and Flood, OOPSLA 2014), the same on every device.
+
+    For draws of single images: a generator for each would take longer than what is done with it."""
+
+    def signed(value: int) -> int:
+        return (value + 2**63) % 2**64 - 2**63
+
+    def folded(x: Tensor, shift: int) -> Tensor:
+        return x ^ ((x >> shift) & ((1 << (64 - shift)) - 1))  # without the mask the sign would come along
+
+    x = keys + signed(0x9E3779B97F4A7C15 * (draw + 1))
+    x = folded(x, 30) * signed(0xBF58476D1CE4E5B9)
+    x = folded(x, 27) * signed(0x94D049BB133111EB)
+    return folded(x, 31)
+
+
+def hashed_integers(keys: Tensor, draw: int, high: int) -> Tensor:
+    """int64, uniform in [0, high) for every key; for high much smaller than 2**32."""
+    return (((hashed(keys, draw) >> 32) & (2**32 - 1)) * high) >> 32
+
+
 def log_gamma_variate(alpha: float, size: tuple[int, ...], rng: torch.Generator) -> Tensor:
     """The logarithm of Gamma(alpha, 1) draws, float64. In log space small alphas neither underflow nor tie."""
     boosted = torch._standard_gamma(torch.full(size, alpha + 1, dtype=torch.float64), generator=rng)

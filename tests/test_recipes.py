@@ -1,6 +1,5 @@
 """Recipes and networks of the published tables: every row of them has a configuration, and each builds as published."""
 
-import itertools
 import json
 import math
 import sys
@@ -15,7 +14,7 @@ from hf_mixup import MixupTrainer
 from hf_mixup.arguments import MixupTrainingArguments, known_arguments, read_recipe
 from hf_mixup.backbones import TABLE_NAMES, from_scratch, same_architecture
 from hf_mixup.benchmark import TABLE_METHODS, published, resolve
-from hf_mixup.data import ImageDataset, ImageFormat, RepeatedAugmentation
+from hf_mixup.data import ImageFormat
 from hf_mixup.methods import MethodChoice
 from run_script import ROOT
 from small import difference, resnet, trainer
@@ -328,55 +327,6 @@ def test_teachers_need_no_second_average(tmp_path):
     assert done.mixup_model.ema is None
 
 
-def test_repeated_augmentation(tmp_path):
-    """Copies of an image come in a row on the list, go to different processes, and are augmented differently."""
-    sampler = RepeatedAugmentation(50, 3, batch_size=4, processes=2, seed=1)
-    order = list(sampler)
-    assert len(order) == len(sampler) == 48
-    assert len(set(order)) == 48
-    assert len({row for row, _ in order}) == 16
-    batches = [order[i : i + 4] for i in range(0, 48, 4)]
-    for first, second in zip(batches[::2], batches[1::2], strict=True):
-        flat = [place for pair in zip(first, second, strict=True) for place in pair]
-        assert all(one[0] == other[0] or other[1] == 0 for one, other in itertools.pairwise(flat))
-        assert {row for row, _ in first} & {row for row, _ in second}
-    sampler.set_epoch(1)
-    assert list(sampler) != order
-
-    from hf_mixup.data import digits
-
-    form = ImageFormat(32)
-    transform = form.train_transform(auto_augment="rand-m9-mstd0.5-inc1", random_erasing=0.5)
-    data = ImageDataset(digits()["train"].select(range(24)), "image", "label", transform, seed=0)
-    one, other = data[3, 0]["pixel_values"], data[3, 1]["pixel_values"]
-    assert not torch.equal(one, other)
-    assert torch.equal(one, data[3]["pixel_values"])
-    assert torch.equal(other, data[3, 1]["pixel_values"])
-    done = trainer(tmp_path, from_scratch("cifar_resnet20", 10, 32), data, repeated_augmentation=3, max_steps=2)
-    done.train()
-    with pytest.raises(ValueError, match="is for a hf_mixup"):
-        trainer(tmp_path, repeated_augmentation=3).get_train_dataloader()
-
-
-def test_transforms_of_recipes():
-    """Sizes, crops and normalisation come out as set; a policy that timm does not know is refused."""
-    from PIL import Image
-
-    image = Image.new("RGB", (80, 60), (124, 116, 104))
-    form = ImageFormat(32, crop_ratio=0.875, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
-    assert form.train_transform(size=16, crop="resized", scale=(0.5, 1.0))(image).shape == (3, 16, 16)
-    assert form.train_transform(crop="reflect", resize=40)(image)[0].unique().numel() == 1
-    assert form.train_transform(crop="pad")(image)[0].unique().numel() in (1, 2)
-    noise = Image.effect_noise((32, 32), 80).convert("RGB")
-    assert torch.equal(form.train_transform(False, crop="none")(noise), ImageFormat(32, 1.0, form.mean, form.std).eval_transform()(noise))
-    erased = form.train_transform(crop="resized", random_erasing=1.0)(image)
-    assert erased[0].unique().numel() > 20
-    with pytest.raises(ValueError, match="auto_augment must be a policy of timm"):
-        form.train_transform(auto_augment="randm9")
-    with pytest.raises(ValueError, match="train_crop must be"):
-        form.train_transform(crop="reflct")
-
-
 def test_settings_that_do_not_go_together(tmp_path):
     with pytest.raises(ValueError, match="one of warmup_epochs and warmup_steps"):
         MixupTrainingArguments(str(tmp_path), use_cpu=True, warmup_epochs=1, warmup_steps=10, lr_scheduler_type="cosine")
@@ -385,21 +335,3 @@ def test_settings_that_do_not_go_together(tmp_path):
     args = MixupTrainingArguments(str(tmp_path), use_cpu=True, optim="lamb")
     assert json.loads(args.to_json_string())["optim"] == "lamb"
     assert {field.name for field in fields(args)} >= {"warmup_epochs", "ema_decay"}
-
-
-def test_every_epoch_augments_anew_on_several_processes(tmp_path):
-    """The loader that accelerate makes for two processes tells its sampler of an epoch, and not the data set: the trainer does."""
-    from accelerate.data_loader import prepare_data_loader
-
-    from hf_mixup.data import digits
-
-    data = ImageDataset(digits()["train"].select(range(32)), "image", "label", ImageFormat(32).train_transform(), seed=0)
-    done = trainer(tmp_path, from_scratch("cifar_resnet20", 10, 32), data, max_steps=2)
-    order = RepeatedAugmentation(32, 2, batch_size=8, processes=2, seed=0)
-    loader = prepare_data_loader(torch.utils.data.DataLoader(data, 8, sampler=order), num_processes=2, process_index=1)
-    assert {row for row, _ in itertools.chain(*loader.batch_sampler)} == {row for row, _ in order}
-    loader.set_epoch(1)
-    assert order.epoch == 1
-    done.state.epoch = 1.5
-    done.callback_handler.on_epoch_begin(done.args, done.state, done.control)
-    assert int(data._epoch) == 1

@@ -1,0 +1,182 @@
+"""Transforms whose randomness is keyed: what is drawn, and that nothing else decides it."""
+
+import itertools
+
+import pytest
+import torch
+from datasets import Dataset, Features, Image, Value
+from PIL import Image as Pillow
+from scipy.stats import chisquare
+from torchvision.transforms.v2 import functional
+
+from hf_mixup.backbones import from_scratch
+from hf_mixup.data import Augmentation, ImageDataset, ImageFormat, RepeatedAugmentation, digits
+from hf_mixup.rng import hashed, hashed_integers
+from small import trainer
+
+FORM = ImageFormat(16)
+FEATURES = Features({"image": Image(), "label": Value("int64")})
+TRANSFORMS = {
+    "pad": FORM.train_transform(),
+    "reflect": FORM.train_transform(crop="reflect"),
+    "none": FORM.train_transform(crop="none"),
+    "rand": FORM.train_transform(auto_augment="rand-m9-mstd0.5-inc1", random_erasing=0.5),
+    "resized": FORM.train_transform(crop="resized"),
+    "evaluation": FORM.eval_transform(),
+}
+every_transform = pytest.mark.parametrize("transform", TRANSFORMS.values(), ids=TRANSFORMS)
+
+
+@pytest.fixture(scope="module")
+def rows():
+    return digits()["train"].select(range(21))
+
+
+def pixels(examples):
+    return torch.stack([example["pixel_values"] for example in examples])
+
+
+def whole(data, batch=7, workers=0):
+    loader = torch.utils.data.DataLoader(data, batch, num_workers=workers)
+    return torch.cat([examples["pixel_values"] for examples in loader])
+
+
+@every_transform
+def test_only_the_key_decides(rows, transform):
+    """The same images one by one, in batches, from workers and from memory; others in another epoch, if anything is drawn."""
+    data, cached = (ImageDataset(rows, "image", "label", transform, seed=1, cache=cache) for cache in (False, True))
+    for data_ in (data, cached):
+        data_.set_epoch(2)
+    one_by_one = [data[row] for row in range(len(data))]
+    expected = pixels(one_by_one)
+    assert expected.dtype == torch.float32
+    assert expected.shape == (21, 3, 16, 16)
+    assert [example["labels"] for example in one_by_one] == rows["label"]
+    assert [cached[row]["labels"] for row in range(len(data))] == rows["label"]
+    assert torch.equal(pixels(cached.__getitems__(list(range(21)))), expected)
+    assert torch.equal(pixels(data.__getitems__(list(range(21)))[::-1]).flip(0), expected)
+    for data_, workers in itertools.product((data, cached), (0, 2)):
+        assert torch.equal(whole(data_, workers=workers), expected)
+    draws = transform is not TRANSFORMS["evaluation"]
+    data.set_epoch(3)
+    assert torch.equal(whole(data), expected) is not draws
+    assert torch.equal(whole(ImageDataset(rows, "image", "label", transform, seed=2)), expected) is not draws
+    data.set_epoch(2)
+    assert torch.equal(data[3, 0]["pixel_values"], expected[3])
+    assert torch.equal(pixels(data[row, 1] for row in range(21)), expected) is not draws
+
+
+@pytest.mark.parametrize("mode", ["constant", "reflect"])
+def test_augmentation_is_that_of_torchvision(mode):
+    """Pad, crop, mirror and normalise, with the places and sides that the keys say."""
+    images = torch.randint(256, (40, 3, 12, 10), dtype=torch.uint8)
+    keys = hashed(torch.arange(40), 5)
+    mean, std = [0.5, 0.4, 0.3], [0.2, 0.3, 0.25]
+    made = Augmentation(tuple(mean), tuple(std), padding=3, reflect=mode == "reflect", flip=True)(images, keys)
+    top, left, flip = (hashed_integers(keys, draw, high).tolist() for draw, high in enumerate((7, 7, 2)))
+    for row, image in enumerate(functional.pad(images, 3, padding_mode=mode)):
+        image = functional.crop(image, top[row], left[row], 12, 10)
+        image = functional.horizontal_flip(image) if flip[row] else image
+        image = functional.normalize(functional.to_dtype(image, torch.float32, scale=True), mean, std)
+        assert torch.equal(made[row], image)
+    assert set(flip) == {0, 1}
+
+
+def test_crops_and_sides_are_uniform():
+    """All (2 p + 1)^2 places on both sides alike; those of neighbouring rows, and of one row in two epochs, are independent."""
+    count, padding = 60_000, 1
+    numbered = torch.arange(25, dtype=torch.uint8).view(1, 1, 5, 5).expand(count, 3, -1, -1)
+    plain = Augmentation((0.0,) * 3, (1 / 255,) * 3, padding, flip=True)
+
+    def places(epoch):
+        moved = plain(numbered, hashed(torch.arange(count), epoch)).round().long()
+        # the middle says where the crop is, its neighbour on which side
+        return (moved[:, 0, 2, 2] % 5 - 1) + 3 * (moved[:, 0, 2, 2] // 5 - 1) + 9 * (moved[:, 0, 2, 1] > moved[:, 0, 2, 2]).long()
+
+    first, second = places(0), places(1)
+    assert chisquare(torch.bincount(first, minlength=18)).pvalue > 1e-3
+    for pairs in (first[:-1] + 18 * first[1:], first + 18 * second):
+        counts = torch.bincount(pairs, minlength=324)
+        assert len(counts) == 324
+        assert chisquare(counts).pvalue > 1e-3
+
+
+def test_hash_is_splitmix():
+    """Numbers of the reference implementation for the seed 0."""
+    drawn = [int(hashed(torch.zeros((), dtype=torch.int64), draw)) % 2**64 for draw in range(3)]
+    assert drawn == [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4, 0x06C45D188009454F]
+
+
+def test_cache_refuses_images_of_several_sizes():
+    images = [Pillow.new("RGB", (side, 20)) for side in (30, 30, 24)]
+    data = Dataset.from_dict({"image": images, "label": [0, 1, 2]}, features=FEATURES)
+    ImageDataset(data, "image", "label", TRANSFORMS["pad"], cache=True)
+    with pytest.raises(ValueError, match="images of one size before their random crop, got 30x20 and 24x20 in rows 0 and 2; leave it off"):
+        ImageDataset(data, "image", "label", TRANSFORMS["resized"], cache=True)
+
+
+def test_unreadable_images_are_named():
+    data = Dataset.from_dict({"image": [Pillow.new("L", (20, 20)), None], "label": [0, 1]}, features=FEATURES)
+    with pytest.raises(ValueError, match="must hold a readable image, got an error at row 1"):
+        ImageDataset(data, "image", "label", TRANSFORMS["pad"])[1]
+
+
+def test_repeated_augmentation(tmp_path):
+    """Copies of an image come in a row on the list, go to different processes, and are augmented differently."""
+    sampler = RepeatedAugmentation(50, 3, batch_size=4, processes=2, seed=1)
+    order = list(sampler)
+    assert len(order) == len(sampler) == 48
+    assert len(set(order)) == 48
+    assert len({row for row, _ in order}) == 16
+    batches = [order[i : i + 4] for i in range(0, 48, 4)]
+    for first, second in zip(batches[::2], batches[1::2], strict=True):
+        flat = [place for pair in zip(first, second, strict=True) for place in pair]
+        assert all(one[0] == other[0] or other[1] == 0 for one, other in itertools.pairwise(flat))
+        assert {row for row, _ in first} & {row for row, _ in second}
+    sampler.set_epoch(1)
+    assert list(sampler) != order
+
+    form = ImageFormat(32)
+    transform = form.train_transform(auto_augment="rand-m9-mstd0.5-inc1", random_erasing=0.5)
+    data = ImageDataset(digits()["train"].select(range(24)), "image", "label", transform, seed=0)
+    one, other = data[3, 0]["pixel_values"], data[3, 1]["pixel_values"]
+    assert not torch.equal(one, other)
+    assert torch.equal(one, data[3]["pixel_values"])
+    assert torch.equal(other, data[3, 1]["pixel_values"])
+    done = trainer(tmp_path, from_scratch("cifar_resnet20", 10, 32), data, repeated_augmentation=3, max_steps=2)
+    done.train()
+    with pytest.raises(ValueError, match="is for a hf_mixup"):
+        trainer(tmp_path, repeated_augmentation=3).get_train_dataloader()
+
+
+def test_transforms_are_as_set():
+    """Sizes, crops and normalisation come out as set; a policy that timm does not know is refused."""
+    image = Pillow.new("RGB", (80, 60), (124, 116, 104))
+    form = ImageFormat(32, crop_ratio=0.875, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
+    assert form.train_transform(size=16, crop="resized", scale=(0.5, 1.0))(image).shape == (3, 16, 16)
+    assert form.train_transform(crop="reflect", resize=40)(image)[0].unique().numel() == 1
+    assert form.train_transform(crop="pad")(image)[0].unique().numel() in (1, 2)
+    noise = Pillow.effect_noise((32, 32), 80).convert("RGB")
+    assert torch.equal(form.train_transform(False, crop="none")(noise), ImageFormat(32, 1.0, form.mean, form.std).eval_transform()(noise))
+    erased = form.train_transform(crop="resized", random_erasing=1.0)(image)
+    assert erased[0].unique().numel() > 20
+    with pytest.raises(ValueError, match="auto_augment must be a policy of timm"):
+        form.train_transform(auto_augment="randm9")
+    with pytest.raises(ValueError, match="train_crop must be"):
+        form.train_transform(crop="reflct")
+
+
+def test_every_epoch_augments_anew_on_several_processes(tmp_path):
+    """The loader that accelerate makes for two processes tells its sampler of an epoch, and not the data set: the trainer does."""
+    from accelerate.data_loader import prepare_data_loader
+
+    data = ImageDataset(digits()["train"].select(range(32)), "image", "label", ImageFormat(32).train_transform(), seed=0)
+    done = trainer(tmp_path, from_scratch("cifar_resnet20", 10, 32), data, max_steps=2)
+    order = RepeatedAugmentation(32, 2, batch_size=8, processes=2, seed=0)
+    loader = prepare_data_loader(torch.utils.data.DataLoader(data, 8, sampler=order), num_processes=2, process_index=1)
+    assert {row for row, _ in itertools.chain(*loader.batch_sampler)} == {row for row, _ in order}
+    loader.set_epoch(1)
+    assert order.epoch == 1
+    done.state.epoch = 1.5
+    done.callback_handler.on_epoch_begin(done.args, done.state, done.control)
+    assert int(data._epoch) == 1
