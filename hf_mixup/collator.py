@@ -278,7 +278,7 @@ class MixupCallback(TrainerCallback):
         labels = kwargs.get("labels")
         if labels is not None and labels.ndim == 2:
             raise RuntimeError(
-                "soft labels must not reach the model's own loss, which takes them for multi-label ones; "
+                "labels must be class numbers where the model's own loss sees them, got soft ones, which it takes for multi-label; "
                 "give the Trainer compute_loss_func=MixupLoss()."
             )
 

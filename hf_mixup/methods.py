@@ -232,7 +232,8 @@ def check_model_free(method: Method, where: str) -> None:
     wanted = needs_of_model(method)
     if wanted:
         raise ValueError(
-            f"{where} mixes with images only, but {method.name!r} needs {' and '.join(wanted)}, so it needs the model; use MixupTrainer."
+            f"{where} takes methods that mix by images alone, got {method.name!r}, which needs {' and '.join(wanted)}, so the model; "
+            "use MixupTrainer."
         )
 
 

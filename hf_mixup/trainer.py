@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import logging
@@ -18,12 +19,12 @@ import torch
 from huggingface_hub import HfApi
 from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer
-from transformers.trainer_utils import HubStrategy, has_length
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy, has_length
 
 from hf_mixup.arguments import MixupTrainingArguments
 from hf_mixup.callbacks import AfterOptimizerStep, EpochLog, Tally, epoch_rows
 from hf_mixup.cards import write_model_card
-from hf_mixup.checkpoints import last_complete_checkpoint, what_is_wrong
+from hf_mixup.checkpoints import RUN_NAME, last_complete_checkpoint, what_is_wrong, whole_or_absent
 from hf_mixup.collator import CheckedCollator, MixedBatch, MixupCollator
 from hf_mixup.data import ImageDataset, RepeatedAugmentation
 from hf_mixup.hub import check_token, push_folder, told_plainly, without_secrets
@@ -34,8 +35,6 @@ from hf_mixup.rng import MixKey
 from hf_mixup.schedules import cosine
 
 logger = logging.getLogger(__name__)
-
-RUN_NAME = "mixup_run.json"
 
 
 class MixupTrainer(Trainer):
@@ -259,7 +258,9 @@ class MixupTrainer(Trainer):
         if resume_from_checkpoint and not self.is_fsdp_enabled:
             wrong = what_is_wrong(resume_from_checkpoint)
             if wrong:
-                raise ValueError(f"{resume_from_checkpoint} was expected to be a whole checkpoint, but {wrong}; resume from another one.")
+                raise ValueError(
+                    f"{resume_from_checkpoint} was expected to be a whole checkpoint, got one where {wrong}; resume from another one."
+                )
             self._refuse_another_run(resume_from_checkpoint)
         return super().train(resume_from_checkpoint or None, **kwargs)
 
@@ -284,6 +285,18 @@ class MixupTrainer(Trainer):
             Path(output_dir or self.args.output_dir, RUN_NAME).write_text(json.dumps(self._run_facts(), indent=2) + "\n")
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        checkpoint = Path(self._get_output_dir(trial=trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
+        values = [value for state in self.optimizer.state.values() for value in state.values() if isinstance(value, Tensor)]
+        size = sum(value.numel() * value.element_size() for value in [*self.mixup_model.state_dict().values(), *values])
+        with whole_or_absent(checkpoint, size) if self.args.should_save else contextlib.nullcontext():
+            super()._save_checkpoint(model, trial)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        # or the first process may say that a checkpoint is whole before the others have written what is theirs
+        self.accelerator.wait_for_everyone()
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:

@@ -4,6 +4,8 @@ import torch
 from transformers import PreTrainedModel, ResNetConfig, ResNetForImageClassification, ViTConfig, ViTForImageClassification
 
 from hf_mixup import MixupTrainer, MixupTrainingArguments
+from hf_mixup.examples import default_architecture
+from hf_mixup.methods import MethodChoice
 
 
 class Images(torch.utils.data.Dataset):
@@ -43,6 +45,11 @@ def resnet(num_labels=4) -> PreTrainedModel:
 
 
 NETWORKS = {"vit": vit, "resnet": resnet}
+
+
+def network_for(method: str) -> PreTrainedModel:
+    """The tiny ViT where a method reads attention, the tiny ResNet for the others."""
+    return NETWORKS["vit" if default_architecture(MethodChoice.build(method)) == "vit_mini" else "resnet"]()
 
 
 def arguments(folder, **changes) -> MixupTrainingArguments:

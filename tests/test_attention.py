@@ -14,6 +14,7 @@ from hf_mixup import MixupModel, get_method
 from hf_mixup.plan import blend
 from hf_mixup.rng import MixKey
 from hf_mixup.signals.attention import AttentionTaps
+from refusals import refuses
 
 FAMILIES = ["vit", "deit", "swin", "pvt", "pvt_v2", "timm_vit", "timm_swin"]
 TINY = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32, "image_size": 64}
@@ -239,10 +240,11 @@ def test_compiled_and_checkpointed():
     logits.sum().backward()
 
 
+@pytest.mark.parametrize("method", ["transmix", "tokenmix", "smmix", "tlalign", "mixpro"])
 @pytest.mark.parametrize("family", ["resnet", "convnext", "cifar_resnet", "timm_resnet"])
-def test_networks_without_attention_are_refused(family):
-    with pytest.raises(ValueError, match=r"attention can be read is needed.*got .*which can give"):
-        MixupModel(tiny.network(family), "transmix")
+def test_row_18_networks_without_attention_are_refused(family, method):
+    with refuses(r"attention can be read is needed.*got .*which can give"):
+        MixupModel(tiny.network(family), method)
 
 
 def test_keys_that_are_merged_are_refused():

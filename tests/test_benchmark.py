@@ -139,7 +139,7 @@ SWEEP = ("--recipe", "digits100", "--mix", "vanilla", "transmix", "--backbones",
 
 
 @pytest.mark.slow
-def test_a_sweep_that_was_killed_ends_as_one_that_was_not(tmp_path):
+def test_row_43_a_sweep_that_was_killed_ends_as_one_that_was_not(tmp_path):
     """Its finished cells are left alone, its half cell is trained from the start; impossible pairs are shown as such."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     benchmark(*SWEEP, "--output_dir", whole)

@@ -70,8 +70,8 @@ def test_repeat_gives_independent_mixtures_of_the_same_batch():
     assert_close(mixed["pixel_values"].mean((1, 2, 3)), mixed["labels"] @ torch.arange(6.0), atol=1e-4, rtol=0)
 
 
-def test_workers_and_processes_do_not_repeat_each_other(monkeypatch):
-    """Fault row 25: every worker has its own stream; a plain loader seeds the workers of all processes alike."""
+def test_row_25_workers_and_processes_do_not_repeat_each_other(monkeypatch):
+    """Every worker has its own stream; a plain loader seeds the workers of all processes alike."""
     rows = [{"pixel_values": torch.full((3, 8, 8), float(i)), "labels": i % 4} for i in range(4)] * 8
 
     def draws(rank):

@@ -1,10 +1,6 @@
 """Every method of `METHODS` trains, resumes to the bit, and goes through DDP; a new row is held to it without a change here."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,21 +9,17 @@ from transformers import AutoModelForImageClassification, Trainer
 from hf_mixup import METHODS, MixupCallback, MixupCollator, MixupLoss
 from hf_mixup.examples import default_architecture
 from hf_mixup.methods import MethodChoice, needs_of_model
+from refusals import refuses
 from run_script import run_mixup
-from small import NETWORKS, Images, difference, losses, trainer, weights
+from small import Images, difference, losses, network_for, trainer, weights
 from test_collator import plain_arguments
 from test_trainer import _StopAt
 
 every_method = pytest.mark.parametrize("name", sorted(METHODS))
 
 
-def network(name):
-    """The tiny ViT where a method reads attention, the tiny ResNet for the others."""
-    return NETWORKS["vit" if default_architecture(MethodChoice.build(name)) == "vit_mini" else "resnet"]()
-
-
 def run(folder, name, **changes):
-    return trainer(folder, network(name), Images(40), mix=[name], **{"max_steps": 6, **changes})
+    return trainer(folder, network_for(name), Images(40), mix=[name], **{"max_steps": 6, **changes})
 
 
 @every_method
@@ -53,7 +45,7 @@ def test_accumulation_and_half_precision(tmp_path, name):
 @every_method
 def test_saved_classifier_is_the_evaluated_one(tmp_path, name):
     evaluation = Images(16, seed=1)
-    done = trainer(tmp_path, network(name), Images(40), evaluation, mix=[name], max_steps=3)
+    done = trainer(tmp_path, network_for(name), Images(40), evaluation, mix=[name], max_steps=3)
     done.train()
     predicted = torch.from_numpy(done.predict(evaluation).predictions)
     done.save_model(tmp_path / "out")
@@ -64,10 +56,9 @@ def test_saved_classifier_is_the_evaluated_one(tmp_path, name):
 
 
 @every_method
-def test_collator_takes_it_or_names_what_it_lacks(name):
-    """Fault row 17."""
+def test_row_17_collator_takes_it_or_names_what_it_lacks(name):
     if needs_of_model(METHODS[name]):
-        with pytest.raises(ValueError, match=rf"mixes with images only, but '{name}' needs .*, so it needs the model; use MixupTrainer"):
+        with refuses(rf"methods that mix by images alone, got '{name}', which needs .*, so the model; use MixupTrainer"):
             MixupCollator(name, num_labels=4)
     else:
         data = Images(8)
@@ -77,7 +68,7 @@ def test_collator_takes_it_or_names_what_it_lacks(name):
 
 @pytest.mark.parametrize("name", [name for name in sorted(METHODS) if not needs_of_model(METHODS[name])])
 def test_stock_trainer(tmp_path, name):
-    model = network(name)
+    model = network_for(name)
     before = weights(model)
     Trainer(
         model, plain_arguments(tmp_path, max_steps=3), train_dataset=Images(40), compute_loss_func=MixupLoss(),
@@ -96,20 +87,3 @@ def test_digits(tmp_path, name):
     print(name, results["eval_top1"], results["train_images_per_second"])
     assert results["eval_top1"] > 0.2  # twice chance
     assert (tmp_path / "out/gallery.png").is_file()
-
-
-@pytest.mark.slow
-@every_method
-def test_two_processes(tmp_path, name):
-    """One optimizer step of two processes leaves both with the same weights, at an uneven end too; the timeout judges hangs."""
-    script = Path(__file__).parent / "scripts/two_processes.py"
-    subprocess.run(
-        [Path(sys.executable).parent / "torchrun", "--standalone", "--nproc_per_node", "2", script, tmp_path, "device", name],
-        timeout=240, check=False, capture_output=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent)},
-    )  # fmt: skip
-    one, two = (json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in range(2))
-    assert one["steps"] == two["steps"] == 5
-    assert one["checksum"] == pytest.approx(two["checksum"], abs=1e-9)
-    if name not in ("vanilla", "attentivemix"):  # of the four cells of its feature map, attentivemix nearly always takes one
-        assert one["lams"] != two["lams"]

@@ -168,8 +168,7 @@ print(json.dumps(said))
 """
 
 
-def test_the_token_is_tried_before_training(hub, tmp_path):
-    """Row 39."""
+def test_row_39_the_token_is_tried_before_training(hub, tmp_path):
     trials = {
         "none": {},
         "wrong": {"hub_token": "hf_wrong"},
@@ -186,8 +185,8 @@ def test_the_token_is_tried_before_training(hub, tmp_path):
     assert said["none"].startswith("ValueError: push_to_hub needs the Hub within reach, got")
 
 
-def test_nothing_is_lost_when_the_push_fails(hub, tmp_path):
-    """Row 40: the server dies in the middle of the push; the printed command brings everything when it is back."""
+def test_row_40_nothing_is_lost_when_the_push_fails(hub, tmp_path):
+    """The server dies in the middle of the push; the printed command brings everything when it is back."""
     out = tmp_path / "run"
     hub.die_at = "POST /api/models/tester/run/commit"
     quick = f"import hf_mixup.hub as h, sys, runpy; h.WAITS = (0, 0); sys.argv = ['run_mixup.py', *sys.argv[1:]]; runpy.run_path({str(SCRIPT)!r}, run_name='__main__')"

@@ -24,6 +24,7 @@ from hf_mixup.signals.attention import AttentionTaps
 from hf_mixup.signals.features import class_activation, classifier_of, last_feature_map
 from hf_mixup.steps.smmixing import pooled_parts
 from hf_mixup.steps.sumix import weighed
+from refusals import refuses
 
 # -- DecoupleMix ------------------------------------------------------------------------------------------------------------
 
@@ -155,9 +156,9 @@ def test_token_masks_are_whole_patches(mask_type):
 
 
 @pytest.mark.parametrize("size", [(225, 224), (224, 230)])
-def test_tokenmix_refuses_images_that_the_patches_do_not_divide(size):
+def test_row_12_tokenmix_refuses_images_that_the_patches_do_not_divide(size):
     signals = Signals(token_scores=torch.rand(2, 14, 14))
-    with pytest.raises(ValueError, match=f"grid of 14 x 14 patches, got {size[0]} x {size[1]} pixels"):
+    with refuses(f"grid of 14 x 14 patches, got {size[0]} x {size[1]} pixels"):
         get_method("tokenmix").sample.plan(torch.Size((2, 3, *size)), keyed(1), signals)
 
 
@@ -221,9 +222,9 @@ def test_smmix_sides(grid, sides):
     assert square_sides(grid, (0.25, 0.75)) == sides
 
 
-def test_smmix_refuses_images_that_the_patches_do_not_divide():
+def test_row_12_smmix_refuses_images_that_the_patches_do_not_divide():
     signals = Signals(patch_attention=torch.rand(2, 7, 7), images=torch.randn(2, 3, 225, 224))
-    with pytest.raises(ValueError, match="grid of 7 x 7 patches, got 225 x 224 pixels"):
+    with refuses("grid of 7 x 7 patches, got 225 x 224 pixels"):
         get_method("smmix").sample.plan(torch.Size((2, 3, 225, 224)), keyed(1), signals)
 
 

@@ -80,7 +80,7 @@ def test_activation_maps_average_to_the_logits(family):
 
 @every_family
 @pytest.mark.parametrize("name", ["input_grad", "saliency", "features", "activation"])
-def test_taking_a_signal_leaves_no_trace(family, name):
+def test_row_32_taking_a_signal_leaves_no_trace(family, name):
     network = tiny.network(family)
     network.config.hidden_dropout_prob = 0.5
     frozen = next(module for module in network.modules() if isinstance(module, (nn.BatchNorm2d, nn.LayerNorm)))
@@ -119,7 +119,7 @@ def test_saliency_is_the_gradient_of_each_image_alone(family):
     assert saliency.std((1, 2)).min() > 0
 
 
-def test_saliency_of_a_sure_network_survives_half_precision():
+def test_row_31_saliency_of_a_sure_network_survives_half_precision():
     network = tiny.network("cifar_resnet")
     images, targets = tiny.batch()
     with torch.no_grad():

@@ -1,0 +1,138 @@
+"""Checkpoints and resuming: what is whole, what is refused, and that killed runs end as those that were not (fault rows 33 to 37, 41)."""
+
+import logging
+import resource
+from pathlib import Path
+
+import pytest
+from transformers import TrainerCallback
+
+from hf_mixup.checkpoints import last_complete_checkpoint, what_is_wrong
+from refusals import refuses
+from small import Images, difference, trainer, vit, weights
+
+
+def test_row_35_changed_run(tmp_path):
+    trainer(tmp_path, save_strategy="steps", save_steps=4, max_steps=4).train()
+    with refuses(r"must mix as before, got other settings \(mix_seed: 3 then, 9 now\); restore them, or pass"):
+        trainer(tmp_path, mix_seed=9).train(resume_from_checkpoint=True)
+    with refuses(r"methods: .*cutmix.* then"):
+        trainer(tmp_path, mix=["mixup"]).train(resume_from_checkpoint=True)
+    trainer(tmp_path, mix_seed=9, allow_method_change=True).train(resume_from_checkpoint=True)
+
+
+TORN = (
+    "trainer_state.json",
+    "config.json",
+    "model.safetensors",
+    "optimizer.pt",
+    "scheduler.pt",
+    "rng_state.pth",
+    "mixup/state.safetensors",
+)
+
+
+def test_row_33_torn_checkpoint_is_passed_over_by_name(tmp_path, caplog):
+    """Whichever file is torn, or missing."""
+    trainer(tmp_path, mix=["automix"], save_strategy="steps", save_steps=4, max_steps=8).train()
+    whole = str(tmp_path / "checkpoint-8")
+    assert last_complete_checkpoint(tmp_path) == whole
+    for name in TORN:
+        torn = tmp_path / "checkpoint-8" / name
+        content = torn.read_bytes()
+        for left in (content[: len(content) // 2], b"", None):
+            if left is None:
+                torn.unlink()
+            else:
+                torn.write_bytes(left)
+            caplog.clear()
+            with caplog.at_level(logging.WARNING, "hf_mixup.checkpoints"):
+                found = last_complete_checkpoint(tmp_path)
+            if name == "mixup/state.safetensors" and left is None:
+                assert found == whole  # methods without a state have none; loading tells, row 36
+            else:
+                assert found == str(tmp_path / "checkpoint-4"), name
+                assert f"passing over {whole}: {name} is" in caplog.text
+        torn.write_bytes(content)
+    (tmp_path / "checkpoint-8/optimizer.pt").unlink()
+    run = trainer(tmp_path, mix=["automix"], max_steps=8)
+    run.train(resume_from_checkpoint=True)
+    assert run._initial_global_step == 4
+
+
+def test_row_34_torn_checkpoint_named_explicitly(tmp_path):
+    trainer(tmp_path, save_strategy="steps", save_steps=8, max_steps=8).train()
+    (tmp_path / "checkpoint-8/trainer_state.json").unlink()
+    with refuses(r"whole checkpoint, got one where trainer_state.json is missing or torn; resume from another"):
+        trainer(tmp_path).train(resume_from_checkpoint=str(tmp_path / "checkpoint-8"))
+    with refuses("expected to hold a whole checkpoint, got none"):
+        trainer(tmp_path).train(resume_from_checkpoint=True)
+
+
+def test_row_36_what_the_method_learned_is_missing(tmp_path):
+    trainer(tmp_path, mix=["automix"], save_strategy="steps", save_steps=8, max_steps=8).train()
+    (tmp_path / "checkpoint-8/mixup/state.safetensors").unlink()
+    for resume in (True, str(tmp_path / "checkpoint-8")):
+        with refuses(
+            r"expected to hold mixup/state.safetensors with the state of automix, got none; it is not a checkpoint of this method"
+        ):
+            trainer(tmp_path, mix=["automix"]).train(resume_from_checkpoint=resume)
+
+
+def test_row_37_checkpoint_of_another_network(tmp_path):
+    trainer(tmp_path, save_strategy="steps", save_steps=4, max_steps=4).train()
+    with refuses(r"expected to hold every weight of ViTForImageClassification, got (missing|mismatched) keys"):
+        trainer(tmp_path, vit(num_labels=5), Images(num_labels=4)).train(resume_from_checkpoint=True)
+
+
+class FullDisk(TrainerCallback):
+    """Lets no file grow beyond `largest` bytes while the checkpoint of `step` is written."""
+
+    def __init__(self, step, largest):
+        self.step, self.largest = step, largest
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (self.largest, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+
+
+def saving(folder, **more):
+    changes = {"mix": ["automix"], "save_strategy": "steps", "save_steps": 4, "max_steps": 8, "logging_strategy": "no"}
+    return trainer(folder, vit(), **changes, **more)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    run = saving(tmp_path_factory.mktemp("saved"))
+    run.train()
+    return run
+
+
+@pytest.mark.parametrize("full_at", ["config.json", "model.safetensors", "mixup/state.safetensors", "optimizer.pt"])
+def test_row_41_disk_full(tmp_path, saved, full_at):
+    largest = Path(saved.args.output_dir, "checkpoint-4", full_at).stat().st_size - 1
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        with refuses(r"checkpoint-8 needs about \d{6} bytes that can be written, got \d+ bytes free and .*; make room", OSError):
+            saving(tmp_path, callbacks=[FullDisk(8, largest)]).train()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-4"]
+    assert what_is_wrong(tmp_path / "checkpoint-4") is None
+    again = saving(tmp_path)
+    again.train(resume_from_checkpoint=True)
+    assert difference(weights(saved.model), weights(again.model)) == 0
+
+
+def test_a_checkpoint_that_is_written_over_is_not_whole_until_it_is_done(tmp_path):
+    """Gone on with from an older one, then killed: what is left must not be half of each run."""
+    trainer(tmp_path, save_strategy="steps", save_steps=4, max_steps=8).train()
+
+    class Killed(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            run._save_optimizer_and_scheduler = None  # the next save dies after the model
+
+    run = trainer(tmp_path, save_strategy="steps", save_steps=4, max_steps=8, callbacks=[Killed()])
+    with pytest.raises(TypeError):
+        run.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    assert last_complete_checkpoint(tmp_path) == str(tmp_path / "checkpoint-4")
