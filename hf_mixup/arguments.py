@@ -220,6 +220,9 @@ class DataArguments:
     cache_images: bool = field(
         default=False, metadata={"help": "Decode and resize all images before training, and keep their bytes in memory, in every process."}
     )
+    augment_on_device: bool = field(
+        default=False, metadata={"help": "Crop, mirror and normalise training images on the device, where they arrive as bytes."}
+    )
 
 
 @dataclass

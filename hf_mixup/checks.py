@@ -95,13 +95,15 @@ def check_num_labels(num_labels: int | None) -> None:
     check_count(2, num_labels=num_labels)
 
 
-def check_images(images: Tensor, *, finite: bool = True) -> None:
-    """Refuses a batch that a policy cannot mix. One reduction at most, and none on an accelerator, where it would wait."""
+def check_images(images: Tensor, *, finite: bool = True, raw: bool = False) -> None:
+    """Refuses a batch that a policy cannot mix. One reduction at most, and none on an accelerator, where it would wait.
+
+    `raw`: uint8 pixels, which will be normalised on the device."""
     if not isinstance(images, Tensor):
         raise TypeError(f"images must be a tensor (B, C, H, W), got {type(images).__name__}; stack them first.")
     if images.ndim != 4:
         raise ValueError(f"images must have shape (B, C, H, W), got {tuple(images.shape)}; add the missing axis or flatten the others.")
-    if not images.is_floating_point():
+    if not images.is_floating_point() and not (raw and images.dtype == torch.uint8):
         raise TypeError(f"images must be floating point, got {str(images.dtype).removeprefix('torch.')}; normalise first.")
     if images.shape[1] > 4 and images.shape[3] <= 4:
         raise ValueError(f"images must be channels first, (B, C, H, W), got {tuple(images.shape)}; use permute(0, 3, 1, 2).")
@@ -136,6 +138,13 @@ def check_cached_size(row: int, pixels: Tensor, first: Tensor) -> None:
             f"cache_images needs images of one size before their random crop, got {sizes} in rows 0 and {row}; "
             "leave it off, or set train_crop to pad, reflect or none."
         )
+
+
+def refuse_augmentation_on_device() -> None:
+    raise ValueError(
+        "augment_on_device needs transforms of whole batches, got a resized crop, auto_augment or random_erasing; "
+        "leave it off, or set train_crop to pad, reflect or none, without those."
+    )
 
 
 def check_divisible(size: tuple[int, int], grid: tuple[int, int]) -> None:

@@ -187,19 +187,20 @@ class CheckedCollator:
         if isinstance(examples[0], dict) and "pixel_values" in examples[0]:
             check_examples([example["pixel_values"] for example in examples])
         batch = self.base(examples)
-        missing = [name for name in ("pixel_values", "labels") if name not in batch]
-        if missing:
+        wanted = ["pixel_values", "labels", *(["augmentation_keys"] if self.on_device else [])]
+        if not all(name in batch for name in wanted):
             raise ValueError(
-                f"a batch must have 'pixel_values' and 'labels', got {sorted(batch)}; rename the columns, and set remove_unused_columns=False "
+                f"a batch must have {' and '.join(map(repr, wanted))}, got {sorted(batch)}; rename the columns, and set remove_unused_columns=False "
                 "if the Trainer dropped one."
             )
-        check_images(batch["pixel_values"], finite=not isinstance(batch, MixedBatch))
+        check_images(batch["pixel_values"], finite=not isinstance(batch, MixedBatch), raw=self.on_device)
         check_labels(batch["labels"], len(batch["pixel_values"]), self.num_labels)
         if not self.multi_label:
             check_distributions(batch["labels"])
         return batch
 
 
+    on_device: bool = False  # images are uint8, and augmented and normalised there
 class MixupLoss:
     """The loss of mixed batches for any `Trainer`: `Trainer(..., compute_loss_func=MixupLoss())`.
 

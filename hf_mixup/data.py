@@ -20,7 +20,7 @@ from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
 from tqdm.auto import tqdm
 
 from hf_mixup.arguments import DataArguments
-from hf_mixup.checks import check_cached_size, check_known, nearest
+from hf_mixup.checks import check_cached_size, check_known, nearest, refuse_augmentation_on_device
 from hf_mixup.rng import hashed, hashed_integers, keyed
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -46,10 +46,10 @@ def digits() -> DatasetDict:
 
 @dataclass
 class ImageData:
-    """Two splits of a data set and what their columns are."""
+    """Two splits of a data set and what their columns are; `train` is None where there is none and none is needed."""
 
     name: str
-    train: Dataset
+    train: Dataset | None
     evaluation: Dataset
     evaluation_split: str
     image_column: str
@@ -57,17 +57,27 @@ class ImageData:
     label_names: list[str]
 
 
-def load_images(args: DataArguments, seed: int = 0, *, token: str | None = None, cache_dir: str | None = None) -> ImageData:
-    """The data set that the arguments name. Raises ValueError when it cannot be had, or lacks columns."""
-    splits = _load_splits(args, token, cache_dir)
-    if "train" not in splits:
-        raise ValueError(f"the data set must have a split 'train', got {sorted(splits)}; rename one.")
-    train = splits["train"]
-    image_column = _column(train, args.image_column_name, "image", lambda feature: isinstance(feature, Image))
-    label_column = _column(train, args.label_column_name, "label", lambda feature: isinstance(feature, ClassLabel))
-    feature = train.features[label_column]
-    names = feature.names if isinstance(feature, ClassLabel) else [str(n) for n in range(max(train.unique(label_column)) + 1)]
+def load_images(
+    args: DataArguments, seed: int = 0, *, token: str | None = None, cache_dir: str | None = None, training: bool = True
+) -> ImageData:
+    """The data set that the arguments name. Raises ValueError when it cannot be had, or lacks splits or columns.
+
+    Args:
+        training: False for one to evaluate on, which may lack the split `train`, and if it has one split alone may call it anything.
+    """
+    splits = load_splits(args, token, cache_dir)
     evaluation_split = next((name for name in ("validation", "val", "valid", "test") if name in splits), None)
+    if "train" not in splits and evaluation_split is None and len(splits) == 1:
+        evaluation_split = next(iter(splits))
+    if "train" not in splits and (training or evaluation_split is None):
+        wanted = "a split 'train'" if training else "a split 'validation' or 'test'"
+        raise ValueError(f"the data set must have {wanted}, got {sorted(splits)}; rename one.")
+    train = splits.get("train")
+    described = splits[evaluation_split] if train is None else train
+    image_column = _column(described, args.image_column_name, "image", lambda feature: isinstance(feature, Image))
+    label_column = _column(described, args.label_column_name, "label", lambda feature: isinstance(feature, ClassLabel))
+    feature = described.features[label_column]
+    names = feature.names if isinstance(feature, ClassLabel) else [str(n) for n in range(max(described.unique(label_column)) + 1)]
     if evaluation_split is None:
         enough = len(train) * min(args.train_val_split, 1 - args.train_val_split) >= len(names)
         stratify = label_column if isinstance(feature, ClassLabel) and enough else None
@@ -75,22 +85,22 @@ def load_images(args: DataArguments, seed: int = 0, *, token: str | None = None,
         train, evaluation, evaluation_split = parts["train"], parts["test"], f"{args.train_val_split:.0%} of train"
     else:
         evaluation = splits[evaluation_split]
-    if args.max_train_samples is not None:
+    if args.max_train_samples is not None and train is not None:
         train = train.shuffle(seed=seed).select(range(min(args.max_train_samples, len(train))))
     if args.max_eval_samples is not None:
         evaluation = evaluation.shuffle(seed=seed).select(range(min(args.max_eval_samples, len(evaluation))))
-    name = args.dataset_name or Path(args.train_dir).name
+    name = args.dataset_name or Path(args.train_dir or args.validation_dir).name
     return ImageData(name, train, evaluation, evaluation_split, image_column, label_column, names)
 
 
-def _load_splits(args: DataArguments, token: str | None, cache_dir: str | None) -> dict[str, Dataset]:
-    if args.train_dir is not None:
-        files = {"train": str(Path(args.train_dir, "**"))}
-        if args.validation_dir is not None:
-            files["validation"] = str(Path(args.validation_dir, "**"))
-        for folder in (args.train_dir, args.validation_dir):
-            if folder is not None and not Path(folder).is_dir():
-                raise ValueError(f"train_dir and validation_dir must be folders with one folder a class, got {folder!r}; look at the path.")
+def load_splits(args: DataArguments, token: str | None = None, cache_dir: str | None = None) -> dict[str, Dataset]:
+    """Every split of the data set that the arguments name, as it is there. Raises ValueError when it cannot be had."""
+    folders = {name: path for name, path in (("train", args.train_dir), ("validation", args.validation_dir)) if path is not None}
+    if folders:
+        for path in folders.values():
+            if not Path(path).is_dir():
+                raise ValueError(f"train_dir and validation_dir must be folders with one folder a class, got {path!r}; look at the path.")
+        files = {name: str(Path(path, "**")) for name, path in folders.items()}
         return load_dataset("imagefolder", data_files=files, cache_dir=cache_dir)
     name = args.dataset_name
     if name == "digits":
@@ -229,7 +239,9 @@ class ImageFormat:
         try:
             return made_by.get(policy.split("-")[0], auto_augment_transform)(policy, settings)
         except (AssertionError, ValueError, KeyError, IndexError) as error:
-            raise ValueError(f"auto_augment must be a policy of timm such as 'rand-m9-mstd0.5-inc1', got {policy!r} ({error}); mend it.") from None
+            raise ValueError(
+                f"auto_augment must be a policy of timm such as 'rand-m9-mstd0.5-inc1', got {policy!r} ({error}); mend it."
+            ) from None
 
     def eval_transform(self) -> Transform:
         resized = v2.Resize(round(self.size / self.crop_ratio), InterpolationMode(self.interpolation))
@@ -347,15 +359,29 @@ class ImageDataset(torch.utils.data.Dataset):
     Args:
         data: with an image and a label column; images of any mode become RGB.
         cache: decode and resize all images now, and keep them in memory, one copy for all workers of this process.
+        on_device: give uint8 pixels, and `augmentation_keys` for `transform.tail`, which MixupTrainer then applies on the device.
 
     Raises:
-        ValueError: for images that cannot be read, and with `cache` for those of several sizes.
+        ValueError: for images that cannot be read, with `cache` for those of several sizes, and with `on_device` for transforms that
+            take images one by one.
     """
 
-    def __init__(self, data: Dataset, image_column: str, label_column: str, transform: Transform, seed: int = 0, *, cache: bool = False):
+    def __init__(
+        self,
+        data: Dataset,
+        image_column: str,
+        label_column: str,
+        transform: Transform,
+        seed: int = 0,
+        *,
+        cache: bool = False,
+        on_device: bool = False,
+    ):
+        if on_device and not isinstance(transform.tail, Augmentation):
+            refuse_augmentation_on_device()
         self.data = data.select_columns([image_column, label_column])
         self.image_column, self.label_column = image_column, label_column
-        self.transform, self.seed = transform, seed
+        self.transform, self.seed, self.on_device = transform, seed, on_device
         # in shared memory, because persistent workers keep the copy of the data set that they started with
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
         self._cache: tuple[Tensor, list] | None = self._decoded() if cache else None
@@ -378,7 +404,13 @@ class ImageDataset(torch.utils.data.Dataset):
         else:
             pixels, labels = self._cache[0][list(rows)], [self._cache[1][row] for row in rows]
         epoch = keyed(self.seed, int(self._epoch)).initial_seed()
-        images = self.transform.tail(pixels, hashed(torch.tensor(rows) + (torch.tensor(copies) << 40), epoch))
+        keys = hashed(torch.tensor(rows) + (torch.tensor(copies) << 40), epoch)
+        if self.on_device:
+            return [
+                {"pixel_values": image, "labels": label, "augmentation_keys": key}
+                for image, label, key in zip(pixels, labels, keys, strict=True)
+            ]
+        images = self.transform.tail(pixels, keys)
         return [{"pixel_values": image, "labels": label} for image, label in zip(images, labels, strict=True)]
 
     def _read(self, row: int) -> tuple[Tensor, Any]:

@@ -109,7 +109,8 @@ class MixupTrainer(Trainer):
 
     def get_train_dataloader(self):
         plain = self.data_collator
-        collator = self._train_collator or CheckedCollator(plain, self.mixup_model.num_labels, self._multi_label)
+        on_device = getattr(self.train_dataset, "on_device", False)
+        collator = self._train_collator or CheckedCollator(plain, self.mixup_model.num_labels, self._multi_label, on_device)
         try:
             # the Trainer has one collator for training and evaluation; evaluation keeps the plain one
             self.data_collator = collator
@@ -123,6 +124,8 @@ class MixupTrainer(Trainer):
             outputs = model(pixel_values=images, labels=labels)
             return (outputs.loss, outputs) if return_outputs else outputs.loss
         key = self._next_key()
+        if "augmentation_keys" in inputs:
+            images = self.train_dataset.transform.tail(images, inputs["augmentation_keys"])
         mixed = isinstance(inputs, MixedBatch) or self._mixing_is_over()
         outputs = model(pixel_values=images, labels=labels, mix_key=key, mixed=mixed)
         name = "given" if mixed else self.mixup_model.method_for(key).name

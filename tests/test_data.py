@@ -9,10 +9,12 @@ from PIL import Image as Pillow
 from scipy.stats import chisquare
 from torchvision.transforms.v2 import functional
 
+from hf_mixup import MixupCollator
 from hf_mixup.backbones import from_scratch
 from hf_mixup.data import Augmentation, ImageDataset, ImageFormat, RepeatedAugmentation, digits
 from hf_mixup.rng import hashed, hashed_integers
-from small import trainer
+from refusals import refuses
+from small import difference, trainer, weights
 
 FORM = ImageFormat(16)
 FEATURES = Features({"image": Image(), "label": Value("int64")})
@@ -111,13 +113,56 @@ def test_cache_refuses_images_of_several_sizes():
     images = [Pillow.new("RGB", (side, 20)) for side in (30, 30, 24)]
     data = Dataset.from_dict({"image": images, "label": [0, 1, 2]}, features=FEATURES)
     ImageDataset(data, "image", "label", TRANSFORMS["pad"], cache=True)
-    with pytest.raises(ValueError, match="images of one size before their random crop, got 30x20 and 24x20 in rows 0 and 2; leave it off"):
+    with refuses("images of one size before their random crop, got 30x20 and 24x20 in rows 0 and 2; leave it off"):
         ImageDataset(data, "image", "label", TRANSFORMS["resized"], cache=True)
+
+
+@pytest.mark.parametrize("changes", [{}, {"mix": ["vanilla"], "dataloader_num_workers": 2}, {"gradient_accumulation_steps": 2}], ids=str)
+def test_augmentation_on_the_device_is_the_same(tmp_path, rows, changes):
+    """Bytes come out of the loader, and the trained weights are those of images augmented before; from a resumed run too."""
+
+    def run(folder, on_device, cache=True):
+        data = ImageDataset(rows, "image", "label", TRANSFORMS["pad"], seed=3, cache=cache, on_device=on_device)
+        settings = {"max_steps": 8, "save_strategy": "steps", "save_steps": 4, **changes}
+        torch.manual_seed(0)
+        return trainer(tmp_path / folder, from_scratch("cifar_resnet20", 10, 16), data, **settings)
+
+    before = run("before", on_device=False)
+    before.train()
+    after = run("after", on_device=True)
+    after.train()
+    assert difference(weights(after.model), weights(before.model)) == 0
+    assert next(iter(after.get_train_dataloader()))["pixel_values"].dtype == torch.uint8
+    resumed = run("resumed", on_device=True, cache=False)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "before/checkpoint-4"))
+    assert difference(weights(resumed.model), weights(before.model)) == 0
+
+
+@every_transform
+def test_only_batches_are_augmented_on_the_device(rows, transform):
+    if isinstance(transform.tail, Augmentation):
+        assert ImageDataset(rows, "image", "label", transform, on_device=True)[0]["pixel_values"].dtype == torch.uint8
+    else:
+        with refuses("augment_on_device needs transforms of whole batches, got a resized crop"):
+            ImageDataset(rows, "image", "label", transform, on_device=True)
+
+
+def test_collators_must_pass_the_keys_on(tmp_path, rows):
+    data = ImageDataset(rows, "image", "label", TRANSFORMS["pad"], on_device=True)
+
+    def forgetful(examples):
+        return {name: torch.stack([torch.as_tensor(example[name]) for example in examples]) for name in ("pixel_values", "labels")}
+
+    model = from_scratch("cifar_resnet20", 10, 16)
+    with refuses("a batch must have 'pixel_values' and 'labels' and 'augmentation_keys', got \\['labels', 'pixel_values'\\]"):
+        trainer(tmp_path, model, data, data_collator=forgetful).train()
+    with refuses("images must be floating point, got uint8", TypeError):
+        trainer(tmp_path, model, data, data_collator=MixupCollator("cutmix", num_labels=10)).train()
 
 
 def test_unreadable_images_are_named():
     data = Dataset.from_dict({"image": [Pillow.new("L", (20, 20)), None], "label": [0, 1]}, features=FEATURES)
-    with pytest.raises(ValueError, match="must hold a readable image, got an error at row 1"):
+    with refuses("must hold a readable image, got an error at row 1"):
         ImageDataset(data, "image", "label", TRANSFORMS["pad"])[1]
 
 
@@ -145,7 +190,7 @@ def test_repeated_augmentation(tmp_path):
     assert torch.equal(other, data[3, 1]["pixel_values"])
     done = trainer(tmp_path, from_scratch("cifar_resnet20", 10, 32), data, repeated_augmentation=3, max_steps=2)
     done.train()
-    with pytest.raises(ValueError, match="is for a hf_mixup"):
+    with refuses("is for a hf_mixup"):
         trainer(tmp_path, repeated_augmentation=3).get_train_dataloader()
 
 
@@ -160,9 +205,9 @@ def test_transforms_are_as_set():
     assert torch.equal(form.train_transform(False, crop="none")(noise), ImageFormat(32, 1.0, form.mean, form.std).eval_transform()(noise))
     erased = form.train_transform(crop="resized", random_erasing=1.0)(image)
     assert erased[0].unique().numel() > 20
-    with pytest.raises(ValueError, match="auto_augment must be a policy of timm"):
+    with refuses("auto_augment must be a policy of timm"):
         form.train_transform(auto_augment="randm9")
-    with pytest.raises(ValueError, match="train_crop must be"):
+    with refuses("train_crop must be"):
         form.train_transform(crop="reflct")
 
 

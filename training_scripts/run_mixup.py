@@ -134,7 +134,8 @@ def main(argv: list[str]) -> None:
         auto_augment=data_args.auto_augment,
         random_erasing=data_args.random_erasing,
     )
-    train = ImageDataset(images.train, *columns, augmentation, seed=args.seed, cache=data_args.cache_images)
+    how = {"cache": data_args.cache_images, "on_device": data_args.augment_on_device}
+    train = ImageDataset(images.train, *columns, augmentation, seed=args.seed, **how)
     evaluation = ImageDataset(images.evaluation, *columns, form.eval_transform(), cache=data_args.cache_images)
     logger.info(
         "%s: %d training and %d evaluation images of %d classes, %d px; %s, %.2f M parameters; mixing by %s",
