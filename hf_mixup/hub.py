@@ -23,12 +23,12 @@ NOT_PUSHED = ("_*", "checkpoint-*", "*.tmp")
 @contextmanager
 def told_plainly(repo_or_folder: str | os.PathLike, revision: str | None = None) -> Iterator[None]:
     """Inside, what the Hub and its client refuse, and files that cannot be read, become a ValueError of one sentence."""
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+    from huggingface_hub.errors import HfHubHTTPError
     from safetensors import SafetensorError
 
     try:
         yield
-    except (OSError, HFValidationError, HfHubHTTPError, SafetensorError) as error:
+    except (OSError, ValueError, HfHubHTTPError, SafetensorError) as error:
         message = _in_one_sentence(error, repository_name(repo_or_folder), revision)
         if message is None:
             raise
@@ -67,6 +67,8 @@ def _in_one_sentence(error: BaseException, repo: str, revision: str | None) -> s
     if refused is not None and getattr(refused.response, "status_code", None) == 401:
         return f"the Hub must know your token, got one that it refuses for {repo}; log in anew with `hf auth login`, or mend HF_TOKEN."
     text = str(error)
+    if "trust_remote_code=True" in text:
+        return f"{repo} must be a network that transformers knows, got one with code of its own, which is not run; read it, then pass trust_remote_code=True if you trust it."
     if "safetensors" in text and ("does not appear to have a file" in text or "no file named" in text):
         return f"{repo} must hold its weights as safetensors, got none; pickled weights can run code and are not loaded: convert them, or take another revision."
     if first(errors.LocalEntryNotFoundError) or first(errors.OfflineModeIsEnabled):

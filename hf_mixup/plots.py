@@ -82,7 +82,7 @@ def overview(path: str | Path, columns: Sequence[Mapping[str, Any]], label_names
     for place, (axis, (title, image, target)) in enumerate(zip(axes, cells, strict=False)):
         height, width = image.shape[1:]
         axis.imshow(_pixels(image), interpolation="lanczos")
-        axis.set_title(title, fontsize=10, pad=3, fontweight="bold" if place < 2 else "normal")
+        axis.set_title(title, fontsize=10, pad=3, fontweight="bold" if place < 2 else "normal", parse_math=False)
         shares = (
             [(0.0, 1.0, COLOURS[place])]
             if target is None
@@ -103,7 +103,7 @@ def _bars(axis, target: Tensor, label_names: list[str], rows: int) -> None:
     shown = [(float(share), label_names[int(c)]) for share, c in zip(shares, classes, strict=True) if share >= VISIBLE]
     for place, (share, name) in enumerate(shown):
         axis.barh(-place, share, color=COLOURS[place], height=0.36)
-        axis.text(0, -place - 0.24, f"{name[:12]}  {share:.2f}", fontsize=9, va="top")
+        axis.text(0, -place - 0.24, f"{name[:12]}  {share:.2f}", fontsize=9, va="top", parse_math=False)
     axis.set(xlim=(0, 1), ylim=(0.25 - rows, 0.35), xticks=[], yticks=[])
     for side in axis.spines.values():
         side.set_visible(False)

@@ -13,6 +13,7 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -123,9 +124,9 @@ class MixupTrainer(Trainer):
         if not model.training:
             outputs = model(pixel_values=images, labels=labels)
             return (outputs.loss, outputs) if return_outputs else outputs.loss
-        key = self._next_key()
         if "augmentation_keys" in inputs:
             images = self.train_dataset.transform.tail(images, inputs["augmentation_keys"])
+        key = self._next_key()
         mixed = isinstance(inputs, MixedBatch) or self._mixing_is_over()
         outputs = model(pixel_values=images, labels=labels, mix_key=key, mixed=mixed)
         name = "given" if mixed else self.mixup_model.method_for(key).name
@@ -265,7 +266,12 @@ class MixupTrainer(Trainer):
                     f"{resume_from_checkpoint} was expected to be a whole checkpoint, got one where {wrong}; resume from another one."
                 )
             self._refuse_another_run(resume_from_checkpoint)
-        return super().train(resume_from_checkpoint or None, **kwargs)
+        try:
+            return super().train(resume_from_checkpoint or None, **kwargs)
+        except UnpicklingError:
+            raise ValueError(
+                f"{resume_from_checkpoint} was expected to hold tensors alone, got a pickle that would run code; resume from one that you made."
+            ) from None
 
     def _run_facts(self) -> dict[str, Any]:
         """What must be the same for a resumed run to go on as the old one."""

@@ -156,11 +156,12 @@ def describe_for_timm(network: PreTrainedModel, **image: Any) -> None:
 
 
 def load_classifier(repo_or_folder: str | os.PathLike, **kwargs: Any) -> PreTrainedModel:
-    """An image classifier from a folder or the Hub: of transformers, timm or ours. Safetensors only.
+    """An image classifier from a folder or the Hub: of transformers, timm or ours. Safetensors only, and no code of the repository.
 
     Args:
-        **kwargs: of `from_pretrained`, such as `num_labels`, `revision`, `ignore_mismatched_sizes`.
+        **kwargs: of `from_pretrained`, such as `num_labels`, `revision`, `ignore_mismatched_sizes`, `trust_remote_code`.
     """
+    kwargs.setdefault("trust_remote_code", False)  # transformers would ask at the keyboard
     config_kwargs = {key: kwargs.pop(key) for key in ("num_labels", "id2label", "label2id") if key in kwargs}
     hub_kwargs = {key: kwargs[key] for key in ("revision", "token", "cache_dir", "trust_remote_code") if key in kwargs}
     with told_plainly(repo_or_folder, kwargs.get("revision")):
@@ -181,7 +182,9 @@ def load_strictly(model: nn.Module, folder: str | os.PathLike) -> None:
         raise ValueError(f"{folder} was expected to hold a model in safetensors, got none; give the folder of a complete checkpoint.")
     # on the CPU, and apart from the random streams of the run
     with torch.random.fork_rng(devices=[]):
-        loaded, report = type(model).from_pretrained(folder, config=model.config, output_loading_info=True, ignore_mismatched_sizes=True)
+        loaded, report = type(model).from_pretrained(
+            folder, config=model.config, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True
+        )
     wrong = {kind: list(report[kind]) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") if report.get(kind)}
     if wrong:
         shown = "; ".join(f"{kind.replace('_', ' ')}: {', '.join(map(str, sorted(keys)[:3]))}" for kind, keys in wrong.items())
