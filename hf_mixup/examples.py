@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, TrainerCallback
 
 from hf_mixup.backbones import from_scratch
 from hf_mixup.data import ImageDataset, ImageFormat
 from hf_mixup.methods import METHODS, MethodChoice
 from hf_mixup.modeling import MixupModel
 from hf_mixup.plan import onehot
+from hf_mixup.plots import masks_by_lam
 from hf_mixup.rng import MixKey
 from hf_mixup.signals.features import class_activation, last_feature_map
+from hf_mixup.steps.learned import LearnedState
+
+LAMS = (0.1, 0.3, 0.5, 0.7, 0.9)  # at which the masks of mixers are drawn
 
 # what only networks of tokens can give
 TOKEN_SIGNALS = {"attention", "patch_attention", "token_grid", "attention_layers", "token_scores"}
@@ -88,6 +94,51 @@ def mixtures(
         for state in one.states.values():
             state.disarm()
     return made
+
+
+def masks_of_mixers(model: MixupModel, pixels: Tensor, form: ImageFormat) -> dict[str, list[dict]]:
+    """By method, what its mixer makes of every image of a batch with the next one at each of `LAMS`, for `plots.masks_by_lam`.
+
+    Empty for methods without a mixer. Nothing of the model changes.
+
+    Args:
+        pixels: (B, 3, H, W) normalised.
+    """
+    if not any(isinstance(state, LearnedState) for state in model.states.values()):
+        return {}
+    count = len(pixels)
+    partner = torch.arange(count).roll(-1)
+    index = torch.stack([torch.arange(count), partner], 1)
+    clean = form.unnormalised(pixels)
+    found = {}
+    for name, state in copy.deepcopy(model).cpu().float().eval().states.items():
+        if not isinstance(state, LearnedState):
+            continue
+        state.disarm()
+        masks = torch.stack([state.masks(pixels, index, torch.tensor([[lam, 1 - lam]] * count)) for lam in LAMS], 1)  # (B, L, 2, H, W)
+        mixed = masks[:, :, :1] * clean[:, None] + masks[:, :, 1:] * clean[partner][:, None]
+        found[name] = [{"own": clean[i], "partner": clean[partner[i]], "masks": masks[i, :, 0], "mixed": mixed[i]} for i in range(count)]
+    return found
+
+
+class MaskPictures(TrainerCallback):
+    """Draws the masks of the mixers in training, of the same images every time: `masks/METHOD-STEP.png` at up to ten ends of epochs.
+
+    Args:
+        folder: for `masks/`.
+        pixels: (B, 3, H, W) normalised.
+    """
+
+    def __init__(self, folder: str | Path, pixels: Tensor, form: ImageFormat):
+        self.folder, self.pixels, self.form = Path(folder, "masks"), pixels, form
+
+    def on_epoch_end(self, args, state, control, model=None, **kwargs):
+        epochs, epoch = math.ceil(state.num_train_epochs), round(state.epoch)
+        if not state.is_world_process_zero or 10 * epoch // epochs == 10 * (epoch - 1) // epochs:
+            return
+        for name, columns in masks_of_mixers(model, self.pixels, self.form).items():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            masks_by_lam(self.folder / f"{name}-{state.global_step:06d}.png", columns, LAMS)
 
 
 def pairs_of_every_method(

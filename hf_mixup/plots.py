@@ -48,6 +48,36 @@ def gallery(path: str | Path, columns: list[dict], label_names: list[str]) -> No
     figure.savefig(path)
 
 
+def masks_by_lam(path: str | Path, columns: Sequence[Mapping[str, Any]], lams: Sequence[float]) -> None:
+    """Draws what a mixer makes of pairs of images at several lam; writes a PNG.
+
+    Args:
+        columns: one pair each, two columns wide: `own`, `partner` (3, H, W) in [0, 1]; `masks` (L, H, W), the own image's share at
+            each of the L `lams`; `mixed` (L, 3, H, W).
+        lams: rising, 0 to 1.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(2.7 * len(columns) + 0.6, 1.35 * (len(lams) + 1) + 0.25), dpi=100, layout="constrained")
+    axes = figure.subplots(len(lams) + 1, 2 * len(columns), squeeze=False)
+    for place, pair in enumerate(columns):
+        left, right = axes[:, 2 * place], axes[:, 2 * place + 1]
+        for axis, name in ((left[0], "own"), (right[0], "partner")):
+            _show(axis, pair, name)
+            axis.set_title(name, fontsize=11)
+        for row in range(len(lams)):
+            seen = {"mask": pair["masks"][row], "mixed": pair["mixed"][row]}
+            for axis, name in ((left[row + 1], "mask"), (right[row + 1], "mixed")):
+                _show(axis, seen, name)
+            left[row + 1].set_title(f"mask, area {float(pair['masks'][row].mean()):.2f}", fontsize=9.5, pad=3)
+    for row, lam in enumerate(lams):
+        axes[row + 1, 0].set_ylabel(f"lam {lam:.2f}", fontsize=11)
+    for axis in axes.flat:
+        axis.set(xticks=[], yticks=[])
+        axis.spines[:].set_visible(False)
+    figure.savefig(path)
+
+
 def _show(axis, mixture: dict, name: str) -> None:
     if name == "mask":
         axis.imshow(mixture[name].numpy(), cmap="cividis", vmin=0, vmax=1, interpolation="nearest")

@@ -65,7 +65,8 @@ def mixblock(case):
     x, partner, img = case["x"], case["index"].long(), case["img"]
     lam = case["lam"].double().expand(len(x))
 
-    mask = block(x, partner, lam, tuple(img.shape[2:]))
+    index, weight = torch.stack([torch.arange(len(x)), partner], 1), torch.stack([lam, 1 - lam], 1)
+    mask = block(x, index, weight, tuple(img.shape[2:]))
     close(mask, case["mask"])
     for name, value in from_openmixup(part(case, "sd_after.")).items():
         close(block.state_dict()[name], value)

@@ -3,13 +3,17 @@
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 from torch.testing import assert_close
 from transformers import AutoModelForImageClassification
 
 from hf_mixup import METHODS, MixupModel
+from hf_mixup.data import ImageFormat
+from hf_mixup.examples import LAMS, MaskPictures, masks_of_mixers
 from hf_mixup.mixers import AdaptiveMask, MixBlock
 from hf_mixup.mixers.masks import adjust_mask, mask_loss, rescale_lam
 from hf_mixup.plan import MixPlan, Share, onehot
@@ -17,6 +21,7 @@ from hf_mixup.policies import MultiMixup
 from hf_mixup.policy import Signals
 from hf_mixup.rng import MixKey, keyed
 from hf_mixup.steps.learned import EVAL_NETS, LearnedState, decay, ema_momentum, eta_cross_entropy, pair_plan, within_margin
+from small import resnet, trainer
 from tiny import FAMILIES, NUM_LABELS, batch, network
 
 LEARNED = ["automix", "samix", "adautomix"]
@@ -201,35 +206,40 @@ def test_masks_learn_to_follow_lam(fields):
     """From the area loss alone, masks that are told lam get its area, image by image; before training all are even."""
     torch.manual_seed(0)
     block, features = MixBlock(8, **fields), torch.rand(8, 8, 4, 4) + 0.5
-    partner, lam = torch.arange(8).roll(1), torch.linspace(0.2, 0.8, 8)
-    assert_close(block(features, partner, lam, (8, 8)), torch.full((8, 2, 8, 8), 0.5), atol=1e-2, rtol=0)
+    lam = torch.linspace(0.2, 0.8, 8)
+    index, weight = torch.stack([torch.arange(8), torch.arange(8).roll(1)], 1), torch.stack([lam, 1 - lam], 1)
+    assert_close(block(features, index, weight, (8, 8)), torch.full((8, 2, 8, 8), 0.5), atol=1e-2, rtol=0)
     optimizer = torch.optim.Adam(block.parameters(), lr=0.03)
     for _ in range(300):
-        loss = mask_loss(block(features, partner, lam, (8, 8)), lam, "L1", 0.0, per_sample=True)
+        loss = mask_loss(block(features, index, weight, (8, 8)), lam, "L1", 0.0, per_sample=True)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    area = block(features, partner, lam, (8, 8))[:, 0].mean((1, 2))
+    area = block(features, index, weight, (8, 8))[:, 0].mean((1, 2))
     assert (area - lam).abs().max() < 0.1, area
     assert (area.diff() > 0).all()
 
 
 def test_masks_are_free_of_lam_where_the_mixer_is_not_told():
-    block, features, partner = MixBlock(8, lam_input="none"), torch.randn(4, 8, 4, 4), torch.tensor([1, 2, 3, 0])
-    masks = [block(features, partner, torch.full((4,), lam), (8, 12)) for lam in (0.3, 0.85)]
+    block, features, index = MixBlock(8, lam_input="none"), torch.randn(4, 8, 4, 4), torch.tensor([[0, 1], [1, 2], [2, 3], [3, 0]])
+    weights = [torch.tensor([[lam, 1 - lam]] * 4) for lam in (0.3, 0.85)]
+    masks = [block(features, index, weight, (8, 12)) for weight in weights]
     assert torch.equal(*masks)
     told = MixBlock(8, lam_input="concat")
-    assert not torch.equal(*(told(features, partner, torch.full((4,), lam), (8, 12)) for lam in (0.3, 0.85)))
+    assert not torch.equal(*(told(features, index, weight, (8, 12)) for weight in weights))
 
 
 @pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
 def test_mixers_work_in_float32_under_autocast(kind):
-    features, partner, lam = torch.randn(4, 8, 4, 4).to(kind), torch.tensor([1, 2, 3, 0]), torch.full((4,), 0.3)
-    pair, shares = torch.stack([torch.arange(4), partner], 1), torch.stack([lam, 1 - lam], 1)
-    for mixer, arguments in ((MixBlock(8), (partner, lam)), (AdaptiveMask(8), (pair, shares))):
-        plain = mixer(features, *arguments, (8, 12))
+    features, index, weight = (
+        torch.randn(4, 8, 4, 4).to(kind),
+        torch.tensor([[0, 1], [1, 2], [2, 3], [3, 0]]),
+        torch.tensor([[0.3, 0.7]] * 4),
+    )
+    for mixer in (MixBlock(8), AdaptiveMask(8)):
+        plain = mixer(features, index, weight, (8, 12))
         with torch.autocast("cpu", torch.bfloat16):
-            under = mixer(features, *arguments, (8, 12))
+            under = mixer(features, index, weight, (8, 12))
         assert under.dtype == torch.float32
         assert torch.equal(under, plain)
         assert_close(plain.sum(1), torch.ones(4, 8, 12))
@@ -407,3 +417,34 @@ def test_masks_are_adjusted_to_the_students_lam_or_as_published():
     for area, lam in plans.values():
         assert_close(area, lam, atol=1e-5, rtol=0)
     assert not torch.allclose(plans["student"][1], plans["mixer"][1])
+
+
+# -- pictures ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", LEARNED)
+def test_pictures_of_masks_are_what_the_mixer_makes_and_change_nothing(name):
+    model, form = model_of(name), ImageFormat(16)
+    before, stream = {key: value.clone() for key, value in model.state_dict().items()}, torch.get_rng_state()
+    found = masks_of_mixers(model, IMAGES[:3], form)[name]
+    assert model.training
+    assert torch.equal(torch.get_rng_state(), stream)
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, before[key]), key
+    state, lam = model.eval().states[name], LAMS[1]
+    state.disarm()
+    index, weight = torch.tensor([[0, 1], [1, 2], [2, 0]]), torch.tensor([[lam, 1 - lam]] * 3)
+    assert_close(found[2]["masks"][1], state.masks(IMAGES[:3], index, weight)[2, 0])
+    clean, mask = form.unnormalised(IMAGES[:3]), found[2]["masks"][1]
+    assert_close(found[2]["mixed"][1], mask * clean[2] + (1 - mask) * clean[0])
+    if name == "samix":  # told lam, untrained as it is
+        assert not torch.equal(found[0]["masks"][0], found[0]["masks"][-1])
+
+
+def test_pictures_of_masks_follow_training(tmp_path):
+    run = trainer(tmp_path, resnet(), mix=["automix", "mixup"], max_steps=16, mixer_learning_rate=0.05)
+    run.add_callback(MaskPictures(tmp_path / "reports", IMAGES[:2], ImageFormat(16)))
+    run.train()
+    first, last = sorted((tmp_path / "reports/masks").iterdir())
+    assert (first.name, last.name) == ("automix-000008.png", "automix-000016.png")
+    assert np.abs(np.asarray(Image.open(first), float) - np.asarray(Image.open(last), float)).max() > 50

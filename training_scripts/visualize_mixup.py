@@ -20,9 +20,9 @@ from hf_mixup.arguments import DataArguments, parse_json
 from hf_mixup.backbones import from_scratch, load_classifier
 from hf_mixup.checks import nearest
 from hf_mixup.data import ImageDataset, ImageFormat, load_images
-from hf_mixup.examples import default_architecture, mixtures, pairs_of_every_method, varied
+from hf_mixup.examples import LAMS, default_architecture, masks_of_mixers, mixtures, pairs_of_every_method, varied
 from hf_mixup.methods import CONFIG_NAME, METHODS, MethodChoice
-from hf_mixup.plots import gallery, overview
+from hf_mixup.plots import gallery, masks_by_lam, overview
 from hf_mixup.rng import MixKey
 
 logger = logging.getLogger("visualize_mixup")
@@ -47,6 +47,7 @@ class PictureArguments:
     activations: bool = field(
         default=False, metadata={"help": "Add class activation maps of the checkpoint on the mixed images, for the heaviest class."}
     )
+    masks: bool = field(default=False, metadata={"help": "Draw what the mixer of the checkpoint makes of three pairs at several lam."})
     count: int = field(default=8, metadata={"help": "Columns."})
     seed: int = field(default=0, metadata={"help": "Of everything drawn."})
     output: str = field(default="runs/mixtures.png", metadata={"help": "The picture to write."})
@@ -84,6 +85,10 @@ def main(argv: list[str]) -> None:
         raise ValueError(f"every argument must be known, got {unknown[0][0]!r}; {nearest(unknown[0][0], flags)}")
     if args.activations and args.checkpoint is None:
         raise ValueError("activation maps need a network that has learned something, got no checkpoint; give one with --checkpoint.")
+    if args.masks and (args.checkpoint is None or not Path(args.checkpoint, CONFIG_NAME).is_file()):
+        raise ValueError(
+            f"masks need the folder of a run of a method with a mixer, such as automix, got {args.checkpoint}; give --checkpoint."
+        )
     form = None
     if args.checkpoint is not None:
         form = ImageFormat.of_processor(AutoImageProcessor.from_pretrained(args.checkpoint), data.image_size)
@@ -94,6 +99,14 @@ def main(argv: list[str]) -> None:
         network = load_classifier(args.checkpoint) if args.checkpoint is not None else None
         columns = pairs_of_every_method(pixels[:2], form, args.seed, args.mix or [name for name in METHODS if name != "vanilla"], network)
         overview(args.output, columns, [names[labels[0]], names[labels[1]]])
+    elif args.masks:
+        found = masks_of_mixers(MixupModel.from_pretrained(args.checkpoint), pixels[:3], form)
+        if not found:
+            raise ValueError(
+                f"masks need a method with a mixer, such as automix, got none in {args.checkpoint}; choose another checkpoint."
+            )
+        columns = next(iter(found.values()))
+        masks_by_lam(args.output, columns, LAMS)
     else:
         choice = (
             None if args.mix is None else MethodChoice.build(args.mix, alpha=args.alpha, mix_args=parse_json("mix_args", args.mix_args))

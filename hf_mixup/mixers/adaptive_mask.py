@@ -47,10 +47,10 @@ class AdaptiveMask(Mixer):
         self.value = nn.Conv2d(told, 1, 1)
         init_mixer(self)
 
-    def forward(self, features: Tensor, index: Tensor, lam: Tensor, size: tuple[int, int], upsampling: str | None = None) -> Tensor:
-        """`features` (B, C, h, w), `index` (B, K) int64, `lam` (B, K) -> masks (B, K, *size) float32, summing to 1 over K."""
+    def forward(self, features: Tensor, index: Tensor, weight: Tensor, size: tuple[int, int], upsampling: str | None = None) -> Tensor:
+        """`features` (B, C, h, w); `index` (B, K) int64 and `weight` (B, K) as in a MixPlan -> masks (B, K, *size) float32."""
         with torch.autocast(features.device.type, enabled=False):
-            attention, value = self.attend(features.float(), index, lam)
+            attention, value = self.attend(features.float(), index, weight)
             scores = torch.cat([(a @ v.flatten(1)[:, :, None]).view_as(v) for a, v in zip(attention, value, strict=True)], 1)
             return upsample(scores, size, upsampling or self.upsamplings[0]).softmax(1)
 

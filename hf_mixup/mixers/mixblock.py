@@ -119,14 +119,14 @@ class MixBlock(Mixer):
         init_mixer(self)
 
     def forward(
-        self, features: Tensor, partner: Tensor, lam: Tensor, size: tuple[int, int], upsampling: str | None = None, k: float | None = None
+        self, features: Tensor, index: Tensor, weight: Tensor, size: tuple[int, int], upsampling: str | None = None, k: float | None = None
     ) -> Tensor:
-        """`features` (B, C, h, w), `partner` (B,) int64, `lam` (B,) -> masks (B, 2, *size) float32, own share first.
+        """`features` (B, C, h, w); `index` (B, 2) int64 and `weight` (B, 2) as in a MixPlan -> masks (B, 2, *size) float32.
 
         `upsampling` and `k` are the choice of this call, the first of the block's own where None.
         """
         with torch.autocast(features.device.type, enabled=False):
-            attention, value = self.attend(features.float(), partner, lam, self.lam_mul_ks[0] if k is None else k)
+            attention, value = self.attend(features.float(), index[:, 1], weight[:, 0], self.lam_mul_ks[0] if k is None else k)
             share = (attention @ value.flatten(1)[:, :, None]).view_as(value)  # (B, 1, h, w)
             return two_shares(share, size, upsampling or self.upsamplings[0])
 

@@ -110,6 +110,11 @@ class LearnedState(MethodState):
         return self.student_tap.logits(backbone, images, None if clean == self.own_is_onehot else self.head)
 
     @torch.no_grad()
+    def masks(self, images: Tensor, index: Tensor, weight: Tensor) -> Tensor:
+        """(B, K, H, W), what the mixer makes of images (B, C, H, W) put together by `index` and `weight` (B, K); for looking at."""
+        return self.mixer(self.features(images)[0], index, weight, tuple(images.shape[2:]))
+
+    @torch.no_grad()
     def follow(self, backbone: nn.Module, momentum: float) -> None:
         """`teacher = momentum * teacher + (1 - momentum) * student`, parameters only."""
         teacher = [*self.teacher.parameters(), *self.teacher_head.parameters()]
@@ -366,7 +371,7 @@ class LearnedMixing(Step):
         loss = 0.0
         if state.mixer_learns:
             lam = for_mixer.weight[:, 0]
-            mask = state.mixer(features, for_mixer.index[:, 1], lam, size, drawn.upsampling[1], drawn.k[1])
+            mask = state.mixer(features, for_mixer.index, for_mixer.weight, size, drawn.upsampling[1], drawn.k[1])
             # in the graph even at weight 0: every parameter must get a gradient in every step, for DistributedDataParallel
             loss = mask_weight * mask_loss(mask, lam, self.mask_loss_mode, self.mask_loss_margin, per_sample=not one_lam)
             if drawn.keep:
@@ -374,10 +379,10 @@ class LearnedMixing(Step):
                 logits = state.teacher_logits(blend(plan, images), clean=False)
                 loss = loss + self.mixer_weight * self._teacher_loss(method.loss, logits, mix_targets(plan, targets), plan).mean()
         with torch.no_grad():
-            lam = for_student.weight[:, 0]
-            mask = state.mixer(features, for_student.index[:, 1], lam, size, drawn.upsampling[0], drawn.k[0])
+            mask = state.mixer(features, for_student.index, for_student.weight, size, drawn.upsampling[0], drawn.k[0])
             if drawn.adjust:
-                mask = adjust_mask(mask, lam if self.mask_adjust_to == "student" else for_mixer.weight[:, 0])
+                held_to = for_student if self.mask_adjust_to == "student" else for_mixer
+                mask = adjust_mask(mask, held_to.weight[:, 0])
             plan = replace(for_student, mask=Dense(within_margin(mask, for_student, self.lam_margin)), sources=None)
         loss = loss + self.onehot_weight * method.loss(state.student_logits(backbone, images, clean=True), targets).mean()
         logits = state.student_logits(backbone, blend(plan, images), clean=False)
