@@ -24,7 +24,7 @@ from hf_mixup.arguments import DataArguments, ModelArguments, RunArguments, read
 from hf_mixup.backbones import describe_for_timm, from_scratch, load_classifier
 from hf_mixup.checks import nearest
 from hf_mixup.data import ImageData, ImageDataset, ImageFormat, load_images
-from hf_mixup.examples import default_architecture, mixed_examples
+from hf_mixup.examples import MaskPictures, default_architecture, mixed_examples, varied
 from hf_mixup.hub import without_secrets
 from hf_mixup.methods import taught_by_the_network
 from hf_mixup.plots import gallery
@@ -157,6 +157,8 @@ def main(argv: list[str]) -> None:
         shape = {"input_size": (3, form.size, form.size), "interpolation": form.interpolation, "crop_pct": form.crop_ratio}
         describe_for_timm(network, **shape, mean=form.mean, std=form.std)
     trainer = MixupTrainer(network, args, train_dataset=train, eval_dataset=evaluation, processing_class=form.processor())
+    looked_at = torch.stack([example["pixel_values"] for example in varied(evaluation, 3)])
+    trainer.add_callback(MaskPictures(run.report_dir or args.output_dir, looked_at, form))
     resume = {"true": True}.get(str(args.resume_from_checkpoint).lower(), args.resume_from_checkpoint)
     result = trainer.train(resume_from_checkpoint=resume)
     trainer.save_model(_internal_call=True)  # pushed at the end, with the results
