@@ -109,7 +109,7 @@ def check_images(images: Tensor, *, finite: bool = True, raw: bool = False) -> N
         raise ValueError(f"images must be channels first, (B, C, H, W), got {tuple(images.shape)}; use permute(0, 3, 1, 2).")
     if len(images) == 0:
         raise ValueError("mixing needs at least 2 images in a batch, got 0; look at the sampler or the filter before it.")
-    if finite and images.device.type == "cpu" and not torch.isfinite(images.sum()):
+    if finite and images.device.type == "cpu" and not math.isfinite(images.sum()):
         rows = (~torch.isfinite(images.flatten(1)).all(1)).nonzero().flatten().tolist()
         if rows:
             raise ValueError(
@@ -167,7 +167,7 @@ def check_labels(labels: Tensor, batch: int, num_labels: int | None) -> None:
         if labels.device.type != "cpu" or len(labels) == 0:
             return
         least, most = torch.aminmax(labels)
-        if least >= 0 and most < num_labels:
+        if least.item() >= 0 and most.item() < num_labels:
             return
         if (labels == -100).any():
             row = int((labels == -100).nonzero()[0])

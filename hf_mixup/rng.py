@@ -82,7 +82,7 @@ def hashed_integers(keys: Tensor, draw: int, high: int) -> Tensor:
 def log_gamma_variate(alpha: float, size: tuple[int, ...], rng: torch.Generator) -> Tensor:
     """The logarithm of Gamma(alpha, 1) draws, float64. In log space small alphas neither underflow nor tie."""
     boosted = torch._standard_gamma(torch.full(size, alpha + 1, dtype=torch.float64), generator=rng)
-    return boosted.log() + torch.log1p(-torch.rand(size, generator=rng, dtype=torch.float64)) / alpha
+    return boosted.log_() + torch.rand(size, generator=rng, dtype=torch.float64).neg_().log1p_().div_(alpha)
 
 
 def beta(alpha: float, count: int, rng: torch.Generator, second: float | None = None) -> Tensor:
@@ -112,6 +112,12 @@ class Pairing:
     partner: Tensor
     row: Tensor
     draws: int
+
+    def spread(self, drawn: Tensor) -> Tensor:
+        """(B, ...): for every image its own of (draws, ...)."""
+        if self.draws == len(self.row):
+            return drawn  # they are in order
+        return drawn[self.row.to(drawn.device, non_blocking=True)]
 
 
 MODES = ("sample", "pair", "batch")

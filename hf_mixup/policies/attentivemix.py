@@ -51,7 +51,7 @@ class AttentiveMix(SamplePolicy):
     def plan(self, shape: torch.Size, rng: torch.Generator, signals: Signals) -> MixPlan:
         features = signals["features"]
         pairing = partners(shape[0], self.mode, rng)
-        lam = beta(self.alpha, pairing.draws, rng, self.beta)[pairing.row]
+        lam = pairing.spread(beta(self.alpha, pairing.draws, rng, self.beta))
         cells = features[0, 0].numel()
         count = (lam * cells).long() if self.top_k is None else torch.full_like(lam, self.top_k, dtype=torch.int64)
         return attentive_plan(features, pairing.partner, count.clamp(1, cells), tuple(shape[2:]))

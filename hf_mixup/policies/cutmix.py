@@ -45,4 +45,4 @@ class CutMix(SamplePolicy):
             edges = random_boxes(1 - beta(self.alpha, pairing.draws, rng), size, rng, self.margin)
         else:
             edges = minmax_boxes(self.minmax, pairing.draws, size, rng)
-        return box_plan(pairing.partner, edges[pairing.row], size)
+        return box_plan(pairing.partner, pairing.spread(edges), size)

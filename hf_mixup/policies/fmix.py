@@ -55,7 +55,7 @@ class FMix(SamplePolicy):
         noise = normal((pairing.draws, *noise_size(size)), rng, signals.device)
         own = brightest(field(noise, size, self.decay_power), lam, up, self.max_soft)
         lam = torch.ones_like(lam) if self.reformulate else lam
-        return MixPlan.pair(pairing.partner, dense_pair(own, pairing.row), lam[pairing.row])
+        return MixPlan.pair(pairing.partner, dense_pair(own, pairing.row), pairing.spread(lam))
 
 
 def reference_field(noise: Tensor, size: tuple[int, int], decay_power: float) -> Tensor:

@@ -68,7 +68,7 @@ class GridMix(SamplePolicy):
         # image-sized only where the images are
         rows, cols = (hit.to(signals.device, non_blocking=True) for hit in (rows, cols))
         own = ~(rows[:, :, None] & cols[:, None, :])
-        return MixPlan.pair(pairing.partner, dense_pair(own, pairing.row), lam[pairing.row])
+        return MixPlan.pair(pairing.partner, dense_pair(own, pairing.row), pairing.spread(lam))
 
 
 def holes(

@@ -38,7 +38,7 @@ class MaskMix(SamplePolicy):
 
     def plan(self, shape: torch.Size, rng: torch.Generator, signals: Signals) -> MixPlan:
         pairing = partners(shape[0], self.mode, rng)
-        lam = beta(self.alpha, pairing.draws, rng)[pairing.row]
+        lam = pairing.spread(beta(self.alpha, pairing.draws, rng))
         order = torch.rand(shape[0], self.cells**2, generator=rng).argsort(1)
         kept = kept_cells(order, lam).unflatten(1, (self.cells, self.cells))
         return cell_plan(kept, pairing.partner, tuple(shape[2:]), signals.device)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from hf_mixup.checks import check_mode, check_positive
-from hf_mixup.plan import MixPlan, Share
+from hf_mixup.plan import MixPlan
 from hf_mixup.policy import SamplePolicy, Signals
 from hf_mixup.rng import beta, partners
 
@@ -30,5 +30,5 @@ class Mixup(SamplePolicy):
 
     def plan(self, shape: torch.Size, rng: torch.Generator, signals: Signals) -> MixPlan:
         pairing = partners(shape[0], self.mode, rng)
-        lam = beta(self.alpha, pairing.draws, rng)[pairing.row]
-        return MixPlan.pair(pairing.partner, Share(torch.stack([lam, 1 - lam], 1).float()), lam)
+        lam = pairing.spread(beta(self.alpha, pairing.draws, rng))
+        return MixPlan.pair(pairing.partner, None, lam)

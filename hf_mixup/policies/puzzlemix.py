@@ -106,7 +106,7 @@ class PuzzleMix(SamplePolicy):
     def plan(self, shape: torch.Size, rng: torch.Generator, signals: Signals) -> MixPlan:
         size = tuple(shape[2:])
         pairing = partners(shape[0], self.mode, rng)
-        alpha = beta(self.alpha, pairing.draws, rng)[pairing.row]
+        alpha = pairing.spread(beta(self.alpha, pairing.draws, rng))
         count = block_count(size, self.block_nums, rng)
         if count == 1:
             return MixPlan.identity(shape[0])

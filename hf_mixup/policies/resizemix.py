@@ -55,12 +55,12 @@ class ResizeMix(SamplePolicy):
         if self.use_alpha:
             drawn = beta(self.alpha, pairing.draws, rng)
             tau = torch.where((drawn >= low) & (drawn <= high), drawn, tau)
-        tau = tau[pairing.row]
+        tau = pairing.spread(tau)
         if self.box == "official":
             row, col = (torch.randint(length, (shape[0],), generator=rng) for length in size)
             edges, step = moved_boxes(tau, row, col, size)
         else:
-            row, col = (torch.randint(length, (pairing.draws,), generator=rng)[pairing.row] for length in size)
+            row, col = (pairing.spread(torch.randint(length, (pairing.draws,), generator=rng)) for length in size)
             edges, step = cut_boxes(tau, row, col, size)
         return paste_resized(signals["images"], pairing.partner, edges, step, self.interpolation)
 

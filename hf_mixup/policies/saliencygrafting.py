@@ -48,7 +48,7 @@ class SaliencyGrafting(SamplePolicy):
 
     def plan(self, shape: torch.Size, rng: torch.Generator, signals: Signals) -> MixPlan:
         pairing = partners(shape[0], self.mode, rng)
-        share = beta(self.alpha, pairing.draws, rng)[pairing.row]
+        share = pairing.spread(beta(self.alpha, pairing.draws, rng))
         count = block_count(tuple(shape[2:]), self.block_nums, rng)
         if count == 1:
             return MixPlan.identity(shape[0])

@@ -64,7 +64,7 @@ class SaliencyMix(SamplePolicy):
         alone = len(source) < len(images)
         row, col = peaks(self._saliency(images[source] if alone else images))
         edges = centred_boxes((1 - lam).sqrt(), *((row, col) if alone else (row[source], col[source])), size)
-        return box_plan(pairing.partner, edges[pairing.row.to(edges.device, non_blocking=True)], size)
+        return box_plan(pairing.partner, pairing.spread(edges), size)
 
     def _saliency(self, images: Tensor) -> Tensor:
         if self.saliency == "published":

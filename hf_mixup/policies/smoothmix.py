@@ -41,7 +41,7 @@ class SmoothMix(SamplePolicy):
         pairing = partners(shape[0], self.mode, rng)
         row, col = (torch.randint(length, (pairing.draws,), generator=rng) for length in size)
         rows, cols = windows(row, col, uniform(*self.sigma, pairing.draws, rng), size)
-        visible = (rows.mean(1) * cols.mean(1))[pairing.row]
+        visible = pairing.spread(rows.mean(1) * cols.mean(1))
         # image-sized only where the images are
         rows, cols = (profile.float().to(signals.device, non_blocking=True) for profile in (rows, cols))
         own = 1 - rows[:, :, None] * cols[:, None, :]

@@ -43,7 +43,7 @@ class SnapMix(SamplePolicy):
     def plan(self, shape: torch.Size, rng: torch.Generator, signals: Signals) -> MixPlan:
         size = tuple(shape[2:])
         pairing = partners(shape[0], self.mode, rng)
-        into, taken = (random_boxes(1 - beta(self.alpha, pairing.draws, rng), size, rng)[pairing.row] for _ in range(2))
+        into, taken = (pairing.spread(random_boxes(1 - beta(self.alpha, pairing.draws, rng), size, rng)) for _ in range(2))
         maps = semantic_maps(signals["activation"], size)
         targets = signals["targets"] if self.double_same else None
         return snap_plan(signals["images"], pairing.partner, into, taken, maps, targets)

@@ -39,4 +39,4 @@ class TokenCutMix(SamplePolicy):
         pairing = partners(shape[0], self.mode, rng)
         edges = random_boxes(1 - beta(self.alpha, pairing.draws, rng), grid, rng)
         cell = torch.tensor([size[0] // grid[0], size[1] // grid[1]]).repeat_interleave(2)
-        return box_plan(pairing.partner, (edges * cell)[pairing.row], size)
+        return box_plan(pairing.partner, pairing.spread(edges * cell), size)

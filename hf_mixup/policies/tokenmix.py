@@ -72,7 +72,7 @@ class TokenMix(SamplePolicy):
         # measured: blocks need not reach the count
         lam = 1 - pasted.double().mean((1, 2))
         own = enlarged(~pasted.to(signals.device), size)
-        return MixPlan.pair(pairing.partner, dense_pair(own, pairing.row), lam[pairing.row])
+        return MixPlan.pair(pairing.partner, dense_pair(own, pairing.row), pairing.spread(lam))
 
 
 def block_mask(grid: tuple[int, int], count: int, draws: random.Random) -> Tensor:
