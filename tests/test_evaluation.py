@@ -61,7 +61,7 @@ def test_two_processes_measure_what_one_does(checkpoint, tmp_path, protocols):
 
 def test_results_and_card(own):
     before = json.loads((own / "all_results.json").read_text())
-    evaluate(own, "--protocols", "fgsm", "pgd", "occlusion")
+    evaluate(own, "--protocols", "fgsm", "pgd", "occlusion", "--pgd_steps", "3")
     found = evaluation(own)
     # what training measured, measured again
     assert found["clean"]["top1"] == pytest.approx(before["eval_top1"], abs=1e-9)
@@ -77,18 +77,27 @@ def test_results_and_card(own):
     assert len(results) == len(card.data.eval_results)
     for text in (card.text, (own / "evaluation.md").read_text()):
         assert f"| top-1 accuracy under FGSM, eps 8/255 | {found['attacks']['fgsm']['top1']:.4f} |" in text
+    # a card written again keeps it
+    from hf_mixup.cards import write_model_card
+
+    write_model_card(own, dataset="digits", split="test")
+    again = ModelCard.load(own / "README.md")
+    assert {result.metric_type: result.metric_value for result in again.data.eval_results} == results
+    assert "under FGSM" in again.text
     # a second evaluation takes the place of the first
     evaluate(own, *FEW, "--protocols", "fgsm", "--eps", "2")
     card = ModelCard.load(own / "README.md")
     assert card.text.count("## Evaluation") == 1
     assert "eps 2/255" in card.text
     assert "8/255" not in card.text
-    assert [r.metric_type for r in card.data.eval_results].count("fgsm_accuracy") == 1
+    kinds = [result.metric_type for result in card.data.eval_results]
+    assert kinds.count("fgsm_accuracy") == 1
+    assert "pgd_accuracy" not in kinds
 
 
 def test_a_ready_corrupted_set(checkpoint, tmp_path):
-    """With rows of every severity in one table; the images of `clean` are those of the test split."""
-    from datasets import concatenate_datasets
+    """With rows of every severity in one table; the images of `clean` are those of the test split. Neither set has anything to train on."""
+    from datasets import DatasetDict, concatenate_datasets
 
     from hf_mixup.data import digits
 
@@ -97,13 +106,56 @@ def test_a_ready_corrupted_set(checkpoint, tmp_path):
         for severity in range(1, 6):
             part = test.add_column("corruption", [name] * 20).add_column("severity", [severity] * 20)
             parts.append(part.map(lambda row: {"image": Image.new("L", (8, 8))}) if name == "fog" else part)
-    concatenate_datasets(parts).save_to_disk(tmp_path / "corrupted")
-    evaluate(checkpoint, "--corrupted_dataset_name", tmp_path / "corrupted", "--protocols", "corruptions", "--output_dir", tmp_path / "out")
+    DatasetDict({"test": concatenate_datasets(parts)}).save_to_disk(tmp_path / "corrupted")
+    DatasetDict({"clean": test}).save_to_disk(tmp_path / "alone")
+    evaluate(
+        checkpoint, "--dataset_name", tmp_path / "alone", "--corrupted_dataset_name", tmp_path / "corrupted",
+        "--protocols", "corruptions", "--output_dir", tmp_path / "out",
+    )  # fmt: skip
+    assert evaluation(tmp_path / "out")["dataset"] == {"name": str(tmp_path / "alone"), "split": "clean", "images": 20}
     found = evaluation(tmp_path / "out")["corruptions"]
     assert len(set(found["top1"]["clean"])) == 1
     assert found["top1"]["clean"][0] > 0.5 > max(found["top1"]["fog"])
     assert found["mean_error_all"] == pytest.approx(1 - np.mean([found["top1"][name] for name in ("clean", "fog")]))
     assert "mean_error" not in found  # 13 corruptions are missing
+
+
+def test_sets_without_images_to_train_on(tmp_path):
+    """Classes come from the split there is; by number alone they may be fewer than those of the network."""
+    from datasets import DatasetDict, Value
+
+    from hf_mixup.arguments import DataArguments
+    from hf_mixup.data import ImageFormat, digits, load_images
+    from hf_mixup.evaluation import pixel_model
+    from small import resnet
+
+    test, form = digits()["test"], ImageFormat(32)
+    for name, data in (("named", test), ("numbered", test.cast_column("label", Value("int64")).filter(lambda row: row["label"] < 7))):
+        DatasetDict({"test": data}).save_to_disk(tmp_path / name)
+    for row in range(4):
+        (tmp_path / "folder" / "ab"[row % 2]).mkdir(parents=True, exist_ok=True)
+        test[row]["image"].save(tmp_path / "folder" / "ab"[row % 2] / f"{row}.png")
+
+    named = load_images(DataArguments(dataset_name=str(tmp_path / "named")), training=False)
+    assert (named.train, named.evaluation_split, named.label_names) == (None, "test", [str(digit) for digit in range(10)])
+    numbered = load_images(DataArguments(dataset_name=str(tmp_path / "numbered")), training=False)
+    assert len(numbered.label_names) == 7
+    folder = load_images(DataArguments(validation_dir=str(tmp_path / "folder")), training=False)
+    assert (folder.evaluation_split, folder.label_names, len(folder.evaluation)) == ("validation", ["a", "b"], 4)
+
+    ten = resnet(num_labels=10)
+    ten.config.id2label = {row: str((row + 1) % 10) for row in range(10)}
+    ten.config.label2id = {name: row for row, name in ten.config.id2label.items()}
+    assert pixel_model(ten, form, named).classes == [9, 0, 1, 2, 3, 4, 5, 6, 7, 8]
+    assert pixel_model(ten, form, numbered).classes is None
+    for network, images in ((resnet(num_labels=6), numbered), (ten, folder)):
+        with pytest.raises(ValueError, match="the network must know the classes of the data set"):
+            pixel_model(network, form, images)
+    with pytest.raises(ValueError, match="must have a split 'train', got"):
+        load_images(DataArguments(dataset_name=str(tmp_path / "named")))
+    DatasetDict({"one": test, "two": test}).save_to_disk(tmp_path / "several")
+    with pytest.raises(ValueError, match="must have a split 'validation' or 'test', got"):
+        load_images(DataArguments(dataset_name=str(tmp_path / "several")), training=False)
 
 
 @pytest.mark.parametrize(
