@@ -27,7 +27,7 @@ from hf_mixup.checks import (
 )
 from hf_mixup.losses import CrossEntropy, Loss
 from hf_mixup.methods import Method, MethodChoice, check_model_free
-from hf_mixup.plan import MixPlan, blend_examples, mix_targets, onehot
+from hf_mixup.plan import ONE_PASS_FROM, MixPlan, blend_examples, mix_targets, onehot
 from hf_mixup.policy import Signals
 from hf_mixup.rng import keyed
 
@@ -92,7 +92,7 @@ class MixupCollator:
             others = dict(self.base_collator(examples))
             images, labels = others.pop(_image_key(others)), others.pop(_label_key(others))
             check_images(images, finite=False)
-            images = images if images[0].numel() < _ONE_PASS_FROM else list(images)
+            images = images if images[0].numel() < ONE_PASS_FROM else list(images)
         check_labels(labels, len(images), self.num_labels)
         out = _batch_like(images[0], self.mix_repeat * len(images))
         check_images(out, finite=False)
@@ -154,17 +154,13 @@ def _unpack(examples: list) -> tuple[list[Tensor], Tensor, dict[str, Any]]:
 
 def _checked(images: list[Tensor]) -> list[Tensor] | Tensor:
     """All images are of one size; small ones come stacked."""
-    if isinstance(images[0], Tensor) and images[0].numel() < _ONE_PASS_FROM:
+    if isinstance(images[0], Tensor) and images[0].numel() < ONE_PASS_FROM:
         try:
             return torch.stack(images)
         except (RuntimeError, TypeError):
             pass  # what is wrong, the check says better
     check_examples(images)
     return images
-
-
-# below this many values an image costs more in Python than a second pass does in memory traffic
-_ONE_PASS_FROM = 3 * 64 * 64
 
 
 def _image_key(columns: Mapping) -> str:

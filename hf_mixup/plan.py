@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -140,6 +141,8 @@ def blend(plan: MixPlan, images: Tensor) -> Tensor:
     if plan.index.shape[1] == 1:
         return images if plan.sources is None else plan.sources[:, 0]
     if plan.index.shape[1] == 2:
+        if images.device.type == "cpu" and images[0].numel() >= ONE_PASS_FROM and not _has_gradient(plan, images):
+            return blend_examples(plan, images, torch.empty_like(images))
         own, partner = (images, images[plan.index[:, 1]]) if plan.sources is None else plan.sources.unbind(1)
         return _mix_two(plan.mask, own, partner)
     mask = plan.dense_mask(tuple(images.shape[2:])) if isinstance(plan.mask, Dense) else plan.mask.value[:, :, None, None]
@@ -149,6 +152,11 @@ def blend(plan: MixPlan, images: Tensor) -> Tensor:
         source = images[plan.index[:, k]] if plan.sources is None else plan.sources[:, k]
         mixed = mixed + mask[:, k, None] * source
     return mixed
+
+
+def _has_gradient(plan: MixPlan, images: Tensor) -> bool:
+    parts = (images, plan.sources, *vars(plan.mask).values())
+    return torch.is_grad_enabled() and any(isinstance(part, Tensor) and part.requires_grad for part in parts)
 
 
 def _mix_two(mask: Mask, own: Tensor, partner: Tensor, out: Tensor | None = None) -> Tensor:
@@ -164,30 +172,37 @@ def _mix_two(mask: Mask, own: Tensor, partner: Tensor, out: Tensor | None = None
     return torch.lerp(partner, own, share.to(own.dtype), out=out)
 
 
-def blend_examples(plan: MixPlan, examples: list[Tensor] | Tensor, out: Tensor) -> Tensor:
+# below this many values an image costs more in Python than a second pass does in memory traffic
+ONE_PASS_FROM = 3 * 64 * 64
+
+
+def blend_examples(plan: MixPlan, examples: Sequence[Tensor] | Tensor, out: Tensor) -> Tensor:
     """The collator's twin of `blend`: reads images (C, H, W), or a batch of them, and writes `out` (B, C, H, W), on the CPU.
 
-    A list is read in one pass, which for images of some size costs hardly more than stacking them; for small ones, stacking them
-    first does. Bit-equal to `blend(plan, torch.stack(examples))`.
+    Images of some size are read in one pass, which costs hardly more than stacking them. Bit-equal to
+    `blend(plan, torch.stack(examples))`.
     """
-    if plan.sources is not None or plan.index.shape[1] != 2:
-        own = examples if isinstance(examples, Tensor) else torch.stack(examples, out=out)
-        mixed = blend(plan, own)
+    if plan.index.shape[1] != 2:
+        mixed = blend(plan, examples if isinstance(examples, Tensor) else torch.stack(examples, out=out))
         return out if mixed is out else out.copy_(mixed)
-    if isinstance(examples, Tensor):
-        torch.index_select(examples, 0, plan.index[:, 1], out=out)
-        return _mix_two(plan.mask, examples, out, out=out)
-    partners = plan.index[:, 1].tolist()
-    match plan.mask:
-        case Boxes(edges):
-            for i, (j, (top, bottom, left, right)) in enumerate(zip(partners, edges.tolist(), strict=True)):
-                out[i].copy_(examples[i])
-                out[i, :, top:bottom, left:right] = examples[j][:, top:bottom, left:right]
-        case Share() | Dense():
-            own_share = plan.mask.value if isinstance(plan.mask, Share) else plan.dense_mask(tuple(out.shape[2:]))
-            own_share = own_share[:, 0].to(out.dtype)
-            for i, j in enumerate(partners):
-                torch.lerp(examples[j], examples[i], own_share[i], out=out[i])
+    small = out[0].numel() < ONE_PASS_FROM
+    if plan.sources is not None:
+        own, partner = plan.sources.unbind(1)
+    elif small:
+        own = examples if isinstance(examples, Tensor) else torch.stack(examples)
+        partner = torch.index_select(own, 0, plan.index[:, 1], out=out)
+    else:
+        own, partner = examples, [examples[j] for j in plan.index[:, 1].tolist()]
+    if small:
+        return _mix_two(plan.mask, own, partner, out=out)
+    if isinstance(plan.mask, Boxes):
+        for mixed, one, other, (top, bottom, left, right) in zip(out, own, partner, plan.mask.edges.tolist(), strict=True):
+            mixed.copy_(one)
+            mixed[:, top:bottom, left:right] = other[:, top:bottom, left:right]
+        return out
+    own_share = plan.mask.value if isinstance(plan.mask, Share) else plan.dense_mask(tuple(out.shape[2:]))
+    for mixed, one, other, share in zip(out, own, partner, own_share[:, 0].to(out.dtype), strict=True):
+        torch.lerp(other, one, share, out=mixed)
     return out
 
 
