@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hf_mixup.checks import check_known, check_mode, check_positive
+from hf_mixup.checks import check_known, check_mode, check_per_channel, check_positive
 from hf_mixup.geometry import box_plan, centred_boxes
 from hf_mixup.plan import MixPlan
 from hf_mixup.policy import SamplePolicy, Signals
@@ -50,7 +50,8 @@ class SaliencyMix(SamplePolicy):
         if (self.mean is None) != (self.std is None):
             raise ValueError(f"mean and std must be given together, got mean={self.mean} and std={self.std}; give both or none.")
         if self.std is not None:
-            check_positive(**{f"std[{i}]": value for i, value in enumerate(self.std)})
+            check_per_channel(0, std=self.std)
+            check_per_channel(float("-inf"), mean=self.mean)
 
     def plan(self, shape: torch.Size, rng: torch.Generator, signals: Signals) -> MixPlan:
         size = tuple(shape[2:])
@@ -62,9 +63,15 @@ class SaliencyMix(SamplePolicy):
         source = pairing.partner[first].to(images.device, non_blocking=True)
         # one source for each image is a permutation, and peaks are moved sooner than images
         alone = len(source) < len(images)
-        row, col = peaks(self._saliency(images[source] if alone else images))
+        row, col = self._peaks(images[source] if alone else images)
         edges = centred_boxes((1 - lam).sqrt(), *((row, col) if alone else (row[source], col[source])), size)
         return box_plan(pairing.partner, pairing.spread(edges), size)
+
+    def _peaks(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """On the CPU of as many images at a time as stay in its cache."""
+        few = max(1, 2**18 // images[0, 0].numel()) if images.device.type == "cpu" else len(images)
+        rows, cols = zip(*(peaks(self._saliency(part)) for part in images.split(few)), strict=True)
+        return torch.cat(rows), torch.cat(cols)
 
     def _saliency(self, images: Tensor) -> Tensor:
         if self.saliency == "published":
@@ -76,7 +83,7 @@ def bytes_of(images: Tensor, mean: tuple[float, ...] | None, std: tuple[float, .
     """(B, C, H, W) float32 holding whole numbers 0..255: images before they were normalised."""
     images = images.float()
     if mean is None:
-        low, high = (bound[:, :, None, None] for bound in images.flatten(1).aminmax(dim=1, keepdim=True))
+        low, high = (bound((1, 2, 3), keepdim=True) for bound in (images.amin, images.amax))  # aminmax is twenty times as slow
         return (images - low).mul_(255 / (high - low).clamp(min=1e-12)).round_()
     if len(mean) != images.shape[1]:
         raise ValueError(f"mean and std need a value for each of the images' {images.shape[1]} channels, got {mean}; give as many.")
@@ -128,9 +135,10 @@ def fine_grained(gray: Tensor, centre: Tensor | None = None) -> Tensor:
         ends = [torch.arange(length + 1, device=gray.device, dtype=gray.dtype) for length in size]
         area = _sums(ends[0], 0, reach)[:, None] * _sums(ends[1], 0, reach)
         # the own value less the mean of the others, in whole numbers
-        contrast.sub_(centre).div_(1 - area.clamp(min=2)).add_(centre).trunc_()
-        brighter.add_(contrast.clamp(min=0), alpha=times)
-        darker.sub_(contrast.clamp_(max=0), alpha=times)
+        contrast.sub_(centre).div_(1 - area.clamp(min=2)).add_(centre)
+        # cut off to whole numbers, in two halves: torch's floor and ceil are ten times as fast as its trunc
+        brighter.add_(contrast.clamp(min=0).floor_(), alpha=times)
+        darker.sub_(contrast.clamp_(max=0).ceil_(), alpha=times)
     brighter, darker = _stretch(brighter), _stretch(darker)
     highest = torch.maximum(*(part.amax((1, 2), keepdim=True) for part in (brighter, darker)))
     # stored in 8 bits, where the sum of both may be larger: it wraps
