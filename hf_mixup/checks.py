@@ -13,7 +13,7 @@ from torch import Tensor
 
 def nearest(name: Any, options: Iterable[str]) -> str:
     """The end of a sentence about an unknown name: the closest known ones, or all of them."""
-    options = sorted(options)
+    options = sorted(map(str, options))
     close = difflib.get_close_matches(str(name).lower(), options, n=3, cutoff=0.5)
     return f"did you mean {' or '.join(map(repr, close))}?" if close else f"choose from {', '.join(options)}."
 
@@ -72,6 +72,12 @@ def check_channels(images: Tensor, **values: Sequence[float]) -> None:
             raise ValueError(
                 f"{name} has {len(value)} values, got images of {images.shape[1]} channels; give one for all, or one for each."
             )
+
+
+def check_switch(**values: bool) -> None:
+    for name, value in values.items():
+        if not isinstance(value, bool):
+            raise ValueError(f"{name} must be True or False, got {value!r}; give one of the two.")
 
 
 def check_mode(mode: str) -> None:
@@ -160,6 +166,10 @@ def check_labels(labels: Tensor, batch: int, num_labels: int | None) -> None:
 
     Values are read where that costs no waiting, on the CPU; shapes and types everywhere.
     """
+    if not isinstance(labels, Tensor):
+        raise TypeError(
+            f"labels must be a tensor, class numbers (B,) or soft labels (B, num_labels), got {type(labels).__name__}; convert them with torch.as_tensor."
+        )
     if labels.ndim == 1 and not labels.is_floating_point():
         if len(labels) != batch:
             raise ValueError(f"labels must have one row for each of the {batch} images, got {len(labels)}; look at the data set's columns.")

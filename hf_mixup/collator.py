@@ -141,9 +141,14 @@ def _unpack(examples: list) -> tuple[list[Tensor], Tensor, dict[str, Any]]:
         )
     image_key, label_key = _image_key(first), _label_key(first)
     labels = [example[label_key] for example in examples]
-    if isinstance(labels[0], int):
-        labels = np.array(labels)  # which torch reads five times as fast as a list
-    labels = torch.stack(labels) if isinstance(labels[0], Tensor) else torch.as_tensor(labels)
+    try:
+        if isinstance(labels[0], int):
+            labels = np.array(labels)  # which torch reads five times as fast as a list
+        labels = torch.stack(labels) if isinstance(labels[0], Tensor) else torch.as_tensor(labels)
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(
+            f"labels must be class numbers, or soft labels of one length, got {labels[0]!r} and others; make numbers of names in the data set."
+        ) from None
     others = {
         key: torch.stack([example[key] for example in examples])
         for key, value in first.items()

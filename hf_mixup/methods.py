@@ -18,6 +18,7 @@ from hf_mixup.checks import (
     check_known,
     check_labels,
     check_probabilities,
+    check_switch,
     nearest,
 )
 from hf_mixup.hub import download
@@ -117,7 +118,7 @@ class Method:
                 raise ValueError(f"{self.name!r} must be given its own hyper-parameters, got {key!r}; {nearest(key, known)}")
             own.setdefault(owner, {})[key] = value
         # all fields of a part at once: it may check them together
-        parts |= {part: dataclasses.replace(parts[part], **values) for part, values in own.items()}
+        parts |= {part: _with(parts[part], values) for part, values in own.items()}
         return dataclasses.replace(self, **parts)
 
     def to_dict(self) -> dict[str, Any]:
@@ -152,6 +153,12 @@ def _fields(part: Any) -> set[str]:
     return {f.name for f in dataclasses.fields(part)}
 
 
+def _with(part: Any, values: Mapping[str, Any]) -> Any:
+    """A part with other values of its fields, of which it checks all but the switches itself."""
+    check_switch(**{f.name: values[f.name] for f in dataclasses.fields(part) if f.name in values and isinstance(f.default, bool)})
+    return dataclasses.replace(part, **values)
+
+
 def _part(kind: str, value: Any, current: Any) -> Any:
     """A part from data: a name, `{"name": ..., fields}`, or only fields of the part that is there."""
     value = {"name": value} if isinstance(value, str) else dict(value)
@@ -163,7 +170,7 @@ def _part(kind: str, value: Any, current: Any) -> Any:
         if key not in _fields(base):
             raise ValueError(f"{kind} {name!r} must be given its own hyper-parameters, got {key!r}; {nearest(key, _fields(base))}")
     # JSON has lists where the policies have tuples
-    return dataclasses.replace(base, **{k: tuple(v) if isinstance(v, list) else v for k, v in value.items()})
+    return _with(base, {k: tuple(v) if isinstance(v, list) else v for k, v in value.items()})
 
 
 METHODS: dict[str, Method] = {

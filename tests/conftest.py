@@ -13,6 +13,7 @@ def pytest_addoption(parser):
         default=Path(__file__).parent / "golden",
         help="folder of .npz files with inputs, drawn randomness and outputs of reference implementations",
     )
+    parser.addoption("--fuzz-seed", type=int, help="of the slow test of test_fuzz.py, to see a failure of it again")
 
 
 @pytest.fixture(autouse=True)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from hf_mixup.checks import check_count, check_known
+from hf_mixup.checks import check_counts, check_known
 from hf_mixup.plan import blend
 from hf_mixup.rng import MixKey
 from hf_mixup.signals.features import Tap, stage_names
@@ -49,8 +49,11 @@ class ManifoldMix(Step):
     layers: tuple[int | str, ...] = (0, 1, 2)
 
     def __post_init__(self):
-        check_count(1, **{"the number of layers": len(self.layers)})
-        check_count(0, **{f"layers[{i}]": layer for i, layer in enumerate(self.layers) if not isinstance(layer, str)})
+        # names are looked up when the network is known
+        listed = isinstance(self.layers, (tuple, list))
+        numbers = [layer for layer in self.layers if not isinstance(layer, str)] if listed else self.layers
+        if numbers or not self.layers:
+            check_counts(0, layers=numbers)
 
     def build(self, method: Method, backbone: nn.Module) -> MethodState:
         check_whole_images(method, "mixup")
