@@ -1,5 +1,6 @@
 """Learned mixing: who is trained by what, what follows the step, and what is shipped."""
 
+import json
 import math
 from dataclasses import replace
 
@@ -12,7 +13,7 @@ from torch.testing import assert_close
 from transformers import AutoModelForImageClassification
 
 from hf_mixup import METHODS, MixupModel
-from hf_mixup.data import ImageFormat
+from hf_mixup.data import ImageDataset, ImageFormat, digits
 from hf_mixup.examples import LAMS, MaskPictures, masks_of_mixers
 from hf_mixup.mixers import AdaptiveMask, MixBlock
 from hf_mixup.mixers.masks import adjust_mask, mask_loss, rescale_lam
@@ -21,6 +22,7 @@ from hf_mixup.policies import MultiMixup
 from hf_mixup.policy import Signals
 from hf_mixup.rng import MixKey, keyed
 from hf_mixup.steps.learned import EVAL_NETS, LearnedState, decay, ema_momentum, eta_cross_entropy, pair_plan, within_margin
+from run_script import run_mixup, run_script
 from small import resnet, trainer
 from tiny import FAMILIES, NUM_LABELS, batch, network
 
@@ -448,3 +450,24 @@ def test_pictures_of_masks_follow_training(tmp_path):
     first, last = sorted((tmp_path / "reports/masks").iterdir())
     assert (first.name, last.name) == ("automix-000008.png", "automix-000016.png")
     assert np.abs(np.asarray(Image.open(first), float) - np.asarray(Image.open(last), float)).max() > 50
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["automix", "samix"])
+def test_masks_follow_lam_after_digits(tmp_path, name):
+    """Through run_mixup.py: the pictures are there, and the area of the masks rises with lam."""
+    run_mixup("--mix", name, "--image_size", 16, "--eval_strategy", "no", "--output_dir", tmp_path / "out")
+    assert len(list((tmp_path / "out/masks").glob("*.png"))) == 10
+    data = digits()["test"]
+    form = ImageFormat.of_images(data, "image", 16)
+    images = ImageDataset(data, "image", "label", form.eval_transform())
+    pixels = torch.stack([images[row]["pixel_values"] for row in range(32)])
+    pairs = masks_of_mixers(MixupModel.from_pretrained(tmp_path / "out"), pixels, form)[name]
+    area = torch.stack([pair["masks"].mean((1, 2)) for pair in pairs]).mean(0)
+    print(name, area.tolist(), json.loads((tmp_path / "out/all_results.json").read_text())["eval_top1"])
+    assert (area.diff() > 0.03).all(), area
+    assert area[-1] - area[0] > 0.2, area
+    run_script(
+        "visualize_mixup.py", "--checkpoint", tmp_path / "out", "--masks", "--dataset_name", "digits", "--output", tmp_path / "masks.png"
+    )
+    assert np.asarray(Image.open(tmp_path / "masks.png").convert("RGB")).std() > 20
