@@ -90,17 +90,17 @@ class MixPlan:
         index: (B, K) int64.
         mask: >= 0, sums to 1 over K.
         weight: (B, K) float32, sums to 1 over K unless the paper says otherwise (SnapMix, TokenMix).
-        sources: (B, K, C, H, W) when pixels moved before mixing (ResizeMix, PuzzleMix, RecursiveMix); they stand in for
+        sources: K batches (B, C, H, W) when pixels moved before mixing (ResizeMix, PuzzleMix, RecursiveMix); they stand in for
             `images[index]`.
     """
 
     index: Tensor
     mask: Mask
     weight: Tensor
-    sources: Tensor | None = None
+    sources: tuple[Tensor, ...] | None = None
 
     @classmethod
-    def pair(cls, partner: Tensor, mask: Mask | None, lam: Tensor, sources: Tensor | None = None) -> MixPlan:
+    def pair(cls, partner: Tensor, mask: Mask | None, lam: Tensor, sources: tuple[Tensor, Tensor] | None = None) -> MixPlan:
         """The plan of two images: `partner` (B,) and `lam` (B,), the label's share of the own image, and of its pixels if no mask."""
         lam = lam.double()
         own = torch.arange(len(partner), device=partner.device)
@@ -119,7 +119,7 @@ class MixPlan:
                 mask = Boxes(edges.to(device, non_blocking=True), size)
             case Share(value) | Dense(value):
                 mask = type(self.mask)(value.to(device, non_blocking=True))
-        sources = None if self.sources is None else self.sources.to(device)
+        sources = None if self.sources is None else tuple(source.to(device) for source in self.sources)
         return MixPlan(self.index.to(device, non_blocking=True), mask, self.weight.to(device, non_blocking=True), sources)
 
     def reweighted(self, weight: Tensor) -> MixPlan:
@@ -139,23 +139,23 @@ def blend(plan: MixPlan, images: Tensor) -> Tensor:
     """
     plan = plan.to(images.device)
     if plan.index.shape[1] == 1:
-        return images if plan.sources is None else plan.sources[:, 0]
+        return images if plan.sources is None else plan.sources[0]
     if plan.index.shape[1] == 2:
         if images.device.type == "cpu" and images[0].numel() >= ONE_PASS_FROM and not _has_gradient(plan, images):
             return blend_examples(plan, images, torch.empty_like(images))
-        own, partner = (images, images[plan.index[:, 1]]) if plan.sources is None else plan.sources.unbind(1)
+        own, partner = (images, images[plan.index[:, 1]]) if plan.sources is None else plan.sources
         return _mix_two(plan.mask, own, partner)
     mask = plan.dense_mask(tuple(images.shape[2:])) if isinstance(plan.mask, Dense) else plan.mask.value[:, :, None, None]
     mask = mask.to(images.dtype)
     mixed = 0  # a sum over K, not einsum: autocast would round einsum to bfloat16
     for k in range(plan.index.shape[1]):
-        source = images[plan.index[:, k]] if plan.sources is None else plan.sources[:, k]
+        source = images[plan.index[:, k]] if plan.sources is None else plan.sources[k]
         mixed = mixed + mask[:, k, None] * source
     return mixed
 
 
 def _has_gradient(plan: MixPlan, images: Tensor) -> bool:
-    parts = (images, plan.sources, *vars(plan.mask).values())
+    parts = (images, *(plan.sources or ()), *vars(plan.mask).values())
     return torch.is_grad_enabled() and any(isinstance(part, Tensor) and part.requires_grad for part in parts)
 
 
@@ -187,7 +187,7 @@ def blend_examples(plan: MixPlan, examples: Sequence[Tensor] | Tensor, out: Tens
         return out if mixed is out else out.copy_(mixed)
     small = out[0].numel() < ONE_PASS_FROM
     if plan.sources is not None:
-        own, partner = plan.sources.unbind(1)
+        own, partner = plan.sources
     elif small:
         own = examples if isinstance(examples, Tensor) else torch.stack(examples)
         partner = torch.index_select(own, 0, plan.index[:, 1], out=out)

@@ -58,7 +58,7 @@ def weight_of_unclipped_box(plan, shape, rng, signals):
 
 def other_image_than_label(plan, shape, rng, signals):
     images = signals["images"]
-    return replace(plan, sources=torch.stack([images, images[plan.index[:, 1].roll(1)]], 1))
+    return replace(plan, sources=(images, images[plan.index[:, 1].roll(1)]))
 
 
 def rows_for_columns(plan, shape, rng, signals):
@@ -166,7 +166,7 @@ def weights_of_64_bits(plan, shape, rng, signals):
 
 
 def sources_of_32_bits(plan, shape, rng, signals):
-    return replace(plan, sources=signals["images"].float()[plan.index])
+    return replace(plan, sources=tuple(signals["images"].float()[plan.index.T]))
 
 
 def folded_lam(plan, shape, rng, signals):

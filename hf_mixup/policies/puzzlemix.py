@@ -232,7 +232,7 @@ def mask_plan(
     untouched = own is None and other is None
     kept, seen = images if own is None else own, (images if other is None else other)[partner]
     if t_eps is None:
-        return plan if untouched else replace(plan, sources=torch.stack([kept, seen], 1))
+        return plan if untouched else replace(plan, sources=(kept, seen))
     blocks = tuple(side // cells for side, cells in zip(size, mask.shape[1:], strict=True))
     pieces = blocks if t_size == -1 else tuple(largest_divisor(block, t_size) for block in blocks)
     grid = tuple(side // piece for side, piece in zip(size, pieces, strict=True))
@@ -244,7 +244,7 @@ def mask_plan(
     if untouched and source.device.type == "cpu" and bool((source == torch.arange(source.shape[1])).all()):
         return plan
     moved = [gather_pieces(*pair, grid) for pair in zip((kept, seen), source.chunk(2), strict=True)]
-    return replace(plan, sources=torch.stack(moved, 1))
+    return replace(plan, sources=tuple(moved))
 
 
 @torch.no_grad()

@@ -55,4 +55,4 @@ def recursive_plan(images: Tensor, history: Tensor, partner: Tensor, edges: Tens
             earlier, (bottom - top, right - left), mode=interpolation, align_corners=corners
         )
     boxes = Boxes(edges.expand(len(images), 4), tuple(images.shape[2:]))
-    return MixPlan.pair(partner, boxes, 1 - boxes.area(), torch.stack([images, pasted], 1))
+    return MixPlan.pair(partner, boxes, 1 - boxes.area(), (images, pasted))

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from hf_mixup.checks import check_known, check_mode, check_positive, check_range
 from hf_mixup.geometry import centred_boxes
-from hf_mixup.plan import Boxes, MixPlan
+from hf_mixup.plan import ONE_PASS_FROM, Boxes, MixPlan
 from hf_mixup.policy import SamplePolicy, Signals
 from hf_mixup.rng import beta, partners, uniform
 
@@ -86,19 +86,31 @@ def paste_resized(images: Tensor, partner: Tensor, edges: Tensor, step: Tensor, 
     size = tuple(images.shape[2:])
     # float32 as in torch's own resizing, whose pixels these are
     offsets = [(torch.arange(length) - start[:, None]).float() for length, start in zip(size, edges[:, ::2].unbind(1), strict=True)]
-    small = images
-    for dim, (offset, length) in enumerate(zip(offsets, size, strict=True), start=2):
-        take, own_step = (_partner_rows if dim == 2 else _cols), step[:, dim - 2, None]
-        if interpolation == "nearest":
-            small = take(small, partner, (offset * own_step).floor().long().clamp(0, length - 1))
-            continue
-        source = (own_step * (offset + 0.5) - 0.5).clamp(0, length - 1)
-        low = source.floor().long()
-        share = (source - low).to(images.device, images.dtype)[:, None]
-        share = share[..., None] if dim == 2 else share[:, :, None]
-        small = torch.lerp(take(small, partner, low), take(small, partner, (low + 1).clamp(max=length - 1)), share)
+    steps = step[:, :, None].unbind(1)
+    if interpolation == "nearest":
+        rows, cols = ((offset * one).floor().long().clamp(0, length - 1) for offset, one, length in zip(offsets, steps, size, strict=True))
+        small = _nearest(images, partner, rows, cols, edges)
+    else:
+        small = images
+        for dim, (offset, one, length) in enumerate(zip(offsets, steps, size, strict=True), start=2):
+            take = _partner_rows if dim == 2 else _cols
+            source = (one * (offset + 0.5) - 0.5).clamp(0, length - 1)
+            low = source.floor().long()
+            share = (source - low).to(images.device, images.dtype)[:, None]
+            share = share[..., None] if dim == 2 else share[:, :, None]
+            small = torch.lerp(take(small, partner, low), take(small, partner, (low + 1).clamp(max=length - 1)), share)
     boxes = Boxes(edges, size)
-    return MixPlan.pair(partner, boxes, 1 - boxes.area(), torch.stack([images, small], 1))
+    return MixPlan.pair(partner, boxes, 1 - boxes.area(), (images, small))
+
+
+def _nearest(images: Tensor, partner: Tensor, rows: Tensor, cols: Tensor, edges: Tensor) -> Tensor:
+    """(B, C, H, W): at every pixel of a box, that of the partner in row (B, H) and column (B, W)."""
+    if images.device.type != "cpu" or images[0].numel() < ONE_PASS_FROM:
+        return _cols(_partner_rows(images, partner, rows), partner, cols)
+    small = torch.zeros_like(images)
+    for place, j, row, col, (top, bottom, left, right) in zip(small, partner.tolist(), rows, cols, edges.tolist(), strict=True):
+        place[:, top:bottom, left:right] = images[j][:, row[top:bottom]][:, :, col[left:right]]
+    return small
 
 
 def _partner_rows(images: Tensor, partner: Tensor, rows: Tensor) -> Tensor:

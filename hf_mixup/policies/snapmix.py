@@ -67,7 +67,7 @@ def snap_plan(images: Tensor, partner: Tensor, into: Tensor, taken: Tensor, maps
     empty = (Boxes(into, size).area() == 0) | (Boxes(taken, size).area() == 0)
     into = torch.where(empty[:, None], torch.zeros_like(into), into)
     taken = torch.where(empty[:, None], torch.zeros_like(taken), taken)
-    sources = torch.stack([images, _pasted(images, partner, into, taken)], 1)
+    sources = images, _pasted(images, partner, into, taken)
     boxes, partner = Boxes(into, size), partner.to(images.device)
     hidden, shown = _mass(maps, boxes), _mass(maps[partner], Boxes(taken, size))
     own = 1 - hidden
