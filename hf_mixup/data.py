@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 
 from hf_mixup.arguments import DataArguments
 from hf_mixup.checks import check_cached_size, check_known, nearest, refuse_augmentation_on_device
+from hf_mixup.hub import told_plainly
 from hf_mixup.rng import hashed, hashed_integers, keyed
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -159,6 +160,15 @@ class ImageFormat:
         longest = max(dataset[0][column].size)
         size = size or (32 if longest <= 32 else 64 if longest <= 64 else 224)
         return cls(size, crop_ratio=crop_ratio or (0.875 if size > 64 else 1.0), **fields)
+
+    @classmethod
+    def of_checkpoint(cls, repo_or_folder: str, size: int | None = None, **hub: Any) -> ImageFormat:
+        """That of a folder or a repository of the Hub. Raises ValueError where it cannot be had. `hub` is `revision`, `token` and so on."""
+        from transformers import AutoImageProcessor
+
+        with told_plainly(repo_or_folder, hub.get("revision")):
+            processor = AutoImageProcessor.from_pretrained(repo_or_folder, **{"trust_remote_code": False, **hub})
+        return cls.of_processor(processor, size)
 
     @classmethod
     def of_processor(cls, processor: Any, size: int | None = None) -> ImageFormat:

@@ -33,14 +33,45 @@ def default_architecture(choice: MethodChoice) -> str:
     return "vit_mini" if wanted & TOKEN_SIGNALS else "cifar_resnet20"
 
 
-def mixed_examples(model: MixupModel, images: ImageDataset, form: ImageFormat, seed: int, count: int = 8) -> list[dict]:
-    """Columns for `plots.gallery`: `count` mixtures, by every method in turn, of images spread over the data set."""
+def mixed_examples(model: MixupModel, images: ImageDataset, form: ImageFormat, seed: int, count: int = 6) -> list[dict]:
+    """Columns for `plots.gallery`: `count` mixtures, one of each method at least, of images spread over the data set."""
+    count = max(count, len(model.choice.methods))
     batch = varied(images, count)
     pixels = torch.stack([example["pixel_values"] for example in batch])
-    labels = torch.tensor([example["labels"] for example in batch])
+    return drawn(model, pixels, torch.tensor([example["labels"] for example in batch]), form, seed, count)
+
+
+def drawn(
+    model: MixupModel,
+    pixels: Tensor,
+    labels: Tensor,
+    form: ImageFormat,
+    seed: int,
+    count: int,
+    *,
+    masks: bool = False,
+    activations: bool = False,
+) -> list[dict]:
+    """`count` columns for `plots.gallery`, of the images of a batch and the methods in turn: of ten draws of each the first with two classes.
+
+    Arguments are those of `mixtures`.
+    """
     names = [method.name for method in model.choice.methods]
-    made = mixtures(model, pixels, labels, form, MixKey(seed, 0, 0))
-    return [made[names[i % len(names)]][i] for i in range(count)]
+    made: list[dict[str, list[dict]]] = []
+    found, taken = [], set()
+    for place in range(count):
+        name, row = names[place % len(names)], place % len(pixels)
+        new = [step for step in range(10 + place // len(pixels)) if (name, row, step) not in taken]
+        for step in new:
+            if step == len(made):
+                made.append(mixtures(model, pixels, labels, form, MixKey(seed, 0, step), masks=masks, activations=activations))
+            if made[step][name][row]["target"].max() < 0.9:
+                break
+        else:
+            step = new[0]
+        taken.add((name, row, step))
+        found.append(made[step][name][row])
+    return found
 
 
 def mixtures(

@@ -75,6 +75,8 @@ def _in_one_sentence(error: BaseException, repo: str, revision: str | None) -> s
         return (
             f"{repo} must be in the cache or within reach, got no answer from the Hub; look at the network, HF_ENDPOINT and HF_HUB_OFFLINE."
         )
+    if "load image processor" in text:
+        return f"{repo} must hold an image processor, got no readable preprocessor_config.json; save one beside the weights, or take another checkpoint."
     missing = first(errors.EntryNotFoundError)
     if missing is not None:
         return (

@@ -1,4 +1,4 @@
-"""Pictures of mixing."""
+"""Pictures: at most 9 inches wide, so that text of 9 points and more can be read in a README, and in colours that all can tell apart."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
 VISIBLE = 0.005  # shares of labels below it are not drawn
 
 
-def gallery(path: str | Path, columns: list[dict], label_names: list[str]) -> None:
-    """Draws mixed images under their sources, with bars of the mixed target; writes a PNG.
+def gallery(path: str | Path, columns: list[dict], label_names: list[str], across: int = 6) -> None:
+    """Draws mixed images under their sources, with bars of the mixed target, `across` beside each other; writes a PNG.
 
     Args:
         columns: one mixture each: `title`; `own`, `mixed` and, where there is one, `partner`, (3, H, W) in [0, 1]; `target` (num_labels,);
@@ -29,22 +29,26 @@ def gallery(path: str | Path, columns: list[dict], label_names: list[str]) -> No
 
     rows = [name for name in ("own", "partner", "mask", "mixed", "activation") if any(name in column for column in columns)]
     bars = max(int((column["target"] >= VISIBLE).sum().clamp(max=3)) for column in columns)
-    figure = Figure(figsize=(1.35 * len(columns) + 0.6, 1.55 * len(rows) + 0.5 * bars), dpi=100, layout="constrained")
+    across = min(across, len(columns))
+    bands, tall = -(-len(columns) // across), len(rows) + 1
+    figure = Figure(figsize=(1.35 * across + 0.6, bands * (1.55 * len(rows) + 0.5 * bars)), dpi=100, layout="constrained")
     heights = [1.0] * len(rows) + [0.28 * bars]
-    axes = figure.subplots(len(rows) + 1, len(columns), squeeze=False, gridspec_kw={"height_ratios": heights})
-    for column, mixture in enumerate(columns):
-        for row, name in enumerate(rows):
-            axis = axes[row, column]
+    axes = figure.subplots(bands * tall, across, squeeze=False, gridspec_kw={"height_ratios": heights * bands})
+    for axis in axes.flat:
+        axis.set(xticks=[], yticks=[])
+        axis.spines[:].set_visible(False)
+    for place, mixture in enumerate(columns):
+        band, column = divmod(place, across)
+        cells = axes[band * tall : (band + 1) * tall, column]
+        for axis, name in zip(cells, rows, strict=False):
             if name in mixture:
                 _show(axis, mixture, name)
-            axis.set(xticks=[], yticks=[])
-            for side in axis.spines.values():
-                side.set_visible(False)
             if column == 0:
                 axis.set_ylabel(name, fontsize=11)
-        axes[0, column].set_title(mixture["title"], fontsize=11)
-        _bars(axes[-1, column], mixture["target"], label_names, bars)
-    axes[-1, 0].set_ylabel("label", fontsize=11)
+        cells[0].set_title(mixture["title"], fontsize=11)
+        _bars(cells[-1], mixture["target"], label_names, bars)
+        if column == 0:
+            cells[-1].set_ylabel("label", fontsize=11)
     figure.savefig(path)
 
 
@@ -177,8 +181,13 @@ def benchmark_chart(path: str | Path, table: Mapping[str, Mapping[str, tuple[flo
 
     columns = list(dict.fromkeys(column for cells in table.values() for column in cells))
     rows = max(sum(column in cells for cells in table.values()) for column in columns)
-    figure = Figure(figsize=(4.2 * len(columns) + 0.6, 0.26 * rows + 1.2), dpi=100, layout="constrained")
-    for axis, column in zip(figure.subplots(1, len(columns), squeeze=False)[0], columns, strict=True):
+    across = min(2, len(columns))
+    down = -(-len(columns) // across)
+    figure = Figure(figsize=(4.2 * across + 0.6, down * (0.26 * rows + 1.2)), dpi=100, layout="constrained")
+    axes = figure.subplots(down, across, squeeze=False).flatten()
+    for axis in axes[len(columns) :]:
+        axis.set_axis_off()
+    for axis, column in zip(axes, columns, strict=False):
         found = sorted((cells[column], row) for row, cells in table.items() if column in cells)
         for place, ((mean, deviation), row) in enumerate(found):
             colour = COLOURS[1] if row == "vanilla" else COLOURS[0]
@@ -215,7 +224,7 @@ def reliability(path: str | Path, diagrams: Mapping[str, Any]) -> None:
         axis.spines[["top", "right"]].set_visible(False)
         histogram.spines[["top", "right"]].set_visible(False)
     axes[0, 0].set_ylabel("accuracy")
-    axes[1, 0].set_ylabel("share of images")
+    axes[1, 0].set_ylabel("share")
     figure.legend(*axes[0, 0].get_legend_handles_labels(), frameon=False, loc="outside upper center", ncols=3)
     figure.savefig(path)
 
@@ -225,12 +234,12 @@ def corruption_bars(path: str | Path, accuracies: Mapping[str, Sequence[float]],
     from matplotlib.figure import Figure
 
     names = list(accuracies)
-    figure = Figure(figsize=(9, 0.27 * len(names) + 1.1), dpi=100, layout="constrained")
+    figure = Figure(figsize=(8.8, 0.27 * len(names) + 1.1), dpi=100, layout="constrained")
     axis = figure.subplots()
     for place, name in enumerate(names):
         values = np.asarray(accuracies[name])
         axis.barh(place, values.mean(), color=COLOURS[4], height=0.68)
-        shades = np.linspace(0.75, 0, len(values))
+        shades = np.linspace(0.65, 0, len(values))
         axis.scatter(values, np.full(len(values), place), c=[str(shade) for shade in shades], s=16, zorder=3, linewidths=0)
         axis.text(1.02, place, f"{values.mean():.3f}", va="center", fontsize=9)
     axis.axvline(clean, color=COLOURS[5], linewidth=1.5, linestyle="--")

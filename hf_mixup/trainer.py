@@ -378,12 +378,14 @@ class MixupTrainer(Trainer):
         """Those that a reader asks for first; the command has all that was set."""
         args = self.args
         precision = "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32"
-        total = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        parts = args.gradient_accumulation_steps * args.world_size
+        total, data = args.train_batch_size * parts, self.train_dataset
         return {
+            **({"images": _images(data)} if isinstance(data, ImageDataset) else {}),
             "learning rate": args.learning_rate,
             "schedule": f"{getattr(args.lr_scheduler_type, 'value', args.lr_scheduler_type)}, {args.get_warmup_steps(self.state.max_steps)} steps of warm-up",
             "optimizer": f"{getattr(args.optim, 'value', args.optim)}, weight decay {args.weight_decay:g}",
-            "batch size": f"{total} in {args.gradient_accumulation_steps * args.world_size} of {args.train_batch_size}",
+            "batch size": f"{total}, as {parts} of {args.train_batch_size}" if parts > 1 else total,
             "processes": args.world_size,
             "epochs": round(self.state.epoch or 0, 2),
             "steps": self.state.global_step,
@@ -457,6 +459,11 @@ class MixupTrainer(Trainer):
             built["dynamo_plugin"] = TorchDynamoPlugin(backend="no")
             self.model.backbone.compile(backend=self.args.torch_compile_backend, mode=self.args.torch_compile_mode)
         return built
+
+
+def _images(data: ImageDataset) -> str:
+    height, width = data[0]["pixel_values"].shape[1:]
+    return f"{len(data)} of {width} x {height} pixels"
 
 
 def _one(value: str | list[str] | None) -> str | None:

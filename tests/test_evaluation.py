@@ -61,7 +61,7 @@ def test_two_processes_measure_what_one_does(checkpoint, tmp_path, protocols):
 
 def test_results_and_card(own):
     before = json.loads((own / "all_results.json").read_text())
-    evaluate(own, "--protocols", "fgsm", "pgd", "occlusion", "--pgd_steps", "3")
+    evaluate(own, "--protocols", "fgsm", "pgd", "occlusion", "--pgd_steps", "3", "--pgd_step", "4")
     found = evaluation(own)
     # what training measured, measured again
     assert found["clean"]["top1"] == pytest.approx(before["eval_top1"], abs=1e-9)

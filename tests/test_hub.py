@@ -230,7 +230,7 @@ ERRORS = """
 import json
 from hf_mixup import Method, MixupModel
 from hf_mixup.backbones import load_classifier
-from hf_mixup.methods import MethodChoice
+from hf_mixup.data import ImageFormat
 said = {}
 def tell(name, function, *args, **kwargs):
     try:
@@ -245,6 +245,9 @@ for loader in (MixupModel.from_pretrained, load_classifier):
     tell(name + " torn", loader, "tester/torn")
     tell(name + " token", loader, "tester/good", token="hf_wrong")
     tell(name + " name", loader, "no such/thing/at all")
+for name, repo, hub in (("missing", "missing", {}), ("revision", "good", {"revision": "v9"}), ("token", "good", {"token": "hf_wrong"})):
+    tell("ImageFormat " + name, ImageFormat.of_checkpoint, "tester/" + repo, **hub)
+tell("ImageFormat none", ImageFormat.of_checkpoint, "tester/good")
 tell("Method missing", Method.from_pretrained, "tester/missing")
 tell("Method foreign", Method.from_pretrained, "tester/foreign")
 print(json.dumps(said))
@@ -276,6 +279,9 @@ def test_one_sentence_for_what_cannot_be_loaded(hub, tmp_path):
     for loader in ("MixupModel", "load_classifier"):
         for name, sentence in expected.items():
             assert said[f"{loader} {name}"].startswith(f"ValueError: {sentence}"), (loader, name, said)
+    for name in ("missing", "revision", "token"):
+        assert said[f"ImageFormat {name}"].startswith(f"ValueError: {expected[name]}"), (name, said)
+    assert said["ImageFormat none"].startswith("ValueError: tester/good must hold an image processor, got no readable")
     assert said["Method missing"].startswith(f"ValueError: {expected['missing']}")
     assert said["Method foreign"].startswith("ValueError: tester/foreign must be a checkpoint, got a repository without one of its files")
     assert not [message for message in said.values() if "\n" in message]

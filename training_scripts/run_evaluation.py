@@ -12,7 +12,7 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from transformers import AutoImageProcessor, HfArgumentParser
+from transformers import HfArgumentParser
 from transformers.utils import logging as transformers_logging
 
 from hf_mixup.arguments import DataArguments
@@ -48,7 +48,7 @@ def main(argv: list[str]) -> None:
     transformers_logging.disable_progress_bar()
     hub = {"revision": where.model_revision, "token": where.token, "trust_remote_code": where.trust_remote_code}
     network = load_classifier(rest.checkpoint, **hub)
-    form = ImageFormat.of_processor(AutoImageProcessor.from_pretrained(rest.checkpoint, **hub), data.image_size)
+    form = ImageFormat.of_checkpoint(rest.checkpoint, data.image_size, **hub)
     images = load_images(data, args.seed, token=where.token, training=False)
     evaluator = Evaluator(pixel_model(network, form, images), form, args)
     main_process = evaluator.accelerator.is_main_process

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 from accelerate.utils import broadcast_object_list
-from transformers import AutoImageProcessor, HfArgumentParser, set_seed
+from transformers import HfArgumentParser, set_seed
 from transformers.utils import logging as transformers_logging
 
 from hf_mixup import MixupTrainer, MixupTrainingArguments
@@ -102,7 +102,6 @@ def build_model(model: ModelArguments, data: DataArguments, args: MixupTrainingA
         "token": model.token,
         "trust_remote_code": model.trust_remote_code,
     }
-    processor = AutoImageProcessor.from_pretrained(model.model_name_or_path, **hub)
     network = load_classifier(
         model.model_name_or_path,
         num_labels=len(images.label_names),
@@ -110,7 +109,7 @@ def build_model(model: ModelArguments, data: DataArguments, args: MixupTrainingA
         ignore_mismatched_sizes=model.ignore_mismatched_sizes,
         **hub,
     )
-    return network, ImageFormat.of_processor(processor, data.image_size)
+    return network, ImageFormat.of_checkpoint(model.model_name_or_path, data.image_size, **hub)
 
 
 def main(argv: list[str]) -> None:

@@ -13,17 +13,16 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from transformers import AutoImageProcessor, HfArgumentParser
+from transformers import HfArgumentParser
 
 from hf_mixup import MixupModel
 from hf_mixup.arguments import DataArguments, parse_json
 from hf_mixup.backbones import from_scratch, load_classifier
 from hf_mixup.checks import nearest
 from hf_mixup.data import ImageDataset, ImageFormat, load_images
-from hf_mixup.examples import LAMS, default_architecture, masks_of_mixers, mixtures, pairs_of_every_method, varied
+from hf_mixup.examples import LAMS, default_architecture, drawn, masks_of_mixers, pairs_of_every_method, varied
 from hf_mixup.methods import CONFIG_NAME, METHODS, MethodChoice
 from hf_mixup.plots import gallery, masks_by_lam, overview
-from hf_mixup.rng import MixKey
 
 logger = logging.getLogger("visualize_mixup")
 
@@ -48,7 +47,7 @@ class PictureArguments:
         default=False, metadata={"help": "Add class activation maps of the checkpoint on the mixed images, for the heaviest class."}
     )
     masks: bool = field(default=False, metadata={"help": "Draw what the mixer of the checkpoint makes of three pairs at several lam."})
-    count: int = field(default=8, metadata={"help": "Columns."})
+    count: int = field(default=6, metadata={"help": "Columns."})
     seed: int = field(default=0, metadata={"help": "Of everything drawn."})
     output: str = field(default="runs/mixtures.png", metadata={"help": "The picture to write."})
 
@@ -63,9 +62,9 @@ def photographs() -> dict[str, Image.Image]:
 
 def read(data: DataArguments, args: PictureArguments, form: ImageFormat | None) -> tuple[torch.Tensor, list[int], list[str], ImageFormat]:
     """Normalised images, their classes, the classes' names, and the format."""
-    if data.dataset_name is not None or data.train_dir is not None:
-        images = load_images(data, args.seed)
-        form = form or ImageFormat.of_images(images.train, images.image_column, data.image_size)
+    if data.dataset_name or data.train_dir or data.validation_dir:
+        images = load_images(data, args.seed, training=False)
+        form = form or ImageFormat.of_images(images.evaluation, images.image_column, data.image_size)
         batch = varied(ImageDataset(images.evaluation, images.image_column, images.label_column, form.eval_transform()), max(args.count, 2))
         return torch.stack([e["pixel_values"] for e in batch]), [e["labels"] for e in batch], images.label_names, form
     if args.images is not None and len(args.images) < 2:
@@ -91,7 +90,7 @@ def main(argv: list[str]) -> None:
         )
     form = None
     if args.checkpoint is not None:
-        form = ImageFormat.of_processor(AutoImageProcessor.from_pretrained(args.checkpoint), data.image_size)
+        form = ImageFormat.of_checkpoint(args.checkpoint, data.image_size)
     pixels, labels, names, form = read(data, args, form)
     Path(args.output).parent.mkdir(parents=True, exist_ok=True)
 
@@ -122,18 +121,12 @@ def main(argv: list[str]) -> None:
             else:
                 network = from_scratch(default_architecture(choice), max(len(names), 2), form.size)
             model = MixupModel(network, choice)
-        if args.checkpoint is not None and data.dataset_name is None and data.train_dir is None:
+        if args.checkpoint is not None and not (data.dataset_name or data.train_dir or data.validation_dir):
             # images of no known class are what the network takes them for
             with torch.no_grad():
                 labels = model.eval()(pixels).logits.argmax(1).tolist()
             names = [str(model.config.id2label[c]) for c in range(model.num_labels)]
-        repeat = -(-args.count // len(pixels))
-        made = [
-            mixtures(model, pixels, torch.tensor(labels), form, MixKey(args.seed, 0, step), masks=True, activations=args.activations)
-            for step in range(repeat)
-        ]
-        methods = [method.name for method in model.choice.methods]
-        columns = [made[i // len(pixels)][methods[i % len(methods)]][i % len(pixels)] for i in range(args.count)]
+        columns = drawn(model, pixels, torch.tensor(labels), form, args.seed, args.count, masks=True, activations=args.activations)
         gallery(args.output, columns, names)
     logger.info("%s holds %d mixtures", args.output, len(columns))
 
