@@ -58,7 +58,9 @@ def box_plan(partner: Tensor, edges: Tensor, size: tuple[int, int]) -> MixPlan:
 
 def dense_pair(own: Tensor, row: Tensor) -> Dense:
     """The mask of two images from the own share `own` (draws, H, W), bool or float32, for images that use draw `row` (B,)."""
-    both = torch.stack([own, ~own if own.dtype == torch.bool else 1 - own], 1).float()
+    both = own.new_empty((len(own), 2, *own.shape[1:]), dtype=torch.float32)
+    both[:, 0] = own
+    torch.neg(both[:, 0], out=both[:, 1]).add_(1)
     if len(both) == 1:
         return Dense(both.expand(len(row), -1, -1, -1))
     # as many draws as images: everyone has its own, in order

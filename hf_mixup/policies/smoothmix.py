@@ -44,7 +44,7 @@ class SmoothMix(SamplePolicy):
         visible = pairing.spread(rows.mean(1) * cols.mean(1))
         # image-sized only where the images are
         rows, cols = (profile.float().to(signals.device, non_blocking=True) for profile in (rows, cols))
-        own = 1 - rows[:, :, None] * cols[:, None, :]
+        own = (rows[:, :, None] * cols[:, None, :]).neg_().add_(1)
         lam = 1 - visible if self.weight == "measured" else visible
         return MixPlan.pair(pairing.partner, dense_pair(own, pairing.row), lam)
 
