@@ -1,12 +1,16 @@
 """Checkpoints and resuming: what is whole, what is refused, and that killed runs end as those that were not (fault rows 33 to 37, 41)."""
 
 import logging
+import random
 import resource
+import time
 from pathlib import Path
 
 import pytest
 from transformers import TrainerCallback
 
+import killed
+from hf_mixup import METHODS
 from hf_mixup.checkpoints import last_complete_checkpoint, what_is_wrong
 from refusals import refuses
 from small import Images, difference, trainer, vit, weights
@@ -136,3 +140,36 @@ def test_a_checkpoint_that_is_written_over_is_not_whole_until_it_is_done(tmp_pat
     with pytest.raises(TypeError):
         run.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
     assert last_complete_checkpoint(tmp_path) == str(tmp_path / "checkpoint-4")
+
+
+@pytest.fixture(scope="module")
+def _server():
+    killed.start_server()
+
+
+OFTEN = ("cutmix", "puzzlemix", "recursivemix", "automix")
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("_server")
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("method", sorted(METHODS, key=lambda name: name not in OFTEN))
+def test_killed_anywhere_and_resumed_is_bit_identical(tmp_path, method, processes):
+    """SIGKILL at random places, every other one inside a checkpoint that is being written."""
+    begun = time.monotonic()
+    whole = killed.Training(tmp_path / "whole", method, processes).wait()
+    seconds = time.monotonic() - begun
+    seed = random.SystemRandom().randrange(2**32)
+    rng, torn = random.Random(seed), 0
+    print(f"seed {seed}, a whole run takes {seconds:.1f} s")
+    points = 20 if method in OFTEN else 1
+    for point in range(points):
+        cut = killed.Training(tmp_path / f"cut{point}", method, processes)
+        wrong = killed.kill_somewhere(cut, rng, seconds, inside_a_save=point % 2 == 0)
+        resumed = killed.Training(cut.folder, method, processes)
+        assert difference(whole, resumed.wait()) == 0, f"point {point}: {wrong}"
+        if wrong:
+            torn += 1
+            assert f"passing over {wrong}" in (cut.folder / "output0.txt").read_text()
+    print(f"{points} points, {torn} of them left a torn checkpoint, which was passed over by name")
+    assert torn >= points // 5

@@ -2,9 +2,6 @@
 
 import json
 import math
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -115,28 +112,6 @@ def test_stopped_in_mid_epoch_and_resumed_is_bit_identical(tmp_path, network, wo
     resumed.train(resume_from_checkpoint=True)
     assert difference(weights(whole.model), weights(resumed.model)) == 0
     assert losses(whole)[-1] == losses(resumed)[-1]
-
-
-@pytest.mark.slow
-@every_network
-def test_killed_child_resumes_bit_identical(tmp_path, network):
-    """SIGKILL to a real process that saves at every step, at a step of its own; resumed, the weights are those of a whole run."""
-    script = Path(__file__).parent / "scripts/train_small.py"
-
-    def start(folder, *more):
-        return subprocess.Popen([sys.executable, script, tmp_path / folder, network, *more], stdout=subprocess.PIPE, text=True)
-
-    assert start("whole").wait(300) == 0
-    for stop in (2, 5):
-        child = start(f"cut{stop}")
-        for line in child.stdout:
-            if line.strip() == f"step {stop}":
-                child.send_signal(signal.SIGKILL)
-                break
-        assert child.wait(60) == -signal.SIGKILL
-        assert start(f"cut{stop}", "resume").wait(300) == 0
-        whole, cut = (torch.load(tmp_path / name / "weights.pt", weights_only=True) for name in ("whole", f"cut{stop}"))
-        assert difference(whole, cut) == 0
 
 
 def test_stock_trainer_would_not_restore_a_vit(tmp_path):
