@@ -6,39 +6,30 @@ import json
 import math
 import os
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import TrainerCallback
 
-if TYPE_CHECKING:
-    from hf_mixup.trainer import MixupTrainer
-
 LOG_NAME = "train_log.jsonl"
 
 
-class AfterOptimizerStep(TrainerCallback):
-    """What follows the weights: EMA teachers. Not after a step that the gradient scaler skipped."""
+class BesideSteps(TrainerCallback):
+    """Tells the data set its epoch, and calls `follow` after every optimizer step."""
 
-    def __init__(self, trainer: MixupTrainer):
-        self.trainer = trainer
+    def __init__(self, data: Any, follow: Callable[[], None]):
+        self.data, self.follow = data, follow
 
     def on_epoch_begin(self, args, state, control, **kwargs):
         # accelerate tells the sampler, but where processes share one, not the data set, whose augmentation depends on it
-        if hasattr(self.trainer.train_dataset, "set_epoch"):
-            self.trainer.train_dataset.set_epoch(int(state.epoch or 0))
+        if hasattr(self.data, "set_epoch"):
+            self.data.set_epoch(int(state.epoch or 0))
 
     def on_optimizer_step(self, args, state, control, **kwargs):
-        model = self.trainer.mixup_model
-        if self.trainer.accelerator.optimizer_step_was_skipped:
-            return
-        for method in model.choice.methods:
-            method.step.after_optimizer_step(model.states[method.name], model.backbone, state.global_step, state.max_steps)
-        if model.ema is not None:
-            rising = args.ema_warmup_epochs * self.trainer._steps_per_epoch() if args.ema_warmup_epochs else 0
-            model.follow(args.ema_decay * (0.9 + 0.1 * min(1.0, (state.global_step + 1) / rising) if rising else 1.0))
+        self.follow()
 
 
 class Tally:

@@ -23,7 +23,7 @@ from transformers import PreTrainedModel, Trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy, has_length
 
 from hf_mixup.arguments import MixupTrainingArguments
-from hf_mixup.callbacks import AfterOptimizerStep, EpochLog, Tally, epoch_rows
+from hf_mixup.callbacks import BesideSteps, EpochLog, Tally, epoch_rows
 from hf_mixup.cards import write_model_card
 from hf_mixup.checkpoints import RUN_NAME, last_complete_checkpoint, what_is_wrong, whole_or_absent
 from hf_mixup.collator import CheckedCollator, MixedBatch, MixupCollator
@@ -102,7 +102,7 @@ class MixupTrainer(Trainer):
         super().__init__(model=model, args=args, data_collator=data_collator, compute_metrics=compute_metrics, **kwargs)
         self._keyed_step, self._micro_step = -1, 0
         self._tally = Tally()
-        self.add_callback(AfterOptimizerStep(self))
+        self.add_callback(BesideSteps(self.train_dataset, self._follow))
         if self.is_world_process_zero():
             self.add_callback(EpochLog(args.output_dir))
 
@@ -167,6 +167,17 @@ class MixupTrainer(Trainer):
     def _mixing_is_over(self) -> bool:
         off = self.args.mix_off_epoch
         return off is not None and (self.state.epoch or 0) >= off
+
+    def _follow(self) -> None:
+        """What follows the weights: EMA teachers. Not after a step that the gradient scaler skipped."""
+        if self.accelerator.optimizer_step_was_skipped:
+            return
+        model, state = self.mixup_model, self.state
+        for method in model.choice.methods:
+            method.step.after_optimizer_step(model.states[method.name], model.backbone, state.global_step, state.max_steps)
+        if model.ema is not None:
+            rising = self.args.ema_warmup_epochs * self._steps_per_epoch() if self.args.ema_warmup_epochs else 0
+            model.follow(self.args.ema_decay * (0.9 + 0.1 * min(1.0, (state.global_step + 1) / rising) if rising else 1.0))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
