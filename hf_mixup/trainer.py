@@ -100,6 +100,11 @@ class MixupTrainer(Trainer):
         # the Trainer would log the mean of earlier losses in the place of a NaN
         args.logging_nan_inf_filter = False
         super().__init__(model=model, args=args, data_collator=data_collator, compute_metrics=compute_metrics, **kwargs)
+        if self.is_fsdp_enabled and "FULL" not in str(self.accelerator.state.fsdp_plugin.state_dict_type):
+            raise ValueError(
+                f"FSDP must gather what it saves, got {self.accelerator.state.fsdp_plugin.state_dict_type}, which leaves no model behind; "
+                "set fsdp_state_dict_type to FULL_STATE_DICT."
+            )
         self._keyed_step, self._micro_step = -1, 0
         self._tally = Tally()
         self.add_callback(BesideSteps(self.train_dataset, self._follow))
@@ -283,6 +288,13 @@ class MixupTrainer(Trainer):
             raise ValueError(
                 f"{resume_from_checkpoint} was expected to hold tensors alone, got a pickle that would run code; resume from one that you made."
             ) from None
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        # resumed in the middle of an epoch after its last step, the Trainer would make another one
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+        else:
+            super()._run_epoch(*args, **kwargs)
 
     def _run_facts(self) -> dict[str, Any]:
         """What must be the same for a resumed run to go on as the old one."""

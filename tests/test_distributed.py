@@ -7,24 +7,60 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import AutoModelForImageClassification
 
-from hf_mixup import METHODS
+from hf_mixup import METHODS, MixupTrainer
+from small import Images, arguments, losses, vit
 
-SCRIPT = Path(__file__).parent / "scripts/two_processes.py"
+SCRIPTS = Path(__file__).parent / "scripts"
 LAUNCH = [
-    Path(sys.executable).parent / "accelerate", "launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1",
-    "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0",
+    Path(sys.executable).parent / "accelerate", "launch", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no",
+    "--dynamo_backend", "no", "--main_process_port", "0",
 ]  # fmt: skip
+FSDP = [
+    "--use_fsdp",
+    "--fsdp_version",
+    "2",
+    "--fsdp_auto_wrap_policy",
+    "TRANSFORMER_BASED_WRAP",
+    "--fsdp_cpu_ram_efficient_loading",
+    "false",
+]
+# of a run whose losses are compared with others'
+CURVE = {"max_steps": 4, "per_device_train_batch_size": 4, "logging_steps": 1}
 
 
-def two_processes(folder, *words) -> tuple[dict, dict]:
-    """What both processes saw of a training, by `scripts/two_processes.py`. A hang ends in TimeoutExpired."""
+def launch(*words, timeout=240) -> subprocess.CompletedProcess:
+    """Two processes on the CPU. A hang ends in TimeoutExpired."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(Path(__file__).parent)}
-    done = subprocess.run([*LAUNCH, SCRIPT, folder, *words], timeout=240, check=False, env=environment, capture_output=True, text=True)
-    # judged by the files: torch may abort at exit after all work is done
-    paths = [folder / f"rank{rank}.json" for rank in range(2)]
+    return subprocess.run(list(map(str, [*LAUNCH, *words])), timeout=timeout, check=False, env=environment, capture_output=True, text=True)
+
+
+def both(folder, done, prefix="") -> list[dict]:
+    """What the processes left. Judged by the files: torch may abort at exit after all work is done."""
+    paths = [folder / f"{prefix}rank{rank}.json" for rank in range(2)]
     assert all(path.is_file() for path in paths), done.stderr[-3000:]
-    return tuple(json.loads(path.read_text()) for path in paths)
+    return [json.loads(path.read_text()) for path in paths]
+
+
+def two_processes(folder, *words) -> list[dict]:
+    return both(folder, launch("--multi_gpu", SCRIPTS / "two_processes.py", folder, *words))
+
+
+class InTurn(MixupTrainer):
+    """One process that does what two would, one after the other: their batches are its micro-batches, and it has their keys."""
+
+    def _next_key(self):
+        key = super()._next_key()
+        self._last_key = key._replace(rank=key.micro_step, micro_step=0)
+        return self._last_key
+
+
+def in_turn(folder, method) -> list[float]:
+    run = InTurn(vit(), arguments(folder, mix=[method], gradient_accumulation_steps=2, **CURVE), train_dataset=Images(32))
+    run.train()
+    return losses(run)
 
 
 @pytest.fixture(scope="module", params=["device", "collator"])
@@ -55,10 +91,37 @@ def test_row_28_uneven_last_batch_does_not_hang(seen):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(METHODS))
 def test_every_method(tmp_path, name):
-    """Both processes end with the same weights, at an uneven end too."""
+    """Both processes end with the same weights, at an uneven end too; their losses are those of one process with their plans."""
     one, two = two_processes(tmp_path, "device", name)
     assert one["steps"] == two["steps"] == 5
     assert one["methods"] == two["methods"] == [name] * 5
     assert one["checksum"] == pytest.approx(two["checksum"], abs=1e-9)
     if name not in ("vanilla", "attentivemix"):  # of the four cells of its feature map, attentivemix nearly always takes one
         assert one["lams"] != two["lams"]
+    assert one["losses"] == two["losses"]
+    apart = (torch.tensor(one["losses"]) - torch.tensor(in_turn(tmp_path / "turn", name))).abs()
+    print(f"{name}: losses differ by at most {apart.max():.1e}, {apart.mean():.1e} in the mean")
+    # the two of RecursiveMix share the first one's earlier images, as DDP shares buffers; one alone has its own
+    assert apart[: 2 if name == "recursivemix" else None].max() < 1e-4
+
+
+@pytest.mark.slow
+def test_fsdp(tmp_path):
+    """FSDP2 trains as one process would, and goes on to the bit: by input gradients, attention, a teacher and a mixer, too."""
+    methods = ["cutmix", "puzzlemix", "transmix", "automix"]
+    done = launch(*FSDP, "--fsdp_state_dict_type", "FULL_STATE_DICT", SCRIPTS / "fsdp.py", tmp_path, *methods, timeout=580)
+    for method in methods:
+        for seen in both(tmp_path, done, f"{method}-"):
+            assert seen["sharded"], "or this is a test of DDP"
+            assert seen["difference"] == 0
+            apart = (torch.tensor(seen["losses"]) - torch.tensor(in_turn(tmp_path / "turn", method))).abs()
+            print(f"{method}: losses differ by at most {apart.max():.1e}, {apart.mean():.1e} in the mean")
+            assert apart.max() < 1e-4
+        _, report = AutoModelForImageClassification.from_pretrained(tmp_path / method / "checkpoint-4", output_loading_info=True)
+        assert not report["missing_keys"]
+
+
+@pytest.mark.slow
+def test_fsdp_that_would_leave_no_model_is_refused(tmp_path):
+    done = launch(*FSDP, "--fsdp_state_dict_type", "SHARDED_STATE_DICT", SCRIPTS / "fsdp.py", tmp_path, "cutmix")
+    assert "ValueError: FSDP must gather what it saves, got StateDictType.SHARDED_STATE_DICT" in done.stderr

@@ -142,6 +142,19 @@ def test_a_checkpoint_that_is_written_over_is_not_whole_until_it_is_done(tmp_pat
     assert last_complete_checkpoint(tmp_path) == str(tmp_path / "checkpoint-4")
 
 
+def test_a_run_that_was_killed_after_its_last_checkpoint_makes_no_step_more(tmp_path):
+    """Its last step lies in the middle of an epoch, of 8 steps."""
+    done = trainer(tmp_path, max_steps=5, save_strategy="steps", save_steps=5)
+    done.train()
+    again = trainer(tmp_path, max_steps=5, save_strategy="steps", save_steps=5)
+    again.train(resume_from_checkpoint=True)
+    assert again.state.global_step == 5
+    assert difference(weights(done.model), weights(again.model)) == 0
+    longer = trainer(tmp_path, max_steps=7)
+    longer.train(resume_from_checkpoint=True)
+    assert longer.state.global_step == 7
+
+
 @pytest.fixture(scope="module")
 def _server():
     killed.start_server()

@@ -6,9 +6,8 @@ import sys
 from pathlib import Path
 
 from hf_mixup import MixupCollator, MixupTrainer
-from hf_mixup.examples import default_architecture
-from hf_mixup.methods import MethodChoice
-from small import NETWORKS, Images, arguments
+from small import Images, arguments, losses, network_for, vit
+from test_distributed import CURVE
 
 folder, collation = Path(sys.argv[1]), sys.argv[2]
 mix = sys.argv[3:] or ["mixup", "cutmix"]
@@ -28,15 +27,19 @@ class Watched(MixupTrainer):
 
 # 37 images over 2 processes in batches of 4: the last batch is uneven
 run = Watched(
-    NETWORKS["resnet" if default_architecture(MethodChoice.build(mix)) == "cifar_resnet20" and len(mix) == 1 else "vit"](),
+    network_for(mix[0]),
     arguments(folder / "out", mix=mix, max_steps=-1, num_train_epochs=1, per_device_train_batch_size=4),
     data_collator=MixupCollator(["mixup", "cutmix"], num_labels=4) if collation == "collator" else None,
     train_dataset=Images(37),
 )
 run.train()
 checksum = sum(p.double().abs().sum().item() for p in run.mixup_model.parameters())
-rank = int(os.environ["RANK"])
-(folder / f"rank{rank}.json").write_text(json.dumps({**seen, "steps": run.state.global_step, "checksum": checksum}))
+seen |= {"steps": run.state.global_step, "checksum": checksum}
+if sys.argv[3:]:
+    curve = MixupTrainer(vit(), arguments(folder / "curve", mix=mix, **CURVE), train_dataset=Images(32))
+    curve.train()
+    seen["losses"] = losses(curve)
+(folder / f"rank{os.environ['RANK']}.json").write_text(json.dumps(seen))
 run.end()
 sys.stdout.flush()
 os._exit(0)  # torch 2.13 on the CPU sometimes aborts while shutting down gloo
