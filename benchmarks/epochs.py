@@ -1,0 +1,91 @@
+"""Whole epochs of `run_mixup.py` on the embedded digits: `python benchmarks/epochs.py`.
+
+Beside a stock Trainer with nothing, or another library's mixing, in its collator. All train the same network on the same cached images,
+augmented alike; timed is training alone, by the Trainer's own `train_runtime`.
+"""
+
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+from peers import peers
+from timing import parse, show, spread, write
+from transformers import Trainer, TrainingArguments
+from transformers.data import default_data_collator
+
+from hf_mixup import MixupLoss
+from hf_mixup.arguments import DataArguments
+from hf_mixup.backbones import from_scratch
+from hf_mixup.data import ImageDataset, ImageFormat, load_images
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "training_scripts"))
+import run_mixup
+
+args = parse(__doc__, rounds=5)
+EPOCHS = 1 if args.quick else 3
+SETTINGS = {
+    "num_train_epochs": EPOCHS, "per_device_train_batch_size": 64, "learning_rate": 3e-3, "weight_decay": 0.05, "optim": "adamw_torch",
+    "lr_scheduler_type": "cosine", "warmup_steps": 0.1, "save_strategy": "no", "eval_strategy": "no", "logging_strategy": "no",
+    "report_to": "none", "disable_tqdm": True, "use_cpu": args.device == "cpu", "dataloader_pin_memory": args.device != "cpu",
+    "dataloader_drop_last": True,
+}  # fmt: skip
+ARCHITECTURE = "cifar_resnet20"
+
+
+def ours(mix: str):
+    words = ["--architecture", ARCHITECTURE, "--mix", mix, *(word for key, value in SETTINGS.items() for word in (f"--{key}", str(value)))]
+
+    def seconds() -> float:
+        with tempfile.TemporaryDirectory() as folder:
+            run_mixup.main([*words, "--output_dir", folder, "--overwrite_output_dir"])
+            return json.loads(Path(folder, "all_results.json").read_text())["train_runtime"]
+
+    return seconds
+
+
+images = load_images(DataArguments("digits"))
+form = ImageFormat.of_images(images.train, images.image_column)
+train = ImageDataset(images.train, images.image_column, images.label_column, form.train_transform(horizontal_flip=False), cache=True)
+
+
+def stock(mix):
+    def collate(examples: list) -> dict:
+        batch = default_data_collator(examples)
+        if mix is not None:
+            batch["pixel_values"], batch["labels"] = mix(batch["pixel_values"], batch["labels"])
+        return batch
+
+    def seconds() -> float:
+        with tempfile.TemporaryDirectory() as folder:
+            trainer = Trainer(
+                from_scratch(ARCHITECTURE, 10, 32),
+                TrainingArguments(folder, remove_unused_columns=False, **SETTINGS),
+                train_dataset=train,
+                data_collator=collate,
+                compute_loss_func=MixupLoss(),
+            )
+            return trainer.train().metrics["train_runtime"]
+
+    return seconds
+
+
+contenders = {"Trainer, no mixing": stock(None)}
+contenders |= {f"run_mixup.py --mix {name}": ours(name) for name in ("vanilla", "mixup", "cutmix")}
+others = peers(10)
+contenders |= {f"Trainer, {name}": stock(others[name]) for name in others if "per image" not in name}
+
+taken = {name: [] for name in contenders}
+for turn in range(args.rounds + 1):
+    for name, seconds in contenders.items():
+        value = seconds() / EPOCHS
+        if turn:  # the first one warms up
+            taken[name].append(value)
+first = taken[next(iter(contenders))]
+rows = {
+    name: {"ms": spread([1000 * value for value in values]), "ratio": spread([a / b for a, b in zip(values, first, strict=True)])}
+    for name, values in taken.items()
+}
+title = f"digits, {ARCHITECTURE}, batches of 64"
+show(f"epochs of {title}, on {args.device}, {args.threads} thread(s)", rows)
+write(args, {title: rows})

@@ -1,0 +1,128 @@
+"""What the benchmarks share: contenders that take turns, ratios with their spread, peak memory, results as JSON."""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import json
+import math
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+Rows = dict[str, dict[str, Any]]
+
+
+def parse(doc: str, rounds: int, **more: dict[str, Any]) -> argparse.Namespace:
+    """The arguments of a benchmark: those that all have, and `more` by name."""
+    parser = argparse.ArgumentParser(description=doc.splitlines()[0])
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=1, help="of torch on the CPU")
+    parser.add_argument("--rounds", type=int, default=rounds)
+    parser.add_argument("--quick", action="store_true", help="small and few, to see that it runs")
+    parser.add_argument("--json", help="also write the figures there")
+    for name, settings in more.items():
+        parser.add_argument(f"--{name}", **settings)
+    args = parser.parse_args()
+    args.rounds = 2 if args.quick else args.rounds
+    torch.set_num_threads(args.threads)
+    # as in a process that trains: once it has freed something larger, the allocator gives small batches no new pages every time
+    torch.empty(2**23)
+    return args
+
+
+def now(device: str = "cpu") -> float:
+    """Seconds. On one thread of the CPU those of this process alone, whatever else the machine does."""
+    if device != "cpu":
+        torch.accelerator.synchronize()
+    return time.process_time() if device == "cpu" and torch.get_num_threads() == 1 else time.perf_counter()
+
+
+def interleaved(contenders: Mapping[str, Callable[[], object]], rounds: int, device: str = "cpu", least: float = 5e-3) -> Rows:
+    """Times the contenders in turns, so that what else the machine does falls on all alike.
+
+    Rows of `ms`, and `ratio`, to the first contender in the same turn: medians with their quartiles. A turn repeats what is shorter
+    than `least` seconds, after a call that warms its caches up.
+    """
+    calls = {}
+    for name, run in contenders.items():
+        run()
+        start = now(device)
+        run()
+        calls[name] = math.ceil(least / max(now(device) - start, 1e-6))
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    for _ in range(rounds):
+        for name, run in contenders.items():
+            if calls[name] > 1:
+                run()
+            start = now(device)
+            for _ in range(calls[name]):
+                run()
+            seconds[name].append((now(device) - start) / calls[name])
+    first = seconds[next(iter(contenders))]
+    return {
+        name: {"ms": spread([1000 * value for value in values]), "ratio": spread([a / b for a, b in zip(values, first, strict=True)])}
+        for name, values in seconds.items()
+    }
+
+
+def spread(values: list[float]) -> list[float]:
+    """First quartile, median, third quartile."""
+    return statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else values * 3
+
+
+def peak_memory(run: Callable[[], object], device: str = "cpu") -> float | None:
+    """MB that a call needs at most, beyond what was there before; None where the system does not tell."""
+    run()
+    if device != "cpu":
+        torch.accelerator.synchronize()
+        torch.accelerator.memory.reset_peak_memory_stats()
+        before = torch.accelerator.memory.memory_allocated()
+        run()
+        return (torch.accelerator.memory.max_memory_allocated() - before) / 2**20
+    if not sys.platform.startswith("linux"):
+        return None
+    ctypes.CDLL(None).malloc_trim(0)  # memory freed before, but kept, would hide what a call needs
+    Path("/proc/self/clear_refs").write_text("5")  # forgets the peak
+    before = _resident("VmRSS")
+    run()
+    return _resident("VmHWM") - before
+
+
+def _resident(field: str) -> float:
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
+    return int(line.split()[1]) / 1024
+
+
+def show(title: str, rows: Rows) -> None:
+    first = next(iter(rows))
+    print(f"\n{title}\n  {'':44s}{'ms':>9s}   x {first} (quartiles)")
+    for name, row in rows.items():
+        ratio = "{1:6.2f} ({0:.2f} to {2:.2f})".format(*row["ratio"]) if "ratio" in row else ""
+        others = "".join(f"   {key} {value:.2f}" for key, value in row.items() if isinstance(value, float))
+        print(f"  {name:44s}{row['ms'][1]:9.2f}   {ratio:24s}{others}", flush=True)
+
+
+def device_name(device: str) -> str:
+    return "cpu" if device == "cpu" else torch.get_device_module(device).get_device_name()
+
+
+def write(args: argparse.Namespace, figures: Mapping[str, Any]) -> None:
+    """The figures and what they were taken on, where `--json` says."""
+    if args.json:
+        machine = {
+            "device": device_name(args.device),
+            "processor": platform.machine(),
+            "cores": os.cpu_count(),
+            "threads": args.threads,
+            "torch": torch.__version__,
+            "clock": "CPU time of the process" if args.device == "cpu" and args.threads == 1 else "elapsed time",
+        }
+        Path(args.json).write_text(json.dumps({**machine, "rounds": args.rounds, "figures": figures}, indent=2) + "\n")
