@@ -1,8 +1,8 @@
 """run_evaluation.py and visualize_mixup.py, as people run them."""
 
 import json
+import resource
 import shutil
-import time
 
 import numpy as np
 import pytest
@@ -174,9 +174,13 @@ def test_one_sentence_for_a_mistake(checkpoint, tmp_path, words, message):
 
 @pytest.mark.slow
 def test_every_protocol_in_five_minutes(own):
-    started = time.monotonic()
-    evaluate(own)
-    assert time.monotonic() - started < 300
+    def spent():
+        of_children = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return of_children.ru_utime + of_children.ru_stime
+
+    before = spent()
+    evaluate(own, timeout=1800)
+    assert spent() - before < 300  # of one core, whoever else keeps it busy
     found = evaluation(own)
     assert len(found["corruptions"]["top1"]) == 19
     assert 0 < found["corruptions"]["mean_error"] < 1
