@@ -272,22 +272,6 @@ def test_repeats_average_independent_mixtures():
     assert not torch.equal(parts[0].targets, parts[1].targets)
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_plans_do_not_depend_on_workers(tmp_path, workers):
-    runs = [trainer(tmp_path, dataloader_num_workers=n) for n in (0, workers)]
-    for run in runs:
-        run.train()
-    assert difference(weights(runs[0].model), weights(runs[1].model)) == 0
-
-
-def test_gradient_checkpointing_changes_nothing(tmp_path):
-    runs = [trainer(tmp_path, vit(), gradient_checkpointing=on) for on in (False, True)]
-    for run in runs:
-        run.train()
-    assert runs[1].model.backbone.vit.layers[0].gradient_checkpointing
-    assert difference(weights(runs[0].model), weights(runs[1].model)) < 1e-6
-
-
 def test_compiled_backbone_keeps_names_and_weights(tmp_path):
     runs = [
         trainer(tmp_path, max_steps=3, data=Images(32), **more)
