@@ -105,6 +105,7 @@ class MixupTrainer(Trainer):
                 f"FSDP must gather what it saves, got {self.accelerator.state.fsdp_plugin.state_dict_type}, which leaves no model behind; "
                 "set fsdp_state_dict_type to FULL_STATE_DICT."
             )
+        self.mixup_model = model  # `self.model` may be wrapped, and unwrapping it takes as long as many a network's forward pass
         self._keyed_step, self._micro_step = -1, 0
         self._tally = Tally()
         self.add_callback(BesideSteps(self.train_dataset, self._follow))
@@ -149,10 +150,6 @@ class MixupTrainer(Trainer):
                 f"{self._get_learning_rate():g} and {key}; lower the learning rate, or look at the images of that batch."
             )
         return loss
-
-    @property
-    def mixup_model(self) -> MixupModel:
-        return self.accelerator.unwrap_model(self.model)
 
     @property
     def _multi_label(self) -> bool:
