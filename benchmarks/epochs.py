@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 
 from peers import peers
-from timing import parse, show, spread, write
+from timing import compared, parse, show, write
 from transformers import Trainer, TrainingArguments
 from transformers.data import default_data_collator
 
@@ -81,11 +81,7 @@ for turn in range(args.rounds + 1):
         value = seconds() / EPOCHS
         if turn:  # the first one warms up
             taken[name].append(value)
-first = taken[next(iter(contenders))]
-rows = {
-    name: {"ms": spread([1000 * value for value in values]), "ratio": spread([a / b for a, b in zip(values, first, strict=True)])}
-    for name, values in taken.items()
-}
+rows = compared(taken)
 title = f"digits, {ARCHITECTURE}, batches of 64"
 show(f"epochs of {title}, on {args.device}, {args.threads} thread(s)", rows)
 write(args, {title: rows})

@@ -66,7 +66,12 @@ def interleaved(contenders: Mapping[str, Callable[[], object]], rounds: int, dev
             for _ in range(calls[name]):
                 run()
             seconds[name].append((now(device) - start) / calls[name])
-    first = seconds[next(iter(contenders))]
+    return compared(seconds)
+
+
+def compared(seconds: Mapping[str, list[float]]) -> Rows:
+    """Of turns that were timed otherwise, a list for each contender."""
+    first = seconds[next(iter(seconds))]
     return {
         name: {"ms": spread([1000 * value for value in values]), "ratio": spread([a / b for a, b in zip(values, first, strict=True)])}
         for name, values in seconds.items()

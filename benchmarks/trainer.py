@@ -1,18 +1,21 @@
-"""What MixupTrainer costs over the stock Trainer with mixing off: `python benchmarks/trainer.py [--rounds 7] [--steps 100]`.
+"""What MixupTrainer costs over the stock Trainer with mixing off: `python benchmarks/trainer.py`.
 
-Both train the same network on the same images from memory, in turns; the median of the rounds' ratios is printed.
+Both train the same network on the same images from memory, in turns, for rounds of so many steps of at least 50 ms.
 """
 
-import argparse
-import statistics
 import tempfile
-import time
 
 import torch
+from timing import compared, now, parse, show, write
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from hf_mixup import MixupTrainer, MixupTrainingArguments
 from hf_mixup.backbones import from_scratch
+
+args = parse(__doc__, rounds=7, steps={"type": int, "default": 100}, batch={"type": int, "default": 32})
+WARM_UP = 5  # steps
+if args.quick:
+    args.steps, args.batch = 2, 4
 
 
 class Images(torch.utils.data.Dataset):
@@ -27,51 +30,41 @@ class Images(torch.utils.data.Dataset):
 
 
 class Clock(TrainerCallback):
-    """Seconds of every round of so many steps, the first of which warms up."""
+    """Seconds of the steps after the warm-up."""
 
-    def __init__(self):
-        self.start = self.seconds = 0.0
-
-    def on_step_end(self, args, state, control, **kwargs):
-        if state.global_step == 5:
-            self.start = time.perf_counter()
-        self.seconds = time.perf_counter() - self.start
+    def on_step_end(self, arguments, state, control, **kwargs):
+        if state.global_step == WARM_UP:
+            self.start = now(args.device)
+        elif state.global_step == state.max_steps:
+            self.seconds = now(args.device) - self.start
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--steps", type=int, default=100)
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--threads", type=int, default=1)
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    data = Images(args.batch * 8, 32)
-    settings = {
-        "per_device_train_batch_size": args.batch, "max_steps": args.steps + 5, "save_strategy": "no", "report_to": "none",
-        "disable_tqdm": True, "logging_strategy": "no", "dataloader_pin_memory": False, "use_cpu": not torch.accelerator.is_available(),
-        "remove_unused_columns": False,
-    }  # fmt: skip
-
-    def seconds(ours: bool) -> float:
-        torch.manual_seed(0)
-        network, clock = from_scratch("cifar_resnet20", 10, 32), Clock()
-        with tempfile.TemporaryDirectory() as folder:
-            if ours:
-                trainer = MixupTrainer(
-                    network, MixupTrainingArguments(folder, mix=["vanilla"], **settings), train_dataset=data, callbacks=[clock]
-                )
-            else:
-                trainer = Trainer(network, TrainingArguments(folder, **settings), train_dataset=data, callbacks=[clock])
-            trainer.train()
-        return clock.seconds
-
-    rounds = [(seconds(False), seconds(True)) for _ in range(args.rounds)]
-    stock, ours = (1000 * statistics.median(times) / args.steps for times in zip(*rounds, strict=True))
-    ratios = sorted(mine / theirs for theirs, mine in rounds)
-    print(f"a step, median of {args.rounds} interleaved rounds of {args.steps}: stock {stock:.1f} ms, MixupTrainer {ours:.1f} ms")
-    print(f"ratio {statistics.median(ratios):.3f} ({ratios[0]:.3f} to {ratios[-1]:.3f})")
+data = Images(args.batch * 8, 32)
+SETTINGS = {
+    "per_device_train_batch_size": args.batch, "max_steps": args.steps + WARM_UP, "save_strategy": "no", "report_to": "none",
+    "disable_tqdm": True, "logging_strategy": "no", "dataloader_pin_memory": False, "use_cpu": args.device == "cpu",
+    "remove_unused_columns": False,
+}  # fmt: skip
 
 
-if __name__ == "__main__":
-    main()
+def seconds(ours: bool) -> float:
+    """A step."""
+    torch.manual_seed(0)
+    network, clock = from_scratch("cifar_resnet20", 10, 32), Clock()
+    with tempfile.TemporaryDirectory() as folder:
+        if ours:
+            settings = MixupTrainingArguments(folder, mix=["vanilla"], **SETTINGS)
+            trainer = MixupTrainer(network, settings, train_dataset=data, callbacks=[clock])
+        else:
+            trainer = Trainer(network, TrainingArguments(folder, **SETTINGS), train_dataset=data, callbacks=[clock])
+        trainer.train()
+    return clock.seconds / args.steps
+
+
+taken: dict[str, list[float]] = {"Trainer": [], "MixupTrainer, no mixing": []}
+for _ in range(args.rounds):
+    for name, values in taken.items():
+        values.append(seconds(ours=name != "Trainer"))
+rows = compared(taken)
+show(f"a step, rounds of {args.steps} on {args.device}, {args.threads} thread(s)", rows)
+write(args, {"a step": rows})

@@ -116,3 +116,26 @@ def test_benchmark_commands(tmp_path, command):
     shutil.copytree(ROOT / "training_scripts", tmp_path / "training_scripts")
     subprocess.run([sys.executable, *words[1:]], cwd=tmp_path, check=True, timeout=500, env=environment)
     assert (tmp_path / ("cifar10.sh" if "--dry_run" in words else "out/results.md")).is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("command", "made"),
+    zip(
+        [line for line in commands() if "run_evaluation.py" in line or "visualize" in line],
+        ("demo/evaluation.md", "methods.png"),
+        strict=True,
+    ),
+)
+def test_evaluation_commands(tmp_path, command, made):
+    """On twenty digits."""
+    from hf_mixup.backbones import from_scratch
+    from hf_mixup.data import ImageFormat
+
+    shutil.copytree(ROOT / "training_scripts", tmp_path / "training_scripts")
+    from_scratch("cifar_resnet20", 10, 32).save_pretrained(tmp_path / "runs/demo")
+    ImageFormat(32).processor().save_pretrained(tmp_path / "runs/demo")
+    words = [*shlex.split(command), *(("--max_eval_samples", "20") if "run_evaluation.py" in command else ())]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "2"}
+    subprocess.run([str(BIN / words[0]), *words[1:]], cwd=tmp_path, check=True, timeout=500, env=environment)
+    assert (tmp_path / "runs" / made).stat().st_size > 500

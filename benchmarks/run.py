@@ -1,0 +1,45 @@
+"""All benchmarks, one after the other: `python benchmarks/run.py [--device cuda]`.
+
+Writes the figures of all to one file, `benchmarks/results/<device>.json`, and draws the chart of the README. Each also runs alone, with
+more to set: `python benchmarks/collation.py --help`.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from chart import draw
+
+HERE = Path(__file__).parent
+PARTS = ["collation", "mixing", "steps", "epochs", "pipeline", "trainer", "labels", "learned", "optimised"]
+
+parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+parser.add_argument("--device", default="cpu")
+parser.add_argument("--threads", type=int, default=1, help="of torch on the CPU")
+parser.add_argument("--rounds", type=int, help="of each, in place of its own number")
+parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="some of them; the figures of the others stay in the file")
+parser.add_argument("--quick", action="store_true", help="small and few, to see that they run")
+parser.add_argument("--output", default=str(HERE / "results"), help="folder of the figures")
+parser.add_argument("--chart", default=str(HERE.parent / "docs/speed.png"), help="of the figures of collation and steps")
+args = parser.parse_args()
+
+common = ["--device", args.device, "--threads", str(args.threads), *(["--rounds", str(args.rounds)] if args.rounds else [])]
+found = {}
+for part in args.only:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "figures.json")
+        command = [sys.executable, str(HERE / f"{part}.py"), *common, *["--quick"] * args.quick, "--json", str(path)]
+        subprocess.run(command, check=True)
+        found[part] = json.loads(path.read_text())
+name = next(iter(found.values()))["device"].lower().replace(" ", "-")
+path = Path(args.output, f"{name}.json")
+path.parent.mkdir(parents=True, exist_ok=True)
+figures = {**(json.loads(path.read_text()) if path.is_file() else {}), **found}
+path.write_text(json.dumps(figures, indent=1) + "\n")
+print(f"\n{path}")
+if "collation" in figures and "steps" in figures:
+    draw(args.chart, figures)
+    print(args.chart)
