@@ -168,6 +168,9 @@ class ModelArguments:
     )
     drop_path: float = field(default=0.0, metadata={"help": "Rate at which the last block of a network from scratch is left out."})
     sync_bn: bool = field(default=False, metadata={"help": "Batch norms over the batches of all GPUs."})
+    channels_last: bool = field(
+        default=False, metadata={"help": "Keep the weights channels last in memory, where convolutions are faster, on GPUs with --bf16."}
+    )
     model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of the checkpoint."})
     cache_dir: str | None = field(default=None, metadata={"help": "Where to keep what is downloaded."})
     token: str | None = field(default=None, metadata={"help": "Hub token; the one of `hf auth login` if not given."})

@@ -139,6 +139,21 @@ def test_timm_architecture_keeps_its_initialisation(tmp_path):
     assert config.pretrained_cfg["input_size"] == [3, 32, 32]  # what timm will think its images are like
 
 
+def test_channels_last(tmp_path):
+    """The same training but for rounding, which resumes to the bit like any other."""
+    words = (*SHORT, "--dataset_name", "digits", "--architecture", "cifar_resnet20", "--image_size", "16", "--mix", "automix")
+    words = (*words, "--per_device_train_batch_size", "16", "--logging_strategy", "steps", "--logging_steps", "1")
+    for name, more in (("plain", ()), ("last", ("--channels_last", "--save_strategy", "steps", "--save_steps", "3"))):
+        run_mixup("--output_dir", tmp_path / name, *words, *more)
+    plain, last = (results(tmp_path / name)["train_loss"] for name in ("plain", "last"))
+    assert last == pytest.approx(plain, abs=1e-2)
+    done = (tmp_path / "last/model.safetensors").read_bytes()
+    assert done != (tmp_path / "plain/model.safetensors").read_bytes()
+    shutil.rmtree(tmp_path / "last/checkpoint-6")
+    run_mixup("--output_dir", tmp_path / "last", *words, "--channels_last", "--resume_from_checkpoint", "true")
+    assert (tmp_path / "last/model.safetensors").read_bytes() == done
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -152,6 +152,8 @@ def main(argv: list[str]) -> None:
         logger.info("%s: no teacher is named, so the network in training is the teacher, in evaluation mode and without gradients", name)
     if model_args.sync_bn and args.world_size > 1 and args.device.type == "cuda":
         network = torch.nn.SyncBatchNorm.convert_sync_batchnorm(network)
+    if model_args.channels_last:
+        network = network.to(memory_format=torch.channels_last)  # convolutions take the form of their images from it
     if network.config.model_type == "timm_wrapper":
         shape = {"input_size": (3, form.size, form.size), "interpolation": form.interpolation, "crop_pct": form.crop_ratio}
         describe_for_timm(network, **shape, mean=form.mean, std=form.std)
