@@ -1,12 +1,13 @@
 """Collating and mixing on the CPU, from a list of examples to a batch with soft targets: `python benchmarks/collation.py`.
 
-Ours beside torch.stack alone and beside timm, torchvision and kornia as they are used: stack, then mix. "The saliency itself" is what
-SaliencyMix looks for, without stacking and mixing.
+Ours beside torch.stack alone and beside timm, torchvision and kornia as they are used: stack, then mix. timm's own collator mixes bytes,
+a quarter of the memory, which are normalised later. "The saliency itself" is what SaliencyMix looks for, without stacking and mixing.
 """
 
 import torch
 from peers import peers
 from timing import interleaved, parse, peak_memory, show, write
+from timm.data import FastCollateMixup
 
 from hf_mixup import METHODS, MixupCollator
 from hf_mixup.methods import needs_of_model
@@ -31,7 +32,12 @@ def contenders(shape: tuple[int, ...]) -> dict:
             found[f"ours {name}, per image"] = lambda collator=collator: collator(examples)
     images = stacked()
     found["the saliency itself"] = lambda: METHODS["saliencymix"].sample._peaks(images)
-    return found | {name: after_stacking(mix) for name, mix in peers(num_labels).items()}
+    found |= {name: after_stacking(mix) for name, mix in peers(num_labels).items()}
+    bytes_ = [(torch.randint(256, shape[1:], dtype=torch.uint8).numpy(), example["labels"]) for example in examples]
+    for name, alphas in (("mixup", (1.0, 0.0)), ("cutmix", (0.0, 1.0))):
+        collate = FastCollateMixup(*alphas, mode="batch", label_smoothing=0.0, num_classes=num_labels)
+        found[f"timm's collator {name}, bytes, batch"] = lambda collate=collate: collate(bytes_)
+    return found
 
 
 figures = {}

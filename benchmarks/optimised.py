@@ -5,12 +5,8 @@ graph-cut library may not be used for every purpose), so their figures are recor
 the saliency pass, as ours.
 """
 
-import argparse
-import os
-import statistics
-import time
-
 import torch
+from timing import interleaved, parse, show, write
 
 from hf_mixup import blend
 from hf_mixup.geometry import pooled_evidence
@@ -19,20 +15,14 @@ from hf_mixup.policies.comixup import compatibility, objective, peaks, solve_par
 from hf_mixup.policy import SamplePolicy, Signals
 from hf_mixup.rng import keyed, log_gamma_variate
 
-RECORDED_PUZZLE_MS = {2: 22, 4: 50, 8: 109, 16: 3855}
-RECORDED_PARTS_MS = 2488
+RECORDED_MS = {"PuzzleMix, 2": 22, "PuzzleMix, 4": 50, "PuzzleMix, 8": 109, "PuzzleMix, 16": 3855, "Co-Mixup": 2488}
 # on 40 parts of 20 of other images; means
 RECORDED_PARTS = {"energy": 136.3, "with threshold": -11.0, "images an output": 2.4, "unused images, %": 0.0}
+IMAGES_OF_PART = 20
 
-parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-parser.add_argument("--batch", type=int, default=128)
-parser.add_argument("--size", type=int, default=32)
-parser.add_argument("--parts", type=int, default=40)
-parser.add_argument("--rounds", type=int, default=15)
-parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-parser.add_argument("--device", default="cpu")
-args = parser.parse_args()
-torch.set_num_threads(args.threads)
+args = parse(__doc__, rounds=15, batch={"type": int, "default": 128}, size={"type": int, "default": 32}, parts={"type": int, "default": 40})
+if args.quick:
+    args.batch, args.parts = 8, 2
 
 
 def saliency_maps(number: int, seed: int) -> torch.Tensor:
@@ -47,45 +37,31 @@ def saliency_maps(number: int, seed: int) -> torch.Tensor:
     return total * (0.5 + torch.rand(number, side, side, generator=rng))
 
 
-def milliseconds(policy: SamplePolicy, images: torch.Tensor, signals: Signals) -> tuple[float, float]:
-    """Median and least."""
-    times = []
-    for turn in range(args.rounds + 2):
-        start = time.perf_counter()
-        blend(policy.plan(images.shape, keyed(1, turn), signals), images)
-        if args.device != "cpu":
-            torch.accelerator.synchronize()
-        times.append(1e3 * (time.perf_counter() - start))
-    return statistics.median(times[2:]), min(times[2:])
+def contender(policy: SamplePolicy, number: int, seed: int):
+    images = torch.randn(number, 3, args.size, args.size, device=args.device).clamp(-2, 2)
+    signals = Signals(args.device, images=images, saliency=saliency_maps(number, seed).to(args.device))
+    keys = iter(range(10**9))
+    return lambda: blend(policy.plan(images.shape, keyed(1, next(keys)), signals), images)
 
 
-def load() -> str:
-    return f"load {os.getloadavg()[0]:.1f}"
+number = args.parts * IMAGES_OF_PART
+contenders = {f"PuzzleMix, {count}": contender(PuzzleMix(block_nums=(count,), std=(0.25,)), args.batch, 0) for count in (2, 4, 8, 16)}
+contenders["Co-Mixup"] = contender(CoMixup(), number, 1)
+rows = interleaved(contenders, args.rounds, args.device)
+for name, row in rows.items():
+    row["authors_recorded_ms"] = float(RECORDED_MS[name])
+show(
+    f"PuzzleMix of {args.batch} images by blocks a side, Co-Mixup of {args.parts} parts of {IMAGES_OF_PART}; {args.size} pixels, "
+    f"{args.device}, {args.threads} thread(s)",
+    rows,
+)
 
-
-print(f"{args.device}, {torch.get_num_threads()} threads, torch {torch.__version__}, {load()}")
-print(f"\nPuzzleMix, {args.batch} images of {args.size} x {args.size}: terms, mask, two transports, blend; ms")
-print("blocks  median   least  authors (recorded, 128 of 32 x 32)")
-images = torch.randn(args.batch, 3, args.size, args.size, device=args.device).clamp(-2, 2)
-signals = Signals(args.device, images=images, saliency=saliency_maps(args.batch, 0).to(args.device))
-for count, recorded in RECORDED_PUZZLE_MS.items():
-    median, least = milliseconds(PuzzleMix(block_nums=(count,), std=(0.25,)), images, signals)
-    print(f"{count:6d}{median:8.1f}{least:8.1f}{recorded:9d}      {load()}")
-
-images_of_part = 20
-number = args.parts * images_of_part
-images = torch.randn(number, 3, args.size, args.size, device=args.device)
 maps = saliency_maps(number, 1)
-signals = Signals(args.device, images=images, saliency=maps.to(args.device))
-print(f"\nCo-Mixup, {args.parts} parts of {images_of_part} images: plan and blend; ms")
-median, least = milliseconds(CoMixup(), images, signals)
-print(f"median {median:.0f}, least {least:.0f}; authors {RECORDED_PARTS_MS} (recorded, 40 parts, without the blend)      {load()}")
-
-members = torch.arange(number).view(args.parts, images_of_part)
+members = torch.arange(number).view(args.parts, IMAGES_OF_PART)
 there, rng = members >= 0, keyed(3)
 share = log_gamma_variate(2.0, tuple(members.shape), rng).softmax(1).float()
 cost = unary(pooled_evidence(maps, (4, 4))[members], share, 0.05)
-start = torch.randint(images_of_part, (*members.shape, 16), generator=rng)
+start = torch.randint(IMAGES_OF_PART, (*members.shape, 16), generator=rng)
 shares = solve_parts(cost, compatibility(peaks(maps, 1)[members], there, 0.001), start, there, (4, 4))
 used = shares.sum(2)
 measured = {
@@ -94,5 +70,9 @@ measured = {
     "images an output": (used > 0).sum(2).float().mean(),
     "unused images, %": 100 * (used.sum(1) == 0).float().mean(),
 }
+print()
 for name, recorded in RECORDED_PARTS.items():
-    print(f"{name:18s}{float(measured[name]):8.1f}   authors {recorded} (recorded, other images; sd of a part's energy about 17)")
+    print(
+        f"  Co-Mixup, {name:18s}{float(measured[name]):8.1f}   authors {recorded} (recorded, other images; sd of a part's energy about 17)"
+    )
+write(args, {"masks": rows, "Co-Mixup": {name: float(value) for name, value in measured.items()}})

@@ -1,15 +1,12 @@
 """Images a second of the input pipeline, beside timm's, and the share of the network's own speed that a training run reaches.
 
-    python benchmarks/pipeline.py [--dataset FOLDER] [--images 640] [--rounds 5] [--workers 0] [--json FILE]
+    python benchmarks/pipeline.py [--dataset FOLDER] [--images 640] [--workers 0] [--device cuda]
 
 Interleaved in one run: loaders of CIFAR-10, from a folder of its parquet files, or of random images of its size, each up to batches on
 the device that are padded, cropped, mirrored and normalised; then the bare step of a ResNet-18 on one batch that lies on the device, and
 MixupTrainer's with CutMix on the cached images. On an accelerator the network is compiled and runs in bf16.
 """
 
-import argparse
-import json
-import statistics
 import tempfile
 import time
 from collections.abc import Callable
@@ -17,6 +14,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 from datasets import ClassLabel, Dataset, Features, Image
+from timing import compared, now, parse, show, write
 from timm.data import create_loader
 from timm.data.transforms import ToNumpy
 from torch import nn
@@ -30,10 +28,28 @@ from hf_mixup.arguments import DataArguments
 from hf_mixup.backbones import from_scratch
 from hf_mixup.data import ImageDataset, ImageFormat, load_images
 
-ACCELERATED = torch.accelerator.is_available()
-DEVICE = torch.accelerator.current_accelerator() if ACCELERATED else torch.device("cpu")
+args = parse(
+    __doc__,
+    rounds=5,
+    dataset={"help": "folder of CIFAR-10's parquet files; random images if not given"},
+    images={"type": int, "help": "that a loader brings in a round"},
+    batch={"type": int, "default": 128, "help": "of the loaders"},
+    step_batch={"type": int, "help": "of the network"},
+    steps={"type": int, "help": "of a round"},
+    workers={"type": int, "default": 0},
+)
+ACCELERATED = args.device != "cpu"
+SIZES = (25_600, 128, 200) if ACCELERATED else (128, 8, 1) if args.quick else (640, 16, 3)
+args.images, args.step_batch, args.steps = (
+    given or size for given, size in zip((args.images, args.step_batch, args.steps), SIZES, strict=True)
+)
 FORM = ImageFormat(32, mean=(0.4914, 0.4822, 0.4465), std=(0.2023, 0.1994, 0.201))
 WARM_UP = 10 if ACCELERATED else 1  # steps
+
+
+def moment() -> float:
+    """Seconds: elapsed ones where workers take part, whose time is not this process's."""
+    return time.perf_counter() if args.workers and not ACCELERATED else now(args.device)
 
 
 def cifar10(folder: str | None, count: int) -> tuple[Dataset, str, str]:
@@ -67,7 +83,7 @@ class ForTimm(torch.utils.data.Dataset):
         return self.transform(image), label
 
 
-def loaders(data: Dataset, image: str, label: str, args: argparse.Namespace) -> dict[str, Callable[[], None]]:
+def loaders(data: Dataset, image: str, label: str) -> dict[str, Callable[[], None]]:
     """By name, what brings all images onto the device once."""
     settings = {"num_workers": args.workers, "pin_memory": ACCELERATED, "persistent_workers": args.workers > 0}
 
@@ -77,7 +93,7 @@ def loaders(data: Dataset, image: str, label: str, args: argparse.Namespace) -> 
 
         def epoch():
             for batch in loader:
-                batch = {name: values.to(DEVICE, non_blocking=True) for name, values in batch.items()}
+                batch = {name: values.to(args.device, non_blocking=True) for name, values in batch.items()}
                 if "augmentation_keys" in batch:
                     dataset.transform.tail(batch["pixel_values"], batch["augmentation_keys"])
 
@@ -85,7 +101,9 @@ def loaders(data: Dataset, image: str, label: str, args: argparse.Namespace) -> 
 
     def timm(decoded: bool) -> Callable[[], None]:
         dataset = ForTimm(data, image, label, decoded)
-        loader = create_loader(dataset, 32, args.batch, is_training=True, mean=FORM.mean, std=FORM.std, device=DEVICE, **settings)
+        loader = create_loader(
+            dataset, 32, args.batch, is_training=True, mean=FORM.mean, std=FORM.std, device=torch.device(args.device), **settings
+        )
         # timm has no crop with padding
         dataset.transform = v2.Compose([v2.RandomCrop(32, padding=4), v2.RandomHorizontalFlip(), ToNumpy()])
 
@@ -96,32 +114,32 @@ def loaders(data: Dataset, image: str, label: str, args: argparse.Namespace) -> 
         return epoch
 
     return {
-        "ours, decoded each time": ours(),
         "timm's loader, decoded each time": timm(False),
+        "ours, decoded each time": ours(),
         "timm's loader, decoded before": timm(True),
         "ours, cached": ours(cache=True),
         "ours, cached, augmented on the device": ours(cache=True, on_device=True),
     }
 
 
-def bare_steps(args: argparse.Namespace) -> Callable[[], float]:
+def bare_steps() -> Callable[[], float]:
     """Gives seconds a step of the network alone."""
-    network = from_scratch("cifar_resnet18", 10, 32).to(DEVICE)
+    network = from_scratch("cifar_resnet18", 10, 32).to(args.device)
     if ACCELERATED:
         network.compile()
     optimizer = torch.optim.SGD(network.parameters(), 0.01, momentum=0.9)
-    images, labels = torch.randn(args.step_batch, 3, 32, 32, device=DEVICE), torch.arange(args.step_batch, device=DEVICE) % 10
+    images, labels = torch.randn(args.step_batch, 3, 32, 32, device=args.device), torch.arange(args.step_batch, device=args.device) % 10
 
     def run() -> float:
         for step in range(WARM_UP + args.steps):
             if step == WARM_UP:
-                start = now()
-            with torch.autocast(DEVICE.type, torch.bfloat16, enabled=ACCELERATED):
+                start = moment()
+            with torch.autocast(args.device, torch.bfloat16, enabled=ACCELERATED):
                 loss = nn.functional.cross_entropy(network(pixel_values=images).logits, labels)
             loss.backward()
             optimizer.step()
             optimizer.zero_grad()
-        return (now() - start) / args.steps
+        return (moment() - start) / args.steps
 
     return run
 
@@ -129,15 +147,15 @@ def bare_steps(args: argparse.Namespace) -> Callable[[], float]:
 class Clock(TrainerCallback):
     """Seconds a step of the last run, of those after the warm-up."""
 
-    def on_step_end(self, args, state, control, **kwargs):
+    def on_step_end(self, arguments, state, control, **kwargs):
         if state.global_step == WARM_UP:
-            self.start = now()
+            self.start = moment()
 
-    def on_train_end(self, args, state, control, **kwargs):
-        self.seconds = (now() - self.start) / (state.global_step - WARM_UP)
+    def on_train_end(self, arguments, state, control, **kwargs):
+        self.seconds = (moment() - self.start) / (state.global_step - WARM_UP)
 
 
-def trained_steps(data: Dataset, image: str, label: str, folder: str, args: argparse.Namespace) -> Callable[[], float]:
+def trained_steps(data: Dataset, image: str, label: str, folder: str) -> Callable[[], float]:
     """Gives seconds a step of MixupTrainer."""
     clock = Clock()
     settings = MixupTrainingArguments(
@@ -156,65 +174,36 @@ def trained_steps(data: Dataset, image: str, label: str, folder: str, args: argp
     return run
 
 
-def now() -> float:
-    if ACCELERATED:
-        torch.accelerator.synchronize()
-    return time.perf_counter()
+def timed(contenders: dict[str, Callable[[], float]]) -> dict[str, list[float]]:
+    """What they return, in turns, of which the first one warms up."""
+    taken: dict[str, list[float]] = {name: [] for name in contenders}
+    for turn in range(args.rounds + 1):
+        for name, seconds in contenders.items():
+            value = seconds()
+            if turn:
+                taken[name].append(value)
+    return taken
 
 
-def summary(rates: list[float]) -> dict[str, float]:
-    return {"images_per_second": statistics.median(rates), "least": min(rates), "most": max(rates)}
+def clocked(epoch: Callable[[], None]) -> Callable[[], float]:
+    def seconds() -> float:
+        start = moment()
+        epoch()
+        return moment() - start
+
+    return seconds
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--dataset", help="folder of CIFAR-10's parquet files; random images if not given")
-    parser.add_argument("--images", type=int, default=25_600 if ACCELERATED else 640, help="that a loader brings in a round")
-    parser.add_argument("--batch", type=int, default=128, help="of the loaders")
-    parser.add_argument("--step_batch", type=int, default=128 if ACCELERATED else 16, help="of the network")
-    parser.add_argument("--steps", type=int, default=200 if ACCELERATED else 3, help="of a round")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--workers", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--json", help="also write the figures there")
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    source = cifar10(args.dataset, args.images)
-
-    contenders = loaders(*source, args)
-    rates: dict[str, list[float]] = {name: [] for name in contenders}
-    for round_ in range(args.rounds + 1):
-        for name, epoch in contenders.items():
-            start = now()
-            epoch()
-            if round_:  # the first one warms up
-                rates[name].append(args.images // args.batch * args.batch / (now() - start))
-    with tempfile.TemporaryDirectory() as folder:
-        steps = {"the bare step": bare_steps(args), "MixupTrainer, cutmix": trained_steps(*source, folder, args)}
-        seconds: dict[str, list[float]] = {name: [] for name in steps}
-        for round_ in range(args.rounds + 1):
-            for name, run in steps.items():
-                value = run()
-                if round_:
-                    seconds[name].append(value)
-
-    report = {name: summary(values) for name, values in rates.items()}
-    report |= {name: summary([args.step_batch / value for value in values]) for name, values in seconds.items()}
-    bare, trained = seconds.values()
-    shares = sorted(one / other for one, other in zip(bare, trained, strict=True))
-    step = report["the bare step"]["images_per_second"]
-    device = torch.get_device_module(DEVICE).get_device_name() if DEVICE.type == "cuda" else str(DEVICE)
-    print(f"\nimages a second on {device}, {args.threads} thread(s), {args.workers} workers, batches of {args.batch}, "
-          f"steps of {args.step_batch}; median of {args.rounds} interleaved rounds (least to most)")  # fmt: skip
-    for name, row in report.items():
-        rate, least, most = row.values()
-        print(f"  {name:40s} {rate:9.0f} ({least:.0f} to {most:.0f}), {rate / step:.2f} x the bare step")
-    print(f"MixupTrainer reaches {statistics.median(shares):.1%} of the bare step's throughput ({shares[0]:.1%} to {shares[-1]:.1%})")
-    if args.json:
-        about = {"device": device, "torch": torch.__version__, "dataset": args.dataset and "CIFAR-10", **vars(args)}
-        with open(args.json, "w") as file:
-            json.dump({**about, "figures": report, "share_of_the_bare_step": shares}, file, indent=2)
-
-
-if __name__ == "__main__":
-    main()
+source = cifar10(args.dataset, args.images)
+brought = compared(timed({name: clocked(epoch) for name, epoch in loaders(*source).items()}))
+with tempfile.TemporaryDirectory() as folder:
+    steps = compared(timed({"the bare step": bare_steps(), "MixupTrainer, cutmix": trained_steps(*source, folder)}))
+for rows, images in ((brought, args.images // args.batch * args.batch), (steps, args.step_batch)):
+    for row in rows.values():
+        row["images_per_second"] = 1000 * images / row["ms"][1]
+on = f"on {args.device}, {args.threads} thread(s)"
+show(f"loading {args.images} images, batches of {args.batch}, {args.workers} workers, {on}", brought)
+show(f"steps of {args.step_batch} images by a ResNet-18 {on}", steps)
+share = 1 / steps["MixupTrainer, cutmix"]["ratio"][1]
+print(f"\nMixupTrainer reaches {share:.1%} of the bare step's throughput")
+write(args, {"loading": brought, "steps": steps, "share_of_the_bare_step": share, "images": "CIFAR-10" if args.dataset else "random"})

@@ -34,7 +34,7 @@ def parse(doc: str, rounds: int, **more: dict[str, Any]) -> argparse.Namespace:
     args.rounds = 2 if args.quick else args.rounds
     torch.set_num_threads(args.threads)
     # as in a process that trains: once it has freed something larger, the allocator gives small batches no new pages every time
-    torch.empty(2**23)
+    torch.empty(2**22)  # not of 32 MiB or more, which it always takes anew
     return args
 
 

@@ -18,6 +18,7 @@ from transformers import (
     ViTForImageClassification,
 )
 
+from hf_mixup.backbones.cifar_convnext import CifarConvNextConfig, CifarConvNextForImageClassification
 from hf_mixup.backbones.cifar_resnet import CifarResNetConfig, CifarResNetForImageClassification
 from hf_mixup.backbones.moganet import MogaNetConfig, MogaNetForImageClassification
 from hf_mixup.checks import nearest
@@ -25,6 +26,8 @@ from hf_mixup.hub import told_plainly
 
 AutoConfig.register("cifar_resnet", CifarResNetConfig, exist_ok=True)
 AutoModelForImageClassification.register(CifarResNetConfig, CifarResNetForImageClassification, exist_ok=True)
+AutoConfig.register("cifar_convnext", CifarConvNextConfig, exist_ok=True)
+AutoModelForImageClassification.register(CifarConvNextConfig, CifarConvNextForImageClassification, exist_ok=True)
 AutoConfig.register("moganet", MogaNetConfig, exist_ok=True)
 AutoModelForImageClassification.register(MogaNetConfig, MogaNetForImageClassification, exist_ok=True)
 
@@ -40,6 +43,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "cifar_resnet50": _WIDE,
     "cifar_resnet101": {**_WIDE, "depths": (3, 4, 23, 3)},
     "cifar_resnext50_32x4d": {**_WIDE, "groups": 32, "base_width": 4},
+    "cifar_convnext_tiny": {},
     "moganet_tiny": {},
     # transformers' own, whose first version timm lacks
     "pvt_tiny": {},
@@ -71,7 +75,7 @@ TABLE_NAMES: dict[str, tuple[str, str]] = {
     "PVT-T": ("pvt_tiny", "pvt_tiny"),
     "PVT-S": ("pvt_small", "pvt_small"),
     "Swin-T": ("swin_tiny_patch4_window7_224", "swin_tiny_patch4_window7_224"),
-    "ConvNeXt-T": ("convnext_tiny", "convnext_tiny"),
+    "ConvNeXt-T": ("convnext_tiny", "cifar_convnext_tiny"),
     "MogaNet-T": ("moganet_tiny", "moganet_tiny"),
 }
 
@@ -103,8 +107,10 @@ def from_scratch(architecture: str, num_labels: int, image_size: int, *, drop_pa
     if architecture not in ARCHITECTURES:
         return _timm_from_scratch(architecture, num_labels, image_size, drop_path, **labels)
     fields = {**ARCHITECTURES[architecture], "num_labels": num_labels, **labels}
-    if drop_path and not architecture.startswith(("pvt", "moganet")):
+    if drop_path and not architecture.startswith(("pvt", "moganet", "cifar_convnext")):
         raise ValueError(f"drop_path must be 0 for {architecture!r}, which drops no paths, got {drop_path}; leave it out.")
+    if architecture.startswith("cifar_convnext"):
+        return CifarConvNextForImageClassification(CifarConvNextConfig(**fields, drop_path_rate=drop_path))
     if architecture.startswith("cifar"):
         return CifarResNetForImageClassification(CifarResNetConfig(**fields))
     if architecture.startswith("moganet"):
@@ -197,6 +203,8 @@ def load_strictly(model: nn.Module, folder: str | os.PathLike) -> None:
 __all__ = [
     "ARCHITECTURES",
     "TABLE_NAMES",
+    "CifarConvNextConfig",
+    "CifarConvNextForImageClassification",
     "CifarResNetConfig",
     "CifarResNetForImageClassification",
     "MogaNetConfig",

@@ -38,6 +38,7 @@ FAMILIES: dict[str, Family] = {
     "moganet": Family(("stages.*",)),
     "resnet": Family(("resnet.encoder.stages.*",)),
     "regnet": Family(("regnet.encoder.stages.*",)),
+    "cifar_convnext": Family(("convnext.encoder.stages.*",), "convnext.layernorm"),
     "convnext": Family(("convnext.encoder.stages.*",), "convnext.layernorm"),
     "convnextv2": Family(("convnextv2.encoder.stages.*",), "convnextv2.layernorm"),
     "mobilenet_v2": Family(("mobilenet_v2.layer.*", "mobilenet_v2.conv_1x1")),
