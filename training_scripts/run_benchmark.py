@@ -177,7 +177,10 @@ def report(every: list[Cell], impossible: dict[tuple, str], folder: Path, recipe
     ordered = {row: {column: cells[column] for column in columns if column in cells} for row, cells in shown.items()}
     caption = f"Top-1 accuracy in percent by the recipe {recipe}, {every[0].run.reported}: mean ± deviation (number of runs)"
     caption += " / published." if any(summary.published for cells in ordered.values() for summary in cells.values()) else "."
-    notes = "".join(f"\n- {mix} with {network}: {why}" for (mix, network), why in impossible.items())
+    reasons: dict[tuple[str, str], list[str]] = {}
+    for (mix, network), why in impossible.items():
+        reasons.setdefault((network, why), []).append(mix)
+    notes = "".join(f"\n- {', '.join(names)} with {network}: {why}" for (network, why), names in reasons.items())
     markdown = markdown_table(ordered, caption) + (f"\n\nImpossible pairs, `-` above:\n{notes}" if notes else "")
     (folder / "results.md").write_text(markdown + "\n")
     (folder / "results.tex").write_text(latex_table(ordered, caption) + "\n")
