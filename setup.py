@@ -31,6 +31,7 @@ setup(
         "pyyaml>=6.0",
     ],
     extras_require={
-        "dev": ["pytest>=8.0", "pytest-xdist>=3.6", "ruff>=0.9", "hypothesis>=6.100", "scipy>=1.13", "torchmetrics>=1.4", "foolbox>=3.3"]
+        "dev": ["pytest>=8.0", "pytest-xdist>=3.6", "ruff>=0.9", "hypothesis>=6.100", "scipy>=1.13", "torchmetrics>=1.4", "foolbox>=3.3"],
+        "benchmarks": ["kornia>=0.8"],
     },
 )

@@ -139,3 +139,17 @@ def test_evaluation_commands(tmp_path, command, made):
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "2"}
     subprocess.run([str(BIN / words[0]), *words[1:]], cwd=tmp_path, check=True, timeout=500, env=environment)
     assert (tmp_path / "runs" / made).stat().st_size > 500
+
+
+@pytest.mark.slow
+def test_speed_commands(tmp_path):
+    """Small and few; kornia, which one of them installs, is left out where it is not there."""
+    install, here, there = [line for line in commands() if "benchmarks" in line]
+    assert install == 'pip install -e ".[benchmarks]"'
+    assert there == f"{here} --device cuda"
+    words = [*shlex.split(here)[1:], "--quick", "--output", tmp_path, "--chart", tmp_path / "speed.png"]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    subprocess.run([sys.executable, *map(str, words)], cwd=ROOT, check=True, timeout=900, env=environment)
+    figures = json.loads((tmp_path / "cpu.json").read_text())
+    assert set(figures) == {path.stem for path in (ROOT / "benchmarks").glob("*.py")} - {"chart", "peers", "run", "timing"}
+    assert (tmp_path / "speed.png").stat().st_size > 10_000
