@@ -1,5 +1,6 @@
 """Every command and every line of Python in the README works as typed."""
 
+import csv
 import json
 import os
 import re
@@ -14,6 +15,7 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 from transformers import Trainer, TrainingArguments
 
+from hf_mixup.benchmark import Summary, markdown_table
 from hf_mixup.cards import methods_table
 from run_script import ROOT
 from small import Images, difference, vit, weights
@@ -34,6 +36,17 @@ def commands():
 def test_methods_are_those_of_the_table():
     """`python -c "from hf_mixup.cards import methods_table; print(methods_table())"` makes it."""
     assert TEXT.split("<!-- methods -->")[1].split("<!-- /methods -->")[0].strip() == methods_table()
+
+
+@pytest.mark.parametrize("recipe", ["digits100"])
+def test_results_are_those_that_were_measured(recipe):
+    """The tables of the README follow from the CSV files beside their charts."""
+    values: dict[str, dict[str, list[float]]] = {}
+    with open(ROOT / f"docs/{recipe}.csv", newline="") as file:
+        for row in csv.DictReader(file):
+            values.setdefault(row["method"], {}).setdefault(row["network"], []).append(float(row["top1"]))
+    table = {name: {network: Summary(tuple(found)) for network, found in cells.items()} for name, cells in values.items()}
+    assert TEXT.split(f"<!-- {recipe} -->")[1].split(f"<!-- /{recipe} -->")[0].strip() == markdown_table(table).strip()
 
 
 def test_make_demo():
@@ -121,10 +134,12 @@ def test_benchmark_commands(tmp_path, command):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("command", "made"),
-    zip(
-        [line for line in commands() if "run_evaluation.py" in line or "visualize" in line],
-        ("demo/evaluation.md", "methods.png"),
-        strict=True,
+    list(
+        zip(
+            [line for line in commands() if "run_evaluation.py" in line or "visualize" in line],
+            ("demo/evaluation.md", "methods.png"),
+            strict=True,
+        )
     ),
 )
 def test_evaluation_commands(tmp_path, command, made):
