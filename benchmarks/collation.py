@@ -37,7 +37,8 @@ def contenders(shape: tuple[int, ...]) -> dict:
             collator = MixupCollator(name, num_labels=num_labels)
             found[f"ours {name}, per image"] = lambda collator=collator: collator(examples)
     for name in ("mixup", "cutmix"):
-        found[f"ours {name}, batch"] = lambda collator=MixupCollator(name, num_labels=num_labels, mode="batch"): collator(examples)
+        collator = MixupCollator(name, num_labels=num_labels, mode="batch")
+        found[f"ours {name}, batch"] = lambda collator=collator: collator(examples)
     images = stacked()
     found["the saliency itself"] = lambda: METHODS["saliencymix"].sample._peaks(images)
     found |= {name: after_stacking(mix) for name, mix in peers(num_labels).items()}
