@@ -34,7 +34,7 @@ COUNTS = {
     ("MogaNet-T", 1000, 224): 5_197_332,
     ("ResNet-18", 10, 32): 11_173_962, ("ResNet-18", 100, 32): 11_220_132, ("ResNet-18", 200, 64): 11_271_432,
     ("ResNet-34", 10, 32): 21_282_122, ("ResNet-50", 10, 32): 23_520_842, ("ResNet-101", 10, 32): 42_512_970,
-    ("ConvNeXt-T", 100, 32): 27_895_012,
+    ("ConvNeXt-T", 100, 32): 27_895_012, ("WRN-28-8", 100, 32): 23_409_092,
     ("ResNeXt-50-32x4d", 10, 32): 22_992_714, ("ResNeXt-50-32x4d", 100, 32): 23_177_124, ("ResNeXt-50-32x4d", 200, 64): 23_382_024,
 }  # fmt: skip
 
@@ -51,11 +51,11 @@ def test_every_backbone_of_the_tables_is_known():
     assert {name for name, *_ in COUNTS} == set(TABLE_NAMES)
 
 
-@pytest.mark.parametrize("name", ["MogaNet-T", "PVT-T", "ResNeXt-50-32x4d", "EfficientNet-B0", "ConvNeXt-T"])
+@pytest.mark.parametrize("name", ["MogaNet-T", "PVT-T", "ResNeXt-50-32x4d", "EfficientNet-B0", "ConvNeXt-T", "WRN-28-8"])
 def test_saved_networks_load(name, tmp_path):
-    size = 32 if name.startswith(("Res", "Conv")) else 64
+    size = 32 if name.startswith(("Res", "Conv", "WRN")) else 64
     torch.manual_seed(0)
-    network = from_scratch(name, 10, size, drop_path=0.1 if name != "ResNeXt-50-32x4d" else 0.0).eval()
+    network = from_scratch(name, 10, size, drop_path=0.0 if name in ("ResNeXt-50-32x4d", "WRN-28-8") else 0.1).eval()
     network.save_pretrained(tmp_path)
     again = AutoModelForImageClassification.from_pretrained(tmp_path).eval()
     assert difference(again.state_dict(), network.state_dict()) == 0

@@ -20,16 +20,19 @@ from transformers import (
 
 from hf_mixup.backbones.cifar_convnext import CifarConvNextConfig, CifarConvNextForImageClassification
 from hf_mixup.backbones.cifar_resnet import CifarResNetConfig, CifarResNetForImageClassification
+from hf_mixup.backbones.cifar_wide_resnet import CifarWideResNetConfig, CifarWideResNetForImageClassification
 from hf_mixup.backbones.moganet import MogaNetConfig, MogaNetForImageClassification
 from hf_mixup.checks import nearest
 from hf_mixup.hub import told_plainly
 
-AutoConfig.register("cifar_resnet", CifarResNetConfig, exist_ok=True)
-AutoModelForImageClassification.register(CifarResNetConfig, CifarResNetForImageClassification, exist_ok=True)
-AutoConfig.register("cifar_convnext", CifarConvNextConfig, exist_ok=True)
-AutoModelForImageClassification.register(CifarConvNextConfig, CifarConvNextForImageClassification, exist_ok=True)
-AutoConfig.register("moganet", MogaNetConfig, exist_ok=True)
-AutoModelForImageClassification.register(MogaNetConfig, MogaNetForImageClassification, exist_ok=True)
+for _config, _network in (
+    (CifarConvNextConfig, CifarConvNextForImageClassification),
+    (CifarResNetConfig, CifarResNetForImageClassification),
+    (CifarWideResNetConfig, CifarWideResNetForImageClassification),
+    (MogaNetConfig, MogaNetForImageClassification),
+):
+    AutoConfig.register(_config.model_type, _config, exist_ok=True)
+    AutoModelForImageClassification.register(_config, _network, exist_ok=True)
 
 # or transformers asks a service of the Hub to convert the pickled weights of a stranger's repository
 os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
@@ -44,6 +47,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "cifar_resnet101": {**_WIDE, "depths": (3, 4, 23, 3)},
     "cifar_resnext50_32x4d": {**_WIDE, "groups": 32, "base_width": 4},
     "cifar_convnext_tiny": {},
+    "cifar_wrn28_8": {},
     "moganet_tiny": {},
     # transformers' own, whose first version timm lacks
     "pvt_tiny": {},
@@ -67,6 +71,7 @@ TABLE_NAMES: dict[str, tuple[str, str]] = {
     "ResNet-101": ("resnet101", "cifar_resnet101"),
     "ResNeXt-50-32x4d": ("resnext50_32x4d", "cifar_resnext50_32x4d"),
     "ResNeXt-101-32x4d": ("resnext101_32x4d", "resnext101_32x4d"),
+    "WRN-28-8": ("cifar_wrn28_8", "cifar_wrn28_8"),
     "EfficientNet-B0": ("efficientnet_b0", "efficientnet_b0"),
     "MobileNetV2-1x": ("mobilenetv2_100", "mobilenetv2_100"),
     "DeiT-T": ("deit_tiny_patch16_224", "deit_tiny_patch16_224"),
@@ -111,6 +116,8 @@ def from_scratch(architecture: str, num_labels: int, image_size: int, *, drop_pa
         raise ValueError(f"drop_path must be 0 for {architecture!r}, which drops no paths, got {drop_path}; leave it out.")
     if architecture.startswith("cifar_convnext"):
         return CifarConvNextForImageClassification(CifarConvNextConfig(**fields, drop_path_rate=drop_path))
+    if architecture.startswith("cifar_wrn"):
+        return CifarWideResNetForImageClassification(CifarWideResNetConfig(**fields))
     if architecture.startswith("cifar"):
         return CifarResNetForImageClassification(CifarResNetConfig(**fields))
     if architecture.startswith("moganet"):
@@ -207,6 +214,8 @@ __all__ = [
     "CifarConvNextForImageClassification",
     "CifarResNetConfig",
     "CifarResNetForImageClassification",
+    "CifarWideResNetConfig",
+    "CifarWideResNetForImageClassification",
     "MogaNetConfig",
     "MogaNetForImageClassification",
     "architecture_of",

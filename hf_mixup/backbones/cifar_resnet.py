@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import PreTrainedConfig, PreTrainedModel
-from transformers.modeling_outputs import ImageClassifierOutputWithNoAttention
+from transformers import PreTrainedConfig
+
+from hf_mixup.backbones.staged import StagedClassifier
 
 
 class CifarResNetConfig(PreTrainedConfig):
@@ -56,20 +57,17 @@ class _Block(nn.Module):
         return F.relu(self.convs[-1](hidden) + residual)
 
 
-class CifarResNetForImageClassification(PreTrainedModel):
+class CifarResNetForImageClassification(StagedClassifier):
     """ResNet-18/34/50/101, ResNeXt-50 32x4d with a 3x3 stem (arXiv:1512.03385 section 4.2 for the stem), and the thin
     ResNet-20 of that section. With 10 classes: 11,173,962 parameters (ResNet-18), 22,992,714 (ResNeXt-50 32x4d)."""
 
     config_class = CifarResNetConfig
     base_model_prefix = "resnet"
-    main_input_name = "pixel_values"
-    accepts_loss_kwargs = False
-    _no_split_modules = ("_Block",)
 
     def __init__(self, config: CifarResNetConfig):
         super().__init__(config)
         self.num_labels = config.num_labels
-        self.stem = _conv(config.num_channels, config.embedding_size, 3)
+        self.stem = _conv(config.num_channels, config.embedding_size, 3).append(nn.ReLU())
         stages, channels = [], config.embedding_size
         for stage, (depth, width) in enumerate(zip(config.depths, config.widths, strict=True)):
             blocks = []
@@ -92,16 +90,3 @@ class CifarResNetForImageClassification(PreTrainedModel):
         elif isinstance(module, nn.Linear):
             # as torch initialises it; transformers builds the modules without values
             module.reset_parameters()
-
-    def forward(
-        self, pixel_values: Tensor, labels: Tensor | None = None, output_hidden_states: bool = False, **kwargs
-    ) -> ImageClassifierOutputWithNoAttention:
-        """`hidden_states` are the stem's map and those after every stage, (B, C, h, w)."""
-        hidden = F.relu(self.stem(pixel_values))
-        states = [hidden]
-        for stage in self.stages:
-            hidden = stage(hidden)
-            states.append(hidden)
-        logits = self.classifier(hidden.mean((2, 3)))
-        loss = None if labels is None else self.loss_function(labels, logits, self.config)
-        return ImageClassifierOutputWithNoAttention(loss=loss, logits=logits, hidden_states=tuple(states) if output_hidden_states else None)

@@ -7,8 +7,9 @@ from collections import OrderedDict
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel
-from transformers.modeling_outputs import ImageClassifierOutputWithNoAttention
+from transformers import PreTrainedConfig
+
+from hf_mixup.backbones.staged import StagedClassifier
 
 
 class MogaNetConfig(PreTrainedConfig):
@@ -124,7 +125,7 @@ def _halve(inputs: int, outputs: int) -> nn.Sequential:
     return nn.Sequential(OrderedDict(conv=nn.Conv2d(inputs, outputs, 3, 2, 1), norm=nn.BatchNorm2d(outputs)))
 
 
-class MogaNetForImageClassification(PreTrainedModel):
+class MogaNetForImageClassification(StagedClassifier):
     """MogaNet (Li et al., ICLR 2024, arXiv:2211.03295; github.com/Westlake-AI/MogaNet), tiny: 5,197,332 parameters with 1000 classes.
 
     Deviation from the official code: the gated product is not forced to float32 under mixed precision.
@@ -132,9 +133,6 @@ class MogaNetForImageClassification(PreTrainedModel):
 
     config_class = MogaNetConfig
     base_model_prefix = "moganet"
-    main_input_name = "pixel_values"
-    accepts_loss_kwargs = False
-    _no_split_modules = ("_Block",)
 
     def __init__(self, config: MogaNetConfig):
         super().__init__(config)
@@ -167,16 +165,3 @@ class MogaNetForImageClassification(PreTrainedModel):
             module.reset_parameters()
         elif isinstance(module, _Scale):
             nn.init.constant_(module.scale, module.value)
-
-    def forward(
-        self, pixel_values: Tensor, labels: Tensor | None = None, output_hidden_states: bool = False, **kwargs
-    ) -> ImageClassifierOutputWithNoAttention:
-        """`hidden_states` are the stem's map and those after every stage, (B, C, h, w)."""
-        hidden = self.stem(pixel_values)
-        states = [hidden]
-        for stage in self.stages:
-            hidden = stage(hidden)
-            states.append(hidden)
-        logits = self.classifier(hidden.mean((2, 3)))
-        loss = None if labels is None else self.loss_function(labels, logits, self.config)
-        return ImageClassifierOutputWithNoAttention(loss=loss, logits=logits, hidden_states=tuple(states) if output_hidden_states else None)

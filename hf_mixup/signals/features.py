@@ -35,6 +35,7 @@ class Family:
 # by `config.model_type`; timm's networks name their stages themselves
 FAMILIES: dict[str, Family] = {
     "cifar_resnet": Family(("stages.*",)),
+    "cifar_wide_resnet": Family(("stages.*",)),
     "moganet": Family(("stages.*",)),
     "resnet": Family(("resnet.encoder.stages.*",)),
     "regnet": Family(("regnet.encoder.stages.*",)),
