@@ -57,7 +57,7 @@ def test_the_last_map_is_what_the_classifier_reads(family):
     features = last_feature_map(network, images)
     pooled = features.mean((2, 3))
     if "convnext" in family:
-        norm = network.get_submodule("timm_model.head.norm" if "timm" in family else f"{family}.layernorm")
+        norm = network.get_submodule("timm_model.head.norm" if "timm" in family else f"{family.removeprefix('cifar_')}.layernorm")
         pooled = F.layer_norm(pooled, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
     elif "swin" in family:
         norm = network.get_submodule("timm_model.norm" if "timm" in family else f"{family}.layernorm")

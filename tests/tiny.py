@@ -4,6 +4,8 @@ import torch
 import transformers
 from torch import nn
 
+from hf_mixup import backbones
+
 SIDE = 64  # pixels of the images that all of them take
 NUM_LABELS = 5
 
@@ -33,6 +35,12 @@ _CONFIGS = {
     "pvt": ("Pvt", _PVT),
     "pvt_v2": ("PvtV2", _PVT),
 }
+_OWN = {
+    "cifar_resnet": ("CifarResNet", {"depths": (1, 1, 1), "widths": (8, 8, 16), "embedding_size": 8}),
+    "cifar_convnext": ("CifarConvNext", _CONV),
+    "cifar_wide_resnet": ("CifarWideResNet", {"depth": 10, "widen_factor": 1}),
+    "moganet": ("MogaNet", {"depths": (1, 1, 1, 1), "widths": (8, 8, 16, 16)}),
+}
 _TIMM = {
     "timm_resnet": ("resnet10t", {}),
     "timm_vit": ("vit_tiny_patch16_224", {"img_size": SIDE, "depth": 2}),
@@ -43,26 +51,20 @@ _TIMM = {
     "timm_convnext": ("convnext_atto", {}),
     "timm_efficientnet": ("efficientnet_lite0", {}),
 }
-FAMILIES = ["cifar_resnet", *_CONFIGS, *_TIMM]
+FAMILIES = [*_OWN, *_CONFIGS, *_TIMM]
 
 
 def network(family: str) -> nn.Module:
     """In training mode, with BatchNorm buffers that differ from fresh ones."""
     torch.manual_seed(0)
-    if family == "cifar_resnet":
-        from hf_mixup.backbones import CifarResNetConfig, CifarResNetForImageClassification
-
-        made = CifarResNetForImageClassification(
-            CifarResNetConfig(depths=(1, 1, 1), widths=(8, 8, 16), embedding_size=8, num_labels=NUM_LABELS)
-        )
-    elif family in _TIMM:
+    if family in _TIMM:
         architecture, arguments = _TIMM[family]
         config = transformers.TimmWrapperConfig(architecture=architecture, num_labels=NUM_LABELS, model_args=arguments)
         made = transformers.TimmWrapperForImageClassification(config)
     else:
-        name, fields = _CONFIGS[family]
-        config = getattr(transformers, f"{name}Config")(num_labels=NUM_LABELS, **fields)
-        made = getattr(transformers, f"{name}ForImageClassification")(config)
+        (name, fields), library = (_OWN[family], backbones) if family in _OWN else (_CONFIGS[family], transformers)
+        config = getattr(library, f"{name}Config")(num_labels=NUM_LABELS, **fields)
+        made = getattr(library, f"{name}ForImageClassification")(config)
     for module in made.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.running_mean.normal_(0, 0.1)
