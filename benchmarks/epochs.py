@@ -23,9 +23,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "training_scripts"))
 import run_mixup
 
 args = parse(__doc__, rounds=5)
-EPOCHS = 1 if args.quick else 3
 SETTINGS = {
-    "num_train_epochs": EPOCHS, "per_device_train_batch_size": 64, "learning_rate": 3e-3, "weight_decay": 0.05, "optim": "adamw_torch",
+    "num_train_epochs": 1, "per_device_train_batch_size": 64, "learning_rate": 3e-3, "weight_decay": 0.05, "optim": "adamw_torch",
     "lr_scheduler_type": "cosine", "warmup_steps": 0.1, "save_strategy": "no", "eval_strategy": "no", "logging_strategy": "no",
     "report_to": "none", "disable_tqdm": True, "use_cpu": args.device == "cpu", "dataloader_pin_memory": args.device != "cpu",
     "dataloader_drop_last": True,

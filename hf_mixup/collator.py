@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -98,13 +99,13 @@ class MixupCollator:
         check_images(out, finite=False)
         key = int(torch.randint(2**62, ()))
         rank = int(os.environ.get("RANK", 0))  # a plain DataLoader seeds the workers of all processes alike
-        mixed_targets = []
+        mixed_targets, totals = [], []
         for repeat, rows in enumerate(out.chunk(self.mix_repeat)):
             plan = self._plan(images, rows, keyed(key, rank, repeat))
-            blend_examples(plan, images, rows)
+            blend_examples(plan, images, rows, lambda part: totals.append(part.sum()) if self.check_finite else None)
             mixed_targets.append(mix_targets(plan, labels, self.num_labels))
-        if self.check_finite:
-            check_images(out)
+        if not math.isfinite(sum(totals)):
+            check_images(out)  # says where, if it was not the sum that ran over
         if self.mix_repeat > 1:
             others = {k: torch.cat([v] * self.mix_repeat) if isinstance(v, Tensor) else v for k, v in others.items()}
         return MixedBatch(others, pixel_values=out, labels=mixed_targets[0] if self.mix_repeat == 1 else torch.cat(mixed_targets))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -162,7 +162,7 @@ def _has_gradient(plan: MixPlan, images: Tensor) -> bool:
 def _mix_two(mask: Mask, own: Tensor, partner: Tensor, out: Tensor | None = None) -> Tensor:
     """The masked mixture of two batches (B, C, H, W); `out` may be one of them."""
     size = tuple(own.shape[2:])
-    if isinstance(mask, Boxes) and out is None:
+    if isinstance(mask, Boxes) and (own.device.type != "cpu" or size != mask.size):
         return torch.where(mask.inside(size)[:, None], partner, own)
     if isinstance(mask, Boxes):
         # on the CPU lerp is five times as fast as where, and the same for finite numbers
@@ -176,16 +176,20 @@ def _mix_two(mask: Mask, own: Tensor, partner: Tensor, out: Tensor | None = None
 ONE_PASS_FROM = 3 * 64 * 64
 
 
-def blend_examples(plan: MixPlan, examples: Sequence[Tensor] | Tensor, out: Tensor) -> Tensor:
+def blend_examples(
+    plan: MixPlan, examples: Sequence[Tensor] | Tensor, out: Tensor, written: Callable[[Tensor], object] = lambda part: None
+) -> Tensor:
     """The collator's twin of `blend`: reads images (C, H, W), or a batch of them, and writes `out` (B, C, H, W), on the CPU.
 
     Images of some size are read in one pass, which costs hardly more than stacking them. Bit-equal to
-    `blend(plan, torch.stack(examples))`.
+    `blend(plan, torch.stack(examples))`. `written` is called with every part of `out` once it is done, while it is in the
+    processor's cache.
     """
+    small = out[0].numel() < ONE_PASS_FROM
     if plan.index.shape[1] != 2:
         mixed = blend(plan, examples if isinstance(examples, Tensor) else torch.stack(examples, out=out))
-        return out if mixed is out else out.copy_(mixed)
-    small = out[0].numel() < ONE_PASS_FROM
+        written(out if mixed is out else out.copy_(mixed))
+        return out
     if plan.sources is not None:
         own, partner = plan.sources
     elif small:
@@ -194,15 +198,17 @@ def blend_examples(plan: MixPlan, examples: Sequence[Tensor] | Tensor, out: Tens
     else:
         own, partner = examples, [examples[j] for j in plan.index[:, 1].tolist()]
     if small:
-        return _mix_two(plan.mask, own, partner, out=out)
+        written(_mix_two(plan.mask, own, partner, out=out))
+        return out
     if isinstance(plan.mask, Boxes):
         for mixed, one, other, (top, bottom, left, right) in zip(out, own, partner, plan.mask.edges.tolist(), strict=True):
             mixed.copy_(one)
             mixed[:, top:bottom, left:right] = other[:, top:bottom, left:right]
+            written(mixed)
         return out
     own_share = plan.mask.value if isinstance(plan.mask, Share) else plan.dense_mask(tuple(out.shape[2:]))
     for mixed, one, other, share in zip(out, own, partner, own_share[:, 0].to(out.dtype), strict=True):
-        torch.lerp(other, one, share, out=mixed)
+        written(torch.lerp(other, one, share, out=mixed))
     return out
 
 

@@ -135,10 +135,14 @@ def test_feature_maps_blend_and_pass_gradients_to_both_images(name):
     plan = laws.plan_of(METHODS[name].sample, shape)
     if plan.sources is not None:
         return
-    images = torch.randn(shape, requires_grad=True)
-    grad = torch.autograd.grad(blend(plan, images).sum(), images)[0]
-    expected = torch.zeros_like(grad)
-    mask = plan.dense_mask((16, 16))
-    for k in range(plan.index.shape[1]):
-        expected.index_add_(0, plan.index[:, k], mask[:, k, None].expand(shape))
-    assert_close(grad, expected)
+    for side in (16, 5):  # the images' own grid, and a coarser one
+        features = torch.randn(4, 3, side, side, requires_grad=True)
+        mixed = blend(plan, features)
+        mask = plan.dense_mask((side, side))
+        parts = [mask[:, k, None] * features[plan.index[:, k]] for k in range(plan.index.shape[1])]
+        assert_close(mixed, sum(parts))
+        grad = torch.autograd.grad(mixed.sum(), features)[0]
+        expected = torch.zeros_like(grad)
+        for k in range(plan.index.shape[1]):
+            expected.index_add_(0, plan.index[:, k], mask[:, k, None].expand(features.shape))
+        assert_close(grad, expected)
