@@ -38,7 +38,7 @@ def test_methods_are_those_of_the_table():
     assert TEXT.split("<!-- methods -->")[1].split("<!-- /methods -->")[0].strip() == methods_table()
 
 
-@pytest.mark.parametrize("recipe", ["digits100"])
+@pytest.mark.parametrize("recipe", ["digits100", "cifar10_small"])
 def test_results_are_those_that_were_measured(recipe):
     """The tables of the README follow from the CSV files beside their charts."""
     values: dict[str, dict[str, list[float]]] = {}
