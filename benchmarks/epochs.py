@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 
 from peers import peers
-from timing import compared, parse, show, write
+from timing import parse, reported, show, write
 from transformers import Trainer, TrainingArguments
 from transformers.data import default_data_collator
 
@@ -74,13 +74,7 @@ contenders |= {f"run_mixup.py --mix {name}": ours(name) for name in ("vanilla", 
 others = peers(10)
 contenders |= {f"Trainer, {name}": stock(others[name]) for name in others if "per image" not in name}
 
-taken = {name: [] for name in contenders}
-for turn in range(args.rounds + 1):
-    for name, seconds in contenders.items():
-        value = seconds()
-        if turn:  # the first one warms up
-            taken[name].append(value)
-rows = compared(taken)
+rows = reported(contenders, args.rounds)
 title = f"digits, {ARCHITECTURE}, batches of 64"
 show(f"epochs of {title}, on {args.device}, {args.threads} thread(s)", rows)
 write(args, {title: rows})

@@ -14,7 +14,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 from datasets import ClassLabel, Dataset, Features, Image
-from timing import compared, interleaved, now, parse, show, write
+from timing import interleaved, now, parse, reported, show, write
 from timm.data import create_loader
 from timm.data.transforms import ToNumpy
 from torch import nn
@@ -177,14 +177,7 @@ def trained_steps(data: Dataset, image: str, label: str, folder: str) -> Callabl
 source = cifar10(args.dataset, args.images)
 brought = interleaved(loaders(*source), args.rounds, args.device, moment)
 with tempfile.TemporaryDirectory() as folder:
-    runs = {"the bare step": bare_steps(), "MixupTrainer, cutmix": trained_steps(*source, folder)}
-    taken: dict[str, list[float]] = {name: [] for name in runs}
-    for turn in range(args.rounds + 1):
-        for name, seconds in runs.items():
-            value = seconds()
-            if turn:  # the first one warms up
-                taken[name].append(value)
-steps = compared(taken)
+    steps = reported({"the bare step": bare_steps(), "MixupTrainer, cutmix": trained_steps(*source, folder)}, args.rounds)
 for rows, images in ((brought, args.images // args.batch * args.batch), (steps, args.step_batch)):
     for row in rows.values():
         row["images_per_second"] = 1000 * images / row["ms"][1]

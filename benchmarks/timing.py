@@ -70,11 +70,21 @@ def interleaved(
             for _ in range(calls[name]):
                 run()
             seconds[name].append((clock() - start) / calls[name])
-    return compared(seconds)
+    return _compared(seconds)
 
 
-def compared(seconds: Mapping[str, list[float]]) -> Rows:
-    """Of turns that were timed otherwise, a list for each contender."""
+def reported(contenders: Mapping[str, Callable[[], float]], rounds: int) -> Rows:
+    """The same of contenders that return the seconds they took; the first turn warms up."""
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    for turn in range(rounds + 1):
+        for name, run in contenders.items():
+            value = run()
+            if turn:
+                seconds[name].append(value)
+    return _compared(seconds)
+
+
+def _compared(seconds: Mapping[str, list[float]]) -> Rows:
     first = seconds[next(iter(seconds))]
     return {
         name: {"ms": spread([1000 * value for value in values]), "ratio": spread([a / b for a, b in zip(values, first, strict=True)])}

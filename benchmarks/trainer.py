@@ -4,9 +4,10 @@ Both train the same network on the same images from memory, in turns, for rounds
 """
 
 import tempfile
+from functools import partial
 
 import torch
-from timing import compared, now, parse, show, write
+from timing import now, parse, reported, show, write
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from hf_mixup import MixupTrainer, MixupTrainingArguments
@@ -61,10 +62,6 @@ def seconds(ours: bool) -> float:
     return clock.seconds / args.steps
 
 
-taken: dict[str, list[float]] = {"Trainer": [], "MixupTrainer, no mixing": []}
-for _ in range(args.rounds):
-    for name, values in taken.items():
-        values.append(seconds(ours=name != "Trainer"))
-rows = compared(taken)
+rows = reported({"Trainer": partial(seconds, False), "MixupTrainer, no mixing": partial(seconds, True)}, args.rounds)
 show(f"a step, rounds of {args.steps} on {args.device}, {args.threads} thread(s)", rows)
 write(args, {"a step": rows})
