@@ -11,11 +11,10 @@ from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForImageClassification,
+    PreTrainedConfig,
     PreTrainedModel,
     PvtConfig,
-    PvtForImageClassification,
     ViTConfig,
-    ViTForImageClassification,
 )
 
 from hf_mixup.backbones.cifar_convnext import CifarConvNextConfig, CifarConvNextForImageClassification
@@ -38,29 +37,32 @@ for _config, _network in (
 os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
 
 _WIDE = {"layer_type": "bottleneck", "depths": (3, 4, 6, 3)}
-# names of ours, for what neither transformers nor timm has; every other name is timm's
-ARCHITECTURES: dict[str, dict[str, Any]] = {
-    "cifar_resnet20": {"depths": (3, 3, 3), "widths": (16, 32, 64), "embedding_size": 16},
-    "cifar_resnet18": {},
-    "cifar_resnet34": {"depths": (3, 4, 6, 3)},
-    "cifar_resnet50": _WIDE,
-    "cifar_resnet101": {**_WIDE, "depths": (3, 4, 23, 3)},
-    "cifar_resnext50_32x4d": {**_WIDE, "groups": 32, "base_width": 4},
-    "cifar_convnext_tiny": {},
-    "cifar_wrn28_8": {},
-    "moganet_tiny": {},
+# names of ours, for what timm lacks: the config, and its fields; every other name is timm's
+ARCHITECTURES: dict[str, tuple[type[PreTrainedConfig], dict[str, Any]]] = {
+    "cifar_resnet20": (CifarResNetConfig, {"depths": (3, 3, 3), "widths": (16, 32, 64), "embedding_size": 16}),
+    "cifar_resnet18": (CifarResNetConfig, {}),
+    "cifar_resnet34": (CifarResNetConfig, {"depths": (3, 4, 6, 3)}),
+    "cifar_resnet50": (CifarResNetConfig, _WIDE),
+    "cifar_resnet101": (CifarResNetConfig, {**_WIDE, "depths": (3, 4, 23, 3)}),
+    "cifar_resnext50_32x4d": (CifarResNetConfig, {**_WIDE, "groups": 32, "base_width": 4}),
+    "cifar_convnext_tiny": (CifarConvNextConfig, {}),
+    "cifar_wrn28_8": (CifarWideResNetConfig, {}),
+    "moganet_tiny": (MogaNetConfig, {}),
     # transformers' own, whose first version timm lacks
-    "pvt_tiny": {},
-    "pvt_small": {"depths": (3, 4, 6, 3)},
+    "pvt_tiny": (PvtConfig, {}),
+    "pvt_small": (PvtConfig, {"depths": (3, 4, 6, 3)}),
     # for digits and tests: a vision transformer that trains in a minute on a CPU
-    "vit_mini": {
-        "hidden_size": 96,
-        "num_hidden_layers": 4,
-        "num_attention_heads": 4,
-        "intermediate_size": 192,
-        "patch_size": 4,
-        "hidden_dropout_prob": 0.0,
-    },
+    "vit_mini": (
+        ViTConfig,
+        {
+            "hidden_size": 96,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 4,
+            "intermediate_size": 192,
+            "patch_size": 4,
+            "hidden_dropout_prob": 0.0,
+        },
+    ),
 }
 
 # the names of the published tables: what they mean, and on images of up to 64 pixels, where CNNs have a 3x3 stem
@@ -111,20 +113,15 @@ def from_scratch(architecture: str, num_labels: int, image_size: int, *, drop_pa
     architecture = architecture_of(architecture, image_size)
     if architecture not in ARCHITECTURES:
         return _timm_from_scratch(architecture, num_labels, image_size, drop_path, **labels)
-    fields = {**ARCHITECTURES[architecture], "num_labels": num_labels, **labels}
-    if drop_path and not architecture.startswith(("pvt", "moganet", "cifar_convnext")):
-        raise ValueError(f"drop_path must be 0 for {architecture!r}, which drops no paths, got {drop_path}; leave it out.")
-    if architecture.startswith("cifar_convnext"):
-        return CifarConvNextForImageClassification(CifarConvNextConfig(**fields, drop_path_rate=drop_path))
-    if architecture.startswith("cifar_wrn"):
-        return CifarWideResNetForImageClassification(CifarWideResNetConfig(**fields))
-    if architecture.startswith("cifar"):
-        return CifarResNetForImageClassification(CifarResNetConfig(**fields))
-    if architecture.startswith("moganet"):
-        return MogaNetForImageClassification(MogaNetConfig(**fields, drop_path_rate=drop_path))
-    if architecture.startswith("pvt"):
-        return PvtForImageClassification(PvtConfig(**fields, image_size=image_size, drop_path_rate=drop_path))
-    return ViTForImageClassification(ViTConfig(**fields, image_size=image_size))
+    config, fields = ARCHITECTURES[architecture]
+    fields = {**fields, "num_labels": num_labels, **labels}
+    if drop_path:
+        if not hasattr(config, "drop_path_rate"):
+            raise ValueError(f"drop_path must be 0 for {architecture!r}, which drops no paths, got {drop_path}; leave it out.")
+        fields["drop_path_rate"] = drop_path
+    if hasattr(config, "image_size"):
+        fields["image_size"] = image_size
+    return AutoModelForImageClassification.from_config(config(**fields))
 
 
 def _timm_from_scratch(architecture: str, num_labels: int, image_size: int, drop_path: float = 0.0, **labels: Any) -> PreTrainedModel:
