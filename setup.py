@@ -13,7 +13,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["hf_mixup", "hf_mixup.*"]),
-    package_data={"hf_mixup": ["templates/*"]},
+    package_data={"hf_mixup": ["report/templates/*"]},
     python_requires=">=3.11",
     install_requires=[
         "torch>=2.9",

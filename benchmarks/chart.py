@@ -6,7 +6,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from hf_mixup.plots import COLOURS
+from hf_mixup.report.plots import COLOURS
 
 OURS, OTHERS, BASE = COLOURS[0], COLOURS[1], "#999999"
 

@@ -7,7 +7,7 @@ from timing import interleaved, parse, show, write
 from transformers import DeiTConfig, DeiTForImageClassification
 
 from hf_mixup import METHODS, MixupModel
-from hf_mixup.rng import MixKey
+from hf_mixup.core.rng import MixKey
 
 args = parse(
     __doc__,

@@ -11,8 +11,8 @@ import torch
 from timing import interleaved, parse, peak_memory, show, write
 
 from hf_mixup import METHODS, MixupModel
-from hf_mixup.backbones import from_scratch
-from hf_mixup.rng import MixKey
+from hf_mixup.core.rng import MixKey
+from hf_mixup.networks.backbones import from_scratch
 
 PASSES = {"vanilla": 3, "mixup": 3, "automix": 9, "samix": 9, "adautomix": 12}
 args = parse(

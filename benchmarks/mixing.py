@@ -9,9 +9,9 @@ from peers import peers
 from timing import interleaved, parse, peak_memory, show, write
 
 from hf_mixup import METHODS, blend
+from hf_mixup.core.policy import Signals
+from hf_mixup.core.rng import keyed
 from hf_mixup.methods import needs_of_model
-from hf_mixup.policy import Signals
-from hf_mixup.rng import keyed
 
 args = parse(__doc__, rounds=15)
 num_labels = 100

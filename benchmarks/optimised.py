@@ -9,11 +9,11 @@ import torch
 from timing import interleaved, parse, show, write
 
 from hf_mixup import blend
-from hf_mixup.geometry import pooled_evidence
+from hf_mixup.core.geometry import pooled_evidence
+from hf_mixup.core.policy import SamplePolicy, Signals
+from hf_mixup.core.rng import keyed, log_gamma_variate
 from hf_mixup.policies import CoMixup, PuzzleMix
 from hf_mixup.policies.comixup import compatibility, objective, peaks, solve_parts, unary
-from hf_mixup.policy import SamplePolicy, Signals
-from hf_mixup.rng import keyed, log_gamma_variate
 
 RECORDED_MS = {"PuzzleMix, 2": 22, "PuzzleMix, 4": 50, "PuzzleMix, 8": 109, "PuzzleMix, 16": 3855, "Co-Mixup": 2488}
 # on 40 parts of 20 of other images; means

@@ -25,8 +25,10 @@ from transformers.data import default_data_collator
 
 from hf_mixup import MixupTrainer, MixupTrainingArguments
 from hf_mixup.arguments import DataArguments
-from hf_mixup.backbones import from_scratch
-from hf_mixup.data import ImageDataset, ImageFormat, load_images
+from hf_mixup.data.dataset import ImageDataset
+from hf_mixup.data.processor import ImageFormat
+from hf_mixup.data.sources import load_images
+from hf_mixup.networks.backbones import from_scratch
 
 args = parse(
     __doc__,

@@ -10,9 +10,9 @@ from timing import interleaved, parse, peak_memory, show, write
 from torch.nn import functional as F
 
 from hf_mixup import METHODS, MixupModel
-from hf_mixup.backbones import from_scratch
+from hf_mixup.core.rng import MixKey
 from hf_mixup.methods import needs_of_model
-from hf_mixup.rng import MixKey
+from hf_mixup.networks.backbones import from_scratch
 
 args = parse(__doc__, rounds=9)
 on_cpu = args.device == "cpu"

@@ -11,7 +11,7 @@ from timing import now, parse, reported, show, write
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from hf_mixup import MixupTrainer, MixupTrainingArguments
-from hf_mixup.backbones import from_scratch
+from hf_mixup.networks.backbones import from_scratch
 
 args = parse(__doc__, rounds=7, steps={"type": int, "default": 100}, batch={"type": int, "default": 32})
 WARM_UP = 5  # steps

@@ -10,14 +10,14 @@ _HOME = {
     "Method": "methods",
     "MethodChoice": "methods",
     "get_method": "methods",
-    "MixPlan": "plan",
-    "blend": "plan",
-    "mix_targets": "plan",
-    "MixupCollator": "collator",
-    "MixupLoss": "collator",
-    "MixupCallback": "collator",
-    "MixupModel": "modeling",
-    "MixupTrainer": "trainer",
+    "MixPlan": "core.plan",
+    "blend": "core.plan",
+    "mix_targets": "core.plan",
+    "MixupCollator": "data.collator",
+    "MixupLoss": "data.collator",
+    "MixupCallback": "data.collator",
+    "MixupModel": "model",
+    "MixupTrainer": "training.trainer",
     "MixupTrainingArguments": "arguments",
 }
 __all__ = ["__version__", *_HOME]
@@ -26,8 +26,8 @@ __all__ = ["__version__", *_HOME]
 def __getattr__(name: str):
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    if _HOME[name] not in ("methods", "plan"):
-        import_module(f"{__name__}.checks").check_torchvision()  # before transformers stumbles over it
+    if _HOME[name] not in ("methods", "core.plan"):
+        import_module(f"{__name__}.core.checks").check_torchvision()  # before transformers stumbles over it
     value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
     globals()[name] = value
     return value

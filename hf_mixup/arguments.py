@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field, fields
-from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import TrainingArguments
 
-from hf_mixup.backbones import same_architecture
-from hf_mixup.checks import check_between, check_count, check_known, nearest
+from hf_mixup.core.checks import check_between, check_count, check_known
+from hf_mixup.core.rng import MODES
 from hf_mixup.methods import METHODS, MethodChoice
-from hf_mixup.rng import MODES
 
 
 @dataclass
@@ -243,84 +241,3 @@ def known_arguments() -> set[str]:
     """The names of the arguments of run_mixup.py, which a recipe may set."""
     kinds = (ModelArguments, DataArguments, RunArguments, MixupTrainingArguments)
     return {field.name for kind in kinds for field in fields(kind)} - {"recipe"}
-
-
-# what a recipe may hold beside arguments
-OVERLAYS = ("for_method", "for_backbone")
-ABOUT = "benchmark"
-
-
-def read_recipe(
-    name: str, folder: Path, known: set[str] | None = None, mix: list[str] | None = None, architecture: str | None = None
-) -> dict[str, Any]:
-    """The arguments of a recipe, for these methods and this network.
-
-    A recipe maps arguments to values. Beside them, `for_method` has arguments that hold for one choice of methods, by names joined
-    with `+` as in `mixup+cutmix`, and `for_backbone` those that hold for one network, with a `for_method` of its own:
-
-        alpha: [1.0]
-        for_method: {cutmix: {alpha: [0.2]}}
-        for_backbone: {ResNeXt-50-32x4d: {learning_rate: 0.05, for_method: {cutmix: {alpha: [1.0]}}}}
-
-    The later in this list of three, the stronger, and what stands under both names is strongest. What stands under `benchmark` says
-    how results are reported; see `benchmark.py`.
-
-    Args:
-        name: a YAML file, or the name of one in `folder`.
-        known: names of arguments; those of run_mixup.py if None.
-        mix, architecture: what is typed; the recipe's own where None.
-
-    Raises:
-        ValueError: for unknown names and keys, wherever they stand.
-    """
-    known = known_arguments() if known is None else known
-    values = load_recipe(name, folder)
-    values.pop(ABOUT, None)
-    methods, backbones = (_overlays(values, key, name) for key in OVERLAYS)
-    chosen = values.get("mix", ["mixup", "cutmix"]) if mix is None else mix
-    chosen = "+".join([chosen] if isinstance(chosen, str) else chosen)
-    network = architecture or values.get("architecture")
-    general, special, unused = [values], [], []
-    for backbone, overlay in backbones.items():
-        matches = network is not None and same_architecture(backbone, network)
-        within = _overlays(overlay, "for_method", name)
-        (general if matches else unused).append(overlay)
-        for method, arguments in within.items():
-            (special if matches and method == chosen else unused).append(arguments)
-    for method, arguments in methods.items():
-        (general if method == chosen else unused).append(arguments)
-    layers = [*general, *special]
-    for layer in [*layers, *unused]:
-        for key in layer:
-            if key not in known:
-                raise ValueError(f"recipe {name!r} must set arguments of this script, got {key!r}; {nearest(key, known)}")
-    return {key: value for layer in layers for key, value in layer.items()}
-
-
-def _overlays(values: dict[str, Any], key: str, recipe: str) -> dict[str, dict[str, Any]]:
-    """Takes out what stands under `key`: arguments by name."""
-    found = values.pop(key, None) or {}
-    if not isinstance(found, dict) or not all(isinstance(arguments, dict) for arguments in found.values()):
-        raise ValueError(f"recipe {recipe!r} must map names to arguments under {key!r}, got {found!r}; write `cutmix: {{alpha: [0.2]}}`.")
-    return {name: dict(arguments) for name, arguments in found.items()}
-
-
-def load_recipe(name: str, folder: Path) -> dict[str, Any]:
-    """A recipe as it is written: a YAML file, or the name of one in `folder`. Raises ValueError where there is none."""
-    import yaml
-
-    path = Path(name)
-    if path.suffix not in (".yaml", ".yml"):
-        names = sorted(file.stem for file in folder.glob("*.yaml"))
-        if name not in names:
-            raise ValueError(f"recipe must be a YAML file or a known name, got {name!r}; {nearest(name, names)}")
-        path = folder / f"{name}.yaml"
-    if not path.is_file():
-        raise ValueError(f"recipe must be a YAML file that exists, got {name!r}; look at the path.")
-    try:
-        values = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise ValueError(f"recipe {name!r} must be plain YAML, got {' '.join(str(error).split())}; mend the file.") from None
-    if not isinstance(values, dict):
-        raise ValueError(f"recipe {name!r} must map arguments to values, got {type(values).__name__}; write one `key: value` a line.")
-    return values

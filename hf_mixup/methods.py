@@ -12,19 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_mixup.checks import (
-    check_between,
-    check_images,
-    check_known,
-    check_labels,
-    check_probabilities,
-    check_switch,
-    nearest,
-)
-from hf_mixup.hub import download
+from hf_mixup.core.checks import check_between, check_images, check_known, check_labels, check_probabilities, check_switch, nearest
+from hf_mixup.core.hub import download
+from hf_mixup.core.losses import LOSSES, CrossEntropy, Decoupled, Loss
+from hf_mixup.core.plan import blend, mix_targets
+from hf_mixup.core.policy import LabelPolicy, SamplePolicy, Signals
+from hf_mixup.core.rng import keyed
 from hf_mixup.labels import LABEL_POLICIES, AlignedLabels, AreaLabels, AttentionLabels, ProgressiveLabels, SaliencyLabels, TokenLabels
-from hf_mixup.losses import LOSSES, CrossEntropy, Decoupled, Loss
-from hf_mixup.plan import blend, mix_targets
 from hf_mixup.policies import (
     SAMPLE_POLICIES,
     AttentiveMix,
@@ -49,8 +43,6 @@ from hf_mixup.policies import (
     TokenMix,
     Vanilla,
 )
-from hf_mixup.policy import LabelPolicy, SamplePolicy, Signals
-from hf_mixup.rng import keyed
 from hf_mixup.steps import STEPS, AdversarialMixing, AlignMix, LearnedMixing, ManifoldMix, RecursiveMix, SMMixing, Standard, SUMix, SuperMix
 from hf_mixup.steps.step import Step
 

@@ -7,15 +7,15 @@ from torch import nn
 from torch.testing import assert_close
 
 import tiny
-from hf_mixup.geometry import centred_boxes
-from hf_mixup.losses import BCE, CrossEntropy
-from hf_mixup.plan import Dense, MixPlan, Share, blend, mix_targets, onehot
+from hf_mixup.core.geometry import centred_boxes
+from hf_mixup.core.losses import BCE, CrossEntropy
+from hf_mixup.core.plan import Dense, MixPlan, Share, blend, mix_targets, onehot
+from hf_mixup.networks.signals.features import Tap, class_activation
+from hf_mixup.networks.signals.saliency import clean_gradient, input_saliency, saliency_of
 from hf_mixup.policies.attentivemix import attentive_plan
 from hf_mixup.policies.guidedmixup import blurred, distances, greedy_circle, guided_plan, normalised, spectral_residual
 from hf_mixup.policies.recursivepaste import recursive_plan
 from hf_mixup.policies.snapmix import semantic_maps, snap_plan
-from hf_mixup.signals.features import Tap, class_activation
-from hf_mixup.signals.saliency import clean_gradient, input_saliency, saliency_of
 from hf_mixup.steps.alignmix import aligned_mix, transport
 from hf_mixup.steps.manifoldmix import mixed_output
 from hf_mixup.steps.recursivemix import region_loss, roi_features

@@ -3,9 +3,9 @@
 import torch
 from torch.testing import assert_close
 
-from hf_mixup.geometry import box_plan, centred_boxes, dense_pair
-from hf_mixup.losses import BCE, CrossEntropy, smooth
-from hf_mixup.plan import Boxes, Dense, MixPlan, Share, blend, mix_targets, onehot
+from hf_mixup.core.geometry import box_plan, centred_boxes, dense_pair
+from hf_mixup.core.losses import BCE, CrossEntropy, smooth
+from hf_mixup.core.plan import Boxes, Dense, MixPlan, Share, blend, mix_targets, onehot
 from hf_mixup.policies.fmix import brightest, reference_field
 from hf_mixup.policies.gridmix import holes
 from hf_mixup.policies.resizemix import cut_boxes, moved_boxes, paste_resized

@@ -9,15 +9,15 @@ import torch
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from hf_mixup.geometry import box_plan, enlarged
+from hf_mixup.core.geometry import box_plan, enlarged
+from hf_mixup.core.losses import CrossEntropy, Decoupled, DecoupledBCE, decoupled_log_probs, rescale, smooth
+from hf_mixup.core.plan import Dense, MixPlan, Share, blend, mix_targets, onehot
+from hf_mixup.core.policy import Signals
 from hf_mixup.labels import AlignedLabels, AttentionLabels, ProgressiveLabels, TokenLabels
 from hf_mixup.labels.align import aligned
 from hf_mixup.labels.attention import attention_shares
-from hf_mixup.losses import CrossEntropy, Decoupled, DecoupledBCE, decoupled_log_probs, rescale, smooth
-from hf_mixup.plan import Dense, MixPlan, Share, blend, mix_targets, onehot
 from hf_mixup.policies.smmix import extreme_squares, max_min_plan, square_sides
 from hf_mixup.policies.tokenmix import block_mask, random_mask
-from hf_mixup.policy import Signals
 from hf_mixup.steps.smmixing import consistency_loss, fine_grained_loss
 from hf_mixup.steps.sumix import semantic_distances, uncertainties, uncertainty_loss, weighed
 

@@ -4,11 +4,11 @@ import torch
 from torch.nn.functional import one_hot
 from torch.testing import assert_close
 
-from hf_mixup.geometry import pooled_evidence
-from hf_mixup.plan import blend, mix_targets
+from hf_mixup.core.geometry import pooled_evidence
+from hf_mixup.core.plan import blend, mix_targets
+from hf_mixup.core.solvers import grid_energy, solve_grid
 from hf_mixup.policies.comixup import compatibility, objective, peaks, shares_plan, solve_parts, unary
 from hf_mixup.policies.puzzlemix import label_costs, mask_plan, perturbed, terms, transport
-from hf_mixup.solvers import grid_energy, solve_grid
 
 
 def puzzlemix(case):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from hf_mixup.checkpoints import last_complete_checkpoint, what_is_wrong
+from hf_mixup.training.checkpoints import last_complete_checkpoint, what_is_wrong
 from small import Images, network_for, trainer, vit, weights
 
 context = multiprocessing.get_context("forkserver")

@@ -7,9 +7,9 @@ import numpy as np
 import torch
 from torch.testing import assert_close
 
-from hf_mixup.plan import MixPlan, blend, mix_targets
-from hf_mixup.policy import Signals
-from hf_mixup.rng import MixKey, keyed
+from hf_mixup.core.plan import MixPlan, blend, mix_targets
+from hf_mixup.core.policy import Signals
+from hf_mixup.core.rng import MixKey, keyed
 
 SHAPES = [(2, 3, 7, 5), (3, 1, 8, 8), (5, 4, 16, 12), (64, 3, 32, 32)]
 # a policy of one mask for the whole batch, or of whole cells, may label with the share it drew: one pixel
@@ -93,7 +93,7 @@ def identity(blend_function, label, shape):
 
 
 def _whole_masks(shape):
-    from hf_mixup.plan import Boxes, Dense, Share
+    from hf_mixup.core.plan import Boxes, Dense, Share
 
     batch, _, height, width = shape
     whole = torch.tensor([1.0, 0.0]).expand(batch, 2)

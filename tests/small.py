@@ -4,8 +4,8 @@ import torch
 from transformers import PreTrainedModel, ResNetConfig, ResNetForImageClassification, ViTConfig, ViTForImageClassification
 
 from hf_mixup import MixupTrainer, MixupTrainingArguments
-from hf_mixup.examples import default_architecture
 from hf_mixup.methods import MethodChoice
+from hf_mixup.report.examples import default_architecture
 
 
 class Images(torch.utils.data.Dataset):

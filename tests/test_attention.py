@@ -11,9 +11,9 @@ from transformers.models.swin import modeling_swin as swin
 
 import tiny
 from hf_mixup import MixupModel, get_method
-from hf_mixup.plan import blend
-from hf_mixup.rng import MixKey
-from hf_mixup.signals.attention import AttentionTaps
+from hf_mixup.core.plan import blend
+from hf_mixup.core.rng import MixKey
+from hf_mixup.networks.signals.attention import AttentionTaps
 from refusals import refuses
 
 FAMILIES = ["vit", "deit", "swin", "pvt", "pvt_v2", "timm_vit", "timm_swin"]

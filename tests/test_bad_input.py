@@ -19,10 +19,10 @@ from torch.testing import assert_close
 from transformers import Trainer
 
 from hf_mixup import METHODS, MixupCollator, MixupLoss, MixupModel, MixupTrainer, get_method
-from hf_mixup.losses import BCE
+from hf_mixup.core.losses import BCE
+from hf_mixup.core.rng import MixKey, beta
 from hf_mixup.methods import MethodChoice, needs_of_model
-from hf_mixup.rng import MixKey, beta
-from hf_mixup.signals.features import classifier_of
+from hf_mixup.networks.signals.features import classifier_of
 from refusals import refuses
 from small import Images, arguments, network_for, trainer, vit
 
@@ -59,11 +59,11 @@ def with_label(row, label, count=4):
 
 
 def test_row_01_batch_of_one_passes_unmixed(tmp_path, caplog):
-    from hf_mixup import collator
+    from hf_mixup.data import collator
 
     collator._logged.clear()
     collate = MixupCollator("cutmix", num_labels=4)
-    with caplog.at_level(logging.WARNING, "hf_mixup.collator"):
+    with caplog.at_level(logging.WARNING, "hf_mixup.data.collator"):
         for _ in range(2):
             example = batch(1)
             mixed = collate(example)
@@ -184,7 +184,7 @@ def test_row_15_probabilities(tmp_path, probabilities, message):
 def test_row_15_sums_are_not_compared_exactly():
     given = [0.1] * 10
     assert sum(given) != 1
-    from hf_mixup.checks import check_probabilities
+    from hf_mixup.core.checks import check_probabilities
 
     check_probabilities(given, 10)
     assert given == [0.1] * 10, "the caller's list is not changed"
@@ -264,7 +264,8 @@ def test_row_22_columns_dropped_by_the_trainer(tmp_path):
 def test_row_23_corrupt_image(tmp_path):
     from datasets import Dataset, Features, Image, Value
 
-    from hf_mixup.data import ImageDataset, ImageFormat
+    from hf_mixup.data.dataset import ImageDataset
+    from hf_mixup.data.processor import ImageFormat
 
     digit = io.BytesIO()
     PIL.Image.new("L", (8, 8)).save(digit, "png")

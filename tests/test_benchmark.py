@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from hf_mixup.benchmark import (
+from hf_mixup.report.benchmark import (
     Reported,
     Summary,
     accuracies,
@@ -96,7 +96,7 @@ def test_commands_give_the_configuration_back():
 
 
 def test_cards_are_current():
-    """`python -m hf_mixup.benchmark` makes them."""
+    """`python -m hf_mixup.report.benchmark` makes them."""
     made = published_cards(CARDS / "published_results.csv", RECIPES, CARDS / "measured.csv")
     assert {path.name for path in CARDS.glob("*.md")} == set(made)
     for name, text in made.items():

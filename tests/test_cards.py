@@ -12,11 +12,11 @@ from huggingface_hub import ModelCard
 from PIL import Image
 
 from hf_mixup import METHODS, MixupModel
-from hf_mixup.backbones import from_scratch
-from hf_mixup.cards import EVALUATED, bibtex, evaluated, fenced, plain, weights_hash, wrapped, write_evaluation, write_model_card
-from hf_mixup.corruptions import COMMON_CORRUPTIONS
-from hf_mixup.data import ImageFormat
-from hf_mixup.hub import without_secrets
+from hf_mixup.data.processor import ImageFormat
+from hf_mixup.evaluation.corruptions import COMMON_CORRUPTIONS
+from hf_mixup.networks.backbones import from_scratch
+from hf_mixup.report.card import EVALUATED, bibtex, evaluated, fenced, plain, weights_hash, wrapped, write_evaluation, write_model_card
+from hf_mixup.training.hub import without_secrets
 from small import Images, resnet, trainer
 
 HOSTILE = [

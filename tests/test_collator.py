@@ -9,8 +9,8 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments
 
 from hf_mixup import MixupCallback, MixupCollator, MixupLoss
-from hf_mixup.backbones import from_scratch
-from hf_mixup.losses import BCE
+from hf_mixup.core.losses import BCE
+from hf_mixup.networks.backbones import from_scratch
 from small import Images, difference, resnet, vit, weights
 
 

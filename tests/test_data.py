@@ -10,9 +10,12 @@ from scipy.stats import chisquare
 from torchvision.transforms.v2 import functional
 
 from hf_mixup import MixupCollator
-from hf_mixup.backbones import from_scratch
-from hf_mixup.data import Augmentation, ImageDataset, ImageFormat, RepeatedAugmentation, digits
-from hf_mixup.rng import hashed, hashed_integers
+from hf_mixup.core.rng import hashed, hashed_integers
+from hf_mixup.data.augment import Augmentation
+from hf_mixup.data.dataset import ImageDataset, RepeatedAugmentation
+from hf_mixup.data.processor import ImageFormat
+from hf_mixup.data.sources import digits
+from hf_mixup.networks.backbones import from_scratch
 from refusals import refuses
 from small import difference, trainer, weights
 

@@ -78,7 +78,7 @@ def test_results_and_card(own):
     for text in (card.text, (own / "evaluation.md").read_text()):
         assert f"| top-1 accuracy under FGSM, eps 8/255 | {found['attacks']['fgsm']['top1']:.4f} |" in text
     # a card written again keeps it
-    from hf_mixup.cards import write_model_card
+    from hf_mixup.report.card import write_model_card
 
     write_model_card(own, dataset="digits", split="test")
     again = ModelCard.load(own / "README.md")
@@ -99,7 +99,7 @@ def test_a_ready_corrupted_set(checkpoint, tmp_path):
     """With rows of every severity in one table; the images of `clean` are those of the test split. Neither set has anything to train on."""
     from datasets import DatasetDict, concatenate_datasets
 
-    from hf_mixup.data import digits
+    from hf_mixup.data.sources import digits
 
     parts, test = [], digits()["test"].select(range(20))
     for name in ("clean", "fog"):
@@ -125,8 +125,9 @@ def test_sets_without_images_to_train_on(tmp_path):
     from datasets import DatasetDict, Value
 
     from hf_mixup.arguments import DataArguments
-    from hf_mixup.data import ImageFormat, digits, load_images
-    from hf_mixup.evaluation import pixel_model
+    from hf_mixup.data.processor import ImageFormat
+    from hf_mixup.data.sources import digits, load_images
+    from hf_mixup.evaluation.evaluate import pixel_model
     from small import resnet
 
     test, form = digits()["test"], ImageFormat(32)
@@ -192,7 +193,7 @@ def test_every_protocol_in_five_minutes(own):
 
 def test_pictures_of_files_and_of_a_checkpoint(checkpoint, tmp_path):
     """Columns for what was asked, and a row more for masks' activation maps."""
-    from hf_mixup.data import digits
+    from hf_mixup.data.sources import digits
 
     files = [tmp_path / f"{row}.png" for row in range(3)]
     for row, file in enumerate(files):
@@ -208,9 +209,9 @@ def test_pictures_of_files_and_of_a_checkpoint(checkpoint, tmp_path):
 def test_mixtures_say_what_the_network_saw():
     """Masks, lam and partners of a column give its mixed image and its label again."""
     from hf_mixup import MixupModel
-    from hf_mixup.data import ImageFormat
-    from hf_mixup.examples import mixtures
-    from hf_mixup.rng import MixKey
+    from hf_mixup.core.rng import MixKey
+    from hf_mixup.data.processor import ImageFormat
+    from hf_mixup.report.examples import mixtures
     from small import resnet
 
     form, rng = ImageFormat(16), torch.Generator().manual_seed(0)
@@ -229,9 +230,9 @@ def test_mixtures_say_what_the_network_saw():
 
 
 def test_one_picture_of_every_method(tmp_path):
-    from hf_mixup.data import ImageFormat
-    from hf_mixup.examples import pairs_of_every_method
-    from hf_mixup.plots import overview
+    from hf_mixup.data.processor import ImageFormat
+    from hf_mixup.report.examples import pairs_of_every_method
+    from hf_mixup.report.plots import overview
 
     pixels = torch.stack([torch.full((3, 32, 32), -1.0), torch.full((3, 32, 32), 1.0)])
     names = ["cutmix", "recursivemix", "supermix", "transmix"]

@@ -8,13 +8,13 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from hf_mixup import METHODS, get_method
+from hf_mixup.core.plan import Dense, MixPlan, Share, blend
+from hf_mixup.core.policy import Signals
+from hf_mixup.core.rng import MixKey
 from hf_mixup.labels import SaliencyLabels
-from hf_mixup.plan import Dense, MixPlan, Share, blend
 from hf_mixup.policies.guidedmixup import greedy_circle
 from hf_mixup.policies.saliencygrafting import candidates
 from hf_mixup.policies.snapmix import snap_plan
-from hf_mixup.policy import Signals
-from hf_mixup.rng import MixKey
 
 SHAPE = torch.Size((4, 3, 32, 32))
 

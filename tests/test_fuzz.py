@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 import hf_mixup
 from hf_mixup import METHODS, MixupCollator, MixupModel
+from hf_mixup.core.rng import MixKey
 from hf_mixup.methods import PARTS, needs_of_model
-from hf_mixup.rng import MixKey
 from refusals import parts
 from small import NETWORKS, network_for
 

@@ -9,15 +9,15 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from hf_mixup import blend, get_method
-from hf_mixup.geometry import dense_pair
+from hf_mixup.core.geometry import dense_pair
+from hf_mixup.core.policy import Signals
+from hf_mixup.core.rng import beta, keyed, uniform
 from hf_mixup.policies import CutMix, FMix, GridMix, ResizeMix, SaliencyMix, SmoothMix
 from hf_mixup.policies.fmix import brightest, paper_field, reference_field
 from hf_mixup.policies.gridmix import holes
 from hf_mixup.policies.resizemix import cut_boxes, moved_boxes, paste_resized
 from hf_mixup.policies.saliencymix import blur8, bytes_of, fine_grained, gray8, peaks
 from hf_mixup.policies.smoothmix import windows
-from hf_mixup.policy import Signals
-from hf_mixup.rng import beta, keyed, uniform
 from refusals import refuses
 
 SIZES = [(32, 32), (15, 17), (32, 16), (9, 30), (8, 8), (7, 5)]

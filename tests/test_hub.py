@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import AutoModelForImageClassification
 
-import hf_mixup.backbones  # noqa: F401
+import hf_mixup.networks.backbones  # noqa: F401
 from hub_server import READ, USER, WRITE, LoopbackHub
 from run_script import ROOT
 
@@ -49,7 +49,7 @@ def python(hub, home, code, **environment):
 
 LOAD = """
 import json, sys, torch
-import hf_mixup.backbones
+import hf_mixup.networks.backbones
 from hf_mixup import Method, MixupModel
 from hf_mixup.mixers import MixBlock
 from transformers import AutoModelForImageClassification, pipeline
@@ -59,7 +59,7 @@ x = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 logits = lambda model: model.eval()(pixel_values=x).logits.tolist()
 run = MixupModel.from_pretrained(repo)
 own, alone = run.states["automix"].mixer.state_dict(), MixBlock.from_pretrained(repo).state_dict()
-from hf_mixup.data import digits
+from hf_mixup.data.sources import digits
 def checked(card):
     card.validate()  # by the Hub
     return card.data.to_dict()
@@ -83,7 +83,7 @@ before = model.backbone.classifier.weight.clone()
 MixupTrainer(model, arguments("go-on", max_steps=2), train_dataset=Images(16, 32, 10)).train()
 moved = (model.backbone.classifier.weight - before).abs().max().item()
 from small import resnet
-from hf_mixup.backbones import from_scratch
+from hf_mixup.networks.backbones import from_scratch
 other = MixupModel(from_scratch("cifar_resnet20", 4, 32), "automix", mix_args={"automix": {"mixer": repo}})
 reused = other.states["automix"].mixer
 print(json.dumps({"moved": moved, "frozen": not other.states["automix"].mixer_learns,
@@ -190,7 +190,7 @@ def test_row_40_nothing_is_lost_when_the_push_fails(hub, tmp_path):
     """The server dies in the middle of the push; the printed command brings everything when it is back."""
     out = tmp_path / "run"
     hub.die_at = "POST /api/models/tester/run/commit"
-    quick = f"import hf_mixup.hub as h, sys, runpy; h.WAITS = (0, 0); sys.argv = ['run_mixup.py', *sys.argv[1:]]; runpy.run_path({str(SCRIPT)!r}, run_name='__main__')"
+    quick = f"import hf_mixup.core.hub as h, sys, runpy; h.WAITS = (0, 0); sys.argv = ['run_mixup.py', *sys.argv[1:]]; runpy.run_path({str(SCRIPT)!r}, run_name='__main__')"
     words = [sys.executable, "-c", quick, "--output_dir", out, *RUN, "--hub_strategy", "end"]
     done = process(hub, tmp_path, *words, check=False)
     assert done.returncode not in (0, None)
@@ -210,7 +210,7 @@ def test_row_40_nothing_is_lost_when_the_push_fails(hub, tmp_path):
 
 
 RETRY = """
-import json, hf_mixup.hub as h
+import json, hf_mixup.core.hub as h
 from pathlib import Path
 h.WAITS = (0, 0)
 Path("folder").mkdir(); Path("folder/README.md").write_text("---\\nlicense: mit\\n---\\n")
@@ -230,8 +230,8 @@ def test_a_push_is_tried_again(hub, tmp_path):
 ERRORS = """
 import json
 from hf_mixup import Method, MixupModel
-from hf_mixup.backbones import load_classifier
-from hf_mixup.data import ImageFormat
+from hf_mixup.networks.backbones import load_classifier
+from hf_mixup.data.processor import ImageFormat
 said = {}
 def tell(name, function, *args, **kwargs):
     try:
@@ -291,8 +291,8 @@ def test_one_sentence_for_what_cannot_be_loaded(hub, tmp_path):
 TIMM = """
 import json, timm, torch
 from hf_mixup import MixupModel
-from hf_mixup.backbones import from_scratch, load_classifier, load_strictly
-from hf_mixup.cards import write_model_card
+from hf_mixup.networks.backbones import from_scratch, load_classifier, load_strictly
+from hf_mixup.report.card import write_model_card
 from huggingface_hub import HfApi
 from transformers import AutoModelForImageClassification
 x = torch.randn(2, 3, 32, 32)

@@ -6,7 +6,7 @@ from torch.testing import assert_close
 
 import laws
 from hf_mixup import METHODS
-from hf_mixup.plan import blend, blend_examples
+from hf_mixup.core.plan import blend, blend_examples
 
 # the exceptions stand on this table and nowhere else: methods whose papers do not label by the visible area
 # (law 1 and the sum of weights do not apply), or that need more room than the smallest shapes have

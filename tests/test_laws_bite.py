@@ -10,12 +10,12 @@ import torch
 
 import laws
 from hf_mixup import METHODS, Method, blend, get_method, methods
-from hf_mixup.geometry import centred_boxes
+from hf_mixup.core.geometry import centred_boxes
+from hf_mixup.core.plan import Boxes, Dense, MixPlan, Share
+from hf_mixup.core.policy import LabelPolicy, SamplePolicy
+from hf_mixup.core.rng import beta, keyed
 from hf_mixup.labels import AreaLabels
-from hf_mixup.plan import Boxes, Dense, MixPlan, Share
 from hf_mixup.policies import CutMix, FMix, GridMix, Mixup, ResizeMix, SaliencyMix, SmoothMix
-from hf_mixup.policy import LabelPolicy, SamplePolicy
-from hf_mixup.rng import beta, keyed
 
 SHAPE = (5, 3, 16, 12)
 

@@ -13,14 +13,16 @@ from torch.testing import assert_close
 from transformers import AutoModelForImageClassification
 
 from hf_mixup import METHODS, MixupModel
-from hf_mixup.data import ImageDataset, ImageFormat, digits
-from hf_mixup.examples import LAMS, MaskPictures, masks_of_mixers
+from hf_mixup.core.plan import MixPlan, Share, onehot
+from hf_mixup.core.policy import Signals
+from hf_mixup.core.rng import MixKey, keyed
+from hf_mixup.data.dataset import ImageDataset
+from hf_mixup.data.processor import ImageFormat
+from hf_mixup.data.sources import digits
 from hf_mixup.mixers import AdaptiveMask, MixBlock
 from hf_mixup.mixers.masks import adjust_mask, mask_loss, rescale_lam
-from hf_mixup.plan import MixPlan, Share, onehot
 from hf_mixup.policies import MultiMixup
-from hf_mixup.policy import Signals
-from hf_mixup.rng import MixKey, keyed
+from hf_mixup.report.examples import LAMS, MaskPictures, masks_of_mixers
 from hf_mixup.steps.learned import EVAL_NETS, LearnedState, decay, ema_momentum, eta_cross_entropy, pair_plan, within_margin
 from run_script import run_mixup, run_script
 from small import resnet, trainer

@@ -8,10 +8,10 @@ from torch.testing import assert_close
 from torchvision.transforms import v2
 
 from hf_mixup import MixPlan, blend, mix_targets
-from hf_mixup.geometry import box_plan, centred_boxes, minmax_boxes
-from hf_mixup.losses import BCE, CrossEntropy, smooth
-from hf_mixup.plan import Boxes, Dense, Share, onehot
-from hf_mixup.rng import keyed
+from hf_mixup.core.geometry import box_plan, centred_boxes, minmax_boxes
+from hf_mixup.core.losses import BCE, CrossEntropy, smooth
+from hf_mixup.core.plan import Boxes, Dense, Share, onehot
+from hf_mixup.core.rng import keyed
 
 CLASSES = 7
 

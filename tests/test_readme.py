@@ -15,8 +15,8 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 from transformers import Trainer, TrainingArguments
 
-from hf_mixup.benchmark import Summary, markdown_table
-from hf_mixup.cards import methods_table
+from hf_mixup.report.benchmark import Summary, markdown_table
+from hf_mixup.report.card import methods_table
 from run_script import ROOT
 from small import Images, difference, vit, weights
 
@@ -34,7 +34,7 @@ def commands():
 
 
 def test_methods_are_those_of_the_table():
-    """`python -c "from hf_mixup.cards import methods_table; print(methods_table())"` makes it."""
+    """`python -c "from hf_mixup.report.card import methods_table; print(methods_table())"` makes it."""
     assert TEXT.split("<!-- methods -->")[1].split("<!-- /methods -->")[0].strip() == methods_table()
 
 
@@ -90,8 +90,9 @@ def test_python_blocks(tmp_path, monkeypatch):
 @pytest.mark.parametrize("command", [line for line in commands() if "run_mixup.py" in line], ids=lambda line: line[-40:])
 def test_commands(tmp_path, command):
     """With local stand-ins for what comes from the Hub, and on less data."""
-    from hf_mixup.backbones import from_scratch
-    from hf_mixup.data import ImageFormat, digits
+    from hf_mixup.data.processor import ImageFormat
+    from hf_mixup.data.sources import digits
+    from hf_mixup.networks.backbones import from_scratch
 
     shutil.copytree(ROOT / "training_scripts", tmp_path / "training_scripts")
     data = digits()
@@ -144,8 +145,8 @@ def test_benchmark_commands(tmp_path, command):
 )
 def test_evaluation_commands(tmp_path, command, made):
     """On twenty digits."""
-    from hf_mixup.backbones import from_scratch
-    from hf_mixup.data import ImageFormat
+    from hf_mixup.data.processor import ImageFormat
+    from hf_mixup.networks.backbones import from_scratch
 
     shutil.copytree(ROOT / "training_scripts", tmp_path / "training_scripts")
     from_scratch("cifar_resnet20", 10, 32).save_pretrained(tmp_path / "runs/demo")

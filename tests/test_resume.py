@@ -11,7 +11,7 @@ from transformers import TrainerCallback
 
 import killed
 from hf_mixup import METHODS
-from hf_mixup.checkpoints import last_complete_checkpoint, what_is_wrong
+from hf_mixup.training.checkpoints import last_complete_checkpoint, what_is_wrong
 from refusals import refuses
 from small import Images, difference, trainer, vit, weights
 
@@ -50,7 +50,7 @@ def test_row_33_torn_checkpoint_is_passed_over_by_name(tmp_path, caplog):
             else:
                 torn.write_bytes(left)
             caplog.clear()
-            with caplog.at_level(logging.WARNING, "hf_mixup.checkpoints"):
+            with caplog.at_level(logging.WARNING, "hf_mixup.training.checkpoints"):
                 found = last_complete_checkpoint(tmp_path)
             if name == "mixup/state.safetensors" and left is None:
                 assert found == whole  # methods without a state have none; loading tells, row 36

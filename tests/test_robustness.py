@@ -8,7 +8,8 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from hf_mixup.corruptions import (
+from hf_mixup.core.rng import Draws
+from hf_mixup.evaluation.corruptions import (
     ALEXNET_ERRORS,
     COMMON_CORRUPTIONS,
     EXTRA_CORRUPTIONS,
@@ -18,8 +19,7 @@ from hf_mixup.corruptions import (
     mean_corruption_error,
     motion,
 )
-from hf_mixup.rng import Draws
-from hf_mixup.robustness import PixelModel, fgsm, occlude, pgd
+from hf_mixup.evaluation.robustness import PixelModel, fgsm, occlude, pgd
 from small import resnet
 
 ALL = (*COMMON_CORRUPTIONS, *EXTRA_CORRUPTIONS)

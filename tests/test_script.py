@@ -28,7 +28,7 @@ def results(folder):
 @pytest.fixture(scope="session")
 def image_folder(tmp_path_factory):
     """Forty digits as PNG files, one folder a class."""
-    from hf_mixup.data import digits
+    from hf_mixup.data.sources import digits
 
     folder = tmp_path_factory.mktemp("images")
     for split, rows in (("train", 120), ("validation", 40)):
@@ -40,7 +40,7 @@ def image_folder(tmp_path_factory):
 
 
 def test_leaves_what_it_promises(tmp_path):
-    import hf_mixup.backbones  # noqa: F401
+    import hf_mixup.networks.backbones  # noqa: F401
 
     out = tmp_path / "out"
     run_mixup("--output_dir", out, "--num_train_epochs", "2", "--max_train_samples", "256", "--max_eval_samples", "100")
@@ -53,7 +53,7 @@ def test_leaves_what_it_promises(tmp_path):
     card = (out / "README.md").read_text()
     assert f"{measured['eval_top1']:.4f}" in card
     # the saved model and image processor, used as a stranger would, give the accuracy that was reported
-    from hf_mixup.data import digits
+    from hf_mixup.data.sources import digits
 
     classify = pipeline("image-classification", str(out))
     data = digits()["test"].shuffle(seed=42).select(range(100))
@@ -94,7 +94,7 @@ def test_image_folder(tmp_path, image_folder):
 
 def test_parquet_and_save_to_disk(tmp_path, image_folder):
     """Both layouts of a local data set, with columns of other names."""
-    from hf_mixup.data import digits
+    from hf_mixup.data.sources import digits
 
     data = digits().rename_columns({"image": "img", "label": "fine_label"})
     (tmp_path / "parquet").mkdir()
@@ -110,7 +110,7 @@ def test_parquet_and_save_to_disk(tmp_path, image_folder):
 
 def test_trains_on_a_checkpoint(tmp_path):
     """A ViT of transformers with another number of classes, from a folder."""
-    from hf_mixup.data import ImageFormat
+    from hf_mixup.data.processor import ImageFormat
     from small import vit
 
     vit(num_labels=7, size=32).save_pretrained(tmp_path / "vit")
@@ -126,7 +126,7 @@ def test_timm_architecture_keeps_its_initialisation(tmp_path):
     """Finding F5: transformers' wrapper would overwrite timm's weights with normal noise."""
     import timm
 
-    from hf_mixup.backbones import from_scratch
+    from hf_mixup.networks.backbones import from_scratch
 
     torch.manual_seed(0)
     ours = from_scratch("resnet18", 10, 32).timm_model.state_dict()

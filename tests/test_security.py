@@ -8,12 +8,13 @@ import pytest
 import torch
 
 from hf_mixup import MethodChoice, MixupModel
-from hf_mixup.arguments import ModelArguments, read_recipe
-from hf_mixup.backbones import load_classifier
-from hf_mixup.benchmark import about
-from hf_mixup.cards import write_model_card
+from hf_mixup.arguments import ModelArguments
 from hf_mixup.mixers import MixBlock
-from hf_mixup.plots import gallery, overview
+from hf_mixup.networks.backbones import load_classifier
+from hf_mixup.recipes import read_recipe
+from hf_mixup.report.benchmark import about
+from hf_mixup.report.card import write_model_card
+from hf_mixup.report.plots import gallery, overview
 from refusals import refuses
 from small import resnet, trainer
 from test_cards import HOSTILE

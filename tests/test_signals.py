@@ -10,11 +10,11 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 import tiny
-from hf_mixup.policy import Signals
-from hf_mixup.signals import SIGNALS
-from hf_mixup.signals.features import StageTaps, classifier_of, last_feature_map, stage_names
-from hf_mixup.signals.saliency import clean_gradient, input_saliency
-from hf_mixup.signals.signal import reading
+from hf_mixup.core.policy import Signals
+from hf_mixup.networks.signals import SIGNALS
+from hf_mixup.networks.signals.features import StageTaps, classifier_of, last_feature_map, stage_names
+from hf_mixup.networks.signals.saliency import clean_gradient, input_saliency
+from hf_mixup.networks.signals.signal import reading
 
 every_family = pytest.mark.parametrize("family", tiny.FAMILIES)
 POLICY = SimpleNamespace(teacher=None, teacher_size=None, clean_lam=0.0)

@@ -11,7 +11,10 @@ from torch.nn.functional import one_hot
 from torch.testing import assert_close
 
 from hf_mixup import METHODS, blend, get_method
-from hf_mixup.geometry import pooled_evidence
+from hf_mixup.core.geometry import pooled_evidence
+from hf_mixup.core.policy import Signals
+from hf_mixup.core.rng import keyed, log_gamma_variate
+from hf_mixup.core.solvers import grid_energy, solve_grid
 from hf_mixup.policies import CoMixup, PuzzleMix
 from hf_mixup.policies.comixup import (
     best_labels,
@@ -26,9 +29,6 @@ from hf_mixup.policies.comixup import (
     unary,
 )
 from hf_mixup.policies.puzzlemix import attack, gather_pieces, label_costs, mask_plan, perturbed, terms, transport
-from hf_mixup.policy import Signals
-from hf_mixup.rng import keyed, log_gamma_variate
-from hf_mixup.solvers import grid_energy, solve_grid
 
 
 def blobs(number, side, seed, floor=0.02):

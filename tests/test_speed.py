@@ -9,9 +9,9 @@ from torch._dynamo.utils import counters
 from transformers import TrainerCallback
 
 from hf_mixup import METHODS, MixupModel
+from hf_mixup.core.rng import MixKey
 from hf_mixup.methods import needs_of_model
 from hf_mixup.policies import fmix, puzzlemix
-from hf_mixup.rng import MixKey
 from small import resnet, trainer, vit
 
 ROOT = Path(__file__).parents[1]

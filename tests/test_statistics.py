@@ -5,11 +5,11 @@ import pytest
 import torch
 
 from hf_mixup import METHODS
+from hf_mixup.core.policy import Signals
+from hf_mixup.core.rng import keyed, partners, uniform
 from hf_mixup.methods import MethodChoice
 from hf_mixup.policies.fmix import brightest, paper_field, reference_field
 from hf_mixup.policies.resizemix import cut_boxes, moved_boxes
-from hf_mixup.policy import Signals
-from hf_mixup.rng import keyed, partners, uniform
 
 MANY = 20000
 

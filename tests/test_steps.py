@@ -11,12 +11,12 @@ from torchvision.ops import roi_align
 
 import tiny
 from hf_mixup import MixupModel, get_method
+from hf_mixup.core.plan import blend
+from hf_mixup.core.policy import Signals
+from hf_mixup.core.rng import MixKey
 from hf_mixup.labels import SaliencyLabels
-from hf_mixup.plan import blend
-from hf_mixup.policy import Signals
-from hf_mixup.rng import MixKey
-from hf_mixup.signals.features import last_feature_map
-from hf_mixup.signals.saliency import input_saliency
+from hf_mixup.networks.signals.features import last_feature_map
+from hf_mixup.networks.signals.saliency import input_saliency
 from hf_mixup.steps.alignmix import aligned_mix, transport
 from hf_mixup.steps.supermix import search
 

@@ -1,6 +1,7 @@
 """The house keeps its shape: who may import whom, and what `import hf_mixup` costs."""
 
 import ast
+import graphlib
 import subprocess
 import sys
 from pathlib import Path
@@ -11,10 +12,10 @@ PACKAGE = Path(hf_mixup.__file__).parent
 ROOT = PACKAGE.parent
 
 
-def room(module: str) -> str:
-    """`hf_mixup.policies.cutmix` is in the room `policies`."""
-    parts = module.split(".")
-    return parts[1] if len(parts) > 1 else "hf_mixup"
+def rooms(module: str) -> set[str]:
+    """`hf_mixup.policies.cutmix` is in the room `policies`, and is `policies.cutmix`."""
+    parts = module.split(".")[1:]
+    return {".".join(parts[:depth]) for depth in (1, 2) if parts[:depth]}
 
 
 def drawn() -> dict[str, set[str]]:
@@ -47,13 +48,27 @@ def imported(tree: ast.Module) -> set[str]:
 
 
 def test_imports_follow_the_drawing():
-    allowed, missing = drawn(), []
+    arrows, missing = drawn(), []
     for path in PACKAGE.rglob("*.py"):
         module = ".".join(["hf_mixup", *path.relative_to(PACKAGE).with_suffix("").parts]).removesuffix(".__init__")
-        for name in imported(ast.parse(path.read_text())):
-            if room(name) not in {room(module), *allowed.get(room(module), ())}:
-                missing.append(f"{module} imports {name}")
+        own = rooms(module)
+        allowed = own.union(*(arrows.get(room, set()) for room in own))
+        missing += [f"{module} imports {name}" for name in imported(ast.parse(path.read_text())) if not rooms(name) & allowed]
     assert not missing, "arrows that ARCHITECTURE.md does not draw: " + "; ".join(sorted(missing))
+
+
+def test_no_arrow_runs_upwards():
+    """Every room is drawn below those that it imports, so there is no circle; and inside, files import each other in no circle."""
+    above = []
+    for name, targets in drawn().items():
+        room = name.split(".")[0]
+        assert targets <= {*above, room}, f"{name} imports {sorted(targets - set(above))}, drawn below it"
+        above.append(room)
+    graph = {}
+    for path in PACKAGE.rglob("*.py"):
+        module = ".".join(["hf_mixup", *path.relative_to(PACKAGE).with_suffix("").parts]).removesuffix(".__init__")
+        graph[module] = imported(ast.parse(path.read_text())) - {module}
+    assert tuple(graphlib.TopologicalSorter(graph).static_order())
 
 
 def test_import_is_light():

@@ -10,10 +10,10 @@ from torch.testing import assert_close
 from transformers import AutoModelForImageClassification, Trainer, TrainerCallback, TrainingArguments
 
 from hf_mixup import METHODS, Method, MethodChoice, MixupCollator, MixupModel, MixupTrainer
-from hf_mixup.callbacks import epoch_rows
-from hf_mixup.collator import MixedBatch
-from hf_mixup.metrics import mixed_accuracy
-from hf_mixup.rng import MixKey
+from hf_mixup.core.rng import MixKey
+from hf_mixup.data.collator import MixedBatch
+from hf_mixup.evaluation.metrics import mixed_accuracy
+from hf_mixup.training.callbacks import epoch_rows
 from small import NETWORKS, Images, arguments, difference, losses, trainer, vit, weights
 
 every_network = pytest.mark.parametrize("network", sorted(NETWORKS))
@@ -286,7 +286,7 @@ def test_compiled_backbone_keeps_names_and_weights(tmp_path):
 
 
 def test_cosine_of_the_published_recipes():
-    from hf_mixup.schedules import cosine
+    from hf_mixup.training.schedules import cosine
 
     # OpenMixup's CIFAR recipe: changes once an epoch of 500 steps, 400 epochs
     for epoch in (0, 1, 200, 399):

@@ -4,7 +4,7 @@ import torch
 import transformers
 from torch import nn
 
-from hf_mixup import backbones
+from hf_mixup.networks import backbones
 
 SIDE = 64  # pixels of the images that all of them take
 NUM_LABELS = 5

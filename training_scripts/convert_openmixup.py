@@ -19,9 +19,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from hf_mixup import Method, MixupModel, get_method
-from hf_mixup.backbones import from_scratch
-from hf_mixup.data import IMAGENET_MEAN, IMAGENET_STD, ImageFormat
+from hf_mixup.data.processor import IMAGENET_MEAN, IMAGENET_STD, ImageFormat
 from hf_mixup.mixers.mixblock import from_openmixup, renamed
+from hf_mixup.networks.backbones import from_scratch
 
 logger = logging.getLogger("convert_openmixup")
 

@@ -32,10 +32,21 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 
 from hf_mixup import METHODS, MixupModel
-from hf_mixup.backbones import from_scratch
-from hf_mixup.benchmark import Reported, Run, Summary, about, accuracies, configure, latex_table, markdown_table, published, published_value
 from hf_mixup.methods import MethodChoice
-from hf_mixup.plots import benchmark_chart
+from hf_mixup.networks.backbones import from_scratch
+from hf_mixup.report.benchmark import (
+    Reported,
+    Run,
+    Summary,
+    about,
+    accuracies,
+    configure,
+    latex_table,
+    markdown_table,
+    published,
+    published_value,
+)
+from hf_mixup.report.plots import benchmark_chart
 
 RECIPES = Path(__file__).parent / "recipes"
 PUBLISHED = Path(__file__).parents[1] / "model_cards" / "published_results.csv"

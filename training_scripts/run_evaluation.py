@@ -16,12 +16,13 @@ from transformers import HfArgumentParser
 from transformers.utils import logging as transformers_logging
 
 from hf_mixup.arguments import DataArguments
-from hf_mixup.backbones import load_classifier
-from hf_mixup.cards import evaluated, weights_hash, write_evaluation
-from hf_mixup.checks import nearest
-from hf_mixup.data import ImageFormat, load_images
-from hf_mixup.evaluation import EvaluationArguments, Evaluator, evaluate, pixel_model
-from hf_mixup.hub import without_secrets
+from hf_mixup.core.checks import nearest
+from hf_mixup.data.processor import ImageFormat
+from hf_mixup.data.sources import load_images
+from hf_mixup.evaluation.evaluate import EvaluationArguments, Evaluator, evaluate, pixel_model
+from hf_mixup.networks.backbones import load_classifier
+from hf_mixup.report.card import evaluated, weights_hash, write_evaluation
+from hf_mixup.training.hub import without_secrets
 
 logger = logging.getLogger("run_evaluation")
 

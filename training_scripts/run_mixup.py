@@ -20,14 +20,17 @@ from transformers import HfArgumentParser, set_seed
 from transformers.utils import logging as transformers_logging
 
 from hf_mixup import MixupTrainer, MixupTrainingArguments
-from hf_mixup.arguments import DataArguments, ModelArguments, RunArguments, read_recipe
-from hf_mixup.backbones import describe_for_timm, from_scratch, load_classifier
-from hf_mixup.checks import nearest
-from hf_mixup.data import ImageData, ImageDataset, ImageFormat, load_images
-from hf_mixup.examples import MaskPictures, default_architecture, mixed_examples, varied
-from hf_mixup.hub import without_secrets
+from hf_mixup.arguments import DataArguments, ModelArguments, RunArguments
+from hf_mixup.core.checks import nearest
+from hf_mixup.data.dataset import ImageDataset
+from hf_mixup.data.processor import ImageFormat
+from hf_mixup.data.sources import ImageData, load_images
 from hf_mixup.methods import taught_by_the_network
-from hf_mixup.plots import gallery
+from hf_mixup.networks.backbones import describe_for_timm, from_scratch, load_classifier
+from hf_mixup.recipes import read_recipe
+from hf_mixup.report.examples import MaskPictures, default_architecture, mixed_examples, varied
+from hf_mixup.report.plots import gallery
+from hf_mixup.training.hub import without_secrets
 
 RECIPES = Path(__file__).parent / "recipes"
 DEFAULTS = {

@@ -6,8 +6,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from hf_mixup.plan import MixPlan
-from hf_mixup.policy import LabelPolicy, Signals
+from hf_mixup.core.plan import MixPlan
+from hf_mixup.core.policy import LabelPolicy, Signals
 
 
 @dataclass(frozen=True)

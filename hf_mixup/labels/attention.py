@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hf_mixup.checks import check_between
-from hf_mixup.plan import MixPlan
-from hf_mixup.policy import LabelPolicy, Signals
+from hf_mixup.core.checks import check_between
+from hf_mixup.core.plan import MixPlan
+from hf_mixup.core.policy import LabelPolicy, Signals
 
 
 def attention_shares(plan: MixPlan, attention: Tensor) -> Tensor:

@@ -6,10 +6,10 @@ from typing import ClassVar
 from torch import Tensor
 from torch.nn import functional as F
 
-from hf_mixup.checks import check_between
+from hf_mixup.core.checks import check_between
+from hf_mixup.core.plan import MixPlan, mix_targets
+from hf_mixup.core.policy import LabelPolicy, Signals
 from hf_mixup.labels.attention import attention_shares
-from hf_mixup.plan import MixPlan, mix_targets
-from hf_mixup.policy import LabelPolicy, Signals
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from hf_mixup.checks import check_known
-from hf_mixup.geometry import pooled_evidence
-from hf_mixup.plan import Dense, MixPlan
-from hf_mixup.policy import LabelPolicy, Signals
+from hf_mixup.core.checks import check_known
+from hf_mixup.core.geometry import pooled_evidence
+from hf_mixup.core.plan import Dense, MixPlan
+from hf_mixup.core.policy import LabelPolicy, Signals
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from hf_mixup.plan import MixPlan
-from hf_mixup.policy import LabelPolicy, Signals
+from hf_mixup.core.plan import MixPlan
+from hf_mixup.core.policy import LabelPolicy, Signals
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_mixup.checks import check_between, check_count, check_known
+from hf_mixup.core.checks import check_between, check_count, check_known
 
 MASK_LOSSES = ("L1", "L1+Variance", "L2+Variance", "Sparsity")
 UPSAMPLING = ("nearest", "bilinear", "bicubic")

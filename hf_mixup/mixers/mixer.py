@@ -10,7 +10,7 @@ from huggingface_hub import ModelHubMixin, hf_hub_download
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from hf_mixup.hub import download_all, told_plainly
+from hf_mixup.core.hub import download_all, told_plainly
 
 WEIGHTS_NAME = "model.safetensors"
 RUN_FOLDER = "mixup"  # where a run keeps all but its classifier

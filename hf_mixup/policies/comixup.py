@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hf_mixup.checks import check_between, check_count, check_counts, check_known, check_positive
-from hf_mixup.geometry import block_count, enlarged, pooled_evidence
-from hf_mixup.plan import Dense, MixPlan
-from hf_mixup.policy import SamplePolicy, Signals
-from hf_mixup.rng import log_gamma_variate
+from hf_mixup.core.checks import check_between, check_count, check_counts, check_known, check_positive
+from hf_mixup.core.geometry import block_count, enlarged, pooled_evidence
+from hf_mixup.core.plan import Dense, MixPlan
+from hf_mixup.core.policy import SamplePolicy, Signals
+from hf_mixup.core.rng import log_gamma_variate
 
 # what a label costs that is not to be chosen
 _NEVER = 1e4

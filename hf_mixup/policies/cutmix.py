@@ -4,11 +4,11 @@ from dataclasses import dataclass
 
 import torch
 
-from hf_mixup.checks import check_between, check_mode, check_positive, check_range
-from hf_mixup.geometry import box_plan, minmax_boxes, random_boxes
-from hf_mixup.plan import MixPlan
-from hf_mixup.policy import SamplePolicy, Signals
-from hf_mixup.rng import beta, partners
+from hf_mixup.core.checks import check_between, check_mode, check_positive, check_range
+from hf_mixup.core.geometry import box_plan, minmax_boxes, random_boxes
+from hf_mixup.core.plan import MixPlan
+from hf_mixup.core.policy import SamplePolicy, Signals
+from hf_mixup.core.rng import beta, partners
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hf_mixup.checks import check_between, check_known, check_mode, check_positive
-from hf_mixup.geometry import dense_pair
-from hf_mixup.plan import MixPlan
-from hf_mixup.policy import SamplePolicy, Signals
-from hf_mixup.rng import beta, normal, partners
+from hf_mixup.core.checks import check_between, check_known, check_mode, check_positive
+from hf_mixup.core.geometry import dense_pair
+from hf_mixup.core.plan import MixPlan
+from hf_mixup.core.policy import SamplePolicy, Signals
+from hf_mixup.core.rng import beta, normal, partners
 
 
 @dataclass(frozen=True)

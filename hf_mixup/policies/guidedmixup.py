@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hf_mixup.checks import check_between, check_count, check_known, check_positive
-from hf_mixup.geometry import dense_pair
-from hf_mixup.plan import MixPlan
-from hf_mixup.policy import SamplePolicy, Signals
+from hf_mixup.core.checks import check_between, check_count, check_known, check_positive
+from hf_mixup.core.geometry import dense_pair
+from hf_mixup.core.plan import MixPlan
+from hf_mixup.core.policy import SamplePolicy, Signals
 
 
 @dataclass(frozen=True)

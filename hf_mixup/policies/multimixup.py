@@ -4,10 +4,10 @@ from dataclasses import dataclass
 
 import torch
 
-from hf_mixup.checks import check_count, check_known, check_positive
-from hf_mixup.plan import MixPlan, Share
-from hf_mixup.policy import SamplePolicy, Signals
-from hf_mixup.rng import beta
+from hf_mixup.core.checks import check_count, check_known, check_positive
+from hf_mixup.core.plan import MixPlan, Share
+from hf_mixup.core.policy import SamplePolicy, Signals
+from hf_mixup.core.rng import beta
 
 
 @dataclass(frozen=True)

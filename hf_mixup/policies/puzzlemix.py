@@ -9,20 +9,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hf_mixup.checks import (
-    check_between,
-    check_channels,
-    check_count,
-    check_counts,
-    check_mode,
-    check_per_channel,
-    check_positive,
-)
-from hf_mixup.geometry import block_count, enlarged, largest_divisor, pooled_evidence
-from hf_mixup.plan import Dense, MixPlan
-from hf_mixup.policy import SamplePolicy, Signals
-from hf_mixup.rng import beta, normal, partners, uniform
-from hf_mixup.solvers import solve_grid
+from hf_mixup.core.checks import check_between, check_channels, check_count, check_counts, check_mode, check_per_channel, check_positive
+from hf_mixup.core.geometry import block_count, enlarged, largest_divisor, pooled_evidence
+from hf_mixup.core.plan import Dense, MixPlan
+from hf_mixup.core.policy import SamplePolicy, Signals
+from hf_mixup.core.rng import beta, normal, partners, uniform
+from hf_mixup.core.solvers import solve_grid
 
 # cells that a block may move to, nearest first: all of them on the grids of the paper, which end at 16 x 16
 _REACH = 256

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hf_mixup.checks import check_between, check_known, check_positive
-from hf_mixup.geometry import random_boxes
-from hf_mixup.plan import Boxes, MixPlan
-from hf_mixup.policy import SamplePolicy, Signals
-from hf_mixup.rng import partners, uniform
+from hf_mixup.core.checks import check_between, check_known, check_positive
+from hf_mixup.core.geometry import random_boxes
+from hf_mixup.core.plan import Boxes, MixPlan
+from hf_mixup.core.policy import SamplePolicy, Signals
+from hf_mixup.core.rng import partners, uniform
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from hf_mixup.checks import check_known, check_mode, check_positive, check_range
-from hf_mixup.geometry import centred_boxes
-from hf_mixup.plan import ONE_PASS_FROM, Boxes, MixPlan
-from hf_mixup.policy import SamplePolicy, Signals
-from hf_mixup.rng import beta, partners, uniform
+from hf_mixup.core.checks import check_known, check_mode, check_positive, check_range
+from hf_mixup.core.geometry import centred_boxes
+from hf_mixup.core.plan import ONE_PASS_FROM, Boxes, MixPlan
+from hf_mixup.core.policy import SamplePolicy, Signals
+from hf_mixup.core.rng import beta, partners, uniform
 
 
 @dataclass(frozen=True)

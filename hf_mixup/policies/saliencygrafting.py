@@ -6,11 +6,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from hf_mixup.checks import check_between, check_count, check_mode, check_positive
-from hf_mixup.geometry import block_count, dense_pair, pooled_evidence
-from hf_mixup.plan import MixPlan
-from hf_mixup.policy import SamplePolicy, Signals
-from hf_mixup.rng import beta, partners
+from hf_mixup.core.checks import check_between, check_count, check_mode, check_positive
+from hf_mixup.core.geometry import block_count, dense_pair, pooled_evidence
+from hf_mixup.core.plan import MixPlan
+from hf_mixup.core.policy import SamplePolicy, Signals
+from hf_mixup.core.rng import beta, partners
 
 
 @dataclass(frozen=True)

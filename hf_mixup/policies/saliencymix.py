@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hf_mixup.checks import check_known, check_mode, check_per_channel, check_positive
-from hf_mixup.geometry import box_plan, centred_boxes
-from hf_mixup.plan import MixPlan
-from hf_mixup.policy import SamplePolicy, Signals
-from hf_mixup.rng import beta, partners
+from hf_mixup.core.checks import check_known, check_mode, check_per_channel, check_positive
+from hf_mixup.core.geometry import box_plan, centred_boxes
+from hf_mixup.core.plan import MixPlan
+from hf_mixup.core.policy import SamplePolicy, Signals
+from hf_mixup.core.rng import beta, partners
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hf_mixup.checks import check_divisible, check_range
-from hf_mixup.plan import Boxes, MixPlan
-from hf_mixup.policy import SamplePolicy, Signals
-from hf_mixup.rng import partners
+from hf_mixup.core.checks import check_divisible, check_range
+from hf_mixup.core.plan import Boxes, MixPlan
+from hf_mixup.core.policy import SamplePolicy, Signals
+from hf_mixup.core.rng import partners
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from hf_mixup.checks import check_between, check_count, check_divisible, check_known, check_mode
-from hf_mixup.geometry import dense_pair, enlarged
-from hf_mixup.plan import MixPlan
-from hf_mixup.policy import SamplePolicy, Signals
-from hf_mixup.rng import partners
+from hf_mixup.core.checks import check_between, check_count, check_divisible, check_known, check_mode
+from hf_mixup.core.geometry import dense_pair, enlarged
+from hf_mixup.core.plan import MixPlan
+from hf_mixup.core.policy import SamplePolicy, Signals
+from hf_mixup.core.rng import partners
 
 
 @dataclass(frozen=True)

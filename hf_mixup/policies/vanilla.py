@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import torch
 
-from hf_mixup.plan import MixPlan
-from hf_mixup.policy import SamplePolicy, Signals
+from hf_mixup.core.plan import MixPlan
+from hf_mixup.core.policy import SamplePolicy, Signals
 
 
 @dataclass(frozen=True)

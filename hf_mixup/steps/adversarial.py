@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hf_mixup.checks import check_between, check_count, check_known
+from hf_mixup.core.checks import check_between, check_count, check_known
+from hf_mixup.core.plan import Dense, MixPlan, blend, mix_targets
+from hf_mixup.core.policy import Signals
+from hf_mixup.core.rng import MixKey
 from hf_mixup.mixers.masks import check_mixer
-from hf_mixup.plan import Dense, MixPlan, blend, mix_targets
-from hf_mixup.policy import Signals
-from hf_mixup.rng import MixKey
 from hf_mixup.steps.learned import EVAL_NETS, Drawn, LearnedState, ema_momentum, load_mixer, pick, within_margin
 from hf_mixup.steps.standard import finish
 from hf_mixup.steps.step import Step, StepOutput

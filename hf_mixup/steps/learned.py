@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from hf_mixup.checks import check_between, check_known
-from hf_mixup.losses import DecoupledBCE, Loss
+from hf_mixup.core.checks import check_between, check_known
+from hf_mixup.core.losses import DecoupledBCE, Loss
+from hf_mixup.core.plan import Dense, MixPlan, blend, mix_targets
+from hf_mixup.core.policy import Signals
+from hf_mixup.core.rng import MixKey
 from hf_mixup.mixers.masks import MASK_LOSSES, UPSAMPLING, adjust_mask, check_mixer, mask_loss
-from hf_mixup.plan import Dense, MixPlan, blend, mix_targets
-from hf_mixup.policy import Signals
-from hf_mixup.rng import MixKey
-from hf_mixup.signals.features import StageTaps, classifier_of, stage_names
-from hf_mixup.signals.signal import reading
+from hf_mixup.networks.signals.features import StageTaps, classifier_of, stage_names
+from hf_mixup.networks.signals.signal import reading
 from hf_mixup.steps.standard import finish
 from hf_mixup.steps.step import MethodState, Step, StepOutput
 

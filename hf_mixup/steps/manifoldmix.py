@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from hf_mixup.checks import check_counts, check_known
-from hf_mixup.plan import blend
-from hf_mixup.rng import MixKey
-from hf_mixup.signals.features import Tap, stage_names
+from hf_mixup.core.checks import check_counts, check_known
+from hf_mixup.core.plan import blend
+from hf_mixup.core.rng import MixKey
+from hf_mixup.networks.signals.features import Tap, stage_names
 from hf_mixup.steps.standard import check_whole_images, finish
 from hf_mixup.steps.step import MethodState, Step, StepOutput
 

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hf_mixup.checks import check_between
-from hf_mixup.plan import Boxes, MixPlan, blend
-from hf_mixup.rng import MixKey
-from hf_mixup.signals.features import StageTaps, classifier_of, normalised
+from hf_mixup.core.checks import check_between
+from hf_mixup.core.plan import Boxes, MixPlan, blend
+from hf_mixup.core.rng import MixKey
+from hf_mixup.networks.signals.features import StageTaps, classifier_of, normalised
 from hf_mixup.steps.standard import relabelled
 from hf_mixup.steps.step import MethodState, Step, StepOutput
 

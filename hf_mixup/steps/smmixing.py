@@ -9,15 +9,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hf_mixup.checks import check_between
-from hf_mixup.plan import MixPlan, blend
-from hf_mixup.rng import MixKey
-from hf_mixup.signals.features import Layout, Tap, classifier_of, family_of, stage_names
+from hf_mixup.core.checks import check_between
+from hf_mixup.core.plan import MixPlan, blend
+from hf_mixup.core.rng import MixKey
+from hf_mixup.networks.signals.features import Layout, Tap, classifier_of, family_of, stage_names
 from hf_mixup.steps.standard import finish
 from hf_mixup.steps.step import MethodState, Step, StepOutput
 
 if TYPE_CHECKING:
-    from hf_mixup.losses import Loss
+    from hf_mixup.core.losses import Loss
     from hf_mixup.methods import Method
 
 

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from hf_mixup.plan import MixPlan, Share, blend, mix_targets
-from hf_mixup.policy import Signals
-from hf_mixup.rng import MixKey, keyed
+from hf_mixup.core.plan import MixPlan, Share, blend, mix_targets
+from hf_mixup.core.policy import Signals
+from hf_mixup.core.rng import MixKey, keyed
 from hf_mixup.steps.step import MethodState, Step, StepOutput
 
 if TYPE_CHECKING:

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from torch import Tensor, nn
 
-from hf_mixup.plan import MixPlan
-from hf_mixup.policy import Signals
-from hf_mixup.rng import MixKey
-from hf_mixup.signals import SIGNALS
-from hf_mixup.signals.signal import EarlySignal, LateSignal, load_teacher
+from hf_mixup.core.plan import MixPlan
+from hf_mixup.core.policy import Signals
+from hf_mixup.core.rng import MixKey
+from hf_mixup.networks.signals import SIGNALS
+from hf_mixup.networks.signals.signal import EarlySignal, LateSignal, load_teacher
 
 if TYPE_CHECKING:
     from hf_mixup.methods import Method

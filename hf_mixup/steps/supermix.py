@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hf_mixup.checks import check_between, check_count, check_known
-from hf_mixup.plan import Dense, blend, mix_targets, onehot
-from hf_mixup.rng import MixKey
-from hf_mixup.signals.signal import evaluating, load_teacher
+from hf_mixup.core.checks import check_between, check_count, check_known
+from hf_mixup.core.plan import Dense, blend, mix_targets, onehot
+from hf_mixup.core.rng import MixKey
+from hf_mixup.networks.signals.signal import evaluating, load_teacher
 from hf_mixup.steps.standard import check_whole_images, relabelled
 from hf_mixup.steps.step import MethodState, Step, StepOutput
 

@@ -13,10 +13,12 @@ import psutil
 from transformers.utils import logging as transformers_logging
 
 from hf_mixup import METHODS, MixupTrainer, MixupTrainingArguments
-from hf_mixup.backbones import from_scratch
-from hf_mixup.data import ImageDataset, ImageFormat, digits
-from hf_mixup.examples import default_architecture
+from hf_mixup.data.dataset import ImageDataset
+from hf_mixup.data.processor import ImageFormat
+from hf_mixup.data.sources import digits
 from hf_mixup.methods import MethodChoice
+from hf_mixup.networks.backbones import from_scratch
+from hf_mixup.report.examples import default_architecture
 
 STEPS, LEAST_ROUNDS = 12, 3
 

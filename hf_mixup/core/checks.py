@@ -1,0 +1,230 @@
+"""Every refusal of user input, in one place: what was expected, what was seen, what to do."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def nearest(name: Any, options: Iterable[str]) -> str:
+    """The end of a sentence about an unknown name: the closest known ones, or all of them."""
+    options = sorted(map(str, options))
+    close = difflib.get_close_matches(str(name).lower(), options, n=3, cutoff=0.5)
+    return f"did you mean {' or '.join(map(repr, close))}?" if close else f"choose from {', '.join(options)}."
+
+
+def check_known(what: str, name: Any, options: Iterable[str]) -> None:
+    options = list(options)
+    if name not in options:
+        raise ValueError(f"{what} must be a known name, got {name!r}; {nearest(name, options)}")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def check_positive(**values: float) -> None:
+    for name, value in values.items():
+        if not (_is_number(value) and value > 0):
+            raise ValueError(f"{name} must be a positive, finite number, got {value!r}; to train without mixing use the method 'vanilla'.")
+
+
+def check_between(low: float, high: float, **values: float) -> None:
+    for name, value in values.items():
+        if not (_is_number(value) and low <= value <= high):
+            raise ValueError(f"{name} must be a number from {low} to {high}, got {value!r}; give one in that range.")
+
+
+def check_range(low: float, high: float, **values: tuple[float, float]) -> None:
+    for name, value in values.items():
+        pair = value if isinstance(value, (tuple, list)) and len(value) == 2 and all(map(_is_number, value)) else (1, 0)
+        if not low <= pair[0] <= pair[1] <= high:
+            raise ValueError(f"{name} must be two numbers from {low} to {high}, the smaller one first, got {value!r}; give such a pair.")
+
+
+def check_count(least: int = 1, **values: int) -> None:
+    for name, value in values.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}; give one in that range.")
+
+
+def check_counts(least: int = 1, **values: Sequence[int]) -> None:
+    for name, value in values.items():
+        listed = value if isinstance(value, (tuple, list)) else ()
+        if not listed or not all(isinstance(count, int) and not isinstance(count, bool) and count >= least for count in listed):
+            raise ValueError(f"{name} must list whole numbers of at least {least}, got {value!r}; give one or more.")
+
+
+def check_per_channel(low: float, **values: Sequence[float]) -> None:
+    for name, value in values.items():
+        if not (isinstance(value, (tuple, list)) and value and all(_is_number(number) and number > low for number in value)):
+            raise ValueError(f"{name} must list numbers above {low}, got {value!r}; give one for all channels, or one for each.")
+
+
+def check_channels(images: Tensor, **values: Sequence[float]) -> None:
+    for name, value in values.items():
+        if len(value) not in (1, images.shape[1]):
+            raise ValueError(
+                f"{name} has {len(value)} values, got images of {images.shape[1]} channels; give one for all, or one for each."
+            )
+
+
+def check_switch(**values: bool) -> None:
+    for name, value in values.items():
+        if not isinstance(value, bool):
+            raise ValueError(f"{name} must be True or False, got {value!r}; give one of the two.")
+
+
+def check_mode(mode: str) -> None:
+    from hf_mixup.core.rng import MODES
+
+    check_known("mode", mode, MODES)
+
+
+def check_probabilities(probabilities: Sequence[float], count: int) -> None:
+    if len(probabilities) != count:
+        raise ValueError(f"mix_prob needs one probability for each of the {count} methods, got {len(probabilities)}; give {count}.")
+    if not all(_is_number(p) and p >= 0 for p in probabilities):
+        raise ValueError(f"mix_prob must hold numbers of at least 0, got {list(probabilities)}; replace the others.")
+    if not math.isclose(sum(probabilities), 1, rel_tol=1e-6):
+        raise ValueError(f"mix_prob must sum to 1, got {list(probabilities)}, which sums to {sum(probabilities):g}; rescale it.")
+
+
+def check_num_labels(num_labels: int | None) -> None:
+    if num_labels is None:
+        raise ValueError("num_labels is needed to mix class numbers, got None; pass the number of classes, or soft labels (B, num_labels).")
+    check_count(2, num_labels=num_labels)
+
+
+def check_images(images: Tensor, *, finite: bool = True, raw: bool = False) -> None:
+    """Refuses a batch that a policy cannot mix. One reduction at most, and none on an accelerator, where it would wait.
+
+    `raw`: uint8 pixels, which will be normalised on the device."""
+    if not isinstance(images, Tensor):
+        raise TypeError(f"images must be a tensor (B, C, H, W), got {type(images).__name__}; stack them first.")
+    if images.ndim != 4:
+        raise ValueError(f"images must have shape (B, C, H, W), got {tuple(images.shape)}; add the missing axis or flatten the others.")
+    if not images.is_floating_point() and not (raw and images.dtype == torch.uint8):
+        raise TypeError(f"images must be floating point, got {str(images.dtype).removeprefix('torch.')}; normalise first.")
+    if images.shape[1] > 4 and images.shape[3] <= 4:
+        raise ValueError(f"images must be channels first, (B, C, H, W), got {tuple(images.shape)}; use permute(0, 3, 1, 2).")
+    if len(images) == 0:
+        raise ValueError("mixing needs at least 2 images in a batch, got 0; look at the sampler or the filter before it.")
+    if finite and images.device.type == "cpu" and not math.isfinite(images.sum()):
+        rows = (~torch.isfinite(images.flatten(1)).all(1)).nonzero().flatten().tolist()
+        if rows:
+            raise ValueError(
+                f"images must be finite, got NaN or infinity in rows {rows[:8]} of the batch; repair those images, "
+                "or turn the check off with check_finite=False."
+            )
+
+
+def check_examples(examples: Sequence[Tensor]) -> None:
+    """The same for a list of single images, before they are stacked."""
+    if len(examples) == 0:
+        raise ValueError("mixing needs at least 2 images in a batch, got 0; look at the sampler or the filter before it.")
+    for example in examples:
+        if not isinstance(example, Tensor):
+            raise TypeError(f"every image must be a tensor (C, H, W), got {type(example).__name__}; add ToTensor to the transform.")
+    sizes = {example.shape for example in examples}
+    if len(sizes) > 1:
+        shown = ", ".join(str(tuple(size)) for size in sorted(sizes)[:4])
+        raise ValueError(f"images of a batch must have one size, got {shown}; add Resize and a crop to the transform.")
+
+
+def check_cached_size(row: int, pixels: Tensor, first: Tensor) -> None:
+    if pixels.shape != first.shape:
+        sizes = " and ".join(f"{image.shape[2]}x{image.shape[1]}" for image in (first, pixels))
+        raise ValueError(
+            f"cache_images needs images of one size before their random crop, got {sizes} in rows 0 and {row}; "
+            "leave it off, or set train_crop to pad, reflect or none."
+        )
+
+
+def refuse_augmentation_on_device() -> None:
+    raise ValueError(
+        "augment_on_device needs transforms of whole batches, got a resized crop, auto_augment or random_erasing; "
+        "leave it off, or set train_crop to pad, reflect or none, without those."
+    )
+
+
+def check_divisible(size: tuple[int, int], grid: tuple[int, int]) -> None:
+    if size[0] % grid[0] or size[1] % grid[1]:
+        raise ValueError(
+            f"images must be whole multiples of the network's grid of {grid[0]} x {grid[1]} patches, got {size[0]} x {size[1]} pixels; "
+            "resize them."
+        )
+
+
+def check_labels(labels: Tensor, batch: int, num_labels: int | None) -> None:
+    """Refuses class numbers out of range and soft labels that are no distribution, before a GPU kernel can assert.
+
+    Values are read where that costs no waiting, on the CPU; shapes and types everywhere.
+    """
+    if not isinstance(labels, Tensor):
+        raise TypeError(
+            f"labels must be a tensor, class numbers (B,) or soft labels (B, num_labels), got {type(labels).__name__}; convert them with torch.as_tensor."
+        )
+    if labels.ndim == 1 and not labels.is_floating_point():
+        if len(labels) != batch:
+            raise ValueError(f"labels must have one row for each of the {batch} images, got {len(labels)}; look at the data set's columns.")
+        check_num_labels(num_labels)
+        if labels.device.type != "cpu" or len(labels) == 0:
+            return
+        least, most = torch.aminmax(labels)
+        if least.item() >= 0 and most.item() < num_labels:
+            return
+        if (labels == -100).any():
+            row = int((labels == -100).nonzero()[0])
+            raise ValueError(
+                f"labels must be class numbers, got the ignore index -100 at row {row}; it is not supported when mixing, drop such rows."
+            )
+        row = int(((labels < 0) | (labels >= num_labels)).nonzero()[0])
+        raise ValueError(
+            f"labels must be from 0 to {num_labels - 1}, got {int(labels[row])} at row {row} of the batch; "
+            "look at the data set, or set num_labels to its number of classes."
+        )
+    elif labels.ndim == 2 and labels.is_floating_point():
+        if tuple(labels.shape) != (batch, num_labels or labels.shape[1]):
+            raise ValueError(f"soft labels must have shape {(batch, num_labels)}, got {tuple(labels.shape)}; look at num_labels.")
+    else:
+        raise ValueError(
+            f"labels must be class numbers (B,), integer, or soft labels (B, num_labels), floating point; got {tuple(labels.shape)}, "
+            f"{str(labels.dtype).removeprefix('torch.')}; convert them."
+        )
+
+
+def check_distributions(labels: Tensor) -> None:
+    """Soft labels of a softmax loss: rows sum to 1. (A BCE loss takes any rows, so multi-label targets too.)"""
+    if labels.ndim != 2 or labels.device.type != "cpu":
+        return
+    total = labels.float().sum(1)
+    wrong = ~((total - 1).abs() <= 1e-3) | (labels < 0).any(1)
+    if wrong.any():
+        row = int(wrong.nonzero()[0])
+        raise ValueError(
+            f"soft labels must be at least 0 and sum to 1 for a cross-entropy loss, got a sum of {float(total[row]):g} at row {row}; "
+            "for multi-label targets use the loss 'bce'."
+        )
+
+
+def check_torchvision() -> None:
+    """Refuses a torchvision built for another torch. It breaks transformers too, with an error that does not say so."""
+    try:
+        import torchvision  # noqa: F401
+    except (RuntimeError, ImportError, OSError) as error:
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            seen = f"torchvision {version('torchvision')}"
+        except PackageNotFoundError:
+            seen = "no torchvision"
+        raise ImportError(
+            f"torch and torchvision must be a matching pair, got torch {torch.__version__} and {seen} ({error}); "
+            "install both together from one index: pip install --upgrade torch torchvision."
+        ) from None

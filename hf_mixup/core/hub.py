@@ -1,0 +1,93 @@
+"""What is read from the Hub, and its refusals in one sentence each."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+logger = logging.getLogger(__name__)
+
+
+@contextmanager
+def told_plainly(repo_or_folder: str | os.PathLike, revision: str | None = None) -> Iterator[None]:
+    """Inside, what the Hub and its client refuse, and files that cannot be read, become a ValueError of one sentence."""
+    from huggingface_hub.errors import HfHubHTTPError
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, ValueError, HfHubHTTPError, SafetensorError) as error:
+        message = _in_one_sentence(error, repository_name(repo_or_folder), revision)
+        if message is None:
+            raise
+        raise ValueError(message) from None
+
+
+def repository_name(repo_or_folder: str | os.PathLike) -> str:
+    """A folder of the cache by the repository that people know it as; others as they are."""
+    cached = re.search(r"models--([^/\\]+)--([^/\\]+)[/\\]snapshots", str(repo_or_folder))
+    return f"{cached[1]}/{cached[2]}" if cached else str(repo_or_folder)
+
+
+def _in_one_sentence(error: BaseException, repo: str, revision: str | None) -> str | None:
+    """None for an error that says nothing about the Hub or a file of it."""
+    from huggingface_hub import errors
+    from safetensors import SafetensorError
+
+    seen: list[BaseException] = []
+    link: BaseException | None = error
+    while link is not None and link not in seen:  # transformers wraps what the client said
+        seen.append(link)
+        link = link.__cause__ or link.__context__
+
+    def first(kind) -> BaseException | None:
+        return next((one for one in seen if isinstance(one, kind)), None)
+
+    if first(SafetensorError):
+        return f"the weights of {repo} must be whole safetensors files, got a torn one ({first(SafetensorError)}); download them again, or take another checkpoint."
+    if first(errors.GatedRepoError):
+        return f"{repo} must be open to you, got a gated repository; ask for access on its page, then log in with `hf auth login`."
+    if first(errors.RevisionNotFoundError):
+        return f"revision must be a branch, tag or commit of {repo}, got {revision!r}; its page lists them."
+    if first(errors.HFValidationError) or first(errors.RepositoryNotFoundError):
+        return f"a checkpoint must be a folder, or a repository of the Hub that you may read, got {repo!r}; look at the name, or log in with `hf auth login` if it is private."
+    refused = first(errors.HfHubHTTPError)
+    if refused is not None and getattr(refused.response, "status_code", None) == 401:
+        return f"the Hub must know your token, got one that it refuses for {repo}; log in anew with `hf auth login`, or mend HF_TOKEN."
+    text = str(error)
+    if "trust_remote_code=True" in text:
+        return f"{repo} must be a network that transformers knows, got one with code of its own, which is not run; read it, then pass trust_remote_code=True if you trust it."
+    if "safetensors" in text and ("does not appear to have a file" in text or "no file named" in text):
+        return f"{repo} must hold its weights as safetensors, got none; pickled weights can run code and are not loaded: convert them, or take another revision."
+    if first(errors.LocalEntryNotFoundError) or first(errors.OfflineModeIsEnabled):
+        return (
+            f"{repo} must be in the cache or within reach, got no answer from the Hub; look at the network, HF_ENDPOINT and HF_HUB_OFFLINE."
+        )
+    if "load image processor" in text:
+        return f"{repo} must hold an image processor, got no readable preprocessor_config.json; save one beside the weights, or take another checkpoint."
+    missing = first(errors.EntryNotFoundError)
+    if missing is not None:
+        return (
+            f"{repo} must be a checkpoint, got a repository without one of its files ({str(missing).splitlines()[-1]}); look at its page."
+        )
+    return None
+
+
+def download(repo: str, name: str, **hub) -> Path:
+    """The path of one file of a repository."""
+    from huggingface_hub import hf_hub_download
+
+    with told_plainly(repo, hub.get("revision")):
+        return Path(hf_hub_download(repo, name, **hub))
+
+
+def download_all(repo: str, patterns: list[str], **hub) -> Path:
+    """The folder of a repository's files of these patterns."""
+    from huggingface_hub import snapshot_download
+
+    with told_plainly(repo, hub.get("revision")):
+        return Path(snapshot_download(repo, allow_patterns=patterns, **hub))

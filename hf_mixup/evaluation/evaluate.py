@@ -1,0 +1,234 @@
+"""What a classifier is worth beside its accuracy: calibration, attacks, corruptions, occlusion, in any number of processes."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from datasets import ClassLabel, Dataset, concatenate_datasets
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel
+
+from hf_mixup.arguments import DataArguments
+from hf_mixup.core.checks import check_known
+from hf_mixup.core.rng import Draws
+from hf_mixup.data.dataset import ImageDataset
+from hf_mixup.data.processor import ImageFormat
+from hf_mixup.data.sources import ImageData, load_splits
+from hf_mixup.evaluation.corruptions import COMMON_CORRUPTIONS, EXTRA_CORRUPTIONS, SEVERITIES, corruption, mean_corruption_error
+from hf_mixup.evaluation.metrics import all_measures, confidence_bins, top_k_accuracy
+from hf_mixup.evaluation.robustness import PixelModel, fgsm, occlude, pgd
+
+PROTOCOLS = ("fgsm", "pgd", "corruptions", "occlusion")
+RATIOS = [tenth / 10 for tenth in range(10)]  # shares of hidden patches
+# what images become: of pixels in [0, 1], labels and rows
+Change = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+@dataclass
+class EvaluationArguments:
+    """What to measure."""
+
+    protocols: list[str] = field(
+        default_factory=lambda: list(PROTOCOLS), metadata={"help": f"Any of {', '.join(PROTOCOLS)}; accuracy and calibration are always."}
+    )
+    batch_size: int = field(default=64, metadata={"help": "Images a process looks at together."})
+    use_cpu: bool = field(default=False, metadata={"help": "Leave a GPU alone."})
+    workers: int = field(default=0, metadata={"help": "Processes that read images, for each process."})
+    seed: int = field(
+        default=42,
+        metadata={
+            "help": "Of everything random: starts of PGD, noise, hidden patches. A data set without a split for evaluation is split as in "
+            "training with this --seed."
+        },
+    )
+    eps: float = field(default=8.0, metadata={"help": "Largest change of a pixel by an attack, of 255."})
+    pgd_step: float = field(default=2.0, metadata={"help": "Step of PGD, of 255."})
+    pgd_steps: int = field(default=10, metadata={"help": "Steps of PGD."})
+    bins: int = field(default=10, metadata={"help": "Bins of the calibration error."})
+    patch: int | None = field(default=None, metadata={"help": "Side of the patches hidden; 16, or an eighth of images up to 64 pixels."})
+    corrupted_dataset_name: str | None = field(
+        default=None,
+        metadata={
+            "help": "A ready corrupted set, instead of corrupting here: of the Hub or a folder, with columns of the corruption and the severity."
+        },
+    )
+    corruption_column_name: str = field(default="corruption", metadata={"help": "Column of the names of corruptions."})
+    severity_column_name: str = field(default="severity", metadata={"help": "Column of the severities, 1 to 5."})
+
+    def __post_init__(self):
+        for protocol in self.protocols:
+            check_known("protocols", protocol, PROTOCOLS)
+
+
+class Numbered(torch.utils.data.Dataset):
+    """The images with the numbers of their rows, which their randomness follows from."""
+
+    def __init__(self, images: ImageDataset):
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, row: int) -> dict[str, Any]:
+        return {**self.images[row], "rows": row}
+
+
+def pixel_model(network: PreTrainedModel, form: ImageFormat, images: ImageData) -> PixelModel:
+    """The network as one of the data set's classes, in their order. Raises ValueError where it does not know them."""
+    named = isinstance(images.evaluation.features[images.label_column], ClassLabel)
+    known, wanted = network.config.num_labels, len(images.label_names)
+    if wanted != known if named else wanted > known:
+        raise ValueError(f"the network must know the classes of the data set, got {known} and {wanted}; look at both names.")
+    numbers = {str(name): int(number) for name, number in (network.config.label2id or {}).items()}
+    same = named and set(images.label_names) == set(numbers)
+    return PixelModel(network, form.mean, form.std, [numbers[name] for name in images.label_names] if same else None)
+
+
+class Evaluator:
+    """Runs a classifier over images as they are, and as changes leave them, in any number of processes."""
+
+    def __init__(self, model: PixelModel, form: ImageFormat, args: EvaluationArguments):
+        self.accelerator = Accelerator(cpu=args.use_cpu or not torch.accelerator.is_available())
+        self.model = self.accelerator.prepare_model(model, evaluation_mode=True)
+        self.form, self.args = form, args
+        # pixels, not normalised: that is the model's first step
+        self.transform = dataclasses.replace(form, mean=(0.0,) * 3, std=(1.0,) * 3).eval_transform()
+
+    def run(
+        self, data: Dataset, columns: tuple[str, str], changes: dict[str, Change], text: str
+    ) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+        """For every change: its name, probabilities (N, num_labels), classes (N,). Images are read and resized once."""
+        images = Numbered(ImageDataset(data, *columns, self.transform))
+        loader = torch.utils.data.DataLoader(images, self.args.batch_size, num_workers=self.args.workers)
+        loader = self.accelerator.prepare_data_loader(loader)
+        found: dict[str, list] = {name: [] for name in changes}
+        with tqdm(total=len(loader) * len(changes), desc=text, disable=not self.accelerator.is_main_process) as bar:
+            for batch in loader:
+                pixels, labels, rows = batch["pixel_values"], batch["labels"], batch["rows"]
+                for name, change in changes.items():
+                    with torch.no_grad():
+                        probabilities = self.model(change(pixels, labels, rows)).softmax(1)
+                    gathered = self.accelerator.gather_for_metrics((probabilities, labels))
+                    found[name].append([part.cpu().numpy() for part in gathered])
+                    bar.update()
+        for name, parts in found.items():
+            yield name, *(np.concatenate(part) for part in zip(*parts, strict=True))
+
+
+def evaluate(evaluator: Evaluator, images: ImageData, token: str | None = None) -> dict[str, Any]:
+    """All results of the protocols, ready for JSON.
+
+    Args:
+        token: of the Hub, for a ready corrupted set.
+    """
+    args, form = evaluator.args, evaluator.form
+
+    def run(changes: dict[str, Change], text: str):
+        return evaluator.run(images.evaluation, (images.image_column, images.label_column), changes, text)
+
+    measures = all_measures(args.bins).evaluation_modules
+    [(_, probabilities, classes)] = run({"clean": unchanged}, "clean images")
+    # not through their `compute`, which writes 50 million probabilities to a table first
+    results: dict[str, Any] = {"clean": {key: value for m in measures for key, value in m.measure(probabilities, classes).items()}}
+    for key, equal_mass in (("equal width", False), ("equal mass", True)):
+        bins = confidence_bins(probabilities, classes, args.bins, equal_mass)
+        lists = {name: value.tolist() for name, value in dataclasses.asdict(bins).items()}
+        results.setdefault("calibration", {})[key] = {**lists, "error": bins.error}
+    if attacking := attacks(evaluator.model, args):
+        settings = {"fgsm": {"eps": args.eps / 255}, "pgd": {"eps": args.eps / 255, "step": args.pgd_step / 255, "steps": args.pgd_steps}}
+        results["attacks"] = {
+            name: {**settings[name], **{f"top{k}": top_k_accuracy(*found, k) for k in (1, 5)}} for name, *found in run(attacking, "attacks")
+        }
+    if "corruptions" in args.protocols:
+        ready = args.corrupted_dataset_name is not None
+        top1 = ready_corruptions(evaluator, images, token) if ready else corrupted_here(run(corruptions(args), "corruptions"))
+        results["corruptions"] = {"top1": top1, **corruption_errors(top1, alexnet=ready and len(images.label_names) == 1000)}
+    if "occlusion" in args.protocols:
+        patch = args.patch or (16 if form.size > 64 else form.size // 8)
+        fill = torch.tensor(form.mean).view(1, -1, 1, 1)
+        top1 = [top_k_accuracy(*found, 1) for _, *found in run(occlusions(patch, fill, args.seed), "occlusion")]
+        results["occlusion"] = {"patch": patch, "ratios": RATIOS, "top1": top1}
+    return results
+
+
+def unchanged(pixels: Tensor, labels: Tensor, rows: Tensor) -> Tensor:
+    return pixels
+
+
+def attacks(model: PixelModel, args: EvaluationArguments) -> dict[str, Change]:
+    eps, step = args.eps / 255, args.pgd_step / 255
+
+    def start(rows, device):
+        return Draws([(args.seed, 1000, int(row)) for row in rows], device)
+
+    known = {
+        "fgsm": lambda pixels, labels, rows: fgsm(model, pixels, labels, eps),
+        "pgd": lambda pixels, labels, rows: pgd(model, pixels, labels, eps, step, args.pgd_steps, start(rows, pixels.device)),
+    }
+    return {name: known[name] for name in known if name in args.protocols}
+
+
+def corruptions(args: EvaluationArguments) -> dict[str, Change]:
+    """By name and severity, as in `fog 3`."""
+
+    def changed_by(name, severity):
+        change = corruption(name, severity, args.seed)
+        return lambda pixels, labels, rows: change(pixels, rows=rows)
+
+    names = (*COMMON_CORRUPTIONS, *EXTRA_CORRUPTIONS)
+    return {f"{name} {severity}": changed_by(name, severity) for name in names for severity in SEVERITIES}
+
+
+def occlusions(patch: int, fill: Tensor, seed: int) -> dict[str, Change]:
+    def hidden(ratio):
+        def change(pixels, labels, rows):
+            return occlude(pixels, ratio, patch, fill.to(pixels.device), Draws([(seed, 2000, int(row)) for row in rows], pixels.device))
+
+        return change
+
+    return {str(ratio): hidden(ratio) for ratio in RATIOS}
+
+
+def corrupted_here(runs: Iterator[tuple[str, np.ndarray, np.ndarray]]) -> dict[str, list[float]]:
+    """Top-1 accuracies of every corruption by severity."""
+    found: dict[str, list[float]] = {}
+    for name, *run in runs:
+        found.setdefault(name.split()[0], []).append(top_k_accuracy(*run, 1))
+    return found
+
+
+def ready_corruptions(evaluator: Evaluator, images: ImageData, token: str | None) -> dict[str, list[float]]:
+    """The same on a corrupted set that is there already."""
+    args = evaluator.args
+    data = concatenate_datasets(list(load_splits(DataArguments(dataset_name=args.corrupted_dataset_name), token).values()))
+    for name in (args.corruption_column_name, args.severity_column_name, images.image_column, images.label_column):
+        check_known("a column of the corrupted set", name, data.column_names)
+    kinds, severities = (np.array(data[name]).astype(str) for name in (args.corruption_column_name, args.severity_column_name))
+    if isinstance(data.features[args.corruption_column_name], ClassLabel):
+        names = data.features[args.corruption_column_name].names
+        kinds = np.array([names[int(kind)] for kind in kinds])
+    found: dict[str, list[float]] = {}
+    for kind in dict.fromkeys(kinds.tolist()):
+        for severity in sorted(set(severities[kinds == kind].tolist()), key=float):
+            part = data.select(np.flatnonzero((kinds == kind) & (severities == severity)))
+            runs = evaluator.run(part, (images.image_column, images.label_column), {"": unchanged}, f"{kind} {severity}")
+            found.setdefault(kind, []).extend(top_k_accuracy(*run, 1) for _, *run in runs)
+    return found
+
+
+def corruption_errors(top1: dict[str, list[float]], *, alexnet: bool) -> dict[str, float]:
+    """Over all corruptions measured; over the 15, where they are; with `alexnet`, as ImageNet-C reports that."""
+    errors = {name: [1 - value for value in values] for name, values in top1.items()}
+    found = {"mean_error_all": float(np.mean([np.mean(values) for values in errors.values()]))}
+    if all(len(top1.get(name, ())) == len(SEVERITIES) for name in COMMON_CORRUPTIONS):
+        found["mean_error"] = mean_corruption_error(errors)
+        if alexnet:
+            found["mce_alexnet"] = mean_corruption_error(errors, alexnet=True)
+    return found

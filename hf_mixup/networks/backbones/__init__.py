@@ -1,0 +1,224 @@
+"""Networks: from scratch by name, and from checkpoints of transformers, timm or ours, strictly."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForImageClassification,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PvtConfig,
+    ViTConfig,
+)
+
+from hf_mixup.core.checks import nearest
+from hf_mixup.core.hub import told_plainly
+from hf_mixup.networks.backbones.cifar_convnext import CifarConvNextConfig, CifarConvNextForImageClassification
+from hf_mixup.networks.backbones.cifar_resnet import CifarResNetConfig, CifarResNetForImageClassification
+from hf_mixup.networks.backbones.cifar_wide_resnet import CifarWideResNetConfig, CifarWideResNetForImageClassification
+from hf_mixup.networks.backbones.moganet import MogaNetConfig, MogaNetForImageClassification
+
+for _config, _network in (
+    (CifarConvNextConfig, CifarConvNextForImageClassification),
+    (CifarResNetConfig, CifarResNetForImageClassification),
+    (CifarWideResNetConfig, CifarWideResNetForImageClassification),
+    (MogaNetConfig, MogaNetForImageClassification),
+):
+    AutoConfig.register(_config.model_type, _config, exist_ok=True)
+    AutoModelForImageClassification.register(_config, _network, exist_ok=True)
+
+# or transformers asks a service of the Hub to convert the pickled weights of a stranger's repository
+os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
+
+_WIDE = {"layer_type": "bottleneck", "depths": (3, 4, 6, 3)}
+# names of ours, for what timm lacks: the config, and its fields; every other name is timm's
+ARCHITECTURES: dict[str, tuple[type[PreTrainedConfig], dict[str, Any]]] = {
+    "cifar_resnet20": (CifarResNetConfig, {"depths": (3, 3, 3), "widths": (16, 32, 64), "embedding_size": 16}),
+    "cifar_resnet18": (CifarResNetConfig, {}),
+    "cifar_resnet34": (CifarResNetConfig, {"depths": (3, 4, 6, 3)}),
+    "cifar_resnet50": (CifarResNetConfig, _WIDE),
+    "cifar_resnet101": (CifarResNetConfig, {**_WIDE, "depths": (3, 4, 23, 3)}),
+    "cifar_resnext50_32x4d": (CifarResNetConfig, {**_WIDE, "groups": 32, "base_width": 4}),
+    "cifar_convnext_tiny": (CifarConvNextConfig, {}),
+    "cifar_wrn28_8": (CifarWideResNetConfig, {}),
+    "moganet_tiny": (MogaNetConfig, {}),
+    # transformers' own, whose first version timm lacks
+    "pvt_tiny": (PvtConfig, {}),
+    "pvt_small": (PvtConfig, {"depths": (3, 4, 6, 3)}),
+    # for digits and tests: a vision transformer that trains in a minute on a CPU
+    "vit_mini": (
+        ViTConfig,
+        {
+            "hidden_size": 96,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 4,
+            "intermediate_size": 192,
+            "patch_size": 4,
+            "hidden_dropout_prob": 0.0,
+        },
+    ),
+}
+
+# the names of the published tables: what they mean, and on images of up to 64 pixels, where CNNs have a 3x3 stem
+TABLE_NAMES: dict[str, tuple[str, str]] = {
+    "ResNet-18": ("resnet18", "cifar_resnet18"),
+    "ResNet-34": ("resnet34", "cifar_resnet34"),
+    "ResNet-50": ("resnet50", "cifar_resnet50"),
+    "ResNet-101": ("resnet101", "cifar_resnet101"),
+    "ResNeXt-50-32x4d": ("resnext50_32x4d", "cifar_resnext50_32x4d"),
+    "ResNeXt-101-32x4d": ("resnext101_32x4d", "resnext101_32x4d"),
+    "WRN-28-8": ("cifar_wrn28_8", "cifar_wrn28_8"),
+    "EfficientNet-B0": ("efficientnet_b0", "efficientnet_b0"),
+    "MobileNetV2-1x": ("mobilenetv2_100", "mobilenetv2_100"),
+    "DeiT-T": ("deit_tiny_patch16_224", "deit_tiny_patch16_224"),
+    "DeiT-S": ("deit_small_patch16_224", "deit_small_patch16_224"),
+    "DeiT-B": ("deit_base_patch16_224", "deit_base_patch16_224"),
+    "PVT-T": ("pvt_tiny", "pvt_tiny"),
+    "PVT-S": ("pvt_small", "pvt_small"),
+    "Swin-T": ("swin_tiny_patch4_window7_224", "swin_tiny_patch4_window7_224"),
+    "ConvNeXt-T": ("convnext_tiny", "cifar_convnext_tiny"),
+    "MogaNet-T": ("moganet_tiny", "moganet_tiny"),
+}
+
+
+def architecture_of(name: str, image_size: int) -> str:
+    """What a name of the published tables, or any other, stands for with images of this size."""
+    return TABLE_NAMES[name][image_size <= 64] if name in TABLE_NAMES else name
+
+
+def same_architecture(one: str, other: str) -> bool:
+    """Whether two names may stand for one network: `ResNet-18` is `resnet18`, and `cifar_resnet18` too."""
+    return one == other or one in TABLE_NAMES.get(other, ()) or other in TABLE_NAMES.get(one, ())
+
+
+def from_scratch(architecture: str, num_labels: int, image_size: int, *, drop_path: float = 0.0, **labels: Any) -> PreTrainedModel:
+    """A network with fresh weights.
+
+    Args:
+        architecture: a name of `TABLE_NAMES`, of `ARCHITECTURES`, or any model of timm, with timm's own initialisation.
+        num_labels: classes.
+        image_size: of square images, in pixels; vision transformers are built for it.
+        drop_path: rate of the last block, rising linearly from 0, for networks that have such a thing.
+        **labels: `id2label` and `label2id` for the config.
+
+    Raises:
+        ValueError: for names that neither knows, and for a `drop_path` that the network has no place for.
+    """
+    architecture = architecture_of(architecture, image_size)
+    if architecture not in ARCHITECTURES:
+        return _timm_from_scratch(architecture, num_labels, image_size, drop_path, **labels)
+    config, fields = ARCHITECTURES[architecture]
+    fields = {**fields, "num_labels": num_labels, **labels}
+    if drop_path:
+        if not hasattr(config, "drop_path_rate"):
+            raise ValueError(f"drop_path must be 0 for {architecture!r}, which drops no paths, got {drop_path}; leave it out.")
+        fields["drop_path_rate"] = drop_path
+    if hasattr(config, "image_size"):
+        fields["image_size"] = image_size
+    return AutoModelForImageClassification.from_config(config(**fields))
+
+
+def _timm_from_scratch(architecture: str, num_labels: int, image_size: int, drop_path: float = 0.0, **labels: Any) -> PreTrainedModel:
+    import timm
+    from transformers import TimmWrapperConfig, TimmWrapperForImageClassification
+
+    if not timm.is_model(architecture):
+        raise ValueError(
+            f"architecture must be a name of timm or of ours, got {architecture!r}; {nearest(architecture, [*timm.list_models(), *ARCHITECTURES, *TABLE_NAMES])}"
+        )
+    model_args: dict[str, Any] = {"drop_path_rate": drop_path} if drop_path else {}
+    default = timm.get_pretrained_cfg(architecture)
+    if default is not None and default.input_size[-1] != image_size:
+        try:
+            model = timm.create_model(architecture, num_classes=num_labels, img_size=image_size, **model_args)
+            model_args["img_size"] = image_size
+        except TypeError:  # a convolutional network takes any size
+            model = timm.create_model(architecture, num_classes=num_labels, **model_args)
+    else:
+        model = timm.create_model(architecture, num_classes=num_labels, **model_args)
+    config = TimmWrapperConfig(architecture=architecture, num_labels=num_labels, model_args=model_args, **labels)
+    wrapped = TimmWrapperForImageClassification(config)
+    # transformers has just overwritten timm's initialisation with normal noise, which ruins convolutional networks
+    wrapped.timm_model.load_state_dict(model.state_dict())
+    return wrapped
+
+
+def describe_for_timm(network: PreTrainedModel, **image: Any) -> None:
+    """Completes the config of a timm network by what timm itself asks for: the form of its images, timm's own if not given.
+
+    Args:
+        **image: `input_size` (channels, height, width), `mean`, `std`, `interpolation`, `crop_pct`.
+    """
+    config = network.config
+    config.model_args = config.model_args or {}
+    known = {**network.timm_model.pretrained_cfg, **(getattr(config, "pretrained_cfg", None) or {}), **image}
+    if "img_size" in config.model_args and "input_size" not in image:
+        side = config.model_args["img_size"]
+        known["input_size"] = (known["input_size"][0], *((side, side) if isinstance(side, int) else side))
+    wanted = ("input_size", "fixed_input_size", "interpolation", "crop_pct", "mean", "std", "pool_size", "first_conv", "classifier")
+    config.pretrained_cfg = {key: known[key] for key in wanted if known.get(key) is not None}
+
+
+def load_classifier(repo_or_folder: str | os.PathLike, **kwargs: Any) -> PreTrainedModel:
+    """An image classifier from a folder or the Hub: of transformers, timm or ours. Safetensors only, and no code of the repository.
+
+    Args:
+        **kwargs: of `from_pretrained`, such as `num_labels`, `revision`, `ignore_mismatched_sizes`, `trust_remote_code`.
+    """
+    kwargs.setdefault("trust_remote_code", False)  # transformers would ask at the keyboard
+    config_kwargs = {key: kwargs.pop(key) for key in ("num_labels", "id2label", "label2id") if key in kwargs}
+    hub_kwargs = {key: kwargs[key] for key in ("revision", "token", "cache_dir", "trust_remote_code") if key in kwargs}
+    with told_plainly(repo_or_folder, kwargs.get("revision")):
+        config = AutoConfig.from_pretrained(repo_or_folder, **config_kwargs, **hub_kwargs)
+        if config.model_type == "timm_wrapper" and config.model_args:
+            # timm writes its own num_classes there, which the wrapper passes a second time
+            config.model_args.pop("num_classes", None)
+        return AutoModelForImageClassification.from_pretrained(repo_or_folder, config=config, use_safetensors=True, **kwargs)
+
+
+def load_strictly(model: nn.Module, folder: str | os.PathLike) -> None:
+    """Loads the weights that `model.save_pretrained(folder)` wrote, in place.
+
+    Through `from_pretrained`, which knows old names of parameters; a plain `load_state_dict`, as the Trainer does it, leaves
+    a resumed ViT half fresh. Raises ValueError when any weight is missing, left over or of another shape.
+    """
+    if not any(Path(folder).glob("*.safetensors")):
+        raise ValueError(f"{folder} was expected to hold a model in safetensors, got none; give the folder of a complete checkpoint.")
+    # on the CPU, and apart from the random streams of the run
+    with torch.random.fork_rng(devices=[]):
+        loaded, report = type(model).from_pretrained(
+            folder, config=model.config, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True
+        )
+    wrong = {kind: list(report[kind]) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") if report.get(kind)}
+    if wrong:
+        shown = "; ".join(f"{kind.replace('_', ' ')}: {', '.join(map(str, sorted(keys)[:3]))}" for kind, keys in wrong.items())
+        raise ValueError(
+            f"{folder} was expected to hold every weight of {type(model).__name__}, got {shown}; it is a checkpoint of another network."
+        )
+    model.load_state_dict(loaded.state_dict(), strict=True)
+
+
+__all__ = [
+    "ARCHITECTURES",
+    "TABLE_NAMES",
+    "CifarConvNextConfig",
+    "CifarConvNextForImageClassification",
+    "CifarResNetConfig",
+    "CifarResNetForImageClassification",
+    "CifarWideResNetConfig",
+    "CifarWideResNetForImageClassification",
+    "MogaNetConfig",
+    "MogaNetForImageClassification",
+    "architecture_of",
+    "describe_for_timm",
+    "from_scratch",
+    "load_classifier",
+    "load_strictly",
+    "same_architecture",
+]

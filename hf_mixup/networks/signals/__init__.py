@@ -1,0 +1,19 @@
+"""What methods see of images and networks beyond the pixels: one table, so that no step knows any by name."""
+
+from hf_mixup.networks.signals.attention import Attention, AttentionLayers, PatchAttention, TokenGrid, TokenScores
+from hf_mixup.networks.signals.features import Activation, Features
+from hf_mixup.networks.signals.saliency import InputGradient, Saliency
+from hf_mixup.networks.signals.signal import Signal
+
+# `images` and `targets` (B, num_labels) are there without asking, and `logits` for labels
+SIGNALS: dict[str, type[Signal]] = {
+    "input_grad": InputGradient,  # before saliency, which is made of it
+    "saliency": Saliency,
+    "features": Features,
+    "activation": Activation,
+    "attention": Attention,
+    "token_scores": TokenScores,
+    "patch_attention": PatchAttention,
+    "token_grid": TokenGrid,
+    "attention_layers": AttentionLayers,
+}

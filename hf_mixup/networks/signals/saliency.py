@@ -1,0 +1,76 @@
+"""Input-gradient saliency, as PuzzleMix and its kin define it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from hf_mixup.core.policy import Policy, Signals
+from hf_mixup.networks.signals.signal import EarlySignal, evaluating
+
+
+def input_gradient(network: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
+    """`dL / dx`, (B, C, H, W) float32, with L the sum of the images' cross-entropies.
+
+    In evaluation mode: the images do not influence each other, and batch statistics stay. Parameters' `.grad`, and gradients
+    accumulated there, are not touched. Consumers divide by the sum over the image, so the sum instead of the official codes'
+    mean over the batch only keeps small numbers away from zero.
+    """
+    with torch.enable_grad(), evaluating(network):
+        return _gradient(network, images, targets, keep=False)[0]
+
+
+def clean_gradient(network: nn.Module, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """The same from a pass in training mode, and the mean cross-entropy of that pass, still in the graph.
+
+    The clean images' loss is then trained on as well, and batch statistics move twice a step, as in the official code with
+    `clean_lam > 0`.
+    """
+    with torch.enable_grad():
+        gradient, losses = _gradient(network, images, targets, keep=True)
+    return gradient, losses.mean()
+
+
+def saliency_of(gradient: Tensor) -> Tensor:
+    """`sqrt(mean_c g^2)`, (B, H, W) (arXiv:2009.06962)."""
+    return gradient.pow(2).mean(1).sqrt()
+
+
+def input_saliency(network: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
+    """(B, H, W) float32, of `input_gradient`."""
+    return saliency_of(input_gradient(network, images, targets))
+
+
+def _gradient(network: nn.Module, images: Tensor, targets: Tensor, keep: bool) -> tuple[Tensor, Tensor]:
+    images = images.detach().requires_grad_()
+    logits = network(pixel_values=images).logits
+    losses = -(targets * F.log_softmax(logits.float(), 1)).sum(1)
+    at_logits = torch.autograd.grad(losses.sum(), logits, retain_graph=True)[0].float()
+    # on its way down an image's gradient starts at the same power of two, however sure the network is: float16 would lose it
+    scale = torch.exp2((2**8 / at_logits.abs().amax(1).clamp_min(1e-30)).log2().floor())
+    scaled = (at_logits * scale[:, None]).to(logits.dtype)
+    gradient = torch.autograd.grad(logits, images, scaled, retain_graph=keep)[0].float()
+    return gradient / scale[:, None, None, None], losses
+
+
+class InputGradient(EarlySignal):
+    """(B, C, H, W). With the policy's `clean_lam` above 0, also the clean images' loss."""
+
+    def __init__(self, network: nn.Module, policy: Policy):
+        self.network, self.policy = network, policy
+
+    def take(self, images: Tensor, targets: Tensor, signals: Signals) -> Tensor:
+        if self.policy.clean_lam == 0:
+            return input_gradient(self.network, images, targets)
+        gradient, loss = clean_gradient(self.network, images, targets)
+        signals.loss = self.policy.clean_lam * loss
+        return gradient
+
+
+class Saliency(InputGradient):
+    """(B, H, W): how strongly the loss reacts to every pixel."""
+
+    def take(self, images: Tensor, targets: Tensor, signals: Signals) -> Tensor:
+        gradient = signals["input_grad"] if "input_grad" in signals else super().take(images, targets, signals)
+        return saliency_of(gradient)

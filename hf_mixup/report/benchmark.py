@@ -1,0 +1,371 @@
+"""Benchmarks: what a row of the published tables was trained with, how they report runs, and tables of ours beside them."""
+
+from __future__ import annotations
+
+import copy
+import csv
+import functools
+import json
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, median, stdev
+from typing import Any
+
+import torch
+
+from hf_mixup.core.checks import check_count, check_known
+from hf_mixup.methods import METHODS
+from hf_mixup.networks.backbones import from_scratch, same_architecture
+from hf_mixup.recipes import ABOUT, load_recipe, read_recipe
+
+# methods of the published tables, as arguments of --mix; the token methods are trained in turns with Mixup
+TABLE_METHODS: dict[str, tuple[str, ...]] = {
+    "Vanilla": ("vanilla",),
+    "MixUp": ("mixup",),
+    "CutMix": ("cutmix",),
+    "DeiT": ("mixup", "cutmix"),
+    "RSB": ("mixup", "cutmix"),
+    "ManifoldMix": ("manifoldmix",),
+    "SmoothMix": ("smoothmix",),
+    "SaliencyMix": ("saliencymix",),
+    "AttentiveMix+": ("attentivemix",),
+    "FMix": ("fmix",),
+    "GridMix": ("gridmix",),
+    "PuzzleMix": ("puzzlemix",),
+    "Co-Mixup": ("comixup",),
+    "SuperMix": ("supermix",),
+    "ResizeMix": ("resizemix",),
+    "AlignMix": ("alignmix",),
+    "Grafting": ("saliencygrafting",),
+    "TransMix": ("mixup", "transmix"),
+    "TokenMix": ("mixup", "tokenmix"),
+    "SMMix": ("mixup", "smmix"),
+    "AutoMix": ("automix",),
+    "SAMix": ("samix",),
+}
+# of a recipe: which rows of the published results are its own, how they are reported, how many processes they had, where
+# configurations come from that upstream has not, by methods; and the networks of a sweep
+FACTS = ("table", "measure", "last_epochs", "processes", "derived_from", "backbones")
+MEASURES = ("median", "best", "last")
+
+
+@dataclass(frozen=True)
+class Reported:
+    """How a table makes one number of a run: of its epochs' accuracies, the `median` of the last ones, the `best`, or the `last`.
+
+    OpenMixup's tool takes the epochs from `epochs - last` on, which are `last + 1` of them; we take `last`, as its tables say.
+    """
+
+    measure: str = "last"
+    last_epochs: int | None = None
+
+    def __post_init__(self):
+        check_known("measure", self.measure, MEASURES)
+        if self.last_epochs is not None:
+            check_count(1, last_epochs=self.last_epochs)
+
+    def of(self, accuracies: Sequence[float]) -> float:
+        """Of the accuracies of all epochs, in order."""
+        last = list(accuracies)[-(self.last_epochs or len(accuracies)) :]
+        return {"median": median, "best": max, "last": lambda values: values[-1]}[self.measure](last)
+
+    def __str__(self) -> str:
+        span = f" of the last {self.last_epochs} epochs" if self.last_epochs and self.measure != "last" else " epoch"
+        return self.measure + span
+
+
+@dataclass(frozen=True)
+class Run:
+    """A complete configuration: a recipe, and what is typed over it.
+
+    Attributes:
+        arguments: all that the recipe sets for these methods and this network.
+        processes: how many the published run had.
+        derived_from: where the configuration comes from, where upstream has none.
+    """
+
+    recipe: str
+    mix: tuple[str, ...]
+    architecture: str | None
+    arguments: dict[str, Any]
+    reported: Reported = Reported()
+    processes: int = 1
+    derived_from: str | None = None
+
+    def words(self) -> list[str]:
+        """Arguments of run_mixup.py."""
+        words = ["--recipe", self.recipe, "--mix", *self.mix]
+        if self.architecture is not None:
+            words += ["--architecture", self.architecture]
+        if "num_train_epochs" in self.arguments:
+            words += ["--num_train_epochs", str(self.arguments["num_train_epochs"])]
+        return words
+
+    def command(self) -> str:
+        launch = ["accelerate", "launch", *(["--num_processes", str(self.processes)] if self.processes > 1 else [])]
+        return shlex.join([*launch, "training_scripts/run_mixup.py", *self.words()])
+
+
+def configure(
+    recipe: str, folder: Path, mix: Sequence[str], architecture: str | None = None, epochs: int | None = None, alpha: float | None = None
+) -> Run:
+    """The run of these methods on this network by a recipe. Raises ValueError for recipes and names that do not exist."""
+    arguments = read_recipe(recipe, folder, mix=list(mix), architecture=architecture)
+    if epochs is not None:
+        arguments["num_train_epochs"] = epochs
+    if alpha is not None:
+        arguments["alpha"] = [alpha]
+    facts = about(recipe, folder)
+    return Run(
+        recipe,
+        tuple(mix),
+        architecture or arguments.get("architecture"),
+        {**arguments, "mix": list(mix)},
+        Reported(facts.get("measure", "last"), facts.get("last_epochs")),
+        facts.get("processes", 1),
+        facts.get("derived_from", {}).get("+".join(mix)),
+    )
+
+
+def published(path: str | Path) -> list[dict[str, str]]:
+    """The rows of published results: dataset, setting, backbone, epochs, method, alpha, top1, reproduced_by, source."""
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def resolve(row: Mapping[str, str], folder: Path) -> Run:
+    """The configuration that a row of the published results was trained with. Raises ValueError where no recipe of `folder` says so."""
+    check_known("method", row["method"], TABLE_METHODS)
+    for recipe in _recipes(folder):
+        if _is_of_table(row, recipe, folder):
+            return configure(recipe, folder, TABLE_METHODS[row["method"]], row["backbone"], int(row["epochs"]))
+    raise ValueError(f"a recipe must say that its table has {row['dataset']}/{row['setting']}/{row['backbone']}, got none; add `table:`.")
+
+
+def published_value(rows: Iterable[Mapping[str, str]], run: Run, folder: Path) -> float | None:
+    """What the tables have for a run, in percent. Of rows that contradict each other, the first."""
+    for row in rows:
+        if (
+            _is_of_table(row, run.recipe, folder)
+            and TABLE_METHODS.get(row["method"]) == run.mix
+            and run.architecture is not None
+            and same_architecture(row["backbone"], run.architecture)
+            and float(row["epochs"]) == float(run.arguments.get("num_train_epochs", -1))
+        ):
+            return float(row["top1"])
+    return None
+
+
+@functools.cache
+def _recipes(folder: Path) -> list[str]:
+    return sorted(path.stem for path in folder.glob("*.yaml"))
+
+
+@functools.cache
+def _read_about(recipe: str, folder: Path) -> dict[str, Any]:
+    facts = load_recipe(recipe, folder).get(ABOUT) or {}
+    for key in facts:
+        check_known(f"what stands under {ABOUT!r} of recipe {recipe!r}", key, FACTS)
+    return facts
+
+
+def about(recipe: str, folder: Path) -> dict[str, Any]:
+    """What a recipe says of its benchmark: see `FACTS`."""
+    return copy.deepcopy(_read_about(recipe, folder))
+
+
+def _is_of_table(row: Mapping[str, str], recipe: str, folder: Path) -> bool:
+    table = about(recipe, folder).get("table")
+    return table is not None and all(row[key] == str(value) for key, value in table.items())
+
+
+# -- results ----------------------------------------------------------------------------------------------------------------
+
+
+def accuracies(run_folder: str | Path) -> list[float]:
+    """Top-1 accuracies by epoch, from the `train_log.jsonl` of a run. Raises ValueError where there are none."""
+    path = Path(run_folder, "train_log.jsonl")
+    if not path.is_file():
+        raise ValueError(f"{run_folder} was expected to hold train_log.jsonl, got none; give the folder of a run of run_mixup.py.")
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    found = [row["eval_top1"] for row in rows if "eval_top1" in row]
+    if not found:
+        raise ValueError(f"{path} was expected to hold evaluations, got none; train with --eval_strategy epoch.")
+    return found
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Runs that differ in their seed alone, in percent.
+
+    Attributes:
+        values: one number a run.
+        published: what the tables have.
+    """
+
+    values: tuple[float, ...]
+    published: float | None = None
+
+    @property
+    def mean(self) -> float:
+        return mean(self.values)
+
+    @property
+    def deviation(self) -> float | None:
+        """Of the sample; None for a single run."""
+        return stdev(self.values) if len(self.values) > 1 else None
+
+    def shown(self, plus_minus: str = "±") -> str:
+        if not self.values:
+            return "-" if self.published is None else f"- / {self.published:.2f}"
+        spread = "" if self.deviation is None else f" {plus_minus} {self.deviation:.2f}"
+        beside = "" if self.published is None else f" / {self.published:.2f}"
+        return f"{self.mean:.2f}{spread} ({len(self.values)}){beside}"
+
+
+Table = Mapping[str, Mapping[str, Summary]]
+
+
+def columns_of(table: Table) -> list[str]:
+    return list(dict.fromkeys(column for cells in table.values() for column in cells))
+
+
+def markdown_table(table: Table, caption: str = "") -> str:
+    """`table[row][column]`; `-` where there is nothing."""
+    columns = columns_of(table)
+    lines = [f"| method | {' | '.join(columns)} |", "| --- |" + " --- |" * len(columns)]
+    for row, cells in table.items():
+        lines.append(f"| {row} | {' | '.join(cells[c].shown() if c in cells else '-' for c in columns)} |")
+    return "\n".join([*([caption, ""] if caption else []), *lines])
+
+
+def latex_table(table: Table, caption: str = "") -> str:
+    columns = columns_of(table)
+    lines = [r"\begin{table}", r"\centering", rf"\begin{{tabular}}{{l{'c' * len(columns)}}}", r"\hline"]
+    lines.append(" & ".join(["method", *map(_latex, columns)]) + r" \\ \hline")
+    for row, cells in table.items():
+        lines.append(" & ".join([_latex(row), *(cells[c].shown(r"$\pm$") if c in cells else "--" for c in columns)]) + r" \\")
+    return "\n".join([*lines, r"\hline", r"\end{tabular}", *([rf"\caption{{{_latex(caption)}}}"] if caption else []), r"\end{table}"])
+
+
+def _latex(text: str) -> str:
+    for character in "_%&#":
+        text = text.replace(character, "\\" + character)
+    return text.replace("±", r"$\pm$")
+
+
+# -- cards of published results ---------------------------------------------------------------------------------------------
+
+DATASETS = {
+    "imagenet1k": "ImageNet-1k",
+    "cifar10": "CIFAR-10",
+    "tiny_imagenet": "Tiny-ImageNet",
+    "inaturalist2018": "iNaturalist-2018",
+}
+OPENMIXUP = """@article{li2022openmixup,
+  title = {OpenMixup: A Comprehensive Mixup Benchmark for Visual Classification},
+  author = {Siyuan Li and Zedong Wang and Zicheng Liu and Di Wu and Cheng Tan and Stan Z. Li},
+  journal = {arXiv:2209.04851},
+  year = {2022}
+}"""
+
+
+def published_cards(results: Path, folder: Path, measured: Path | None = None) -> dict[str, str]:
+    """Cards of the published results, by file name: one for each data set, setting and source, all numbers from the files.
+
+    `python -m hf_mixup.report.benchmark` writes them into model_cards/.
+
+    Args:
+        results: the published ones, as a CSV.
+        folder: of recipes.
+        measured: a CSV of ours with the columns dataset, setting, backbone, epochs, method, top1, runs, checkpoint.
+    """
+    rows = published(results)
+    ours = {_key(row): row for row in published(measured)} if measured is not None and measured.is_file() else {}
+    groups: dict[tuple[str, str, str], list[dict[str, str]]] = {}
+    for row in rows:
+        groups.setdefault((row["dataset"], row["setting"], row["source"]), []).append(row)
+    return {_card_name(*group): _card(*group, found, rows, ours, folder) for group, found in groups.items()}
+
+
+def _key(row: Mapping[str, str]) -> tuple[str, ...]:
+    return tuple(row[name] for name in ("dataset", "setting", "backbone", "epochs", "method"))
+
+
+def _card_name(dataset: str, setting: str, source: str) -> str:
+    return f"{dataset}-{setting}-{source.split()[1].removesuffix('.md').lower()}.md"
+
+
+@functools.cache
+def _parameters(backbone: str, num_labels: int, size: int) -> str:
+    with torch.device("meta"):
+        return f"{sum(p.numel() for p in from_scratch(backbone, num_labels, size).parameters()) / 1e6:.2f}"
+
+
+CLASSES = {"imagenet1k": 1000, "cifar10": 10, "tiny_imagenet": 200, "inaturalist2018": 8142}
+
+
+def _card(dataset, setting, source, rows, every, ours, folder: Path) -> str:
+    lines = [
+        f"# {DATASETS[dataset]}, {setting}: {source}",
+        "",
+        "Generated by `python -m hf_mixup.report.benchmark` from `published_results.csv` and the recipes. *Published* is what the source prints, "
+        "in percent; *measured* is what this project measured itself, `-` where it has not. There is no checkpoint where none is linked.",
+        "",
+        "| backbone | method | alpha | resolution | parameters (M) | epochs | top-1, published | top-1, measured | recipe | remarks |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    commands, papers = [], {}
+    for row in rows:
+        run = resolve(row, folder)
+        size = run.arguments["image_size"]
+        side = f"{run.arguments.get('train_image_size', size)} / {size}" if "train_image_size" in run.arguments else str(size)
+        mine = ours.get(_key(row))
+        value = "-" if mine is None else f"{mine['top1']} ({mine['runs']} runs)"
+        if mine is not None and mine["checkpoint"]:
+            value = f"[{value}]({mine['checkpoint']})"
+        lines.append(
+            f"| {row['backbone']} | {row['method']} | {row['alpha'] or '-'} | {side} | {_parameters(row['backbone'], CLASSES[dataset], size)} | "
+            f"{row['epochs']} | {row['top1']} | {value} | `{run.recipe}` | {_remarks(row, run, every)} |"
+        )
+        commands.append(run.command())
+        papers.update({name: METHODS[name].paper for name in run.mix if METHODS[name].paper})
+    reported = resolve(rows[0], folder).reported
+    lines += [
+        "",
+        f"Reported is the {reported}{', mean of 3 runs' if reported.measure == 'best' else ''}.",
+        "",
+        "## Commands",
+        "",
+        "```bash",
+    ]
+    lines += [*dict.fromkeys(commands), "```", "", "## Citation", "", "```bibtex", OPENMIXUP, "```", ""]
+    lines += [f"- {name}: [arXiv:{paper}](https://arxiv.org/abs/{paper})" for name, paper in papers.items()]
+    return "\n".join(lines) + "\n"
+
+
+def _remarks(row: Mapping[str, str], run: Run, every: Iterable[Mapping[str, str]]) -> str:
+    remarks = []
+    if row["reproduced_by"] != "openmixup":
+        remarks.append({"official": "by the official code", "preprint": "of a preprint"}[row["reproduced_by"]])
+    if run.derived_from:
+        remarks.append(f"derived from: {run.derived_from}")
+    for other in every:
+        if other["source"] != row["source"] and _key(other) == _key(row):
+            same = other["top1"] == row["top1"]
+            if same:
+                remarks.append(f"repeated in {other['source']}")
+            elif "samix README" in row["source"]:
+                remarks.append(f"**contradicted by {other['source']}: {other['top1']}**")
+            else:
+                remarks.append(f"{other['source']} has {other['top1']}, AutoMix's number")
+    return "; ".join(remarks)
+
+
+if __name__ == "__main__":
+    root = Path(__file__).parents[2]
+    cards = root / "model_cards"
+    for name, text in published_cards(cards / "published_results.csv", root / "training_scripts/recipes", cards / "measured.csv").items():
+        (cards / name).write_text(text)

@@ -1,0 +1,220 @@
+"""Mixtures to look at, as a network in training is shown them."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, TrainerCallback
+
+from hf_mixup.core.plan import onehot
+from hf_mixup.core.rng import MixKey
+from hf_mixup.data.dataset import ImageDataset
+from hf_mixup.data.processor import ImageFormat
+from hf_mixup.methods import METHODS, MethodChoice
+from hf_mixup.model import MixupModel
+from hf_mixup.networks.backbones import from_scratch
+from hf_mixup.networks.signals.features import class_activation, last_feature_map
+from hf_mixup.report.plots import masks_by_lam
+from hf_mixup.steps.learned import LearnedState
+
+LAMS = (0.1, 0.3, 0.5, 0.7, 0.9)  # at which the masks of mixers are drawn
+
+# what only networks of tokens can give
+TOKEN_SIGNALS = {"attention", "patch_attention", "token_grid", "attention_layers", "token_scores"}
+
+
+def default_architecture(choice: MethodChoice) -> str:
+    """A small network of ours that the methods can use."""
+    wanted = set().union(*(method.sample.needs | method.label.needs for method in choice.methods))
+    return "vit_mini" if wanted & TOKEN_SIGNALS else "cifar_resnet20"
+
+
+def mixed_examples(model: MixupModel, images: ImageDataset, form: ImageFormat, seed: int, count: int = 6) -> list[dict]:
+    """Columns for `plots.gallery`: `count` mixtures, one of each method at least, of images spread over the data set."""
+    count = max(count, len(model.choice.methods))
+    batch = varied(images, count)
+    pixels = torch.stack([example["pixel_values"] for example in batch])
+    return drawn(model, pixels, torch.tensor([example["labels"] for example in batch]), form, seed, count)
+
+
+def drawn(
+    model: MixupModel,
+    pixels: Tensor,
+    labels: Tensor,
+    form: ImageFormat,
+    seed: int,
+    count: int,
+    *,
+    masks: bool = False,
+    activations: bool = False,
+) -> list[dict]:
+    """`count` columns for `plots.gallery`, of the images of a batch and the methods in turn: of ten draws of each the first with two classes.
+
+    Arguments are those of `mixtures`.
+    """
+    names = [method.name for method in model.choice.methods]
+    made: list[dict[str, list[dict]]] = []
+    found, taken = [], set()
+    for place in range(count):
+        name, row = names[place % len(names)], place % len(pixels)
+        new = [step for step in range(10 + place // len(pixels)) if (name, row, step) not in taken]
+        for step in new:
+            if step == len(made):
+                made.append(mixtures(model, pixels, labels, form, MixKey(seed, 0, step), masks=masks, activations=activations))
+            if made[step][name][row]["target"].max() < 0.9:
+                break
+        else:
+            step = new[0]
+        taken.add((name, row, step))
+        found.append(made[step][name][row])
+    return found
+
+
+def mixtures(
+    model: MixupModel, pixels: Tensor, labels: Tensor, form: ImageFormat, key: MixKey, *, masks: bool = False, activations: bool = False
+) -> dict[str, list[dict]]:
+    """By method, what it makes of every image of a batch, as columns for `plots.gallery`.
+
+    The mixed image is what the network really received, so this serves methods that mix by what the network sees. Of those
+    that mix inside it, it is the clean image.
+
+    Args:
+        pixels, labels: (B, 3, H, W) normalised; (B,) class numbers, or (B, num_labels).
+        masks: add `mask`, the pixels' share of the own image (H, W), and lam to the title.
+        activations: add `activation` (h, w), the class activation map of the mixed image for the heaviest class of its target.
+    """
+    targets = onehot(labels, model.num_labels)
+    clean = form.unnormalised(pixels)
+    one = copy.deepcopy(model).cpu().train()  # a copy: a forward pass of training moves BatchNorm's averages
+    made: dict[str, list[dict]] = {}
+    for method in model.choice.methods:
+        partners = clean
+        if "history" in method.sample.needs:  # there is none yet: the batch before was the same in reverse
+            partners = clean.flip(0)
+            method.step.run(method, one.states[method.name], one.backbone, pixels.flip(0), targets.flip(0), key)
+        seen: list[Tensor] = []
+        hook = one.backbone.register_forward_pre_hook(
+            lambda module, args, kwargs, seen=seen: seen.append(kwargs["pixel_values"].detach()), with_kwargs=True
+        )
+        step = method.step.run(method, one.states[method.name], one.backbone, pixels, targets, key)
+        hook.remove()
+        # some look at the clean images as well, before or after
+        shown = next((images for images in reversed(seen) if not torch.equal(images, pixels)), pixels)
+        mixed = form.unnormalised(shown)
+        made[method.name] = columns = [
+            {"title": method.name, "own": clean[i], "mixed": mixed[i], "target": step.targets[i].detach()} for i in range(len(pixels))
+        ]
+        if step.plan is not None and step.plan.index.shape[1] > 1:
+            heaviest = step.plan.weight[:, 1:].argmax(1).cpu() + 1
+            for i, column in enumerate(columns):
+                column["partner"] = partners[int(step.plan.index[i, heaviest[i]])]
+        if masks:
+            for i, column in enumerate(columns):
+                column["title"] = f"{method.name}\nlam {float(step.lam[i]):.2f}"
+                if step.plan is not None:
+                    column["mask"] = step.plan.dense_mask(tuple(pixels.shape[2:]))[i, 0].detach().float().cpu()
+        if activations:
+            heaviest_class = onehot(step.targets.argmax(1), model.num_labels)
+            maps = class_activation(one.backbone, last_feature_map(one.backbone, shown), heaviest_class).detach()
+            for column, activation in zip(columns, maps, strict=True):
+                column["activation"] = activation
+        for state in one.states.values():
+            state.disarm()
+    return made
+
+
+def masks_of_mixers(model: MixupModel, pixels: Tensor, form: ImageFormat) -> dict[str, list[dict]]:
+    """By method, what its mixer makes of every image of a batch with the next one at each of `LAMS`, for `plots.masks_by_lam`.
+
+    Empty for methods without a mixer. Nothing of the model changes.
+
+    Args:
+        pixels: (B, 3, H, W) normalised.
+    """
+    if not any(isinstance(state, LearnedState) for state in model.states.values()):
+        return {}
+    count = len(pixels)
+    partner = torch.arange(count).roll(-1)
+    index = torch.stack([torch.arange(count), partner], 1)
+    clean = form.unnormalised(pixels)
+    found = {}
+    for name, state in copy.deepcopy(model).cpu().float().eval().states.items():
+        if not isinstance(state, LearnedState):
+            continue
+        state.disarm()
+        masks = torch.stack([state.masks(pixels, index, torch.tensor([[lam, 1 - lam]] * count)) for lam in LAMS], 1)  # (B, L, 2, H, W)
+        mixed = masks[:, :, :1] * clean[:, None] + masks[:, :, 1:] * clean[partner][:, None]
+        found[name] = [{"own": clean[i], "partner": clean[partner[i]], "masks": masks[i, :, 0], "mixed": mixed[i]} for i in range(count)]
+    return found
+
+
+class MaskPictures(TrainerCallback):
+    """Draws the masks of the mixers in training, of the same images every time: `masks/METHOD-STEP.png` at up to ten ends of epochs.
+
+    Args:
+        folder: for `masks/`.
+        pixels: (B, 3, H, W) normalised.
+    """
+
+    def __init__(self, folder: str | Path, pixels: Tensor, form: ImageFormat):
+        self.folder, self.pixels, self.form = Path(folder, "masks"), pixels, form
+
+    def on_epoch_end(self, args, state, control, model=None, **kwargs):
+        epochs, epoch = math.ceil(state.num_train_epochs), round(state.epoch)
+        if not state.is_world_process_zero or 10 * epoch // epochs == 10 * (epoch - 1) // epochs:
+            return
+        for name, columns in masks_of_mixers(model, self.pixels, self.form).items():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            masks_by_lam(self.folder / f"{name}-{state.global_step:06d}.png", columns, LAMS)
+
+
+def pairs_of_every_method(
+    pixels: Tensor, form: ImageFormat, seed: int, names: Sequence[str] | None = None, model: PreTrainedModel | None = None
+) -> list[dict]:
+    """Columns for `plots.overview`: the first of two images mixed with the second by every method that there is.
+
+    Of every method the first draw is shown that mixes the two with a lam of 0.35 to 0.65.
+
+    Args:
+        pixels: (2, 3, H, W) normalised.
+        model: the network that methods look at; untrained ones of ours if None.
+    """
+
+    def unevenness(column: dict) -> float:
+        return abs(float(column["target"][1]) - 0.5)
+
+    columns = []
+    for name in names or METHODS:
+        choice = MethodChoice.build(name)
+        torch.manual_seed(seed + 1)  # of the untrained networks; the mixing has keys of its own
+        network = copy.deepcopy(model) if model is not None else from_scratch(default_architecture(choice), 2, form.size)
+        mixing = MixupModel(network, choice)
+        # some mix more than two images, or none of too few: then mirrored and shifted ones come in
+        more = torch.cat([images.roll(form.size * k // 32, 3) for k in range(4) for images in (pixels, pixels.flip(3))])
+        found = []
+        for batch, step in ((batch, step) for batch in (pixels, more) for step in range(12)):
+            labels = torch.arange(len(batch)) % 2
+            made = mixtures(mixing, batch, labels, form, MixKey(seed, 0, step))[name]
+            found += made[:1] if batch is pixels else made
+            if name == "vanilla" or min(map(unevenness, found)) <= 0.15:
+                break
+        columns.append(min(found, key=unevenness))
+    return columns
+
+
+def varied(images: ImageDataset, count: int) -> list[dict]:
+    """Examples of as many classes as there are, from all over the data set."""
+    found: list[dict] = []
+    spare: list[dict] = []
+    for row in torch.linspace(0, len(images) - 1, min(len(images), 8 * count)).int().tolist():
+        example = images[row]
+        known = {other["labels"] for other in found}
+        (spare if example["labels"] in known else found).append(example)
+        if len(found) == count:
+            return found
+    return (found + spare)[:count]

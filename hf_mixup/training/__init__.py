@@ -1,0 +1,1 @@
+"""The Trainer and what stands around it: arguments, optimisers, checkpoints, the Hub."""
