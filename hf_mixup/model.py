@@ -38,10 +38,14 @@ class MixupOutput(ImageClassifierOutput):
     Attributes:
         targets: (B, num_labels) float32, mixed.
         lam: (B,) float32, the labels' share of the own image.
+        losses: (B,) float32, of every mixture by itself; `loss` is their mean, and what the method adds to it.
+        methods: names of the methods that mixed, one for each repeat; `("vanilla",)` where nothing was mixed.
     """
 
     targets: Tensor | None = None
     lam: Tensor | None = None
+    losses: Tensor | None = None
+    methods: tuple[str, ...] | None = None
 
 
 class MixupModel(PreTrainedModel):
@@ -143,27 +147,27 @@ class MixupModel(PreTrainedModel):
         targets = onehot(labels, self.num_labels)
         if mixed or len(pixel_values) == 1:
             logits = self.backbone(pixel_values=pixel_values).logits
-            loss = self.choice.methods[0].loss(logits, targets).mean()
-            return MixupOutput(loss=loss, logits=logits, targets=targets, lam=targets.new_ones(len(targets)))
+            losses = self.choice.methods[0].loss(logits, targets)
+            return MixupOutput(
+                loss=losses.mean(), logits=logits, targets=targets, lam=targets.new_ones(len(targets)), losses=losses, methods=("vanilla",)
+            )
         if mix_key is None:
             raise ValueError(
                 "training needs mix_key, the place of the batch in the run, got None; train with MixupTrainer, which gives it."
             )
         key = MixKey(*mix_key)
         with gathered(self):  # saliency is a backward pass of its own
-            steps = [self._step(pixel_values, targets, key._replace(repeat=key.repeat + repeat)) for repeat in range(self.mix_repeat)]
-        if len(steps) == 1:
-            loss, logits, targets, lam, _ = steps[0]
-            return MixupOutput(loss=loss, logits=logits, targets=targets, lam=lam)
-        rows = {name: torch.cat([getattr(step, name) for step in steps]) for name in ("logits", "targets", "lam")}
-        return MixupOutput(loss=torch.stack([step.loss for step in steps]).mean(), **rows)
+            keys = [key._replace(repeat=key.repeat + repeat) for repeat in range(self.mix_repeat)]
+            methods = [self.method_for(key) for key in keys]
+            steps = [self._step(method, pixel_values, targets, key) for method, key in zip(methods, keys, strict=True)]
+        rows = {name: torch.cat([getattr(step, name) for step in steps]) for name in ("logits", "targets", "lam", "losses")}
+        return MixupOutput(loss=torch.stack([step.loss for step in steps]).mean(), **rows, methods=tuple(method.name for method in methods))
 
     def method_for(self, key: MixKey) -> Method:
         """The method of a batch: the same on all processes."""
         return self.choice.draw(key.shared_rng())
 
-    def _step(self, images: Tensor, targets: Tensor, key: MixKey) -> StepOutput:
-        method = self.method_for(key)
+    def _step(self, method: Method, images: Tensor, targets: Tensor, key: MixKey) -> StepOutput:
         state = self.states[method.name] if method.name in self.states else MethodState()
         return method.step.run(method, state, self.backbone, images, targets, key)
 

@@ -105,11 +105,12 @@ class RecursiveMix(Step):
         old_targets, old_logits = (targets, logits) if first else (state.targets[earlier], state.logits[earlier])
         own, other = plan.weight.unbind(1)
         mixed_targets = own[:, None] * targets.float() + other[:, None] * old_targets
-        loss = method.loss(logits, mixed_targets, plan).mean()
+        losses = method.loss(logits, mixed_targets, plan)
+        loss = losses.mean()
         # without a box the region counts nothing, but its classifier stays part of the graph, as on every other process
         loss = loss + self.omega * (other * region_loss(region_logits, old_logits)).mean()
         state.remember(images=mixed, targets=mixed_targets, logits=logits.float())
-        return StepOutput(loss if signals.loss is None else loss + signals.loss, logits, mixed_targets, own, plan)
+        return StepOutput(loss if signals.loss is None else loss + signals.loss, losses, logits, mixed_targets, own, plan)
 
 
 def region_loss(logits: Tensor, old_logits: Tensor) -> Tensor:

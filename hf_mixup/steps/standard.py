@@ -51,5 +51,6 @@ def finish(method: Method, state: MethodState, plan: MixPlan, logits: Tensor, ta
     """From logits to the loss, which every step that mixes once ends with."""
     plan = relabelled(method, state, plan, logits, targets, signals)
     mixed = mix_targets(plan, targets)
-    loss = method.loss(logits, mixed, plan).mean()
-    return StepOutput(loss if signals.loss is None else loss + signals.loss, logits, mixed, plan.weight[:, 0], plan)
+    losses = method.loss(logits, mixed, plan)
+    loss = losses.mean()
+    return StepOutput(loss if signals.loss is None else loss + signals.loss, losses, logits, mixed, plan.weight[:, 0], plan)

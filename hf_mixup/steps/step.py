@@ -21,7 +21,8 @@ class StepOutput(NamedTuple):
     """One training step of a batch.
 
     Attributes:
-        loss: scalar, float32.
+        loss: scalar, float32: the mean of `losses`, and what the step adds to it.
+        losses: (B,) float32, of every mixture by itself.
         logits: (B, num_labels), of the mixed images.
         targets: (B, num_labels) float32, the mixed targets.
         lam: (B,) float32, the labels' share of the own image.
@@ -29,6 +30,7 @@ class StepOutput(NamedTuple):
     """
 
     loss: Tensor
+    losses: Tensor
     logits: Tensor
     targets: Tensor
     lam: Tensor

@@ -73,8 +73,9 @@ class SUMix(Step):
         regulariser = uncertainty_loss(distance, *uncertain, plan, classes)
         plan = plan.reweighted(weighed(plan.weight, distance, classes))
         mixed = mix_targets(plan, targets)
-        loss = method.loss(logits, mixed, plan).mean() + self.gamma * regulariser
-        return StepOutput(loss if signals.loss is None else loss + signals.loss, logits, mixed, plan.weight[:, 0], plan)
+        losses = method.loss(logits, mixed, plan)
+        loss = losses.mean() + self.gamma * regulariser
+        return StepOutput(loss if signals.loss is None else loss + signals.loss, losses, logits, mixed, plan.weight[:, 0], plan)
 
 
 def semantic_distances(logits: Tensor, clean: Tensor, index: Tensor, classes: Tensor) -> Tensor:

@@ -94,10 +94,11 @@ class SuperMix(Step):
         logits = backbone(pixel_values=blend(plan, images)).logits
         plan = relabelled(method, state, plan, logits, targets, signals)
         mixed = mix_targets(plan, targets) if self.target == "shares" else onehot(found.logits.argmax(1), targets.shape[1])
-        loss = method.loss(logits, mixed, plan).mean()
+        losses = method.loss(logits, mixed, plan)
+        loss = losses.mean()
         if self.clean_lam > 0:
             loss = loss + self.clean_lam * method.loss(backbone(pixel_values=images).logits, targets).mean()
-        return StepOutput(loss if signals.loss is None else loss + signals.loss, logits, mixed, plan.weight[:, 0], plan)
+        return StepOutput(loss if signals.loss is None else loss + signals.loss, losses, logits, mixed, plan.weight[:, 0], plan)
 
 
 @dataclass(frozen=True, eq=False)
