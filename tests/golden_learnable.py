@@ -10,13 +10,14 @@ from torch.testing import assert_close
 
 from hf_mixup.core.losses import CrossEntropy, Decoupled, DecoupledBCE
 from hf_mixup.core.plan import Dense, MixPlan, Share, blend, onehot
-from hf_mixup.methods import Method
+from hf_mixup.method import Method
 from hf_mixup.mixers.adaptive_mask import AdaptiveMask, from_official
 from hf_mixup.mixers.masks import mask_loss, rescale_lam
 from hf_mixup.mixers.mixblock import MixBlock, from_openmixup, renamed
 from hf_mixup.policies import Mixup, MultiMixup
-from hf_mixup.steps.adversarial import AdversarialMixing
-from hf_mixup.steps.learned import Drawn, LearnedMixing
+from hf_mixup.steps.learned.adautomix import AdversarialMixing
+from hf_mixup.steps.learned.automix import LearnedMixing
+from hf_mixup.steps.learned.mixing import Drawn
 
 
 def close(actual, expected):

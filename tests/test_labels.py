@@ -15,9 +15,9 @@ from hf_mixup import METHODS, MixupCollator, MixupLoss, MixupModel, get_method
 from hf_mixup.core.geometry import box_plan, enlarged
 from hf_mixup.core.losses import BCE, CrossEntropy, Decoupled, DecoupledBCE
 from hf_mixup.core.plan import Dense, MixPlan, blend, mix_targets
-from hf_mixup.core.policy import Signals
+from hf_mixup.core.policy import AreaLabels, Signals
 from hf_mixup.core.rng import MixKey, keyed
-from hf_mixup.labels import AlignedLabels, AreaLabels, AttentionLabels, ProgressiveLabels, TokenLabels
+from hf_mixup.labels import AlignedLabels, AttentionLabels, ProgressiveLabels, TokenLabels
 from hf_mixup.networks.signals.attention import AttentionTaps
 from hf_mixup.networks.signals.features import class_activation, classifier_of, last_feature_map
 from hf_mixup.policies.mixpro import kept_cells

@@ -21,9 +21,12 @@ from hf_mixup.data.processor import ImageFormat
 from hf_mixup.data.sources import digits
 from hf_mixup.mixers import AdaptiveMask, MixBlock
 from hf_mixup.mixers.masks import adjust_mask, mask_loss, rescale_lam
+from hf_mixup.networks.average import ema_momentum
 from hf_mixup.policies import MultiMixup
 from hf_mixup.report.examples import LAMS, MaskPictures, masks_of_mixers
-from hf_mixup.steps.learned import EVAL_NETS, LearnedState, decay, ema_momentum, eta_cross_entropy, pair_plan, within_margin
+from hf_mixup.steps.learned.automix import decay, eta_cross_entropy
+from hf_mixup.steps.learned.mixing import EVAL_NETS, pair_plan, within_margin
+from hf_mixup.steps.learned.state import LearnedState
 from run_script import run_mixup, run_script
 from small import resnet, trainer
 from tiny import FAMILIES, NUM_LABELS, batch, network

@@ -179,6 +179,3 @@ class DecoupledBCE(Loss):
         losses = F.binary_cross_entropy_with_logits(logits.float(), targets, reduction="none")
         losses = torch.where(targets > 0, 1, self.negative_weight) * losses
         return losses.mean(-1) if self.reduction == "mean" else losses.sum(-1)
-
-
-LOSSES = (CrossEntropy, BCE, Decoupled, DecoupledBCE)

@@ -28,7 +28,8 @@ from hf_mixup.core.rng import MixKey
 from hf_mixup.data.collator import CheckedCollator, MixedBatch, MixupCollator
 from hf_mixup.data.dataset import ImageDataset, RepeatedAugmentation
 from hf_mixup.evaluation.metrics import classification_metrics, mixed_accuracy
-from hf_mixup.methods import CONFIG_NAME, taught_by_the_network
+from hf_mixup.method import CONFIG_NAME
+from hf_mixup.methods import taught_by_the_network
 from hf_mixup.model import STATE_FOLDER, MixupModel
 from hf_mixup.report.card import write_model_card
 from hf_mixup.training.callbacks import BesideSteps, EpochLog, Tally, epoch_rows
@@ -80,7 +81,7 @@ class MixupTrainer(Trainer):
                 f"one process drives one GPU, got {args.n_gpu} GPUs in one process; start with `accelerate launch`, or set CUDA_VISIBLE_DEVICES."
             )
         if not isinstance(model, MixupModel):
-            model = MixupModel(model, args.method_choice(), mix_repeat=args.mix_repeat, ema=args.ema_decay is not None)
+            model = MixupModel(model, args.method_choice(), mix_repeat=args.mix_repeat, ema_decay=args.ema_decay)
         if sum(p.requires_grad for p in model.states.parameters()) and len(model.choice.methods) > 1:
             # the mixer of one method gets no gradient in a batch of another
             args.ddp_find_unused_parameters = True
@@ -175,12 +176,8 @@ class MixupTrainer(Trainer):
         """What follows the weights: EMA teachers. Not after a step that the gradient scaler skipped."""
         if self.accelerator.optimizer_step_was_skipped:
             return
-        model, state = self.mixup_model, self.state
-        for method in model.choice.methods:
-            method.step.after_optimizer_step(model.states[method.name], model.backbone, state.global_step, state.max_steps)
-        if model.ema is not None:
-            rising = self.args.ema_warmup_epochs * self._steps_per_epoch() if self.args.ema_warmup_epochs else 0
-            model.follow(self.args.ema_decay * (0.9 + 0.1 * min(1.0, (state.global_step + 1) / rising) if rising else 1.0))
+        rising = self.args.ema_warmup_epochs * self._steps_per_epoch() if self.args.ema_warmup_epochs else 0.0
+        self.mixup_model.after_optimizer_step(self.state.global_step, self.state.max_steps, rising)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
@@ -480,7 +477,7 @@ class MixupTrainer(Trainer):
 
             # the backbone alone is compiled, in place: mixing stays outside the graph, and names of parameters stay as they are
             built["dynamo_plugin"] = TorchDynamoPlugin(backend="no")
-            self.model.backbone.compile(backend=self.args.torch_compile_backend, mode=self.args.torch_compile_mode)
+            self.model.compile_backbone(backend=self.args.torch_compile_backend, mode=self.args.torch_compile_mode)
         return built
 
 
