@@ -26,7 +26,7 @@ from hf_mixup.methods import MethodChoice
 from hf_mixup.mixers.mixer import Mixer
 from hf_mixup.networks.average import Average, rising_decay
 from hf_mixup.networks.backbones import describe_for_timm, load_classifier, load_strictly
-from hf_mixup.networks.families import is_timm
+from hf_mixup.networks.families import bare, is_timm
 from hf_mixup.networks.passes import check_changeable, compile_around
 from hf_mixup.networks.signals.signal import gathered
 from hf_mixup.networks.teachers import Normalisation, Teacher, normalisation_of
@@ -339,20 +339,13 @@ class MixupModel(PreTrainedModel):
 
     # -- what transformers and accelerate ask of a model ----------------------------------------------------------------
 
-    def gradient_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
-        """That of the backbone, and of teachers, which pass mixed images too. Raises ValueError for methods that cannot do with it."""
-        for network in self._trained_through:
-            network.gradient_checkpointing_enable(*args, **kwargs)
-        self._check_changeable()
-
-    def gradient_checkpointing_disable(self) -> None:
-        for network in self._trained_through:
-            network.gradient_checkpointing_disable()
-
-    @property
-    def _trained_through(self) -> list[PreTrainedModel]:
+    def _set_gradient_checkpointing(self, enable: bool = True, **kwargs: Any) -> None:
+        """That of the backbone, which may be timm's, and of teachers. Raises ValueError for methods that cannot do with it."""
         averages = [module.network for module in self.states.modules() if isinstance(module, Average)]
-        return [self.backbone, *(network for network in averages if isinstance(network, PreTrainedModel))]
+        for network in (self.backbone, *averages):
+            if isinstance(bare(network), PreTrainedModel):
+                bare(network)._set_gradient_checkpointing(enable=enable, **kwargs)
+        self._check_changeable()
 
     def _check_changeable(self) -> None:
         for name, state in self.states.items():

@@ -11,8 +11,6 @@ import PIL.Image
 import torch
 from torch import Tensor, nn
 
-from hf_mixup.networks.backbones import load_classifier
-
 
 @dataclass(frozen=True)
 class Normalisation:
@@ -83,6 +81,8 @@ class Teacher(nn.Module):
     """
 
     def __init__(self, repo_or_folder: str):
+        from hf_mixup.networks.backbones import load_classifier  # here, because it imports transformers, and policies need none
+
         super().__init__()
         self.name = repo_or_folder
         self.network = load_classifier(repo_or_folder).requires_grad_(False).eval()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from hf_mixup.core.losses import Loss
 from hf_mixup.core.plan import MixPlan
-from hf_mixup.core.policy import LabelPolicy, Policy, SamplePolicy, Signals
+from hf_mixup.core.policy import LabelPolicy, SamplePolicy, Signals
 from hf_mixup.core.rng import MixKey
 from hf_mixup.networks.passes import watching
 from hf_mixup.networks.signals import SIGNALS
@@ -75,7 +76,7 @@ class MethodState(nn.Module):
             for name, kind in SIGNALS.items():
                 if name not in policy.needs or name in state.late:
                     continue
-                if ("sample", name) in state.early and _source(policy) == _source(parts.sample):
+                if ("sample", name) in state.early and not _differs(policy, parts.sample):
                     continue
                 signal = kind(source, policy)
                 if isinstance(signal, EarlySignal):
@@ -118,9 +119,10 @@ class MethodState(nn.Module):
         return [*self.changed, *(module for signal in (*signals, *self.late.values()) for module in signal.modules)]
 
 
-def _source(policy: Policy) -> tuple[Any, ...]:
-    """What decides how a policy's signals are taken."""
-    return policy.teacher, policy.teacher_size, policy.scores, policy.clean_lam
+def _differs(label: LabelPolicy, sample: SamplePolicy) -> bool:
+    """Whether the label policy itself says how its signals are to be taken, and says something else than the sample policy."""
+    ways = {"teacher", "teacher_size", "scores", "clean_lam"} & {field.name for field in dataclasses.fields(label)}
+    return any(getattr(label, way) != getattr(sample, way) for way in ways)
 
 
 class Step(ABC):
