@@ -16,15 +16,15 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import ImageClassifierOutput
 
-from hf_mixup.core.checks import check_count, check_images, check_labels
+from hf_mixup.core.checks import check_count, check_images
 from hf_mixup.core.hub import download_all, told_plainly
 from hf_mixup.core.losses import CrossEntropy
-from hf_mixup.core.plan import onehot
 from hf_mixup.core.rng import MixKey
 from hf_mixup.methods import Method, MethodChoice
 from hf_mixup.mixers.mixer import Mixer
-from hf_mixup.networks.backbones import describe_for_timm, load_classifier, load_strictly
+from hf_mixup.networks.backbones import describe_for_timm
 from hf_mixup.networks.signals.signal import gathered
+from hf_mixup.networks.wrapping import as_classifier, load_network, restore_network, save_network
 from hf_mixup.steps.step import MethodState, StepOutput
 
 STATE_FOLDER = "mixup"
@@ -87,6 +87,7 @@ class MixupModel(PreTrainedModel):
         mix_repeat: int = 1,
         ema: bool = False,
     ):
+        backbone = as_classifier(backbone)
         super().__init__(backbone.config)
         check_count(1, mix_repeat=mix_repeat)
         if not isinstance(mix, MethodChoice):
@@ -137,17 +138,23 @@ class MixupModel(PreTrainedModel):
         for state in self.states.values():
             # at the start, never at the end: checkpointed layers run again in the backward pass and need their hooks
             state.disarm()
+        if labels is None and self.training and torch.is_grad_enabled():
+            raise ValueError(
+                "training needs labels and mix_key, got no labels, so nothing would be mixed; train with MixupTrainer, give it a loss of your own "
+                "as compute_loss_func, or call eval() for predictions."
+            )
         if labels is None:
             return ImageClassifierOutput(logits=self.deployed(pixel_values=pixel_values).logits)
         if not self.training:
             logits = self.deployed(pixel_values=pixel_values).logits
             return ImageClassifierOutput(loss=self._plain_loss(logits, labels), logits=logits)
         check_images(pixel_values, finite=False)
-        check_labels(labels, len(pixel_values), self.num_labels)
-        targets = onehot(labels, self.num_labels)
+        loss = self.choice.methods[0].loss
+        loss.check(labels, len(pixel_values), self.num_labels)
+        targets = loss.targets(labels, self.num_labels)
         if mixed or len(pixel_values) == 1:
             logits = self.backbone(pixel_values=pixel_values).logits
-            losses = self.choice.methods[0].loss(logits, targets)
+            losses = loss(logits, targets)
             return MixupOutput(
                 loss=losses.mean(), logits=logits, targets=targets, lam=targets.new_ones(len(targets)), losses=losses, methods=("vanilla",)
             )
@@ -173,8 +180,10 @@ class MixupModel(PreTrainedModel):
 
     def _plain_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """What a plain Trainer reports; a multi-label loss where the labels are."""
-        loss = self.choice.methods[0].loss if labels.ndim == 2 else CrossEntropy()
-        return loss(logits, onehot(labels, self.num_labels)).mean()
+        loss = self.choice.methods[0].loss
+        loss.check(labels, len(logits), self.num_labels)
+        plain = loss.plain() if labels.ndim == 2 or self.num_labels == 1 else CrossEntropy()
+        return plain(logits, loss.targets(labels, self.num_labels)).mean()
 
     # -- saving and loading ---------------------------------------------------------------------------------------------
 
@@ -187,7 +196,7 @@ class MixupModel(PreTrainedModel):
             # as timm itself names them, so that timm.create_model reads the folder too; transformers knows both
             classifier = {key.removeprefix("timm_model."): value for key, value in classifier.items()}
             describe_for_timm(self.deployed)
-        self.deployed.save_pretrained(save_directory, state_dict=classifier, is_main_process=is_main_process, **kwargs)
+        save_network(self.deployed, save_directory, classifier, is_main_process=is_main_process, **kwargs)
         if not is_main_process:
             return
         self.choice.save_pretrained(save_directory)
@@ -204,7 +213,7 @@ class MixupModel(PreTrainedModel):
 
     def restore(self, folder: str | os.PathLike) -> None:
         """Loads everything that `save_pretrained` wrote. Raises ValueError when anything is missing, left over or of another shape."""
-        load_strictly(self.deployed, folder)
+        restore_network(self.deployed, folder)
         prefix = self._name_of(self.deployed) + "."
         wanted = {key for key in self.state_dict() if not key.startswith(prefix)}
         path = Path(folder, STATE_FOLDER, STATE_NAME)
@@ -240,7 +249,7 @@ class MixupModel(PreTrainedModel):
         if not folder.is_dir():
             patterns = ["*.json", "*.safetensors", f"{STATE_FOLDER}/*"]
             folder = download_all(str(repo_or_folder), patterns, revision=revision, token=token)
-        network, choice = load_classifier(folder, **kwargs), MethodChoice.from_pretrained(folder)
+        network, choice = load_network(folder, **kwargs), MethodChoice.from_pretrained(folder)
         model = cls(network, choice)
         if model.deployed is model.backbone and _holds_backbone(folder):
             model = cls(network, choice, ema=True)
