@@ -74,7 +74,8 @@ def test_row_01_batch_of_one_passes_unmixed(tmp_path, caplog):
     model = MixupModel(vit(), "cutmix").train()
     image = torch.randn(1, 3, 16, 16)
     assert_close(
-        model(image, torch.tensor([1]), mix_key=KEY).loss, torch.nn.functional.cross_entropy(model(image).logits, torch.tensor([1]))
+        model(image, torch.tensor([1]), mix_key=KEY).loss,
+        torch.nn.functional.cross_entropy(model.backbone(image).logits, torch.tensor([1])),
     )
     with refuses("at least 2 images in a batch, got per_device_train_batch_size=1; raise it"):
         arguments(tmp_path, per_device_train_batch_size=1)

@@ -125,7 +125,7 @@ class MixupCollator:
         check_images(out, finite=False)
         key = int(torch.randint(2**62, ()))
         # a plain DataLoader seeds the workers of all processes alike; one that was not forked knows no process group
-        rank = self.__dict__.get("_rank", 0) if get_worker_info() and not torch.distributed.is_initialized() else process_rank()
+        rank = self.__dict__.get("_rank", process_rank()) if get_worker_info() else process_rank()
         mixed_targets, totals, shares, names = [], [], [], []
         for repeat, rows in enumerate(out.chunk(repeats)):
             name, plan = self._plan(images, rows, keyed(key, rank, repeat))

@@ -247,14 +247,16 @@ def load_network(folder: str | os.PathLike, backbone: nn.Module | None = None, *
     if (folder / ADAPTER_NAME).is_file():
         base = json.loads((folder / ADAPTER_NAME).read_text()).get("base_model_name_or_path")
         if not base:
-            raise ValueError(f"{folder} holds adapters of a network that came from no checkpoint; give it as backbone=.")
+            raise ValueError(
+                f"{folder} was expected to name the network of its adapters, got one that came from no checkpoint; give it as backbone=."
+            )
         labels = (
             {"id2label": {int(k): v for k, v in config["id2label"].items()}, "label2id": config["label2id"]} if "id2label" in config else {}
         )
         return _with_adapters(load_classifier(base, **labels, ignore_mismatched_sizes=True, **kwargs), folder)
     if config.get("model_type") == ModuleConfig.model_type:
         raise ValueError(
-            f"{folder} holds the weights of a {config.get('architecture')}, whose code is not saved; give the network as backbone=."
+            f"{folder} was expected to hold a network of transformers, got the weights of a {config.get('architecture')}, whose code is not saved; give the network as backbone=."
         )
     return load_classifier(folder, **kwargs)
 

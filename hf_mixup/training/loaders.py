@@ -137,7 +137,8 @@ class Loaders:
             try:
                 self._loss.check(torch.as_tensor(labels), len(labels), self.mixup_model.num_labels)
             except ValueError as error:
-                raise ValueError(f"in {name}, {error}") from None
+                error.args = (f"in {name}, {error}",)
+                raise
 
     def _checked(self, training: bool = False, tail: Augmentation | None = None) -> CheckedCollator:
         model = self.mixup_model
