@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from transformers.data import default_data_collator
 
 from hf_mixup import METHODS, MixupCollator
-from hf_mixup.methods import needs_of_model
+from hf_mixup.method import needs_of_model
 
 args = parse(__doc__, rounds=25)
 num_labels = 100

@@ -11,7 +11,7 @@ from timing import interleaved, parse, peak_memory, show, write
 from hf_mixup import METHODS, blend
 from hf_mixup.core.policy import Signals
 from hf_mixup.core.rng import keyed
-from hf_mixup.methods import needs_of_model
+from hf_mixup.method import needs_of_model
 
 args = parse(__doc__, rounds=15)
 num_labels = 100

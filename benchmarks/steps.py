@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from hf_mixup import METHODS, MixupModel
 from hf_mixup.core.rng import MixKey
-from hf_mixup.methods import needs_of_model
+from hf_mixup.method import needs_of_model
 from hf_mixup.networks.backbones import from_scratch
 
 args = parse(__doc__, rounds=9)

@@ -12,7 +12,8 @@ from transformers import TrainingArguments
 from hf_mixup.core.checks import check_between, check_count, check_known
 from hf_mixup.core.losses import Loss
 from hf_mixup.core.rng import MODES
-from hf_mixup.methods import METHODS, Method, MethodChoice
+from hf_mixup.method import Method
+from hf_mixup.methods import METHODS, MethodChoice
 
 
 @dataclass
@@ -114,8 +115,6 @@ class MixupTrainingArguments(TrainingArguments):
             raise ValueError(
                 f"min_lr, mixer_min_lr, lr_per_epoch and warmup_epochs are for lr_scheduler_type='cosine', got {str(self.lr_scheduler_type)!r}; set it."
             )
-        if self.ema_warmup_epochs and self.ema_decay is None:
-            raise ValueError(f"ema_warmup_epochs is for ema_decay, got {self.ema_warmup_epochs} without it; set ema_decay.")
         if self.warmup_start and not self.warmup_epochs:
             raise ValueError(f"warmup_start is for warmup_epochs, got {self.warmup_start} without it; set warmup_epochs.")
         if self.own_schedule and (self.learning_rate == 0 or self.mixer_learning_rate == 0):

@@ -1,26 +1,20 @@
-"""Methods: a sample policy, a label policy, a loss and a step under one name, and the choice between several."""
+"""The catalogue of methods, and the choice between several."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from hf_mixup.core.checks import check_between, check_images, check_known, check_labels, check_probabilities, check_switch, nearest
-from hf_mixup.core.hub import download
-from hf_mixup.core.losses import LOSSES, CrossEntropy, Decoupled, Loss
-from hf_mixup.core.plan import blend, mix_targets
-from hf_mixup.core.policy import LabelPolicy, SamplePolicy, Signals
-from hf_mixup.core.rng import keyed
-from hf_mixup.labels import LABEL_POLICIES, AlignedLabels, AreaLabels, AttentionLabels, ProgressiveLabels, SaliencyLabels, TokenLabels
+from hf_mixup.core.checks import check_between, check_known, check_probabilities, nearest
+from hf_mixup.core.losses import Decoupled, Loss
+from hf_mixup.labels import AlignedLabels, AttentionLabels, ProgressiveLabels, SaliencyLabels, TokenLabels
+from hf_mixup.method import CONFIG_NAME, Method, fields_of, read_config
 from hf_mixup.policies import (
-    SAMPLE_POLICIES,
     AttentiveMix,
     CoMixup,
     CutMix,
@@ -43,127 +37,7 @@ from hf_mixup.policies import (
     TokenMix,
     Vanilla,
 )
-from hf_mixup.steps import STEPS, AdversarialMixing, AlignMix, LearnedMixing, ManifoldMix, RecursiveMix, SMMixing, Standard, SUMix, SuperMix
-from hf_mixup.steps.step import Step
-
-CONFIG_NAME = "mixup_config.json"
-
-# the parts of a method and what may stand in for them, by the lower-case class name
-PARTS: dict[str, dict[str, type]] = {
-    part: {cls.__name__.lower(): cls for cls in classes}
-    for part, classes in {"sample": SAMPLE_POLICIES, "label": LABEL_POLICIES, "loss": LOSSES, "step": STEPS}.items()
-}
-
-
-@dataclass(frozen=True)
-class Method:
-    """A mixing method: how images are planned, how labels are weighed, which loss, which training step.
-
-    Calling it mixes one batch, in any loop and on any device; that is the drop-in for `timm.data.Mixup` and torchvision's
-    `v2.MixUp` and `v2.CutMix`, for methods that need no model.
-
-    Attributes:
-        name: its key in `METHODS`.
-        paper: arXiv number.
-    """
-
-    name: str
-    sample: SamplePolicy
-    label: LabelPolicy = AreaLabels()
-    loss: Loss = CrossEntropy()
-    step: Step = Standard()
-    paper: str = field(default="", compare=False)
-
-    def __call__(
-        self, images: Tensor, labels: Tensor, num_labels: int | None = None, generator: torch.Generator | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Mixes `images` (B, C, H, W) and `labels`, (B,) class numbers or (B, num_labels) soft.
-
-        Returns the mixed images and float32 soft targets (B, num_labels). Without a (CPU) `generator`, one number is drawn
-        from torch's global stream. Raises ValueError or TypeError for input that cannot be mixed.
-        """
-        check_model_free(self, "a plain call")
-        check_images(images)
-        check_labels(labels, len(images), num_labels)
-        if generator is None:
-            generator = keyed(int(torch.randint(2**62, ())))
-        plan = self.sample.plan(images.shape, generator, Signals(images.device, images=images)).to(images.device)
-        return blend(plan, images), mix_targets(plan, labels, num_labels)
-
-    def replaced(self, **fields: Any) -> Method:
-        """The same method with other hyper-parameters.
-
-        A name is looked up in the sample policy, the label policy, the loss and the step, in that order; a whole part is
-        replaced by `{"name": ..., <fields>}`, and `{<fields>}` changes fields of the part that is there.
-        """
-        parts = {part: getattr(self, part) for part in PARTS}
-        own: dict[str, dict[str, Any]] = {}
-        # whole parts first: a flat field may belong to the new part
-        for key in sorted(fields, key=lambda key: key not in PARTS):
-            value = fields[key]
-            if key in PARTS:
-                parts[key] = value if isinstance(value, tuple(PARTS[key].values())) else _part(key, value, parts[key])
-                continue
-            owner = next((part for part in PARTS if key in _fields(parts[part])), None)
-            if owner is None:
-                known = sorted(set().union(*map(_fields, parts.values())) | set(PARTS))
-                raise ValueError(f"{self.name!r} must be given its own hyper-parameters, got {key!r}; {nearest(key, known)}")
-            own.setdefault(owner, {})[key] = value
-        # all fields of a part at once: it may check them together
-        parts |= {part: _with(parts[part], values) for part, values in own.items()}
-        return dataclasses.replace(self, **parts)
-
-    def to_dict(self) -> dict[str, Any]:
-        """As data: JSON-ready, and all that `from_dict` needs."""
-        described = {
-            part: {"name": type(getattr(self, part)).__name__.lower(), **dataclasses.asdict(getattr(self, part))} for part in PARTS
-        }
-        return {"name": self.name, **described}
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Method:
-        """Inverse of `to_dict`. Raises ValueError for unknown names or fields."""
-        parts = dict(data)
-        return get_method(parts.pop("name"), **parts)
-
-    @classmethod
-    def from_pretrained(cls, repo_or_folder: str | Path, *, revision: str | None = None, token: str | None = None) -> Method:
-        """The method that a checkpoint was trained with, from a folder or the Hub. Where it was several, take them from
-        `MethodChoice.from_pretrained`. Raises ValueError then."""
-        choice = MethodChoice.from_pretrained(repo_or_folder, revision=revision, token=token)
-        if len(choice.methods) > 1:
-            raise ValueError(
-                f"{repo_or_folder!s} was expected to hold one method, got {choice}; use MethodChoice.from_pretrained for several."
-            )
-        return choice.methods[0]
-
-    def __str__(self) -> str:
-        return self.name
-
-
-def _fields(part: Any) -> set[str]:
-    return {f.name for f in dataclasses.fields(part)}
-
-
-def _with(part: Any, values: Mapping[str, Any]) -> Any:
-    """A part with other values of its fields, of which it checks all but the switches itself."""
-    check_switch(**{f.name: values[f.name] for f in dataclasses.fields(part) if f.name in values and isinstance(f.default, bool)})
-    return dataclasses.replace(part, **values)
-
-
-def _part(kind: str, value: Any, current: Any) -> Any:
-    """A part from data: a name, `{"name": ..., fields}`, or only fields of the part that is there."""
-    value = {"name": value} if isinstance(value, str) else dict(value)
-    name = value.pop("name", type(current).__name__.lower())
-    check_known(kind, name, PARTS[kind])
-    cls = PARTS[kind][name]
-    base = current if type(current) is cls else cls()
-    for key in value:
-        if key not in _fields(base):
-            raise ValueError(f"{kind} {name!r} must be given its own hyper-parameters, got {key!r}; {nearest(key, _fields(base))}")
-    # JSON has lists where the policies have tuples
-    return _with(base, {k: tuple(v) if isinstance(v, list) else v for k, v in value.items()})
-
+from hf_mixup.steps import AdversarialMixing, AlignMix, LearnedMixing, ManifoldMix, RecursiveMix, SMMixing, SUMix, SuperMix
 
 METHODS: dict[str, Method] = {
     method.name: method
@@ -220,26 +94,10 @@ def get_method(name: str, **fields: Any) -> Method:
     return METHODS[name].replaced(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
 
 
-def needs_of_model(method: Method) -> list[str]:
-    """What the method needs a model for; empty for one that mixes by images alone."""
-    wanted = sorted((method.sample.needs | method.label.needs) - {"images"})
-    return wanted or ([] if isinstance(method.step, Standard) else ["a training step of its own"])
-
-
-def check_model_free(method: Method, where: str) -> None:
-    """Refuses a method that needs the model, where there is none."""
-    wanted = needs_of_model(method)
-    if wanted:
-        raise ValueError(
-            f"{where} takes methods that mix by images alone, got {method.name!r}, which needs {' and '.join(wanted)}, so the model; "
-            "use MixupTrainer."
-        )
-
-
 def taught_by_the_network(choice: MethodChoice) -> list[str]:
     """Names of the methods that take evidence from a teacher where one is named, and from the network in training where not."""
     parts = {method.name: (method.sample, method.label, method.step) for method in choice.methods}
-    return [name for name, some in parts.items() if any("teacher" in _fields(part) and part.teacher is None for part in some)]
+    return [name for name, some in parts.items() if any("teacher" in fields_of(part) and part.teacher is None for part in some)]
 
 
 @dataclass(frozen=True)
@@ -303,10 +161,10 @@ class MethodChoice:
             fields: dict[str, Any] = {}
             if loss is not None:
                 fields["loss"] = loss
-            if mode is not None and "mode" in _fields(method.sample):
+            if mode is not None and "mode" in fields_of(method.sample):
                 fields["mode"] = mode
             # an alpha for all, or in the place of a method that has none, is not a mistake where others need it
-            if own_alpha is not None and ("alpha" in _fields(method.sample) or not (for_all or method.name == "vanilla")):
+            if own_alpha is not None and ("alpha" in fields_of(method.sample) or not (for_all or method.name == "vanilla")):
                 fields["alpha"] = own_alpha
             method = method.replaced(**fields)
             own = {k: tuple(v) if isinstance(v, list) else v for k, v in mix_args.get(method.name, {}).items()}
@@ -343,14 +201,7 @@ class MethodChoice:
     @classmethod
     def from_pretrained(cls, repo_or_folder: str | Path, *, revision: str | None = None, token: str | None = None) -> MethodChoice:
         """From a folder or a Hub repository that a run left, by its `mixup_config.json`."""
-        path = Path(repo_or_folder)
-        if path.is_dir():
-            path = path / CONFIG_NAME
-            if not path.is_file():
-                raise ValueError(f"{repo_or_folder} was expected to hold {CONFIG_NAME}, got none; give the folder of a run of ours.")
-        else:
-            path = download(str(repo_or_folder), CONFIG_NAME, revision=revision, token=token)
-        return cls.from_dict(json.loads(path.read_text()))
+        return cls.from_dict(read_config(repo_or_folder, revision=revision, token=token))
 
     def __str__(self) -> str:
         return " + ".join(map(str, self.methods))

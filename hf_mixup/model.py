@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
+import json
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import ImageClassifierOutput
 
-from hf_mixup.core.checks import check_count, check_images
+from hf_mixup.core.checks import check_between, check_count, check_images
 from hf_mixup.core.hub import download_all, told_plainly
 from hf_mixup.core.losses import CrossEntropy
 from hf_mixup.core.rng import MixKey
-from hf_mixup.methods import Method, MethodChoice
+from hf_mixup.method import CONFIG_NAME, Method, read_config
+from hf_mixup.methods import MethodChoice
 from hf_mixup.mixers.mixer import Mixer
+from hf_mixup.networks.average import Average, rising_decay
 from hf_mixup.networks.backbones import describe_for_timm
+from hf_mixup.networks.families import bare, is_timm
+from hf_mixup.networks.passes import check_changeable, compile_around
 from hf_mixup.networks.signals.signal import gathered
+from hf_mixup.networks.teachers import Normalisation, Teacher, normalisation_of
 from hf_mixup.networks.wrapping import as_classifier, load_network, restore_network, save_network
 from hf_mixup.steps.step import MethodState, StepOutput
 
@@ -60,7 +65,11 @@ class MixupModel(PreTrainedModel):
         mix: a method, several, or a `MethodChoice`.
         mix_prob, alpha, mix_args, mode, loss, mix_rate: as in `MethodChoice.build`.
         mix_repeat: independent mixtures of each batch, whose losses are averaged.
-        ema: keep an average of the weights, which MixupTrainer lets follow, and evaluate and ship that.
+        ema_decay: also keep an exponential moving average (EMA) of the weights, at this rate a step; MixupTrainer updates it, and it
+            is what is evaluated and saved. Methods that deploy a teacher have an average already, and take none.
+
+    Attributes:
+        normalisation: how the images in training are normalised, which teachers need to know; MixupTrainer sets it.
 
     Raises:
         ValueError: for methods that the backbone cannot serve.
@@ -85,7 +94,7 @@ class MixupModel(PreTrainedModel):
         loss: Any = None,
         mix_rate: float = 1.0,
         mix_repeat: int = 1,
-        ema: bool = False,
+        ema_decay: float | None = None,
     ):
         backbone = as_classifier(backbone)
         super().__init__(backbone.config)
@@ -98,28 +107,58 @@ class MixupModel(PreTrainedModel):
         self.num_labels = backbone.config.num_labels
         self._no_split_modules = backbone._no_split_modules
         self.supports_gradient_checkpointing = backbone.supports_gradient_checkpointing
-        # before hooks are put on the backbone, which the copy would carry too
-        self.ema = copy.deepcopy(backbone).requires_grad_(False) if ema else None
-        self.states = nn.ModuleDict({method.name: method.step.build(method, backbone) for method in mix.methods})
-
-        if self.ema is not None and self.deployed is not self.ema:
-            self.ema = None  # what is deployed is an average already
+        self.states = nn.ModuleDict({method.name: method.step.build(method.parts, backbone) for method in mix.methods})
+        self.ema_decay, self.ema = ema_decay, None
+        if ema_decay is not None:
+            check_between(0, 1, ema_decay=ema_decay)
+            if self.deployed is not self.backbone:
+                raise ValueError(
+                    f"ema_decay must be left out for {mix}, whose teacher is an average of the weights already, got {ema_decay}; set the "
+                    "teacher's momentum in mix_args instead."
+                )
+            self.ema = Average(backbone)
+        self._check_changeable()
+        json.dumps(self.to_dict())  # now, not when a trained model is saved
+        self.normalisation = None
 
     @property
     def deployed(self) -> nn.Module:
-        """The network that is evaluated and shipped: the backbone, its average, or the teacher of a method that says so."""
+        """The network that is evaluated and saved: the backbone, its average, or the teacher of a method that says so."""
         for method in self.choice.methods:
             network = method.step.deployed(self.states[method.name], self.backbone)
             if network is not self.backbone:
                 return network
-        return self.backbone if self.ema is None else self.ema
+        return self.backbone if self.ema is None else self.ema.network
 
-    @torch.no_grad()
-    def follow(self, decay: float) -> None:
-        """`ema = decay * ema + (1 - decay) * backbone`, parameters; buffers are copied."""
-        torch._foreach_lerp_([*self.ema.parameters()], [*self.backbone.parameters()], 1 - decay)
-        for average, buffer in zip(self.ema.buffers(), self.backbone.buffers(), strict=True):
-            average.copy_(buffer)
+    @property
+    def normalisation(self) -> Normalisation | None:
+        return self._normalisation
+
+    @normalisation.setter
+    def normalisation(self, normalisation: Normalisation | None) -> None:
+        self._normalisation = normalisation
+        for teacher in self.teachers:
+            teacher.given = normalisation
+
+    @property
+    def teachers(self) -> list[Teacher]:
+        """The frozen teachers of the methods."""
+        return [module for module in self.states.modules() if isinstance(module, Teacher)]
+
+    def after_optimizer_step(self, step: int, total_steps: int, rising: float = 0.0) -> None:
+        """What follows the weights: averages and teachers. `step` optimizer steps were done before this one.
+
+        Args:
+            rising: steps in which `ema_decay` rises from nine tenths of itself.
+        """
+        for method in self.choice.methods:
+            method.step.after_optimizer_step(self.states[method.name], self.backbone, step, total_steps)
+        if self.ema is not None:
+            self.ema.follow(self.backbone, rising_decay(self.ema_decay, step, rising), buffers=True)
+
+    def compile_backbone(self, **options: Any) -> None:
+        """Compiles the backbone in place; mixing, and what methods watch, stay outside the graphs. `options` are `torch.compile`'s."""
+        compile_around(self.backbone, [module for state in self.states.values() for module in state.watched], **options)
 
     def forward(
         self,
@@ -135,18 +174,15 @@ class MixupModel(PreTrainedModel):
             mix_key: a `MixKey`, or its numbers; needed in training.
             mixed: in training, take the labels as final and mix nothing.
         """
-        for state in self.states.values():
-            # at the start, never at the end: checkpointed layers run again in the backward pass and need their hooks
-            state.disarm()
-        if labels is None and self.training and torch.is_grad_enabled():
-            raise ValueError(
-                "training needs labels and mix_key, got no labels, so nothing would be mixed; train with MixupTrainer, give it a loss of your own "
-                "as compute_loss_func, or call eval() for predictions."
-            )
         if labels is None:
-            return ImageClassifierOutput(logits=self.deployed(pixel_values=pixel_values).logits)
+            if self.training and torch.is_grad_enabled():
+                raise ValueError(
+                    "training needs labels and mix_key, got images alone, which would train unmixed; leave compute_loss to MixupTrainer, or "
+                    "call eval() to predict."
+                )
+            return ImageClassifierOutput(logits=self._deployed_logits(pixel_values))
         if not self.training:
-            logits = self.deployed(pixel_values=pixel_values).logits
+            logits = self._deployed_logits(pixel_values)
             return ImageClassifierOutput(loss=self._plain_loss(logits, labels), logits=logits)
         check_images(pixel_values, finite=False)
         loss = self.choice.methods[0].loss
@@ -167,6 +203,10 @@ class MixupModel(PreTrainedModel):
             keys = [key._replace(repeat=key.repeat + repeat) for repeat in range(self.mix_repeat)]
             methods = [self.method_for(key) for key in keys]
             steps = [self._step(method, pixel_values, targets, key) for method, key in zip(methods, keys, strict=True)]
+        # after all repeats, which are mixtures of one moment; of several by one method the first is remembered
+        for name, step in {method.name: step for method, step in zip(methods[::-1], steps[::-1], strict=True)}.items():
+            if step.memory is not None:
+                self.states[name].remember(**step.memory)
         rows = {name: torch.cat([getattr(step, name) for step in steps]) for name in ("logits", "targets", "lam", "losses")}
         return MixupOutput(loss=torch.stack([step.loss for step in steps]).mean(), **rows, methods=tuple(method.name for method in methods))
 
@@ -176,7 +216,13 @@ class MixupModel(PreTrainedModel):
 
     def _step(self, method: Method, images: Tensor, targets: Tensor, key: MixKey) -> StepOutput:
         state = self.states[method.name] if method.name in self.states else MethodState()
-        return method.step.run(method, state, self.backbone, images, targets, key)
+        return method.step.run(method.parts, state, self.backbone, images, targets, key)
+
+    def _deployed_logits(self, images: Tensor) -> Tensor:
+        network = self.deployed
+        if network is not self.backbone:
+            images = images.to(network.dtype)  # an average is kept in float32, whatever the backbone's dtype
+        return network(pixel_values=images).logits
 
     def _plain_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """What a plain Trainer reports; a multi-label loss where the labels are."""
@@ -187,47 +233,70 @@ class MixupModel(PreTrainedModel):
 
     # -- saving and loading ---------------------------------------------------------------------------------------------
 
-    def save_pretrained(self, save_directory: str | os.PathLike, state_dict: dict | None = None, is_main_process: bool = True, **kwargs):
-        """Writes the deployed classifier at the top of the folder, `mixup_config.json` beside it, and the rest under `mixup/`."""
+    def save_pretrained(
+        self, save_directory: str | os.PathLike, is_main_process: bool = True, state_dict: dict | None = None, **kwargs: Any
+    ) -> None:
+        """Writes the deployed classifier at the top of the folder, `mixup_config.json` beside it, and the rest under `mixup/`.
+
+        What another model left under `mixup/` is removed.
+        """
         state_dict = self.state_dict() if state_dict is None else state_dict
         prefix = self._name_of(self.deployed) + "."
         classifier = {key.removeprefix(prefix): value for key, value in state_dict.items() if key.startswith(prefix)}
-        if self.config.model_type == "timm_wrapper":
+        if is_timm(self):
             # as timm itself names them, so that timm.create_model reads the folder too; transformers knows both
             classifier = {key.removeprefix("timm_model."): value for key, value in classifier.items()}
             describe_for_timm(self.deployed)
         save_network(self.deployed, save_directory, classifier, is_main_process=is_main_process, **kwargs)
         if not is_main_process:
             return
-        self.choice.save_pretrained(save_directory)
+        Path(save_directory, CONFIG_NAME).write_text(json.dumps(self.to_dict(), indent=2) + "\n")
         rest = {key: value.detach().cpu().contiguous() for key, value in state_dict.items() if not key.startswith(prefix)}
-        if rest:
-            path = Path(save_directory, STATE_FOLDER, STATE_NAME)
-            path.parent.mkdir(exist_ok=True)
-            save_file(rest, path.with_suffix(".tmp"), metadata={"format": "pt"})
-            os.replace(path.with_suffix(".tmp"), path)
-        for name, state in self.states.items():
-            if isinstance(getattr(state, "mixer", None), Mixer):
-                own = f"states.{name}.mixer."
-                state.mixer.save_beside(path.parent, {key.removeprefix(own): value for key, value in rest.items() if key.startswith(own)})
+        mixers = {name: state.mixer for name, state in self.states.items() if isinstance(getattr(state, "mixer", None), Mixer)}
+        folder = Path(save_directory, STATE_FOLDER)
+        kept = {STATE_NAME, *(mixer.folder_name for mixer in mixers.values())} if rest else set()
+        for path in folder.iterdir() if folder.is_dir() else ():
+            if path.name not in kept:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        if not rest:
+            if folder.is_dir():
+                folder.rmdir()
+            return
+        folder.mkdir(exist_ok=True)
+        temporary = folder / "state.tmp"
+        save_file(rest, temporary, metadata={"format": "pt"})
+        os.replace(temporary, folder / STATE_NAME)
+        for name, mixer in mixers.items():
+            own = f"states.{name}.mixer."
+            mixer.save_beside(folder, {key.removeprefix(own): value for key, value in rest.items() if key.startswith(own)})
+
+    def to_dict(self) -> dict[str, Any]:
+        """What `mixup_config.json` holds: the methods, and how they are used."""
+        return {**self.choice.to_dict(), "mix_repeat": self.mix_repeat, "ema_decay": self.ema_decay}
 
     def restore(self, folder: str | os.PathLike) -> None:
         """Loads everything that `save_pretrained` wrote. Raises ValueError when anything is missing, left over or of another shape."""
-        restore_network(self.deployed, folder)
         prefix = self._name_of(self.deployed) + "."
         wanted = {key for key in self.state_dict() if not key.startswith(prefix)}
         path = Path(folder, STATE_FOLDER, STATE_NAME)
+        with told_plainly(folder):
+            found = load_file(path) if path.is_file() else {}
+        averaged, saved_averaged = (any(key.startswith("backbone.") for key in keys) for keys in (wanted, found))
+        if self.deployed in (self.backbone, self.ema and self.ema.network) and averaged != saved_averaged:
+            raise ValueError(
+                f"{folder} was saved {'with' if saved_averaged else 'without'} an average of the weights (EMA), got ema_decay={self.ema_decay} "
+                f"now; {'pass the ema_decay of that run' if saved_averaged else 'leave out ema_decay'}, or start a new run."
+            )
         if wanted and not path.is_file():
             raise ValueError(
                 f"{folder} was expected to hold {STATE_FOLDER}/{STATE_NAME} with the state of {self.choice}, got none; it is not a checkpoint of this method."
             )
-        with told_plainly(folder):
-            found = load_file(path) if path.is_file() else {}
         if wanted != set(found):
             odd = sorted(wanted ^ set(found))
             raise ValueError(
                 f"{path} was expected to hold the state of {self.choice}, got other names ({', '.join(odd[:3])}, ...); it belongs to another method."
             )
+        restore_network(self.deployed, folder)
         try:
             super().load_state_dict({**self.state_dict(), **found})
         except RuntimeError as error:
@@ -242,17 +311,30 @@ class MixupModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(
-        cls, repo_or_folder: str | os.PathLike, *, revision: str | None = None, token: str | None = None, **kwargs
+        cls,
+        repo_or_folder: str | os.PathLike,
+        *,
+        mix: str | Method | MethodChoice | Sequence[str | Method] | None = None,
+        revision: str | None = None,
+        token: str | None = None,
+        **kwargs: Any,
     ) -> MixupModel:
-        """A run of ours, from its folder or the Hub, ready to train on: network, methods and their state."""
+        """A run of ours, from its folder or the Hub, ready to train on: network, methods and their state.
+
+        Args:
+            mix: the methods, where they are your own and the file that defines them is not imported; else they are those of the run.
+            **kwargs: of the classifier's `from_pretrained`.
+        """
         folder = Path(repo_or_folder)
         if not folder.is_dir():
             patterns = ["*.json", "*.safetensors", f"{STATE_FOLDER}/*"]
             folder = download_all(str(repo_or_folder), patterns, revision=revision, token=token)
-        network, choice = load_network(folder, **kwargs), MethodChoice.from_pretrained(folder)
-        model = cls(network, choice)
-        if model.deployed is model.backbone and _holds_backbone(folder):
-            model = cls(network, choice, ema=True)
+        config = read_config(folder)
+        network = load_network(folder, **kwargs)
+        fields = {key: config[key] for key in ("mix_repeat", "ema_decay") if config.get(key) is not None}
+        model = cls(network, MethodChoice.from_dict(config) if mix is None else mix, **fields)
+        if model.teachers:
+            model.normalisation = normalisation_of(folder)
         model.restore(folder)
         return model
 
@@ -260,6 +342,19 @@ class MixupModel(PreTrainedModel):
         return next(name for name, other in self.named_modules() if other is module)
 
     # -- what transformers and accelerate ask of a model ----------------------------------------------------------------
+
+    def _set_gradient_checkpointing(self, enable: bool = True, **kwargs: Any) -> None:
+        """That of the backbone, which may be timm's, and of teachers. Raises ValueError for methods that cannot do with it."""
+        averages = [module.network for module in self.states.modules() if isinstance(module, Average)]
+        for network in (self.backbone, *averages):
+            if isinstance(bare(network), PreTrainedModel):
+                bare(network)._set_gradient_checkpointing(enable=enable, **kwargs)
+        self._check_changeable()
+
+    def _check_changeable(self) -> None:
+        for name, state in self.states.items():
+            if state.changed:
+                check_changeable(self.backbone, name)
 
     def get_input_embeddings(self):
         return None
@@ -269,12 +364,3 @@ class MixupModel(PreTrainedModel):
 
     def _init_weights(self, module):
         """Every part comes initialised."""
-
-
-def _holds_backbone(folder: Path) -> bool:
-    """Whether the state beside the deployed network has the weights of the backbone, so that the deployed one is their average."""
-    path = folder / STATE_FOLDER / STATE_NAME
-    if not path.is_file():
-        return False
-    with safe_open(path, framework="pt") as state:
-        return any(key.startswith("backbone.") for key in state.keys())  # noqa: SIM118, no dictionary

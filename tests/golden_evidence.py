@@ -10,7 +10,8 @@ import tiny
 from hf_mixup.core.geometry import centred_boxes
 from hf_mixup.core.losses import BCE, CrossEntropy
 from hf_mixup.core.plan import Dense, MixPlan, Share, blend, mix_targets, onehot
-from hf_mixup.networks.signals.features import Tap, class_activation
+from hf_mixup.networks.passes import changing
+from hf_mixup.networks.signals.features import class_activation
 from hf_mixup.networks.signals.saliency import clean_gradient, input_saliency, saliency_of
 from hf_mixup.policies.attentivemix import attentive_plan
 from hf_mixup.policies.guidedmixup import blurred, distances, greedy_circle, guided_plan, normalised, spectral_residual
@@ -71,9 +72,8 @@ def manifoldmix(case):
     stage = nn.Conv2d(case["h"].shape[1], case["h"].shape[1], 1)
     nn.init.dirac_(stage.weight)
     nn.init.zeros_(stage.bias)
-    tap = Tap(stage.train(), mixed_output)
-    tap.arm(plan.index[:, 1], plan.mask.value[:, 0])
-    assert_close(stage(case["h"]), case["out"], atol=1e-5, rtol=0)
+    with changing(stage.train(), lambda output: mixed_output(output, plan.index[:, 1], plan.mask.value[:, 0])):
+        assert_close(stage(case["h"]), case["out"], atol=1e-5, rtol=0)
     targets = mix_targets(plan, onehot(case["y"].long(), 10))
     assert_close(targets, case["target"], atol=1e-6, rtol=0)
     assert_close(CrossEntropy()(case["logits"], targets).mean(), case["loss_ce"], atol=1e-5, rtol=0)

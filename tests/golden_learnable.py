@@ -10,13 +10,14 @@ from torch.testing import assert_close
 
 from hf_mixup.core.losses import CrossEntropy, Decoupled, DecoupledBCE
 from hf_mixup.core.plan import Dense, MixPlan, Share, blend, onehot
-from hf_mixup.methods import Method
+from hf_mixup.method import Method
 from hf_mixup.mixers.adaptive_mask import AdaptiveMask, from_official
 from hf_mixup.mixers.masks import mask_loss, rescale_lam
 from hf_mixup.mixers.mixblock import MixBlock, from_openmixup, renamed
 from hf_mixup.policies import Mixup, MultiMixup
-from hf_mixup.steps.adversarial import AdversarialMixing
-from hf_mixup.steps.learned import Drawn, LearnedMixing
+from hf_mixup.steps.learned.adautomix import AdversarialMixing
+from hf_mixup.steps.learned.automix import LearnedMixing
+from hf_mixup.steps.learned.mixing import Drawn
 
 
 def close(actual, expected):
@@ -160,12 +161,12 @@ TOY_NAMES = (
     (r"^mix_block\.", "states.m.mixer."),
     (r"^backbone_q\.(conv|bn)1\.", r"backbone.stages.0.\1."),
     (r"^backbone_q\.(conv|bn)2\.", r"backbone.stages.1.\1."),
-    (r"^backbone_k\.(conv|bn)1\.", r"states.m.teacher.stages.0.\1."),
-    (r"^backbone_k\.(conv|bn)2\.", r"states.m.teacher.stages.1.\1."),
+    (r"^backbone_k\.(conv|bn)1\.", r"states.m.teacher.network.stages.0.\1."),
+    (r"^backbone_k\.(conv|bn)2\.", r"states.m.teacher.network.stages.1.\1."),
     (r"^head_one_q\.fc\.", "backbone.classifier."),
-    (r"^head_one_k\.fc\.", "states.m.teacher.classifier."),
+    (r"^head_one_k\.fc\.", "states.m.teacher.network.classifier."),
     (r"^head_mix_q\.fc\.", "states.m.head."),
-    (r"^head_mix_k\.fc\.", "states.m.teacher_head."),
+    (r"^head_mix_k\.fc\.", "states.m.teacher_head.network."),
 )
 
 
@@ -235,7 +236,7 @@ def learned_step(case):
     drawn = Drawn(plans, ups, (step.lam_mul_k, step.lam_mul_k), adjust=step.mask_adjust == 1)
     state = model.states["m"]
 
-    seen = record_inputs(state.teacher, model.backbone)
+    seen = record_inputs(state.teacher.network, model.backbone)
     output = step.step(method, state, model.backbone, images, targets, state.before(images, targets), drawn, cfg["mask_loss"])
     close(seen[0][1], case["rec.img_mix_mb"])
     close(seen[1][1], case["rec.img_mix_bb"])
@@ -268,7 +269,7 @@ def adversarial_step(case):
         plans = [MixPlan(perms[slots].T, Share(share), share) for slots in ([3, 4, 5], [1, 0, 2])]
     state = model.states["m"]
 
-    seen = record_inputs(state.teacher, model.backbone)
+    seen = record_inputs(state.teacher.network, model.backbone)
     adversarial = not adds_up(case)
     output = step.step(
         method, state, model.backbone, images, targets, state.before(images, targets), Drawn(plans, (step.upsampling,) * 2), adversarial
@@ -277,7 +278,7 @@ def adversarial_step(case):
     close(seen[1][-1], case["rec.img_mix_bb"])
     close(method.loss(output.logits, output.targets).mean(), case["rec.loss_mix_q"])
     # the reference passes the clean images once more for each slot, for their logits
-    replay_clean_passes(state.teacher, case, images, seen[0][1], count)
+    replay_clean_passes(state.teacher.network, case, images, seen[0][1], count)
     check_trained(case, model, output.loss, method, from_official)
 
 
@@ -285,7 +286,7 @@ def replay_clean_passes(teacher, case, images, mixed, count):
     """The teacher's statistics as the reference's passes leave them: clean, mixed, and clean once more for each slot."""
     start = ours(part(case, "sd."), from_official)
     for name, buffer in teacher.named_buffers():
-        buffer.data.copy_(start[f"states.m.teacher.{name}"])  # unseen by autograd
+        buffer.data.copy_(start[f"states.m.teacher.network.{name}"])  # unseen by autograd
     with torch.no_grad():
         for batch in (images, mixed, *[images] * count):
             teacher(pixel_values=batch)

@@ -183,12 +183,12 @@ def round_trip(method):
     import json
     import pickle
 
-    from hf_mixup import methods
+    from hf_mixup.method import KINDS, Method, parts_of
 
-    assert methods.Method.from_dict(json.loads(json.dumps(method.to_dict()))) == method
+    assert Method.from_dict(json.loads(json.dumps(method.to_dict()))) == method
     assert pickle.loads(pickle.dumps(method)) == method
-    names = {cls.__name__: cls for part in methods.PARTS.values() for cls in part.values()}
-    assert eval(repr(method), {**names, "Method": methods.Method}) == method
+    names = {cls.__name__: cls for kind in KINDS for cls in parts_of(kind).values()}
+    assert eval(repr(method), {**names, "Method": Method}) == method
     for field in dataclasses.fields(method.sample):
-        assert field.name not in methods.PARTS, field.name
+        assert field.name not in KINDS, field.name
         assert method.replaced(**{field.name: getattr(method.sample, field.name)}) == method, field.name

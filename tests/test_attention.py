@@ -13,7 +13,8 @@ import tiny
 from hf_mixup import MixupModel, get_method
 from hf_mixup.core.plan import blend
 from hf_mixup.core.rng import MixKey
-from hf_mixup.networks.signals.attention import AttentionTaps
+from hf_mixup.networks.passes import compile_around, watched
+from hf_mixup.networks.signals.attention import GridAttention
 from refusals import refuses
 
 FAMILIES = ["vit", "deit", "swin", "pvt", "pvt_v2", "timm_vit", "timm_swin"]
@@ -69,10 +70,13 @@ def made(family, sharp=True):
     return network
 
 
-def taken(network, taps, images):
-    taps.arm(tuple(images.shape[2:]))
-    network(pixel_values=images)
-    return taps.take()
+def taken(network, attention, images):
+    _, (share,) = watched(network, images, [attention.tap(tuple(images.shape[2:]))])
+    return share
+
+
+def hooks(network):
+    return [hook for module in network.modules() for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values())]
 
 
 @every_family
@@ -80,7 +84,7 @@ def taken(network, taps, images):
 def test_it_is_the_eager_attention(family, kind):
     network = made(family)
     images, _ = tiny.batch()
-    taps = AttentionTaps(network, kind)
+    taps = GridAttention(network, kind)
     share = taken(network, taps, images)
     assert_close(share, expected(network, images, kind), atol=1e-6, rtol=1e-4)
     assert not share.requires_grad
@@ -93,7 +97,7 @@ def test_images_that_are_not_square(family, height, width):
     """Of the size of the network, which is not square either."""
     network = made_for(family, (height, width))
     images = torch.randn(3, 3, height, width)
-    share = taken(network, AttentionTaps(network, "importance"), images)
+    share = taken(network, GridAttention(network, "importance"), images)
     attention = eager(network, images).mean(1)
     if family == "swin":  # one stage, windows of two by two
         attention = attention.mean(1).view(3, height // 8, width // 8, 2, 2).transpose(2, 3).reshape(3, height // 4, width // 4)
@@ -142,7 +146,7 @@ def test_shifted_windows(family, side):
         if table is not None:
             torch.nn.init.normal_(table)
     images = torch.randn(2, 3, 4 * side, 4 * side)
-    share = taken(network, AttentionTaps(network, "importance"), images)
+    share = taken(network, GridAttention(network, "importance"), images)
     received = eager(network, images).mean((1, 2)).view(-1, 4, 4, 1)  # (B * n, 4, 4, 1)
     padded = side + -side % 4
     if family == "swin":
@@ -159,7 +163,7 @@ def test_it_is_before_dropout_and_draws_nothing(family):
     for module in network.modules():
         if hasattr(module, "attention_dropout"):
             module.attention_dropout = 0.5
-    last = AttentionTaps(network, "importance")
+    last = GridAttention(network, "importance")
     images, _ = tiny.batch()
     torch.manual_seed(0)
     taken(network, last, images)
@@ -174,7 +178,7 @@ def test_dropped_attention_is_seen_whole():
     config = transformers.ViTConfig(**TINY, num_hidden_layers=1, attention_probs_dropout_prob=0.5)
     network = transformers.ViTForImageClassification(config).train()
     images = torch.randn(2, 3, 64, 64)
-    assert_close(taken(network, AttentionTaps(network, "importance"), images), expected(network, images, "importance"))
+    assert_close(taken(network, GridAttention(network, "importance"), images), expected(network, images, "importance"))
 
 
 @pytest.mark.parametrize("reentrant", [False, True])
@@ -184,17 +188,16 @@ def test_checkpointing(family, reentrant):
     network = made(family)
     images, _ = tiny.batch()
     images.requires_grad_()
-    taps = AttentionTaps(network, "importance")
+    taps = GridAttention(network, "importance")
     plain = taken(network, taps, images)
     network(pixel_values=images).logits.square().sum().backward()
     gradients = [p.grad.clone() for p in network.parameters() if p.grad is not None]
     network.zero_grad()
     network.gradient_checkpointing_enable({"use_reentrant": reentrant})
-    taps.arm((64, 64))
-    logits = network(pixel_values=images).logits
-    assert_close(taps.take(), plain)
+    logits, (share,) = watched(network, images, [taps.tap((64, 64))])
+    assert_close(share, plain)
     logits.square().sum().backward()
-    assert taps.tap.value is None
+    assert not hooks(network)
     for old, new in zip(gradients, (p.grad for p in network.parameters() if p.grad is not None), strict=True):
         assert_close(new, old)
 
@@ -204,7 +207,7 @@ def test_half_precision(family):
     """Under autocast, and of weights in bfloat16, it is float32 and near that of float32."""
     network = made(family, sharp=False)  # the errors before would be sharpened too
     images, _ = tiny.batch()
-    taps = AttentionTaps(network, "importance")
+    taps = GridAttention(network, "importance")
     exact = taken(network, taps, images)
     with torch.autocast("cpu", torch.bfloat16):
         mixed = taken(network, taps, images)
@@ -216,27 +219,27 @@ def test_half_precision(family):
 
 @pytest.mark.parametrize("family", ["vit", "swin", "timm_vit", "pvt"])
 def test_compiled(family):
-    """Traced, not only run: the hook is there before the first compiled call, unarmed, and armed after it."""
+    """Traced, not only run: before and after a pass that nobody watches, and with the block that is watched outside of the graphs."""
     network = made(family)
     images, _ = tiny.batch()
-    taps = AttentionTaps(network, "importance")
+    taps = GridAttention(network, "importance")
     plain = taken(network, taps, images)
-    network.compile(backend="eager")
-    network(pixel_values=images)
+    compile_around(network, taps.modules, backend="eager")
+    logits = network(pixel_values=images).logits
     assert_close(taken(network, taps, images), plain)
+    assert_close(network(pixel_values=images).logits, logits)
     assert (taken(network, taps, images.flip(0)) - plain.flip(0)).abs().max() < 1e-5
 
 
 def test_compiled_and_checkpointed():
     network = made("vit")
     images, _ = tiny.batch()
-    taps = AttentionTaps(network, "importance")
+    taps = GridAttention(network, "importance")
     plain = taken(network, taps, images)
     network.gradient_checkpointing_enable()
-    network.compile(backend="eager")
-    taps.arm((64, 64))
-    logits = network(pixel_values=images).logits
-    assert_close(taps.take(), plain)
+    compile_around(network, taps.modules, backend="eager")
+    logits, (share,) = watched(network, images, [taps.tap((64, 64))])
+    assert_close(share, plain)
     logits.sum().backward()
 
 
@@ -285,5 +288,6 @@ def test_other_methods_and_evaluation_do_not_see_the_hook():
     images, targets = tiny.batch()
     for step in range(6):
         model(images, targets, MixKey(1, 0, step))
+        assert not hooks(model)
     model.eval()(images)
-    assert all(signal.taps.tap.value is None for state in model.states.values() for signal in state.late.values())
+    assert not hooks(model)

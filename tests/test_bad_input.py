@@ -22,7 +22,8 @@ from transformers import Trainer
 from hf_mixup import METHODS, MixupCollator, MixupLoss, MixupModel, MixupTrainer, get_method
 from hf_mixup.core.losses import BCE
 from hf_mixup.core.rng import MixKey, beta
-from hf_mixup.methods import MethodChoice, needs_of_model
+from hf_mixup.method import needs_of_model
+from hf_mixup.methods import MethodChoice
 from hf_mixup.networks.signals.features import classifier_of
 from refusals import refuses
 from small import Images, arguments, network_for, trainer, vit

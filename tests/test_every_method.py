@@ -7,7 +7,8 @@ import torch
 from transformers import AutoModelForImageClassification, Trainer
 
 from hf_mixup import METHODS, MixupCallback, MixupCollator, MixupLoss
-from hf_mixup.methods import MethodChoice, needs_of_model
+from hf_mixup.method import needs_of_model
+from hf_mixup.methods import MethodChoice
 from hf_mixup.report.examples import default_architecture
 from refusals import refuses
 from run_script import run_mixup

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 import hf_mixup
 from hf_mixup import METHODS, MixupCollator, MixupModel
 from hf_mixup.core.rng import MixKey
-from hf_mixup.methods import PARTS, needs_of_model
+from hf_mixup.method import KINDS, needs_of_model
 from refusals import parts
 from small import NETWORKS, network_for
 
@@ -44,7 +44,7 @@ OF_KIND = {bool: st.booleans(), int: numbers, float: numbers, str: words, tuple:
 def hyper_parameters(draw, method):
     """At most two fields of the method, nearly always with values of the right type."""
     defaults = {
-        field.name: getattr(getattr(method, part), field.name) for part in PARTS for field in dataclasses.fields(getattr(method, part))
+        field.name: getattr(getattr(method, part), field.name) for part in KINDS for field in dataclasses.fields(getattr(method, part))
     }
     names = sorted(defaults.keys() - OF_OTHER_NETWORKS)
     chosen = draw(st.lists(st.sampled_from(names), max_size=2, unique=True)) if names else []

@@ -15,11 +15,13 @@ from hf_mixup import METHODS, MixupCollator, MixupLoss, MixupModel, get_method
 from hf_mixup.core.geometry import box_plan, enlarged
 from hf_mixup.core.losses import BCE, CrossEntropy, Decoupled, DecoupledBCE
 from hf_mixup.core.plan import Dense, MixPlan, blend, mix_targets
-from hf_mixup.core.policy import Signals
+from hf_mixup.core.policy import AreaLabels, Signals
 from hf_mixup.core.rng import MixKey, keyed
-from hf_mixup.labels import AlignedLabels, AreaLabels, AttentionLabels, ProgressiveLabels, TokenLabels
-from hf_mixup.networks.signals.attention import AttentionTaps
-from hf_mixup.networks.signals.features import class_activation, classifier_of, last_feature_map
+from hf_mixup.labels import AlignedLabels, AttentionLabels, ProgressiveLabels, TokenLabels
+from hf_mixup.networks.families import classifier_of
+from hf_mixup.networks.passes import output_of, watched
+from hf_mixup.networks.signals.attention import GridAttention
+from hf_mixup.networks.signals.features import class_activation, last_feature_map
 from hf_mixup.policies.mixpro import kept_cells
 from hf_mixup.policies.smmix import max_min_plan, square_sides
 from hf_mixup.steps.smmixing import pooled_parts
@@ -191,7 +193,7 @@ def test_tokenmix_step(family):
     """Its scores are those of the clean images, in evaluation mode, and leave no trace in the network."""
     model = MixupModel(tiny.network(family), "tokenmix").train()
     images, targets = tiny.batch()
-    signal = model.states["tokenmix"].early["token_scores"]
+    signal = model.states["tokenmix"].early["sample", "token_scores"]
     scores = signal.take(images, targets, Signals())
     assert model.backbone.training
     plan = METHODS["tokenmix"].sample.plan(images.shape, MixKey(1, 0, 0).own_rng(), Signals(token_scores=scores))
@@ -251,9 +253,8 @@ def test_smmix_losses(family):
     assert_close(out.loss, CrossEntropy()(out.logits, out.targets).mean())
     if family in ("swin", "pvt_v2", "timm_swin"):
         model.eval()
-        state.tap.arm()
-        logits = model.backbone(pixel_values=images).logits
-        tokens = state.layout.maps(state.tap.take(), (tiny.SIDE, tiny.SIDE))
+        logits, (output,) = watched(model.backbone, images, [output_of(state.last[0])])
+        tokens = state.layout.maps(output, (tiny.SIDE, tiny.SIDE))
         pooled = pooled_parts(tokens, MixPlan.identity(4))[:, 0]
         assert_close(classifier_of(model.backbone)(pooled), logits, atol=1e-5, rtol=1e-5)
 
@@ -367,10 +368,8 @@ def test_mixpro_step(family):
     out = model(images, targets, MixKey(1, 0, 3))
     method = METHODS["mixpro"]
     plan = method.sample.plan(images.shape, MixKey(1, 0, 3).own_rng(), Signals())
-    taps = AttentionTaps(network, "importance")
-    taps.arm((tiny.SIDE, tiny.SIDE))
-    network.eval()(pixel_values=blend(plan, images))
-    signals = Signals(attention=taps.take(), logits=out.logits, targets=targets)
+    _, (attention,) = watched(network.eval(), blend(plan, images), [GridAttention(network, "importance").tap((tiny.SIDE, tiny.SIDE))])
+    signals = Signals(attention=attention, logits=out.logits, targets=targets)
     assert_close(out.lam, method.label.weights(plan, signals)[:, 0], atol=1e-4, rtol=1e-4)
     assert (out.lam - plan.weight[:, 0]).abs().max() > 0.005
     out.loss.backward()

@@ -11,8 +11,10 @@ from torch.testing import assert_close
 
 import tiny
 from hf_mixup.core.policy import Signals
+from hf_mixup.networks.families import classifier_of, stage_names
+from hf_mixup.networks.passes import watched
 from hf_mixup.networks.signals import SIGNALS
-from hf_mixup.networks.signals.features import StageTaps, classifier_of, last_feature_map, stage_names
+from hf_mixup.networks.signals.features import Stages, last_feature_map
 from hf_mixup.networks.signals.saliency import clean_gradient, input_saliency
 from hf_mixup.networks.signals.signal import reading
 
@@ -32,11 +34,8 @@ def test_stages_are_the_hidden_states(family):
     network = tiny.network(family)
     images, _ = tiny.batch()
     names = stage_names(network)
-    taps = StageTaps(network, names)
-    taps.arm()
     with reading(network):
-        network(pixel_values=images)
-    stages = taps.take((tiny.SIDE, tiny.SIDE))
+        _, stages = watched(network, images, Stages(network, names).taps((tiny.SIDE, tiny.SIDE)))
     known = list(hidden_states(network, images))
     if family == "pvt":
         known = known[:-1]  # its last entry is the fourth stage again, normalised
@@ -179,4 +178,4 @@ def test_unknown_networks_are_refused():
     with pytest.raises(ValueError, match=r"known for .*resnet.*got 'novel'"):
         SIGNALS["features"](network, POLICY)
     with pytest.raises(ValueError, match=r"stage must be a known name, got 'vit\.layer\.0'; did you mean"):
-        StageTaps(tiny.network("vit"), ["vit.layer.0"])
+        Stages(tiny.network("vit"), ["vit.layer.0"])

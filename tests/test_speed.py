@@ -10,7 +10,7 @@ from transformers import TrainerCallback
 
 from hf_mixup import METHODS, MixupModel
 from hf_mixup.core.rng import MixKey
-from hf_mixup.methods import needs_of_model
+from hf_mixup.method import needs_of_model
 from hf_mixup.policies import fmix, puzzlemix
 from small import resnet, trainer, vit
 

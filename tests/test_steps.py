@@ -169,7 +169,11 @@ def test_aligned_patches_reach_a_class_token():
     trained = model("vit", "alignmix", align_prob=1)
     images, targets = tiny.batch()
     seen = []
-    trained.states["alignmix"].tap.change = lambda output, *data: seen.append(output.detach().requires_grad_()) or seen[0]
+    object.__setattr__(
+        trained.choice.methods[0].step,
+        "_aligned_output",
+        lambda layout, output, *data: seen.append(output.detach().requires_grad_()) or seen[0],
+    )
     trained(images, targets, (1, 0, 0)).loss.backward()
     assert (seen[0].grad.abs().sum((0, 2)) > 0).all()
 

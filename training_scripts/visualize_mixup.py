@@ -21,7 +21,8 @@ from hf_mixup.core.checks import nearest
 from hf_mixup.data.dataset import ImageDataset
 from hf_mixup.data.processor import ImageFormat
 from hf_mixup.data.sources import load_images
-from hf_mixup.methods import CONFIG_NAME, METHODS, MethodChoice
+from hf_mixup.method import CONFIG_NAME
+from hf_mixup.methods import METHODS, MethodChoice
 from hf_mixup.networks.backbones import from_scratch, load_classifier
 from hf_mixup.report.examples import LAMS, default_architecture, drawn, masks_of_mixers, pairs_of_every_method, varied
 from hf_mixup.report.plots import gallery, masks_by_lam, overview

@@ -353,6 +353,3 @@ class DecoupledBCE(Loss):
 
     def plain(self) -> Loss:
         return BCE(self.reduction)
-
-
-LOSSES = (CrossEntropy, BCE, Focal, MSE, MultiHead, Decoupled, DecoupledBCE)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -14,14 +15,17 @@ from hf_mixup.core.plan import MixPlan
 class Signals(dict[str, Tensor]):
     """Evidence by name: `images`, `saliency`, `attention`, ...
 
-    `device` is where image-sized noise is to be drawn; numbers and boxes are always drawn on the CPU. `loss` is what taking
-    them adds to the loss of the step: the clean images', where a policy trains on those too (`clean_lam`).
+    Attributes:
+        device: where image-sized noise is to be drawn; numbers and boxes are always drawn on the CPU.
+        loss: an extra loss on the clean images, where a policy trains on those too (`clean_lam`); added to that of the step.
+        for_label: signals that the label policy alone takes in its own way, such as from a teacher of its own.
     """
 
     def __init__(self, device: torch.device | str = "cpu", **values: Tensor):
         super().__init__(values)
         self.device = torch.device(device)
         self.loss: Tensor | None = None
+        self.for_label: dict[str, Tensor] = {}
 
 
 class Policy:
@@ -61,3 +65,11 @@ class LabelPolicy(Policy, ABC):
     @abstractmethod
     def weights(self, plan: MixPlan, signals: Signals) -> Tensor:
         """(B, K) float32."""
+
+
+@dataclass(frozen=True)
+class AreaLabels(LabelPolicy):
+    """The weights of the plan itself: the share of each image that is visible."""
+
+    def weights(self, plan: MixPlan, signals: Signals) -> Tensor:
+        return plan.weight

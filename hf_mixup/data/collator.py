@@ -24,7 +24,8 @@ from hf_mixup.core.losses import CrossEntropy, Loss, MultiHead
 from hf_mixup.core.plan import ONE_PASS_FROM, MixPlan, blend_examples, mix_targets
 from hf_mixup.core.policy import Signals
 from hf_mixup.core.rng import keyed
-from hf_mixup.methods import Method, MethodChoice, check_model_free
+from hf_mixup.method import Method, check_model_free
+from hf_mixup.methods import MethodChoice
 
 logger = logging.getLogger(__name__)
 

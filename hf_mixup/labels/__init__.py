@@ -1,10 +1,9 @@
-"""Label policies, one file per idea."""
+"""Label policies, one file per idea; labels by area are `core.policy.AreaLabels`."""
 
 from hf_mixup.labels.align import AlignedLabels
-from hf_mixup.labels.area import AreaLabels
 from hf_mixup.labels.attention import AttentionLabels
 from hf_mixup.labels.progressive import ProgressiveLabels
 from hf_mixup.labels.saliency import SaliencyLabels
 from hf_mixup.labels.token import TokenLabels
 
-LABEL_POLICIES = (AreaLabels, SaliencyLabels, AttentionLabels, TokenLabels, AlignedLabels, ProgressiveLabels)
+__all__ = ["AlignedLabels", "AttentionLabels", "ProgressiveLabels", "SaliencyLabels", "TokenLabels"]

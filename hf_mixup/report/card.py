@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 from hf_mixup import __version__
 from hf_mixup.core.hub import repository_name
 from hf_mixup.core.losses import CrossEntropy
-from hf_mixup.labels import AreaLabels
-from hf_mixup.methods import CONFIG_NAME, METHODS, needs_of_model
+from hf_mixup.core.policy import AreaLabels
+from hf_mixup.method import CONFIG_NAME, needs_of_model
+from hf_mixup.methods import METHODS
 from hf_mixup.report import plots
 from hf_mixup.steps import Standard
 

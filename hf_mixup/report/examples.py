@@ -20,7 +20,7 @@ from hf_mixup.model import MixupModel
 from hf_mixup.networks.backbones import from_scratch
 from hf_mixup.networks.signals.features import class_activation, last_feature_map
 from hf_mixup.report.plots import masks_by_lam
-from hf_mixup.steps.learned import LearnedState
+from hf_mixup.steps.learned.state import LearnedState
 
 LAMS = (0.1, 0.3, 0.5, 0.7, 0.9)  # at which the masks of mixers are drawn
 
@@ -96,12 +96,12 @@ def mixtures(
         partners = clean
         if "history" in method.sample.needs:  # there is none yet: the batch before was the same in reverse
             partners = clean.flip(0)
-            method.step.run(method, one.states[method.name], one.backbone, pixels.flip(0), targets.flip(0), key)
+            method.step.run(method.parts, one.states[method.name], one.backbone, pixels.flip(0), targets.flip(0), key)
         seen: list[Tensor] = []
         hook = one.backbone.register_forward_pre_hook(
             lambda module, args, kwargs, seen=seen: seen.append(kwargs["pixel_values"].detach()), with_kwargs=True
         )
-        step = method.step.run(method, one.states[method.name], one.backbone, pixels, targets, key)
+        step = method.step.run(method.parts, one.states[method.name], one.backbone, pixels, targets, key)
         hook.remove()
         # some look at the clean images as well, before or after
         shown = next((images for images in reversed(seen) if not torch.equal(images, pixels)), pixels)
@@ -123,8 +123,6 @@ def mixtures(
             maps = class_activation(one.backbone, last_feature_map(one.backbone, shown), heaviest_class).detach()
             for column, activation in zip(columns, maps, strict=True):
                 column["activation"] = activation
-        for state in one.states.values():
-            state.disarm()
     return made
 
 
@@ -146,7 +144,6 @@ def masks_of_mixers(model: MixupModel, pixels: Tensor, form: ImageFormat) -> dic
     for name, state in copy.deepcopy(model).cpu().float().eval().states.items():
         if not isinstance(state, LearnedState):
             continue
-        state.disarm()
         masks = torch.stack([state.masks(pixels, index, torch.tensor([[lam, 1 - lam]] * count)) for lam in LAMS], 1)  # (B, L, 2, H, W)
         mixed = masks[:, :, :1] * clean[:, None] + masks[:, :, 1:] * clean[partner][:, None]
         found[name] = [{"own": clean[i], "partner": clean[partner[i]], "masks": masks[i, :, 0], "mixed": mixed[i]} for i in range(count)]

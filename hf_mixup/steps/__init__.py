@@ -1,8 +1,8 @@
 """Training steps: the standard one, and those of the few methods that need their own."""
 
-from hf_mixup.steps.adversarial import AdversarialMixing
 from hf_mixup.steps.alignmix import AlignMix
-from hf_mixup.steps.learned import LearnedMixing
+from hf_mixup.steps.learned.adautomix import AdversarialMixing
+from hf_mixup.steps.learned.automix import LearnedMixing
 from hf_mixup.steps.manifoldmix import ManifoldMix
 from hf_mixup.steps.recursivemix import RecursiveMix
 from hf_mixup.steps.smmixing import SMMixing
@@ -10,4 +10,4 @@ from hf_mixup.steps.standard import Standard
 from hf_mixup.steps.sumix import SUMix
 from hf_mixup.steps.supermix import SuperMix
 
-STEPS = (Standard, SuperMix, RecursiveMix, AlignMix, ManifoldMix, LearnedMixing, AdversarialMixing, SMMixing, SUMix)
+__all__ = ["AdversarialMixing", "AlignMix", "LearnedMixing", "ManifoldMix", "RecursiveMix", "SMMixing", "SUMix", "Standard", "SuperMix"]

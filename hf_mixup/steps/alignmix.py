@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,26 +13,25 @@ from torch import Tensor, nn
 from hf_mixup.core.checks import check_between, check_count, check_positive
 from hf_mixup.core.plan import blend
 from hf_mixup.core.rng import MixKey
-from hf_mixup.networks.signals.features import Layout, Tap, family_of, stage_names
+from hf_mixup.networks.families import Layout, family_of, module_of, stage_names
+from hf_mixup.networks.passes import changing, check_changeable
 from hf_mixup.steps.standard import check_whole_images, finish
-from hf_mixup.steps.step import MethodState, Step, StepOutput
-
-if TYPE_CHECKING:
-    from hf_mixup.methods import Method
+from hf_mixup.steps.step import MethodState, Parts, Step, StepOutput
 
 
 class AlignState(MethodState):
-    """A tap on the last feature map that reaches the classifier."""
+    """The last feature map that reaches the classifier."""
 
-    def __init__(self, backbone: nn.Module, change: Any):
+    def __init__(self, network: nn.Module):
         super().__init__()
-        names = stage_names(backbone)
-        last = names[-2 if family_of(backbone).class_token and len(names) > 1 else -1]
-        self.tap = Tap(backbone.get_submodule(last), partial(change, Layout.of(backbone)))
+        names = stage_names(network)
+        last = names[-2 if family_of(network).class_token and len(names) > 1 else -1]
+        self.layer = (module_of(network, last),)  # in a tuple, or it would become a module of the state too
+        self.layout = Layout.of(network)
 
-    def disarm(self) -> None:
-        super().disarm()
-        self.tap.disarm()
+    @property
+    def changed(self) -> list[nn.Module]:
+        return [*self.layer]
 
 
 @dataclass(frozen=True)
@@ -63,20 +62,23 @@ class AlignMix(Step):
         check_count(1, iterations=self.iterations)
         check_between(0, 1, align_prob=self.align_prob)
 
-    def build(self, method: Method, backbone: nn.Module) -> MethodState:
-        check_whole_images(method, "mixup")
-        return AlignState.for_method(method, backbone, backbone, self._aligned_output)
+    def build(self, parts: Parts, network: nn.Module) -> MethodState:
+        check_whole_images(parts, "mixup")
+        return AlignState.for_parts(parts, network, network)
 
-    def run(self, method: Method, state: AlignState, backbone: nn.Module, images: Tensor, targets: Tensor, key: MixKey) -> StepOutput:
+    def run(self, parts: Parts, state: AlignState, network: nn.Module, images: Tensor, targets: Tensor, key: MixKey) -> StepOutput:
         signals = state.before(images, targets)
-        plan = method.sample.plan(images.shape, key.own_rng(), signals).to(images.device)
-        lam = plan.mask.value[:, 0]
+        plan = parts.sample.plan(images.shape, key.own_rng(), signals).to(images.device)
+        size, partner, lam = tuple(images.shape[2:]), plan.index[:, 1], plan.mask.value[:, 0]
         aligned, own_places = (torch.rand(2, generator=key.step_rng()) < torch.tensor([self.align_prob, 0.5])).tolist()
         if aligned:
-            state.tap.arm(tuple(images.shape[2:]), plan.index[:, 1], lam, own_places)
+            check_changeable(network, parts.name)
+            change = changing(state.layer[0], lambda output: self._aligned_output(state.layout, output, size, partner, lam, own_places))
         else:
-            images = blend(plan, images)
-        return finish(method, state, plan, backbone(pixel_values=images).logits, targets, signals)
+            images, change = blend(plan, images), nullcontext()
+        with change, state.watching(signals, images):
+            logits = network(pixel_values=images).logits
+        return finish(parts, plan, logits, targets, signals)
 
     def _aligned_output(self, layout: Layout, output: Any, size: tuple[int, int], partner: Tensor, lam: Tensor, own_places: bool) -> Any:
         maps = layout.maps(output, size)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,26 +12,22 @@ from torch import Tensor, nn
 from hf_mixup.core.checks import check_counts, check_known
 from hf_mixup.core.plan import blend
 from hf_mixup.core.rng import MixKey
-from hf_mixup.networks.signals.features import Tap, stage_names
+from hf_mixup.networks.families import bare, module_of, stage_names
+from hf_mixup.networks.passes import changing, check_changeable
 from hf_mixup.steps.standard import check_whole_images, finish
-from hf_mixup.steps.step import MethodState, Step, StepOutput
-
-if TYPE_CHECKING:
-    from hf_mixup.methods import Method
+from hf_mixup.steps.step import MethodState, Parts, Step, StepOutput
 
 
 class ManifoldState(MethodState):
-    """One tap for every layer that may be mixed."""
+    """The layers that may be mixed; None stands for the images."""
 
     def __init__(self, layers: list[nn.Module | None]):
         super().__init__()
-        self.taps = [None if layer is None else Tap(layer, mixed_output) for layer in layers]
+        self.layers = tuple(layers)  # a tuple, or they would become modules of the state too
 
-    def disarm(self) -> None:
-        super().disarm()
-        for tap in self.taps:
-            if tap is not None:
-                tap.disarm()
+    @property
+    def changed(self) -> list[nn.Module]:
+        return [layer for layer in self.layers if layer is not None]
 
 
 @dataclass(frozen=True)
@@ -55,32 +52,35 @@ class ManifoldMix(Step):
         if numbers or not self.layers:
             check_counts(0, layers=numbers)
 
-    def build(self, method: Method, backbone: nn.Module) -> MethodState:
-        check_whole_images(method, "mixup")
-        return ManifoldState.for_method(method, backbone, [_module(backbone, layer) for layer in self.layers])
+    def build(self, parts: Parts, network: nn.Module) -> MethodState:
+        check_whole_images(parts, "mixup")
+        return ManifoldState.for_parts(parts, network, [_module(network, layer) for layer in self.layers])
 
-    def run(self, method: Method, state: ManifoldState, backbone: nn.Module, images: Tensor, targets: Tensor, key: MixKey) -> StepOutput:
+    def run(self, parts: Parts, state: ManifoldState, network: nn.Module, images: Tensor, targets: Tensor, key: MixKey) -> StepOutput:
         signals = state.before(images, targets)
-        plan = method.sample.plan(images.shape, key.own_rng(), signals).to(images.device)
-        lam = plan.mask.value[:, 0]
-        tap = state.taps[int(torch.randint(len(self.layers), (), generator=key.step_rng()))]
-        if tap is None:
-            images = blend(plan, images)
+        plan = parts.sample.plan(images.shape, key.own_rng(), signals).to(images.device)
+        partner, lam = plan.index[:, 1], plan.mask.value[:, 0]
+        layer = state.layers[int(torch.randint(len(self.layers), (), generator=key.step_rng()))]
+        if layer is None:
+            images, change = blend(plan, images), nullcontext()
         else:
-            tap.arm(plan.index[:, 1], lam)
-        return finish(method, state, plan, backbone(pixel_values=images).logits, targets, signals)
+            check_changeable(network, parts.name)
+            change = changing(layer, lambda output: mixed_output(output, partner, lam))
+        with change, state.watching(signals, images):
+            logits = network(pixel_values=images).logits
+        return finish(parts, plan, logits, targets, signals)
 
 
-def _module(backbone: nn.Module, layer: int | str) -> nn.Module | None:
+def _module(network: nn.Module, layer: int | str) -> nn.Module | None:
     if layer == 0:
         return None
     if isinstance(layer, str):
-        check_known("layer", layer, [name for name, _ in backbone.named_modules() if name])
-        return backbone.get_submodule(layer)
-    names = stage_names(backbone)
+        check_known("layer", layer, [name for name, _ in bare(network).named_modules() if name])
+        return module_of(network, layer)
+    names = stage_names(network)
     if layer > len(names):
-        raise ValueError(f"layers must be from 0 to {len(names)}, the stages of {type(backbone).__name__}, got {layer}; name fewer.")
-    return backbone.get_submodule(names[layer - 1])
+        raise ValueError(f"layers must be from 0 to {len(names)}, the stages of {type(bare(network)).__name__}, got {layer}; name fewer.")
+    return module_of(network, names[layer - 1])
 
 
 def mixed_output(output: Any, partner: Tensor, lam: Tensor) -> Any:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -13,22 +12,21 @@ from torch.nn import functional as F
 from hf_mixup.core.checks import check_between
 from hf_mixup.core.plan import Boxes, MixPlan, blend
 from hf_mixup.core.rng import MixKey
-from hf_mixup.networks.signals.features import StageTaps, classifier_of, normalised
+from hf_mixup.networks.families import classifier_of
+from hf_mixup.networks.passes import watched
+from hf_mixup.networks.signals.features import Stages, normalised
 from hf_mixup.steps.standard import relabelled
-from hf_mixup.steps.step import MethodState, Step, StepOutput
-
-if TYPE_CHECKING:
-    from hf_mixup.methods import Method
+from hf_mixup.steps.step import MethodState, Parts, Step, StepOutput
 
 
 class RecursiveState(MethodState):
     """The mixed images of the step before with their targets and logits, and the classifier of regions."""
 
-    def __init__(self, backbone: nn.Module, share_fc: bool):
+    def __init__(self, network: nn.Module, share_fc: bool):
         super().__init__()
-        head = classifier_of(backbone)
+        head = classifier_of(network)
         self.fc_roi = None if share_fc else nn.Linear(head.in_features, head.out_features)
-        self.taps = StageTaps(backbone)
+        self.stages = Stages(network)
         # empty until the first step
         for name in ("images", "targets", "logits"):
             self.register_buffer(name, torch.empty(0))
@@ -42,9 +40,9 @@ class RecursiveState(MethodState):
                 new = torch.cat([new[: len(old)], old[len(new) :].to(new)])
             setattr(self, name, new)
 
-    def disarm(self) -> None:
-        super().disarm()
-        self.taps.disarm()
+    @property
+    def watched(self) -> list[nn.Module]:
+        return [*super().watched, *self.stages.modules]
 
     def _load_from_state_dict(self, state_dict, prefix, *args):
         for name in ("images", "targets", "logits"):
@@ -64,7 +62,7 @@ class RecursiveMix(Step):
     The very first batch is not mixed. The authors forget the earlier images at every epoch's start, so that each epoch's first
     batch is not; here the history goes on, and is part of a checkpoint. It holds random rows of the earlier batch instead of
     the same, which shuffled data makes no difference to. Several processes under DDP go on from the first one's, as DDP shares
-    buffers at every forward. Where a layer normalises what is classified, it normalises the region's features too.
+    buffers at every forward. With several repeats of a batch, all mix with the step before, and the first is remembered. Where a layer normalises what is classified, it normalises the region's features too.
 
     Args:
         omega: weight of the region's loss. 0.5 in the paper's ImageNet runs, 0.1 for PyramidNet on CIFAR-10.
@@ -77,40 +75,41 @@ class RecursiveMix(Step):
     def __post_init__(self):
         check_between(0, float("inf"), omega=self.omega)
 
-    def build(self, method: Method, backbone: nn.Module) -> MethodState:
-        if "history" not in method.sample.needs:
+    def build(self, parts: Parts, network: nn.Module) -> MethodState:
+        if "history" not in parts.sample.needs:
             raise ValueError(
-                f"{method.name} needs a sample policy that mixes with the step before, got {type(method.sample).__name__}; take 'recursivepaste'."
+                f"{parts.name} needs a sample policy that mixes with the step before, got {type(parts.sample).__name__}; take 'recursivepaste'."
             )
-        return RecursiveState.for_method(method, backbone, backbone, self.share_fc)
+        return RecursiveState.for_parts(parts, network, network, self.share_fc)
 
-    def run(self, method: Method, state: RecursiveState, backbone: nn.Module, images: Tensor, targets: Tensor, key: MixKey) -> StepOutput:
+    def run(self, parts: Parts, state: RecursiveState, network: nn.Module, images: Tensor, targets: Tensor, key: MixKey) -> StepOutput:
         signals = state.before(images, targets)
         first = len(state.images) == 0
         signals["history"] = images if first else state.images
-        plan = method.sample.plan(images.shape, key.own_rng(), signals)
+        plan = parts.sample.plan(images.shape, key.own_rng(), signals)
         if first:
             plan = MixPlan.pair(plan.index[:, 1], Boxes(torch.zeros_like(plan.mask.edges), plan.mask.size), torch.ones(len(images)))
         box, plan = plan.mask.edges[0].tolist(), plan.to(images.device)
         mixed = blend(plan, images)
-        state.taps.arm()
-        logits = backbone(pixel_values=mixed).logits
-        features = normalised(backbone, state.taps.take(tuple(images.shape[2:]))[0])
+        with state.watching(signals, mixed):
+            logits, (features,) = watched(network, mixed, state.stages.taps(tuple(images.shape[2:])))
+        features = normalised(network, features)
         region = roi_features(features, box, plan.mask.size)
         with torch.autocast(images.device.type, enabled=False):
-            region_logits = (classifier_of(backbone) if state.fc_roi is None else state.fc_roi)(region)
+            region_logits = (classifier_of(network) if state.fc_roi is None else state.fc_roi)(region)
 
-        plan = relabelled(method, state, plan, logits, targets, signals)
+        plan = relabelled(parts, plan, logits, targets, signals)
         earlier = plan.index[:, 1] % max(len(state.targets), 1)
         old_targets, old_logits = (targets, logits) if first else (state.targets[earlier], state.logits[earlier])
         own, other = plan.weight.unbind(1)
         mixed_targets = own[:, None] * targets.float() + other[:, None] * old_targets
-        losses = method.loss(logits, mixed_targets, plan)
+        losses = parts.loss(logits, mixed_targets, plan)
         loss = losses.mean()
         # without a box the region counts nothing, but its classifier stays part of the graph, as on every other process
         loss = loss + self.omega * (other * region_loss(region_logits, old_logits)).mean()
-        state.remember(images=mixed, targets=mixed_targets, logits=logits.float())
-        return StepOutput(loss if signals.loss is None else loss + signals.loss, losses, logits, mixed_targets, own, plan)
+        memory = {"images": mixed, "targets": mixed_targets, "logits": logits.float()}
+        loss = loss if signals.loss is None else loss + signals.loss
+        return StepOutput(loss, losses, logits, mixed_targets, own, plan, memory)
 
 
 def region_loss(logits: Tensor, old_logits: Tensor) -> Tensor:

@@ -3,38 +3,35 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hf_mixup.core.checks import check_between
+from hf_mixup.core.losses import Loss
 from hf_mixup.core.plan import MixPlan, blend
 from hf_mixup.core.rng import MixKey
-from hf_mixup.networks.signals.features import Layout, Tap, classifier_of, family_of, stage_names
+from hf_mixup.networks.families import Layout, classifier_of, family_of, module_of, stage_names
+from hf_mixup.networks.passes import output_of, watched
 from hf_mixup.steps.standard import finish
-from hf_mixup.steps.step import MethodState, Step, StepOutput
-
-if TYPE_CHECKING:
-    from hf_mixup.core.losses import Loss
-    from hf_mixup.methods import Method
+from hf_mixup.steps.step import MethodState, Parts, Step, StepOutput
 
 
 class TokenState(MethodState):
     """A second classifier, for means of patches. The deployed network does without it."""
 
-    def __init__(self, backbone: nn.Module):
+    def __init__(self, network: nn.Module):
         super().__init__()
-        norm = family_of(backbone).norm
-        self.layout = Layout.of(backbone)
-        self.tap = Tap(backbone.get_submodule(norm or stage_names(backbone)[-1]))
-        classifier = classifier_of(backbone)
+        norm = family_of(network).norm
+        self.layout = Layout.of(network)
+        self.last = (module_of(network, norm or stage_names(network)[-1]),)  # in a tuple, or it would become a module of the state too
+        classifier = classifier_of(network)
         self.token_head = nn.Linear(classifier.in_features, classifier.out_features).to(classifier.weight)
 
-    def disarm(self) -> None:
-        super().disarm()
-        self.tap.disarm()
+    @property
+    def watched(self) -> list[nn.Module]:
+        return [*super().watched, *self.last]
 
 
 @dataclass(frozen=True)
@@ -55,22 +52,22 @@ class SMMixing(Step):
     def __post_init__(self):
         check_between(0, 1e3, fine=self.fine, consistency=self.consistency)
 
-    def build(self, method: Method, backbone: nn.Module) -> TokenState:
-        if "patch_attention" not in method.sample.needs:
-            raise ValueError(f"the step 'smmixing' needs the sample policy 'smmix', got {type(method.sample).__name__}; set both.")
-        return TokenState.for_method(method, backbone, backbone)
+    def build(self, parts: Parts, network: nn.Module) -> TokenState:
+        if "patch_attention" not in parts.sample.needs:
+            raise ValueError(f"the step 'smmixing' needs the sample policy 'smmix', got {type(parts.sample).__name__}; set both.")
+        return TokenState.for_parts(parts, network, network)
 
-    def run(self, method: Method, state: TokenState, backbone: nn.Module, images: Tensor, targets: Tensor, key: MixKey) -> StepOutput:
+    def run(self, parts: Parts, state: TokenState, network: nn.Module, images: Tensor, targets: Tensor, key: MixKey) -> StepOutput:
         signals = state.before(images, targets)
-        clean = state.early["patch_attention"].logits
-        plan = method.sample.plan(images.shape, key.own_rng(), signals).to(images.device)
-        state.tap.arm()
-        logits = backbone(pixel_values=blend(plan, images)).logits
-        tokens = state.layout.maps(state.tap.take(), tuple(images.shape[2:]))
-        done = finish(method, state, plan, logits, targets, signals)
-        parts = pooled_parts(tokens, plan).to(state.token_head.weight.dtype)
-        fine = fine_grained_loss(state.token_head(parts), plan, targets, method.loss)
-        loss = done.loss + self.fine * fine + self.consistency * consistency_loss(logits, clean, plan)
+        plan = parts.sample.plan(images.shape, key.own_rng(), signals).to(images.device)
+        mixed = blend(plan, images)
+        with state.watching(signals, mixed):
+            logits, (output,) = watched(network, mixed, [output_of(state.last[0])])
+        tokens = state.layout.maps(output, tuple(images.shape[2:]))
+        done = finish(parts, plan, logits, targets, signals)
+        pooled = pooled_parts(tokens, plan).to(state.token_head.weight.dtype)
+        fine = fine_grained_loss(state.token_head(pooled), plan, targets, parts.loss)
+        loss = done.loss + self.fine * fine + self.consistency * consistency_loss(logits, signals["clean_logits"], plan)
         return done._replace(loss=loss)
 
 

@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+import dataclasses
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple, Self
 
 from torch import Tensor, nn
 
+from hf_mixup.core.losses import Loss
 from hf_mixup.core.plan import MixPlan
-from hf_mixup.core.policy import Signals
+from hf_mixup.core.policy import LabelPolicy, SamplePolicy, Signals
 from hf_mixup.core.rng import MixKey
+from hf_mixup.networks.passes import watching
 from hf_mixup.networks.signals import SIGNALS
-from hf_mixup.networks.signals.signal import EarlySignal, LateSignal, load_teacher
+from hf_mixup.networks.signals.signal import EarlySignal, LateSignal
+from hf_mixup.networks.teachers import Teacher
 
-if TYPE_CHECKING:
-    from hf_mixup.methods import Method
+
+class Parts(NamedTuple):
+    """What a step is given of its method."""
+
+    name: str
+    sample: SamplePolicy
+    label: LabelPolicy
+    loss: Loss
 
 
 class StepOutput(NamedTuple):
@@ -27,6 +39,7 @@ class StepOutput(NamedTuple):
         targets: (B, num_labels) float32, the mixed targets.
         lam: (B,) float32, the labels' share of the own image.
         plan: what was mixed with what, where one plan says it.
+        memory: what the state is to remember of this step, by name; see `MethodState.remember`.
     """
 
     loss: Tensor
@@ -35,73 +48,108 @@ class StepOutput(NamedTuple):
     targets: Tensor
     lam: Tensor
     plan: MixPlan | None = None
+    memory: dict[str, Tensor] | None = None
 
 
 class MethodState(nn.Module):
-    """What a method keeps beside the backbone: networks, buffers, hooks. Saved, moved and trained with the model.
+    """What a method keeps beside the network: teachers, mixers, heads, buffers. Saved, moved and trained with the model.
 
-    It also takes the signals that the method's policies need, from the backbone or from their frozen teachers.
+    It also takes the signals that the method's policies need, from the network or from their frozen teachers. A signal that both
+    policies need is taken once, unless the label policy takes it in another way, such as from a teacher of its own.
     """
 
     def __init__(self):
         super().__init__()
         self.teachers = nn.ModuleDict()
-        self.early: dict[str, EarlySignal] = {}
+        self.early: dict[tuple[str, str], EarlySignal] = {}
         self.late: dict[str, LateSignal] = {}
 
     @classmethod
-    def for_method(cls, method: Method, backbone: nn.Module, *args: Any) -> Self:
-        """Raises ValueError when the backbone, or a teacher, cannot give what the policies need."""
+    def for_parts(cls, parts: Parts, network: nn.Module, *args: Any) -> Self:
+        """Raises ValueError when the network, or a teacher, cannot give what the policies need."""
         state = cls(*args)
-        for part, policy in (("sample", method.sample), ("label", method.label)):
-            network = backbone
+        for part, policy in (("sample", parts.sample), ("label", parts.label)):
+            source = network
             if policy.teacher is not None:
-                network = state.teachers[part] = load_teacher(policy.teacher)
+                state.teachers[part] = Teacher(policy.teacher)
+                source = state.teachers[part].network
             for name, kind in SIGNALS.items():
-                if name not in policy.needs or name in state.early or name in state.late:
+                if name not in policy.needs or name in state.late:
                     continue
-                signal = kind(network, policy)
-                (state.early if isinstance(signal, EarlySignal) else state.late)[name] = signal
+                if ("sample", name) in state.early and not _differs(policy, parts.sample):
+                    continue
+                signal = kind(source, policy)
+                if isinstance(signal, EarlySignal):
+                    state.early[part, name] = signal
+                else:
+                    state.late[name] = signal
         return state
 
     def before(self, images: Tensor, targets: Tensor) -> Signals:
-        """The signals of the clean images; what is to be seen while the mixed ones pass is made ready."""
+        """The signals of the clean images."""
         signals = Signals(images.device, images=images, targets=targets)
-        for name, signal in self.early.items():
-            signals[name] = signal.take(images, targets, signals)
-        for signal in self.late.values():
-            signal.arm(tuple(images.shape[2:]))
+        for (part, name), signal in self.early.items():
+            seen = self.teachers[part].view(images) if part in self.teachers else images
+            into = signals if part == "sample" else signals.for_label
+            into[name] = signal.take(seen, targets, signals)
         return signals
 
-    def after(self, signals: Signals) -> Signals:
-        """Adds what was seen while the mixed images passed."""
+    @contextmanager
+    def watching(self, signals: Signals, images: Tensor) -> Iterator[None]:
+        """Inside, the mixed images are to pass; at the end what was seen of that pass is added to the signals."""
+        taps = {name: signal.taps(tuple(images.shape[2:])) for name, signal in self.late.items()}
+        with watching([tap for some in taps.values() for tap in some]) as seen:
+            yield
+        values = iter(seen)
         for name, signal in self.late.items():
-            signals[name] = signal.take()
-        return signals
+            signals[name] = signal.value([next(values) for _ in taps[name]])
 
-    def disarm(self) -> None:
-        """Makes hooks inert. Called at the start of every forward of the model, in evaluation too."""
-        for signal in (*self.early.values(), *self.late.values()):
-            signal.disarm()
+    def remember(self, **rows: Tensor) -> None:
+        """Keeps what later steps need of this one. Called once a step, after all repeats of it."""
+
+    @property
+    def changed(self) -> list[nn.Module]:
+        """Modules of the network in training whose output is changed in a pass."""
+        return []
+
+    @property
+    def watched(self) -> list[nn.Module]:
+        """Modules of the network in training that are watched or changed in a pass."""
+        signals = [signal for (part, _), signal in self.early.items() if part not in self.teachers]
+        return [*self.changed, *(module for signal in (*signals, *self.late.values()) for module in signal.modules)]
+
+
+def _differs(label: LabelPolicy, sample: SamplePolicy) -> bool:
+    """Whether the label policy itself says how its signals are to be taken, and says something else than the sample policy."""
+    ways = {"teacher", "teacher_size", "scores", "clean_lam"} & {field.name for field in dataclasses.fields(label)}
+    return any(getattr(label, way) != getattr(sample, way) for way in ways)
 
 
 class Step(ABC):
     """From a clean batch to a loss. Subclasses are frozen dataclasses; what they learn or remember lives in their state."""
 
-    def build(self, method: Method, backbone: nn.Module) -> MethodState:
-        """The state of the method. Raises ValueError when the backbone cannot serve it. Copies of the backbone are made
-        before hooks are put on it, or the copies would carry them too."""
-        return MethodState.for_method(method, backbone)
+    def build(self, parts: Parts, network: nn.Module) -> MethodState:
+        """The state of the method. Raises ValueError when the network cannot serve it."""
+        return MethodState.for_parts(parts, network)
 
     @abstractmethod
-    def run(self, method: Method, state: MethodState, backbone: nn.Module, images: Tensor, targets: Tensor, key: MixKey) -> StepOutput:
-        """`images` (B, C, H, W), `targets` (B, num_labels) float32, one-hot or soft."""
+    def run(self, parts: Parts, state: MethodState, network: nn.Module, images: Tensor, targets: Tensor, key: MixKey) -> StepOutput:
+        """One step.
 
-    def deployed(self, state: MethodState, backbone: nn.Module) -> nn.Module:
-        """The network that is evaluated and shipped: a Hugging Face image classifier."""
-        return backbone
+        Args:
+            parts: the policies and the loss of the method.
+            state: what `build` gave for this network.
+            network: the image classifier in training.
+            images: (B, C, H, W).
+            targets: (B, num_labels) float32, one-hot or soft.
+            key: the place of the batch in the run, from which everything random follows.
+        """
+
+    def deployed(self, state: MethodState, network: nn.Module) -> nn.Module:
+        """The network that is evaluated and saved: a Hugging Face image classifier."""
+        return network
 
     def after_optimizer_step(  # noqa: B027, most steps have nothing to do
-        self, state: MethodState, backbone: nn.Module, step: int, total_steps: int
+        self, state: MethodState, network: nn.Module, step: int, total_steps: int
     ) -> None:
         """What follows the weights, such as an EMA teacher. `step` optimizer steps were done before this one."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -12,27 +11,24 @@ from torch.nn import functional as F
 from hf_mixup.core.checks import check_between
 from hf_mixup.core.plan import MixPlan, blend, mix_targets
 from hf_mixup.core.rng import MixKey
-from hf_mixup.networks.signals.features import classifier_of
-from hf_mixup.steps.learned import InputTap
+from hf_mixup.networks.families import classifier_of
+from hf_mixup.networks.passes import input_of, watched
 from hf_mixup.steps.standard import relabelled
-from hf_mixup.steps.step import MethodState, Step, StepOutput
-
-if TYPE_CHECKING:
-    from hf_mixup.methods import Method
+from hf_mixup.steps.step import MethodState, Parts, Step, StepOutput
 
 
 class UncertaintyState(MethodState):
     """A second classifier, which says how uncertain the first one is. The deployed network does without it."""
 
-    def __init__(self, backbone: nn.Module):
+    def __init__(self, network: nn.Module):
         super().__init__()
-        classifier = classifier_of(backbone)
-        self.tap = InputTap(classifier)
+        classifier = classifier_of(network)
+        self.classifier = (classifier,)  # in a tuple, or it would become a module of the state too
         self.uncertainty = nn.Linear(classifier.in_features, classifier.out_features).to(classifier.weight)
 
-    def disarm(self) -> None:
-        super().disarm()
-        self.tap.disarm()
+    @property
+    def watched(self) -> list[nn.Module]:
+        return [*super().watched, *self.classifier]
 
 
 @dataclass(frozen=True)
@@ -55,25 +51,26 @@ class SUMix(Step):
     def __post_init__(self):
         check_between(0, 1e3, gamma=self.gamma)
 
-    def build(self, method: Method, backbone: nn.Module) -> UncertaintyState:
-        return UncertaintyState.for_method(method, backbone, backbone)
+    def build(self, parts: Parts, network: nn.Module) -> UncertaintyState:
+        return UncertaintyState.for_parts(parts, network, network)
 
-    def run(self, method: Method, state: UncertaintyState, backbone: nn.Module, images: Tensor, targets: Tensor, key: MixKey) -> StepOutput:
+    def run(self, parts: Parts, state: UncertaintyState, network: nn.Module, images: Tensor, targets: Tensor, key: MixKey) -> StepOutput:
         signals = state.before(images, targets)
-        plan = method.sample.plan(images.shape, key.own_rng(), signals).to(images.device)
+        plan = parts.sample.plan(images.shape, key.own_rng(), signals).to(images.device)
         if plan.index.shape[1] != 2:
-            raise ValueError(f"{method.name} weighs two images, got the plan of {type(method.sample).__name__}; take one of pairs.")
-        clean, clean_feature = state.tap.both(backbone, images)
-        # last: what is seen in passing is of the last pass
-        logits, feature = state.tap.both(backbone, blend(plan, images))
-        plan = relabelled(method, state, plan, logits, targets, signals)
+            raise ValueError(f"{parts.name} weighs two images, got the plan of {type(parts.sample).__name__}; take one of pairs.")
+        clean, (clean_feature,) = watched(network, images, [input_of(*state.classifier)])
+        mixed_images = blend(plan, images)
+        with state.watching(signals, mixed_images):
+            logits, (feature,) = watched(network, mixed_images, [input_of(*state.classifier)])
+        plan = relabelled(parts, plan, logits, targets, signals)
         classes = targets.argmax(1)[plan.index]  # (B, 2)
         distance = semantic_distances(logits, clean, plan.index, classes)
         uncertain = [uncertainties(state.uncertainty(value), self.normalise) for value in (clean_feature, feature)]
         regulariser = uncertainty_loss(distance, *uncertain, plan, classes)
         plan = plan.reweighted(weighed(plan.weight, distance, classes))
         mixed = mix_targets(plan, targets)
-        losses = method.loss(logits, mixed, plan)
+        losses = parts.loss(logits, mixed, plan)
         loss = losses.mean() + self.gamma * regulariser
         return StepOutput(loss if signals.loss is None else loss + signals.loss, losses, logits, mixed, plan.weight[:, 0], plan)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -14,12 +13,10 @@ from torch.nn import functional as F
 from hf_mixup.core.checks import check_between, check_count, check_known
 from hf_mixup.core.plan import Dense, blend, mix_targets, onehot
 from hf_mixup.core.rng import MixKey
-from hf_mixup.networks.signals.signal import evaluating, load_teacher
+from hf_mixup.networks.signals.signal import evaluating
+from hf_mixup.networks.teachers import Teacher
 from hf_mixup.steps.standard import check_whole_images, relabelled
-from hf_mixup.steps.step import MethodState, Step, StepOutput
-
-if TYPE_CHECKING:
-    from hf_mixup.methods import Method
+from hf_mixup.steps.step import MethodState, Parts, Step, StepOutput
 
 
 class SuperState(MethodState):
@@ -27,7 +24,7 @@ class SuperState(MethodState):
 
     def __init__(self, repo_or_folder: str | None):
         super().__init__()
-        self.teacher = None if repo_or_folder is None else load_teacher(repo_or_folder)
+        self.teacher = None if repo_or_folder is None else Teacher(repo_or_folder)
 
 
 @dataclass(frozen=True)
@@ -70,34 +67,36 @@ class SuperMix(Step):
         if self.target == "teacher" and self.teacher is None:
             raise ValueError("a teacher is needed to label by the target 'teacher', got None; name one, or take the target 'shares'.")
 
-    def build(self, method: Method, backbone: nn.Module) -> MethodState:
-        check_whole_images(method, "dirichletsets", pairs=False)
-        state = SuperState.for_method(method, backbone, self.teacher)
-        classes = backbone.config.num_labels
-        if self.target == "teacher" and state.teacher.config.num_labels != classes:
+    def build(self, parts: Parts, network: nn.Module) -> MethodState:
+        check_whole_images(parts, "dirichletsets", pairs=False)
+        state = SuperState.for_parts(parts, network, self.teacher)
+        classes = network.config.num_labels
+        if self.target == "teacher" and state.teacher.network.config.num_labels != classes:
             raise ValueError(
                 f"a teacher that labels must know the {classes} classes of the network, got {self.teacher} with "
-                f"{state.teacher.config.num_labels}; fine-tune it first, or take the target 'shares'."
+                f"{state.teacher.network.config.num_labels}; fine-tune it first, or take the target 'shares'."
             )
         return state
 
-    def run(self, method: Method, state: SuperState, backbone: nn.Module, images: Tensor, targets: Tensor, key: MixKey) -> StepOutput:
+    def run(self, parts: Parts, state: SuperState, network: nn.Module, images: Tensor, targets: Tensor, key: MixKey) -> StepOutput:
         signals = state.before(images, targets)
-        plan = method.sample.plan(images.shape, key.own_rng(), signals).to(images.device)
-        teacher = backbone if state.teacher is None else state.teacher
+        plan = parts.sample.plan(images.shape, key.own_rng(), signals).to(images.device)
+        teacher = network if state.teacher is None else state.teacher
         with evaluating(teacher):
             found = search(
                 lambda mixed: teacher(pixel_values=mixed).logits,
                 images, plan.index, plan.mask.value, self.mask_size, self.lambda_s, self.sigma, self.max_iter, self.tol,
             )  # fmt: skip
         plan = replace(plan, mask=Dense(found.mask))
-        logits = backbone(pixel_values=blend(plan, images)).logits
-        plan = relabelled(method, state, plan, logits, targets, signals)
+        mixed_images = blend(plan, images)
+        with state.watching(signals, mixed_images):
+            logits = network(pixel_values=mixed_images).logits
+        plan = relabelled(parts, plan, logits, targets, signals)
         mixed = mix_targets(plan, targets) if self.target == "shares" else onehot(found.logits.argmax(1), targets.shape[1])
-        losses = method.loss(logits, mixed, plan)
+        losses = parts.loss(logits, mixed, plan)
         loss = losses.mean()
         if self.clean_lam > 0:
-            loss = loss + self.clean_lam * method.loss(backbone(pixel_values=images).logits, targets).mean()
+            loss = loss + self.clean_lam * parts.loss(network(pixel_values=images).logits, targets).mean()
         return StepOutput(loss if signals.loss is None else loss + signals.loss, losses, logits, mixed, plan.weight[:, 0], plan)
 
 

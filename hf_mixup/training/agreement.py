@@ -12,7 +12,8 @@ from torch import nn
 from hf_mixup.arguments import MixupTrainingArguments
 from hf_mixup.core.losses import CrossEntropy, Loss, MultiHead
 from hf_mixup.data.collator import MixupCollator, MixupLoss
-from hf_mixup.methods import MethodChoice, needs_of_model
+from hf_mixup.method import needs_of_model
+from hf_mixup.methods import MethodChoice
 from hf_mixup.model import MixupModel
 from hf_mixup.networks.wrapping import as_classifier
 from hf_mixup.steps.standard import Standard
@@ -50,16 +51,11 @@ def agreed(
         if changed(args, "mix_repeat") and args.mix_repeat != model.mix_repeat:
             _refuse(model.mix_repeat, args.mix_repeat, "mix_repeat")
     else:
-        model = MixupModel(as_classifier(network), args.method_choice(loss), mix_repeat=args.mix_repeat, ema=args.ema_decay is not None)
-    if (
-        isinstance(network, MixupModel)
-        and (args.ema_decay is not None) != (model.ema is not None)
-        and model.deployed in (model.backbone, model.ema)
-    ):
-        kept = "an average of its weights" if model.ema is not None else "no average of its weights"
-        raise ValueError(
-            f"the model and ema_decay must agree, got a model with {kept} and ema_decay={args.ema_decay}; give both or neither."
-        )
+        model = MixupModel(as_classifier(network), args.method_choice(loss), mix_repeat=args.mix_repeat, ema_decay=args.ema_decay)
+    if args.ema_decay is not None and args.ema_decay != model.ema_decay:
+        _refuse(model.ema_decay, args.ema_decay, "ema_decay")
+    if args.ema_warmup_epochs and model.ema_decay is None:
+        raise ValueError(f"ema_warmup_epochs is for ema_decay, got {args.ema_warmup_epochs} without it; set ema_decay.")
     _check_losses(model)
     if loss_func is not None and not isinstance(loss_func, MixupLoss):
         _check_own_loss(model.choice, args)
@@ -84,7 +80,7 @@ def _with_collator(network: nn.Module, args: MixupTrainingArguments, collator: M
             _refuse(own, other)
         model = network
     else:
-        model = MixupModel(as_classifier(network), choice, mix_repeat=collator.mix_repeat, ema=args.ema_decay is not None)
+        model = MixupModel(as_classifier(network), choice, mix_repeat=collator.mix_repeat, ema_decay=args.ema_decay)
     if collator.outputs not in (None, model.num_labels):
         raise ValueError(
             f"the collator and the model must agree on num_labels, got {collator.outputs} and {model.num_labels}; make them equal."

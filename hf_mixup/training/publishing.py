@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import logging
 import shlex
 import shutil
@@ -15,7 +16,8 @@ from transformers.trainer_utils import HubStrategy
 
 from hf_mixup.core.hub import told_plainly
 from hf_mixup.data.dataset import ImageDataset
-from hf_mixup.methods import CONFIG_NAME, taught_by_the_network
+from hf_mixup.method import CONFIG_NAME
+from hf_mixup.methods import taught_by_the_network
 from hf_mixup.model import STATE_FOLDER
 from hf_mixup.report.card import write_model_card
 from hf_mixup.training.callbacks import epoch_rows
@@ -65,7 +67,7 @@ class Publishing:
         if not self.is_world_process_zero():
             return
         if not self._saved:  # the card reads them
-            self.mixup_model.choice.save_pretrained(self.args.output_dir)
+            Path(self.args.output_dir, CONFIG_NAME).write_text(json.dumps(self.mixup_model.to_dict(), indent=2) + "\n")
             self.mixup_model.deployed.config.save_pretrained(self.args.output_dir)
         name = self.mixup_model.config.name_or_path
         write_model_card(

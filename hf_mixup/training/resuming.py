@@ -44,7 +44,8 @@ class Resuming:
 
     def _run_facts(self) -> dict[str, Any]:
         """What must be the same for a resumed run to go on as the old one."""
-        return {**self.mixup_model.choice.to_dict(), "mix_seed": self._mix_seed, "processes": self.args.world_size}
+        where = "device" if self._train_collator is None else "collator"
+        return {**self.mixup_model.to_dict(), "mix_seed": self._mix_seed, "processes": self.args.world_size, "mixed_on": where}
 
     def _refuse_another_run(self, checkpoint: str) -> None:
         path = Path(checkpoint, RUN_NAME)

@@ -18,6 +18,7 @@ from hf_mixup.data.collator import MixedBatch, MixupCallback, MixupCollator, Mix
 from hf_mixup.data.dataset import set_epoch
 from hf_mixup.evaluation.metrics import TrainerMetrics, classification_metrics, training_accuracy
 from hf_mixup.model import MixupModel
+from hf_mixup.networks.teachers import Normalisation
 from hf_mixup.training.agreement import agreed, check_callable, loss_of
 from hf_mixup.training.callbacks import BesideSteps, EpochLog, Tally
 from hf_mixup.training.loaders import Loaders
@@ -68,6 +69,7 @@ class MixupTrainer(Publishing, Resuming, Optimization, Loaders, Trainer):
         self._loss_func = None if isinstance(compute_loss_func, MixupLoss) else compute_loss_func
         self._given_loss = compute_loss_func
         self._train_collator = data_collator if isinstance(data_collator, MixupCollator) else None
+        self._processor = processing_class
         self._data, self._optimizers = train_dataset, kwargs.get("optimizers") or (None, None)
         if self._train_collator is not None:
             data_collator = data_collator.base_collator
@@ -102,6 +104,8 @@ class MixupTrainer(Publishing, Resuming, Optimization, Loaders, Trainer):
         """The MixupModel of a network. `self.model` may be wrapped, and unwrapping it takes as long as many a network's forward pass."""
         self.mixup_model = model = agreed(model, args, self._train_collator, self._given_loss)
         self._loss = loss_of(model)
+        if model.teachers and self._processor is not None:
+            model.normalisation = Normalisation.of_processor(self._processor)
         check_optimization(args, model, self._data, self._optimizers)
         unmixed = len(model.choice.methods) > 1 or model.choice.rate < 1 or args.mix_off_epoch is not None
         if unmixed and any(p.requires_grad for p in model.states.parameters()):
@@ -109,7 +113,7 @@ class MixupTrainer(Publishing, Resuming, Optimization, Loaders, Trainer):
             args.ddp_find_unused_parameters = True
         if args.torch_compile:
             # the backbone alone is compiled, in place: mixing stays outside the graph, and names of parameters stay as they are
-            model.backbone.compile(backend=args.torch_compile_backend, mode=args.torch_compile_mode)
+            model.compile_backbone(backend=args.torch_compile_backend, mode=args.torch_compile_mode)
         return model
 
     def call_model_init(self, trial: Any = None) -> MixupModel:
@@ -230,12 +234,8 @@ class MixupTrainer(Publishing, Resuming, Optimization, Loaders, Trainer):
         """What follows the weights: EMA teachers. Not after a step that the gradient scaler skipped."""
         if self.accelerator.optimizer_step_was_skipped:
             return
-        model, state = self.mixup_model, self.state
-        for method in model.choice.methods:
-            method.step.after_optimizer_step(model.states[method.name], model.backbone, state.global_step, state.max_steps)
-        if model.ema is not None:
-            rising = self.args.ema_warmup_epochs * self._steps_per_epoch() if self.args.ema_warmup_epochs else 0
-            model.follow(self.args.ema_decay * (0.9 + 0.1 * min(1.0, (state.global_step + 1) / rising) if rising else 1.0))
+        rising = self.args.ema_warmup_epochs * self._steps_per_epoch() if self.args.ema_warmup_epochs else 0.0
+        self.mixup_model.after_optimizer_step(self.state.global_step, self.state.max_steps, rising)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:

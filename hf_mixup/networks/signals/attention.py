@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,80 +10,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hf_mixup.core.policy import Policy, Signals
-from hf_mixup.networks.signals.features import Activation, Layout, numbered
+from hf_mixup.networks.families import Blocks, Layout, blocks_of, blocks_of_one_grid, effective_weight
+from hf_mixup.networks.passes import Tap, watched
+from hf_mixup.networks.signals.features import Activation
 from hf_mixup.networks.signals.signal import EarlySignal, LateSignal, reading, resized
-
-
-@dataclass(frozen=True)
-class Blocks:
-    """Where a family of networks keeps its attention.
-
-    Attributes:
-        path: names of the blocks, with `*` for a number.
-        norm, attention: of a block, what is normalised and what attends.
-        projections: of the attention, query and key, or one name where both are made by one matrix.
-        heads: of the attention, the attribute with their number.
-        prefix: tokens before the patches.
-        class_token: whether the first of them is what is classified.
-        windows: whether only patches of one window see each other.
-        reduction: of the attention, the attribute with the number of keys that are merged into one, where there is one.
-    """
-
-    path: str
-    norm: str
-    attention: str
-    projections: tuple[str, ...]
-    heads: str = "num_attention_heads"
-    prefix: int = 0
-    class_token: bool = False
-    windows: bool = False
-    reduction: str | None = None
-
-
-_VIT = ("layernorm_before", "attention", ("q_proj", "k_proj"))
-_PVT = ("layer_norm_1", "attention", ("query", "key"))
-# by `config.model_type`; the kinds of timm are told apart below
-BLOCKS: dict[str, Blocks] = {
-    "vit": Blocks("vit.layers.*", *_VIT, prefix=1, class_token=True),
-    "deit": Blocks("deit.layers.*", *_VIT, prefix=2, class_token=True),
-    "swin": Blocks("swin.encoder.layers.*.blocks.*", *_VIT, windows=True),
-    "pvt": Blocks(
-        "pvt.encoder.block.*.*", "layer_norm_1", "attention.self", ("query", "key"), prefix=1, class_token=True,
-        reduction="sequences_reduction_ratio",
-    ),
-    "pvt_v2": Blocks("pvt_v2.encoder.layers.*.blocks.*", *_PVT, reduction="spatial_reduction_ratio"),
-}  # fmt: skip
-
-
-def blocks_of(network: nn.Module) -> tuple[Blocks, list[nn.Module]]:
-    """The table's row and the blocks themselves. Raises ValueError for networks whose attention is not known."""
-    kind = network.config.model_type
-    row = _timm_blocks(network.timm_model) if kind == "timm_wrapper" else BLOCKS.get(kind)
-    if row is None:
-        name = network.config.architecture if kind == "timm_wrapper" else kind
-        raise ValueError(
-            f"a network whose attention can be read is needed, which are {', '.join(BLOCKS)} and timm's vit, deit and swin, got "
-            f"{name!r}, which can give saliency, and features if it is convolutional; take one of those, or another method."
-        )
-    return row, [network.get_submodule(name) for name in numbered(network, row.path)]
-
-
-def _timm_blocks(model: nn.Module) -> Blocks | None:
-    from timm.layers import Attention
-    from timm.models.swin_transformer import SwinTransformer, WindowAttention
-    from timm.models.vision_transformer import VisionTransformer
-
-    if isinstance(model, SwinTransformer) and type(model.layers[-1].blocks[-1].attn) is WindowAttention:
-        return Blocks("timm_model.layers.*.blocks.*", "norm1", "attn", ("qkv",), "num_heads", windows=True)
-    if isinstance(model, VisionTransformer):
-        attention = getattr(model.blocks[-1], "attn", None)
-        # subclasses, and queries and keys with a norm of their own, attend in other ways
-        if type(attention) is Attention and isinstance(attention.q_norm, nn.Identity):
-            return Blocks(
-                "timm_model.blocks.*", "norm1", "attn", ("qkv",), "num_heads",
-                prefix=model.num_prefix_tokens, class_token=model.cls_token is not None and model.global_pool == "token",
-            )  # fmt: skip
-    return None
 
 
 class Reader:
@@ -140,7 +69,7 @@ class Reader:
     def _projections(self) -> list[tuple[Tensor, Tensor | None]]:
         """Weight and bias of the query and of the key."""
         linear = [self.attention.get_submodule(name) for name in self.row.projections]
-        weights = [module.weight.float() for module in linear]
+        weights = [effective_weight(module).float() for module in linear]
         biases = [None if module.bias is None else module.bias.float() for module in linear]
         if len(linear) == 1:  # query, key and value in one
             weights = weights[0].chunk(3)
@@ -195,78 +124,54 @@ def _regions(length: int, window: int, shift: int, device: torch.device) -> Tens
     return (place >= length - window).long() + (place >= length - shift).long()
 
 
-class AttentionTap:
-    """Keeps what `read` makes of a block's input, in the passes it is armed for.
+def attention_tap(block: nn.Module, read: Callable[..., Tensor]) -> Tap:
+    """What `read` makes of a block's input.
 
-    The hook is on the block, not inside: there, transformers' checkpointed layers would run it again in the backward pass, and
-    `torch.compile` would lose what it keeps. It computes at once, while parameters sharded by FSDP are there.
+    It is read at the block, not inside, while parameters sharded by FSDP are there; in float32 and without gradients.
     """
 
-    def __init__(self, block: nn.Module, read: Callable[..., Tensor]):
-        self.read, self.armed, self.value = read, False, None
-        block.register_forward_hook(self._passed)
+    def passing(args: tuple, output: Any) -> Tensor:
+        with torch.no_grad(), torch.autocast(args[0].device.type, enabled=False):
+            return read(*args)
 
-    def _passed(self, block: nn.Module, args: tuple, output: Any) -> None:
-        if self.armed:
-            with torch.no_grad(), torch.autocast(args[0].device.type, enabled=False):
-                self.value = self.read(*args)
-
-    def arm(self) -> None:
-        self.armed, self.value = True, None
-
-    def disarm(self) -> None:
-        self.armed, self.value = False, None
-
-    def take(self) -> Tensor:
-        value = self.value
-        self.disarm()
-        if value is None:
-            raise ValueError(
-                "attention was expected from the forward pass, got none; torch.compile loses it under gradient checkpointing of "
-                "this network, so use only one of them, or check that the network uses all of its blocks."
-            )
-        return value
+    return Tap(block, passing)
 
 
-class AttentionTaps:
-    """Attention on the grid of patches, of any forward pass: (B, h, w) float32.
+class GridAttention:
+    """The last block's attention on the grid of patches, of any forward pass: (B, h, w) float32.
 
     Args:
-        kind: the method of `Reader` that reads the last block.
+        kind: the method of `Reader` that reads the block.
     """
 
     def __init__(self, network: nn.Module, kind: str):
         row, blocks = blocks_of(network)
-        self.layout, self.size = Layout.of(network), None
-        self.tap = AttentionTap(blocks[-1], getattr(Reader(row, blocks[-1]), kind))
+        self.layout, self.block = Layout.of(network), blocks[-1]
+        self.modules = [self.block]
+        self.read = getattr(Reader(row, self.block), kind)
 
-    def arm(self, size: tuple[int, int]) -> None:
+    def tap(self, size: tuple[int, int]) -> Tap:
         """`size` is (H, W) of the images that are to pass."""
-        self.size = size
-        self.tap.arm()
 
-    def disarm(self) -> None:
-        self.tap.disarm()
+        def on_grid(*args: Any) -> Tensor:
+            share = self.read(*args)
+            return share if share.ndim == 3 else self.layout.maps(share[:, :, None], size)[:, 0]
 
-    def take(self) -> Tensor:
-        share = self.tap.take()
-        return share if share.ndim == 3 else self.layout.maps(share[:, :, None], self.size)[:, 0]
+        return attention_tap(self.block, on_grid)
 
 
 class Attention(LateSignal):
     """(B, h, w): the last block's attention from the class token, or from all patches, to each patch of the mixed images."""
 
     def __init__(self, network: nn.Module, policy: Policy):
-        self.taps = AttentionTaps(network, "importance")
+        self.attention = GridAttention(network, "importance")
+        self.modules = self.attention.modules
 
-    def arm(self, size: tuple[int, int]) -> None:
-        self.taps.arm(size)
+    def taps(self, size: tuple[int, int]) -> list[Tap]:
+        return [self.attention.tap(size)]
 
-    def take(self) -> Tensor:
-        return self.taps.take()
-
-    def disarm(self) -> None:
-        self.taps.disarm()
+    def value(self, seen: list[Tensor]) -> Tensor:
+        return seen[0]
 
 
 class TokenScores(EarlySignal):
@@ -274,41 +179,32 @@ class TokenScores(EarlySignal):
 
     def __init__(self, network: nn.Module, policy: Policy):
         self.network, self.policy = network, policy
-        self.activation = Activation(network, policy) if policy.scores == "activation" else None
-        self.taps = None if policy.scores == "activation" else AttentionTaps(network, "importance")
+        self.source = Activation(network, policy) if policy.scores == "activation" else GridAttention(network, "importance")
+        self.modules = self.source.modules
 
     def take(self, images: Tensor, targets: Tensor, signals: Signals) -> Tensor:
-        if self.activation is not None:
-            return self.activation.take(images, targets, signals).relu()
+        if isinstance(self.source, Activation):
+            return self.source.take(images, targets, signals).relu()
         seen = resized(images, self.policy.teacher_size)
-        self.taps.arm(tuple(seen.shape[2:]))
         with reading(self.network):
-            self.network(pixel_values=seen)
-        return self.taps.take()
-
-    def disarm(self) -> None:
-        (self.taps or self.activation).disarm()
+            _, (share,) = watched(self.network, seen, [self.source.tap(tuple(seen.shape[2:]))])
+        return share
 
 
 class PatchAttention(EarlySignal):
     """(B, h, w): how much of the patches' attention every patch of a clean image gets.
 
-    `logits` (B, num_labels) are those of the pass that it was last taken from.
+    Leaves `clean_logits` (B, num_labels) of that pass in the signals too.
     """
 
     def __init__(self, network: nn.Module, policy: Policy):
-        self.network, self.taps = network, AttentionTaps(network, "received")
-        self.logits: Tensor | None = None
+        self.network, self.attention = network, GridAttention(network, "received")
+        self.modules = self.attention.modules
 
     def take(self, images: Tensor, targets: Tensor, signals: Signals) -> Tensor:
-        self.taps.arm(tuple(images.shape[2:]))
         with reading(self.network):
-            self.logits = self.network(pixel_values=images).logits
-        return self.taps.take()
-
-    def disarm(self) -> None:
-        self.taps.disarm()
-        self.logits = None
+            signals["clean_logits"], (share,) = watched(self.network, images, [self.attention.tap(tuple(images.shape[2:]))])
+        return share
 
 
 class TokenGrid(EarlySignal):
@@ -327,26 +223,11 @@ class AttentionLayers(LateSignal):
     """(B, L, N, N): the attention of all blocks while the mixed images pass, as the mean over heads; rows are those that attend."""
 
     def __init__(self, network: nn.Module, policy: Policy):
-        row, blocks = blocks_of_one_grid(network)
-        self.taps = [AttentionTap(block, Reader(row, block).full) for block in blocks]
+        row, self.modules = blocks_of_one_grid(network)
+        self.readers = [Reader(row, block) for block in self.modules]
 
-    def arm(self, size: tuple[int, int]) -> None:
-        for tap in self.taps:
-            tap.arm()
+    def taps(self, size: tuple[int, int]) -> list[Tap]:
+        return [attention_tap(block, reader.full) for block, reader in zip(self.modules, self.readers, strict=True)]
 
-    def take(self) -> Tensor:
-        return torch.stack([tap.take() for tap in self.taps], 1)
-
-    def disarm(self) -> None:
-        for tap in self.taps:
-            tap.disarm()
-
-
-def blocks_of_one_grid(network: nn.Module) -> tuple[Blocks, list[nn.Module]]:
-    """Raises ValueError where tokens are merged on the way, or no class token gathers them."""
-    row, blocks = blocks_of(network)
-    if row.windows or row.reduction is not None or not row.class_token:
-        raise ValueError(
-            f"one grid of tokens from first to last is needed, with a class token, got {type(network).__name__}; take a ViT or DeiT."
-        )
-    return row, blocks
+    def value(self, seen: list[Tensor]) -> Tensor:
+        return torch.stack(seen, 1)

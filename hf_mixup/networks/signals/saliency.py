@@ -46,7 +46,9 @@ def _gradient(network: nn.Module, images: Tensor, targets: Tensor, keep: bool) -
     images = images.detach().requires_grad_()
     logits = network(pixel_values=images).logits
     losses = -(targets * F.log_softmax(logits.float(), 1)).sum(1)
-    at_logits = torch.autograd.grad(losses.sum(), logits, retain_graph=True)[0].float()
+    # in float32, which the gradient of a sure network at logits in half precision would leave at 0
+    apart = logits.detach().float().requires_grad_()
+    at_logits = torch.autograd.grad(-(targets * F.log_softmax(apart, 1)).sum(), apart)[0]
     # on its way down an image's gradient starts at the same power of two, however sure the network is: float16 would lose it
     scale = torch.exp2((2**8 / at_logits.abs().amax(1).clamp_min(1e-30)).log2().floor())
     scaled = (at_logits * scale[:, None]).to(logits.dtype)
@@ -68,9 +70,12 @@ class InputGradient(EarlySignal):
         return gradient
 
 
-class Saliency(InputGradient):
+class Saliency(EarlySignal):
     """(B, H, W): how strongly the loss reacts to every pixel."""
 
+    def __init__(self, network: nn.Module, policy: Policy):
+        self.gradient = InputGradient(network, policy)
+
     def take(self, images: Tensor, targets: Tensor, signals: Signals) -> Tensor:
-        gradient = signals["input_grad"] if "input_grad" in signals else super().take(images, targets, signals)
+        gradient = signals["input_grad"] if "input_grad" in signals else self.gradient.take(images, targets, signals)
         return saliency_of(gradient)

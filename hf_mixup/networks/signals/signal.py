@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -11,24 +11,26 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hf_mixup.core.policy import Policy, Signals
+from hf_mixup.networks.passes import Tap
 
 
 class Signal(ABC):
     """One kind of evidence. Subclasses are either an `EarlySignal` or a `LateSignal`.
 
-    Built once, when the model is: that is when hooks are put on, because one that comes after the first compiled call is
-    ignored. Raises ValueError for a network that cannot give it.
+    Raises ValueError for a network that cannot give it.
 
     Args:
         network: the image classifier that it is taken from: the one in training, or the policy's frozen teacher.
         policy: the policy that asks.
+
+    Attributes:
+        modules: those of the network that are watched.
     """
+
+    modules: Sequence[nn.Module] = ()
 
     @abstractmethod
     def __init__(self, network: nn.Module, policy: Policy): ...
-
-    def disarm(self) -> None:  # noqa: B027, many have no hooks
-        """Makes hooks inert. Called at the start of every forward of the model."""
 
 
 class EarlySignal(Signal):
@@ -43,12 +45,12 @@ class LateSignal(Signal):
     """Seen during the forward pass of the mixed images."""
 
     @abstractmethod
-    def arm(self, size: tuple[int, int]) -> None:
-        """Called right before that pass, with (H, W) of the images."""
+    def taps(self, size: tuple[int, int]) -> list[Tap]:
+        """What is watched in that pass, of images of `size`, (H, W)."""
 
     @abstractmethod
-    def take(self) -> Tensor:
-        """Called right after it; what passes later, when checkpointed layers run again, is not asked for."""
+    def value(self, seen: list[Tensor]) -> Tensor:
+        """The signal, from what the taps read."""
 
 
 @contextmanager
@@ -100,10 +102,3 @@ def resized(images: Tensor, size: int | None) -> Tensor:
     if size is None or tuple(images.shape[2:]) == (size, size):
         return images
     return F.interpolate(images, (size, size), mode="bilinear", align_corners=False)
-
-
-def load_teacher(repo_or_folder: str) -> nn.Module:
-    """A frozen image classifier from a folder or the Hub."""
-    from hf_mixup.networks.backbones import load_classifier
-
-    return load_classifier(repo_or_folder).requires_grad_(False).eval()

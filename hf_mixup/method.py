@@ -1,0 +1,218 @@
+"""What a method is: a sample policy, a label policy, a loss and a step under one name."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hf_mixup.core.checks import check_images, check_labels, check_switch, nearest
+from hf_mixup.core.hub import download
+from hf_mixup.core.losses import CrossEntropy, Loss, smooth
+from hf_mixup.core.plan import blend, mix_targets
+from hf_mixup.core.policy import AreaLabels, LabelPolicy, SamplePolicy, Signals
+from hf_mixup.core.rng import keyed
+from hf_mixup.steps.standard import Standard
+from hf_mixup.steps.step import Parts, Step
+
+CONFIG_NAME = "mixup_config.json"
+
+# the parts of a method, and what each is a subclass of
+KINDS: dict[str, type] = {"sample": SamplePolicy, "label": LabelPolicy, "loss": Loss, "step": Step}
+
+
+def parts_of(kind: str) -> dict[str, type]:
+    """What may stand in for a part, by the lower-case class name: every class that is imported, yours too. Of two with one name ours
+    counts, or the one defined last."""
+    return {cls.__name__.lower(): cls for cls in sorted(_concrete(KINDS[kind]), key=_is_ours)}
+
+
+def _is_ours(cls: type) -> bool:
+    return cls.__module__.startswith("hf_mixup.")
+
+
+def _concrete(cls: type) -> Iterator[type]:
+    for inner in cls.__subclasses__():
+        if not inspect.isabstract(inner):
+            yield inner
+        yield from _concrete(inner)
+
+
+@dataclass(frozen=True)
+class Method:
+    """A mixing method: how images are planned, how labels are weighed, which loss, which training step.
+
+    Calling it mixes one batch, in any loop and on any device; that is the drop-in for `timm.data.Mixup` and torchvision's
+    `v2.MixUp` and `v2.CutMix`, for methods that need no model.
+
+    Attributes:
+        name: its key in `METHODS`.
+        paper: arXiv number.
+    """
+
+    name: str
+    sample: SamplePolicy
+    label: LabelPolicy = AreaLabels()
+    loss: Loss = CrossEntropy()
+    step: Step = Standard()
+    paper: str = field(default="", compare=False)
+
+    def __call__(
+        self, images: Tensor, labels: Tensor, num_labels: int | None = None, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Mixes `images` (B, C, H, W) and `labels`, (B,) class numbers or (B, num_labels) soft.
+
+        Returns the mixed images and float32 soft targets (B, num_labels), with the label smoothing of the method's loss. Without a (CPU) `generator`, one number is drawn
+        from torch's global stream. Raises ValueError or TypeError for input that cannot be mixed.
+        """
+        check_model_free(self, "a plain call")
+        check_images(images)
+        check_labels(labels, len(images), num_labels)
+        if generator is None:
+            generator = keyed(int(torch.randint(2**62, ())))
+        plan = self.sample.plan(images.shape, generator, Signals(images.device, images=images)).to(images.device)
+        return blend(plan, images), smooth(mix_targets(plan, labels, num_labels), getattr(self.loss, "smoothing", 0.0))
+
+    def replaced(self, **fields: Any) -> Method:
+        """The same method with other hyper-parameters.
+
+        A name is looked up in the sample policy, the label policy, the loss and the step, in that order; a whole part is
+        replaced by `{"name": ..., <fields>}`, and `{<fields>}` changes fields of the part that is there.
+        """
+        parts = {part: getattr(self, part) for part in KINDS}
+        own: dict[str, dict[str, Any]] = {}
+        # whole parts first: a flat field may belong to the new part
+        for key in sorted(fields, key=lambda key: key not in KINDS):
+            value = fields[key]
+            if key in KINDS:
+                parts[key] = value if isinstance(value, KINDS[key]) else _part(key, value, parts[key])
+                continue
+            owner = next((part for part in KINDS if key in fields_of(parts[part])), None)
+            if owner is None:
+                known = sorted(set().union(*map(fields_of, parts.values())) | set(KINDS))
+                raise ValueError(f"{self.name!r} must be given its own hyper-parameters, got {key!r}; {nearest(key, known)}")
+            own.setdefault(owner, {})[key] = value
+        # all fields of a part at once: it may check them together
+        parts |= {part: _with(parts[part], values) for part, values in own.items()}
+        return dataclasses.replace(self, **parts)
+
+    @property
+    def parts(self) -> Parts:
+        """What the step is given."""
+        return Parts(self.name, self.sample, self.label, self.loss)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As data: JSON-ready, and all that `from_dict` needs. Raises ValueError for parts of your own with a name of ours."""
+        return {"name": self.name, "paper": self.paper, **{kind: _described(kind, getattr(self, kind)) for kind in KINDS}}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Method:
+        """Inverse of `to_dict`, for methods and parts of your own too: it knows every class that is imported. Raises ValueError for
+        unknown names or fields."""
+        parts = dict(data)
+        name, paper = parts.pop("name"), parts.pop("paper", "")
+        for key in parts:
+            if key not in KINDS:
+                raise ValueError(f"a method must be made of {', '.join(KINDS)}, got {key!r}; {nearest(key, KINDS)}")
+        if "sample" not in parts:
+            raise ValueError(f"a method must have a sample policy, got {sorted(parts)}; add 'sample'.")
+        defaults = {"sample": None, "label": AreaLabels(), "loss": CrossEntropy(), "step": Standard()}
+        return cls(name, paper=paper, **{kind: _part(kind, value, defaults[kind]) for kind, value in parts.items()})
+
+    @classmethod
+    def from_pretrained(cls, repo_or_folder: str | Path, *, revision: str | None = None, token: str | None = None) -> Method:
+        """The method that a checkpoint was trained with, from a folder or the Hub. Where it was several, take them from
+        `MethodChoice.from_pretrained`. Raises ValueError then."""
+        described = read_config(repo_or_folder, revision=revision, token=token)["methods"]
+        if len(described) > 1:
+            names = " + ".join(method["name"] for method in described)
+            raise ValueError(
+                f"{repo_or_folder!s} was expected to hold one method, got {names}; use MethodChoice.from_pretrained for several."
+            )
+        return cls.from_dict(described[0])
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def fields_of(part: Any) -> set[str]:
+    """Names of the hyper-parameters of a part."""
+    return {f.name for f in dataclasses.fields(part)}
+
+
+def _with(part: Any, values: Mapping[str, Any]) -> Any:
+    """A part with other values of its fields, of which it checks all but the switches itself."""
+    check_switch(**{f.name: values[f.name] for f in dataclasses.fields(part) if f.name in values and isinstance(f.default, bool)})
+    return dataclasses.replace(part, **values)
+
+
+def _part(kind: str, value: Any, current: Any) -> Any:
+    """A part from data: a name, `{"name": ..., fields}`, or only fields of the part that is there."""
+    value = {"name": value} if isinstance(value, str) else dict(value)
+    name = value.pop("name", type(current).__name__.lower())
+    known = parts_of(kind)
+    if name not in known:
+        raise ValueError(
+            f"{kind} must be a known name, got {name!r}; {nearest(name, known)} If it is your own, import the file that defines it first."
+        )
+    cls = known[name]
+    # an own class may have fields without a default, which the data then has to hold
+    base = current if type(current) is cls else cls(**{f.name: _read(value.pop(f.name)) for f in _required(cls) if f.name in value})
+    for key in value:
+        if key not in fields_of(base):
+            raise ValueError(f"{kind} {name!r} must be given its own hyper-parameters, got {key!r}; {nearest(key, fields_of(base))}")
+    return _with(base, {k: _read(v) for k, v in value.items()})
+
+
+def _read(value: Any) -> Any:
+    """JSON has lists where the policies have tuples."""
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _required(cls: type) -> list[dataclasses.Field]:
+    return [f for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING]
+
+
+def _described(kind: str, part: Any) -> dict[str, Any]:
+    name = type(part).__name__.lower()
+    known = parts_of(kind)[name]
+    if _is_ours(known) and known is not type(part):
+        raise ValueError(
+            f"a {kind} of your own must have a name of its own, got {type(part).__name__!r}, which hf_mixup has too; rename the class."
+        )
+    return {"name": name, **dataclasses.asdict(part)}
+
+
+def read_config(repo_or_folder: str | Path, *, revision: str | None = None, token: str | None = None) -> dict[str, Any]:
+    """The `mixup_config.json` of a folder or a Hub repository that a run left. Raises ValueError where there is none."""
+    path = Path(repo_or_folder)
+    if path.is_dir():
+        path = path / CONFIG_NAME
+        if not path.is_file():
+            raise ValueError(f"{repo_or_folder} was expected to hold {CONFIG_NAME}, got none; give the folder of a run of ours.")
+    else:
+        path = download(str(repo_or_folder), CONFIG_NAME, revision=revision, token=token)
+    return json.loads(path.read_text())
+
+
+def needs_of_model(method: Method) -> list[str]:
+    """What the method needs a model for; empty for one that mixes by images alone."""
+    wanted = sorted((method.sample.needs | method.label.needs) - {"images"})
+    return wanted or ([] if isinstance(method.step, Standard) else ["a training step of its own"])
+
+
+def check_model_free(method: Method, where: str) -> None:
+    """Refuses a method that needs the model, where there is none."""
+    wanted = needs_of_model(method)
+    if wanted:
+        raise ValueError(
+            f"{where} takes methods that mix by images alone, got {method.name!r}, which needs {' and '.join(wanted)}, so the model; "
+            "use MixupTrainer."
+        )

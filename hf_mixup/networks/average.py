@@ -1,0 +1,70 @@
+"""Exponential moving averages (EMA) of a network's weights."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class Average(nn.Module):
+    """An exponential moving average of the weights of a network, for `ema_decay` and for the teachers of learned mixers.
+
+    Weights in half precision are averaged in float32: a small step is lost in them, and the average would never move.
+
+    Attributes:
+        network: the average, a copy of the network without gradients. It is evaluated and saved as any other network.
+    """
+
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.network = copy.deepcopy(network).requires_grad_(False)
+        if any(value.dtype in (torch.bfloat16, torch.float16) for value in self.network.parameters()):
+            self.network.float()
+
+    @torch.no_grad()
+    def follow(self, network: nn.Module, momentum: float, *, buffers: bool) -> None:
+        """`average = momentum * average + (1 - momentum) * network` for parameters.
+
+        Buffers, such as the running statistics of batch norms, are copied where `buffers` is set; else the average keeps its own.
+        """
+        averages = [*self.network.parameters()]
+        theirs = [value.to(average.dtype) for value, average in zip(network.parameters(), averages, strict=True)]
+        torch._foreach_lerp_(averages, theirs, 1 - momentum)
+        if buffers:
+            for average, buffer in zip(self.network.buffers(), network.buffers(), strict=True):
+                average.copy_(buffer)
+
+    def forward(self, **inputs: Any) -> Any:
+        """That of the average, with floating-point inputs in its dtype."""
+        dtype = next(self.network.parameters()).dtype
+        return self.network(
+            **{
+                name: value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
+                for name, value in inputs.items()
+            }
+        )
+
+
+# -- schedules of the momentum: functions of the step, so that nothing has to be remembered ------------------------------------
+
+
+def rising_decay(decay: float, step: int, rising: float) -> float:
+    """The decay after `step` optimizer steps: it rises from nine tenths of itself in the first `rising` steps."""
+    return decay * (0.9 + 0.1 * min(1.0, (step + 1) / rising) if rising else 1.0)
+
+
+def ema_momentum(step: int, total_steps: int, start: float, end: float, scope: float, warmup: bool) -> float:
+    """A teacher's momentum after `step` optimizer steps: `start` for the first `scope` of the run, then a cosine to `end`.
+
+    As in OpenMixup the cosine is that of the whole run, so the momentum jumps at `scope` to where the cosine is by then. With
+    `warmup` it is `(1 + step) / (10 + step)` until that reaches `start`: for 0.999, the first 9,000 steps.
+    """
+    if warmup and start < 1 and (1 + step) / (10 + step) < start:
+        return (1 + step) / (10 + step)
+    if start >= end or total_steps == 0 or step < scope * total_steps:
+        return start
+    return end - (end - start) * (1 + math.cos(math.pi * step / total_steps)) / 2

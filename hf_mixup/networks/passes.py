@@ -1,0 +1,134 @@
+"""How a network is watched, or changed: for one pass, and no longer.
+
+A pass is one call of the network. Hooks are put on when it begins and removed when it ends, also after an exception, so a second
+method, a second trainer, the user, and layers that checkpointing runs again in the backward pass never meet them. What was seen
+belongs to the caller.
+
+Hooks always lie outside of compiled code: `compile_around` compiles the parts between the modules that are watched.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+
+class Tap(NamedTuple):
+    """A module, and what is read when it runs.
+
+    Attributes:
+        read: from the module's positional arguments and its output to what is to be seen.
+    """
+
+    module: nn.Module
+    read: Callable[[tuple, Any], Any]
+
+
+def output_of(module: nn.Module) -> Tap:
+    """What a module gives."""
+    return Tap(module, lambda args, output: output)
+
+
+def input_of(module: nn.Module) -> Tap:
+    """What a module is given first."""
+    return Tap(module, lambda args, output: args[0])
+
+
+class Unseen:
+    """Stands for a module that has not run."""
+
+
+@contextmanager
+def watching(taps: Sequence[Tap]) -> Iterator[list[Any]]:
+    """Inside, the list holds what each tap read last. Raises ValueError at the end where a module has not run."""
+    seen: list[Any] = [Unseen] * len(taps)
+    with ExitStack() as hooks:
+        for place, tap in enumerate(taps):
+
+            def passing(module: nn.Module, args: tuple, output: Any, place: int = place, tap: Tap = tap) -> None:
+                seen[place] = tap.read(args, output)
+
+            hooks.callback(tap.module.register_forward_hook(passing).remove)
+        yield seen
+    missing = [type(tap.module).__name__ for tap, value in zip(taps, seen, strict=True) if value is Unseen]
+    if missing:
+        raise ValueError(
+            f"the network was expected to run its {missing[0]}, got a pass without it; use a network that runs all of its blocks, "
+            "or another method."
+        )
+
+
+def watched(network: nn.Module, images: Tensor, taps: Sequence[Tap]) -> tuple[Tensor, list[Any]]:
+    """One pass: the logits, and what each tap read."""
+    with watching(taps) as seen:
+        logits = network(pixel_values=images).logits
+    return logits, seen
+
+
+@contextmanager
+def changing(module: nn.Module, change: Callable[[Any], Any]) -> Iterator[None]:
+    """Inside, `change(output)` takes the place of what the module gives.
+
+    The change is not there when checkpointed layers run again in the backward pass. So a layer of transformers is not checkpointed
+    in this pass, because before 5.19 its hooks would be run again too; timm's blocks are refused by `check_changeable`.
+    """
+    checkpointed = getattr(module, "gradient_checkpointing", False)
+    handle = module.register_forward_hook(lambda module, args, output: change(output))
+    try:
+        if checkpointed:
+            module.gradient_checkpointing = False
+        yield
+    finally:
+        handle.remove()
+        if checkpointed:
+            module.gradient_checkpointing = True
+
+
+def check_changeable(network: nn.Module, method: str) -> None:
+    """Refuses timm's activation checkpointing: timm runs whole blocks again, hooks included; transformers keeps hooks outside."""
+    if any(getattr(module, "grad_checkpointing", False) is True for module in network.modules()):
+        raise ValueError(
+            f"{method} changes features inside the blocks that timm's activation checkpointing runs again, got it switched on; switch it "
+            "off for this method, or take a network of transformers."
+        )
+
+
+# -- compilation ------------------------------------------------------------------------------------------------------------
+
+
+def compile_around(network: nn.Module, taken: Iterable[nn.Module], **options: Any) -> None:
+    """Compiles a network in place, so that the hooks on the modules `taken` lie outside of compiled code.
+
+    A graph does not know hooks that come later, and `torch.compile` keeps graphs by code, so that one network can be given the
+    graph of another of its class. Where hooks are to come, the largest parts without one inside are compiled instead of the
+    whole. `options` are those of `torch.compile`.
+    """
+    taken = set(taken)
+    if not taken:
+        network.compile(**options)
+        return
+    holding = {module for module in network.modules() if any(inner in taken for inner in module.modules() if inner is not module)}
+
+    def visit(module: nn.Module) -> None:
+        if module not in holding:
+            if any(True for _ in module.parameters()):
+                module.forward = torch.compile(_own_code(module.forward), **options)
+            return
+        for child in module.children():
+            visit(child)
+
+    visit(network)
+
+
+def _own_code(method: types.MethodType) -> Callable:
+    """The same method with a code object of its own: `torch.compile` counts graphs by code object, and gives up after a few."""
+    function = method.__func__
+    code = function.__code__.replace()
+    own = types.FunctionType(code, function.__globals__, function.__name__, function.__defaults__, function.__closure__)
+    own.__kwdefaults__ = function.__kwdefaults__
+    return types.MethodType(own, method.__self__)

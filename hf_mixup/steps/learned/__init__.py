@@ -1,0 +1,1 @@
+"""Steps whose masks are learned by a mixer: AutoMix, SAMix, AdAutoMix."""

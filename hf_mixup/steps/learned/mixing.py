@@ -1,0 +1,132 @@
+"""What AutoMix, SAMix and AdAutoMix share: a teacher that follows the student, and a mixer that learns through it."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from hf_mixup.core.checks import check_between, check_known
+from hf_mixup.core.plan import Dense, MixPlan
+from hf_mixup.core.policy import Signals
+from hf_mixup.networks.average import ema_momentum
+from hf_mixup.steps.learned.state import LearnedState
+from hf_mixup.steps.step import Parts, Step
+
+EVAL_NETS = ("teacher_onehot", "teacher_mix", "student_onehot", "student_mix")
+
+
+@dataclass(frozen=True, eq=False)
+class Drawn:
+    """What is drawn for a batch: two plans, as (the student's, the mixer's) like all pairs here, and what the mixer is to do.
+
+    Attributes:
+        keep: whether the teacher sees mixed images.
+        adjust: whether the student's masks are brought to the area of lam.
+    """
+
+    plans: tuple[MixPlan, MixPlan]
+    upsampling: tuple[str, str]
+    k: tuple[float, float] = (-1.0, -1.0)
+    keep: bool = True
+    adjust: bool = False
+
+    @property
+    def one_lam(self) -> bool:
+        """Whether the mixer's plan has one lam for the whole batch. Ask on the CPU."""
+        weight = self.plans[1].weight
+        return bool((weight == weight[:1]).all())
+
+
+@dataclass(frozen=True)
+class MixerStep(Step):
+    """A mixer turns a teacher's features of several images into masks; the teacher is an exponential moving average of the student.
+
+    Args:
+        stage: of the network whose features the mixer sees: its name, or its place, from 0, or from the end if negative. None for
+            the last one with larger maps than the final ones, and the middle block of a plain vision transformer, as published
+            (but Swin: published is -2 of transformers' model, maps as small as the final ones).
+        mixer: folder or Hub id of a trained mixer, used frozen; its own settings then replace those of the step, and the teacher's
+            pass on mixed images, which would train nothing, is left out.
+        lam_margin: the plan's own masks stand in for the student's where the own image's share is this near 0 or 1; 0 for learned
+            masks at every lam.
+        switch_off: probability that the teacher sees mixed images in a step (the name is OpenMixup's, and sounds like the
+            opposite): 0.8 skips a fifth of the steps. The choice is the same on all processes.
+        momentum, end_momentum, momentum_scope, momentum_warmup: of the teacher, see `ema_momentum`. A momentum of 1.0 keeps the
+            teacher as it is.
+        eval_net: the network that is evaluated and saved, and by which of its heads. The published numbers are the best of the
+            four; with a learning rate that ends high (CIFAR) the student is 7 to 8 points behind.
+    """
+
+    stage: int | str | None = None
+    mixer: str | None = None
+    lam_margin: float = 0.08
+    switch_off: float = 1.0
+    momentum: float = 0.999
+    end_momentum: float = 0.999999
+    momentum_scope: float = 0.1
+    momentum_warmup: bool = True
+    eval_net: str = "teacher_onehot"
+
+    def __post_init__(self):
+        check_known("eval_net", self.eval_net, EVAL_NETS)
+        unit = ("lam_margin", "switch_off", "momentum", "end_momentum", "momentum_scope")
+        check_between(0, 1, **{name: getattr(self, name) for name in unit})
+
+    @abstractmethod
+    def make_mixer(self, channels: int) -> nn.Module:
+        """The mixer for features of so many channels."""
+
+    def build(self, parts: Parts, network: nn.Module) -> LearnedState:
+        return LearnedState.for_parts(parts, network, network, self.stage, self.eval_net.endswith("onehot"), self.make_mixer)
+
+    def student_plan(self, mask: Tensor, plan: MixPlan) -> MixPlan:
+        """The plan by the learned mask (B, K, H, W), or by its own where the own image's share is within the margin of 0 or 1."""
+        return replace(plan, mask=Dense(within_margin(mask, plan, self.lam_margin)), sources=None)
+
+    def deployed(self, state: LearnedState, network: nn.Module) -> nn.Module:
+        return state.teacher.network if self.eval_net.startswith("teacher") else network
+
+    def after_optimizer_step(self, state: LearnedState, network: nn.Module, step: int, total_steps: int) -> None:
+        schedule = self.momentum, self.end_momentum, self.momentum_scope, self.momentum_warmup
+        state.follow(network, ema_momentum(step, total_steps, *schedule))
+
+
+def pair_plan(parts: Parts, shape: torch.Size, rng: torch.Generator, signals: Signals, no_repeat: bool) -> MixPlan:
+    """A plan of the sample policy. `no_repeat`: another one while an image is its own partner, and after ten tries each image
+    with one some places on."""
+    for _ in range(10):
+        plan = parts.sample.plan(shape, rng, signals)
+        if plan.index.shape[1] != 2:
+            raise ValueError(
+                f"{parts.name!r} mixes two images, got a sample policy that mixes {plan.index.shape[1]}; choose another policy, or 'adautomix'."
+            )
+        if not no_repeat or shape[0] == 1 or not bool((plan.index[:, 0] == plan.index[:, 1]).any()):
+            return plan
+    own = plan.index[:, 0]
+    return replace(plan, index=torch.stack([own, own.roll(int(torch.randint(1, shape[0], (), generator=rng)))], 1))
+
+
+def load_mixer(cls: type[nn.Module], repo_or_folder: str, channels: int) -> nn.Module:
+    """A trained mixer, frozen. Raises ValueError when the features do not fit."""
+    mixer = cls.from_pretrained(repo_or_folder).requires_grad_(False)
+    if mixer.channels != channels:
+        raise ValueError(
+            f"the mixer must fit the network's features of {channels} channels, got {repo_or_folder} for {mixer.channels}; "
+            "choose another stage or mixer."
+        )
+    return mixer
+
+
+def within_margin(mask: Tensor, plan: MixPlan, margin: float) -> Tensor:
+    """The learned mask (B, K, H, W), or the plan's own where the own image's share is within `margin` of 0 or 1."""
+    lam = plan.weight[:, 0]
+    near = (lam <= margin) | (1 - lam <= margin)
+    return torch.where(near[:, None, None, None], plan.dense_mask(tuple(mask.shape[2:])).to(mask), mask)
+
+
+def pick(options: Sequence, rng: torch.Generator):
+    return options[int(torch.randint(len(options), (), generator=rng))]
