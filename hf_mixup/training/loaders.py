@@ -103,11 +103,10 @@ class Loaders:
             raise ValueError(
                 f"mixing needs at least 2 images in a batch, got {self._train_batch_size} from auto_find_batch_size; make images smaller, or use gradient checkpointing."
             )
-        self._tail = tail_on_device(self.train_dataset)
         if self._train_collator is not None:
             collator = RecordedCollator(self._train_collator, self._loss, self.mixup_model.num_labels)
         else:
-            collator = self._checked(training=True, tail=self._tail)
+            collator = self._checked(training=True, tail=tail_on_device(self.train_dataset))
         with self._collating(collator):
             return super().get_train_dataloader()
 

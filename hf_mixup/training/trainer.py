@@ -15,7 +15,7 @@ from hf_mixup.core.checks import check_transformers
 from hf_mixup.core.losses import CrossEntropy
 from hf_mixup.core.rng import MixKey
 from hf_mixup.data.collator import MixedBatch, MixupCallback, MixupCollator, MixupLoss, as_mapping, is_default_collator, stack_examples
-from hf_mixup.data.dataset import set_epoch
+from hf_mixup.data.dataset import set_epoch, tail_on_device
 from hf_mixup.evaluation.metrics import TrainerMetrics, classification_metrics, training_accuracy
 from hf_mixup.model import MixupModel
 from hf_mixup.networks.teachers import Normalisation
@@ -204,6 +204,7 @@ class MixupTrainer(Publishing, Resuming, Optimization, Loaders, Trainer):
     # -- the run --------------------------------------------------------------------------------------------------------
 
     def _start(self) -> None:
+        self._tail = tail_on_device(self.train_dataset)
         self._tally = Tally([method.name for method in self.mixup_model.choice.methods])
 
     def _run_epoch(self, *args: Any, epoch: int, **kwargs: Any) -> None:
