@@ -8,10 +8,11 @@ from collections.abc import Callable
 from typing import Any
 
 from torch import nn
+from transformers.trainer_utils import HubStrategy, has_length
 
 from hf_mixup.arguments import MixupTrainingArguments
 from hf_mixup.core.losses import CrossEntropy, Loss, MultiHead
-from hf_mixup.data.collator import MixupCollator, MixupLoss
+from hf_mixup.data.collator import MixupCallback, MixupCollator, MixupLoss
 from hf_mixup.method import needs_of_model
 from hf_mixup.methods import MethodChoice
 from hf_mixup.model import MixupModel
@@ -161,3 +162,23 @@ def check_callable(loss_func: Callable | None) -> None:
 def loss_of(model: MixupModel) -> Loss:
     """The one that says what labels are; methods that are chosen between agree on that."""
     return model.choice.methods[0].loss
+
+
+def check_arguments(args: Any, data: Any, callbacks: list | None) -> None:
+    """Refuses what the Trainer would take, and train something else than meant."""
+    if not isinstance(args, MixupTrainingArguments):
+        raise TypeError(
+            f"args must be MixupTrainingArguments, got {type(args).__name__}; write MixupTrainingArguments in its place, it takes every argument of TrainingArguments."
+        )
+    if args.n_gpu > 1:
+        raise ValueError(
+            f"one process drives one GPU, got {args.n_gpu} GPUs in one process; start with `accelerate launch`, or set CUDA_VISIBLE_DEVICES."
+        )
+    if any(isinstance(callback, MixupCallback) or callback is MixupCallback for callback in callbacks or []):
+        raise ValueError("MixupTrainer mixes by itself, got a MixupCallback too; leave it out, or give its MixupCollator as data_collator.")
+    if data is not None and not has_length(data) and args.max_steps <= 0:
+        raise ValueError(
+            f"a data set without length needs max_steps, got {type(data).__name__} and {args.max_steps}; set the steps to train."
+        )
+    if args.hub_strategy == HubStrategy.ALL_CHECKPOINTS:
+        args.hub_always_push = True  # or a checkpoint is left out while the one before is on its way

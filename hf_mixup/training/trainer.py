@@ -8,26 +8,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer
-from transformers.trainer_utils import HubStrategy, has_length
 
 from hf_mixup.arguments import MixupTrainingArguments
 from hf_mixup.core.checks import check_transformers
-from hf_mixup.core.losses import CrossEntropy
 from hf_mixup.core.rng import MixKey
-from hf_mixup.data.collator import MixedBatch, MixupCallback, MixupCollator, MixupLoss, as_mapping, is_default_collator, stack_examples
+from hf_mixup.data.collator import MixedBatch, MixupCollator, MixupLoss, as_mapping, is_default_collator, stack_examples
 from hf_mixup.data.dataset import set_epoch, tail_on_device
 from hf_mixup.evaluation.metrics import TrainerMetrics, classification_metrics, training_accuracy
-from hf_mixup.model import MixupModel
-from hf_mixup.networks.teachers import Normalisation
-from hf_mixup.training.agreement import agreed, check_callable, loss_of
+from hf_mixup.training.agreement import check_arguments, check_callable
 from hf_mixup.training.callbacks import BesideSteps, EpochLog, Tally
+from hf_mixup.training.evaluating import Evaluating
 from hf_mixup.training.loaders import Loaders
-from hf_mixup.training.optimization import Optimization, check_optimization
+from hf_mixup.training.optimization import Optimization
 from hf_mixup.training.publishing import Publishing
 from hf_mixup.training.resuming import Resuming
+from hf_mixup.training.wrapping import Wrapping
 
 
-class MixupTrainer(Publishing, Resuming, Optimization, Loaders, Trainer):
+class MixupTrainer(Publishing, Resuming, Optimization, Evaluating, Loaders, Wrapping, Trainer):
     """Trains an image classifier with mixing. A Trainer in every other way.
 
     The batch is mixed on the device inside the model's forward pass. All that is drawn follows from (mix_seed, rank, step,
@@ -100,31 +98,6 @@ class MixupTrainer(Publishing, Resuming, Optimization, Loaders, Trainer):
         if self.is_world_process_zero():
             self.add_callback(EpochLog(args.output_dir))
 
-    def _ready(self, model: nn.Module, args: MixupTrainingArguments) -> MixupModel:
-        """The MixupModel of a network. `self.model` may be wrapped, and unwrapping it takes as long as many a network's forward pass."""
-        self.mixup_model = model = agreed(model, args, self._train_collator, self._given_loss)
-        self._loss = loss_of(model)
-        if model.teachers and self._processor is not None:
-            model.normalisation = Normalisation.of_processor(self._processor)
-        check_optimization(args, model, self._data, self._optimizers)
-        unmixed = len(model.choice.methods) > 1 or model.choice.rate < 1 or args.mix_off_epoch is not None
-        if unmixed and any(p.requires_grad for p in model.states.parameters()):
-            # the mixer of a method gets no gradient in a batch of another, or in one that is not mixed
-            args.ddp_find_unused_parameters = True
-        if args.torch_compile:
-            # the backbone alone is compiled, in place: mixing stays outside the graph, and names of parameters stay as they are
-            model.compile_backbone(backend=args.torch_compile_backend, mode=args.torch_compile_mode)
-        return model
-
-    def call_model_init(self, trial: Any = None) -> MixupModel:
-        return self._ready(super().call_model_init(trial), self.args)
-
-    def _build_accelerator_args(self, **kwargs) -> dict[str, Any]:
-        from accelerate.utils import TorchDynamoPlugin
-
-        built = super()._build_accelerator_args(**kwargs)
-        return {**built, "dynamo_plugin": TorchDynamoPlugin(backend="no")} if self.args.torch_compile else built
-
     @property
     def mixes(self) -> bool:
         """Whether any batch is mixed."""
@@ -161,19 +134,12 @@ class MixupTrainer(Publishing, Resuming, Optimization, Loaders, Trainer):
         self._tally.add(inputs.get("mix_method", outputs.methods), accuracy, inputs.get("mix_lam", outputs.lam))
         if self._loss_func is not None:
             items = None if num_items_in_batch is None else num_items_in_batch * (len(outputs.targets) / len(images))
-            loss = self._loss_func(outputs, outputs.targets if self.mixes else labels, num_items_in_batch=items)
+            repeated = torch.cat([labels] * (len(outputs.targets) // len(images)))
+            loss = self._loss_func(outputs, outputs.targets if self.mixes else repeated, num_items_in_batch=items)
         else:
             loss = outputs.loss if num_items_in_batch is None else outputs.loss * (len(images) / num_items_in_batch)
         loss = loss * self._averaged(num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
-
-    def _evaluated(self, outputs: Any, labels: Tensor | None, items: Tensor | int | None) -> Tensor | None:
-        if self._loss_func is not None:
-            return self._loss_func(outputs, labels, num_items_in_batch=items) * self._averaged(items)
-        smoothing = self.args.label_smoothing_factor
-        if smoothing and labels is not None:  # as in the Trainer, in evaluation too
-            return CrossEntropy(smoothing)(outputs.logits, self._loss.targets(labels, self.mixup_model.num_labels)).mean()
-        return outputs.loss
 
     def _averaged(self, items: Tensor | int | None) -> int:
         """What undoes the mean over processes, where items are counted on all of them."""
@@ -195,11 +161,6 @@ class MixupTrainer(Publishing, Resuming, Optimization, Loaders, Trainer):
                 f"{self._get_learning_rate():g} and {key}; lower the learning rate, or look at the images of that batch."
             )
         return loss
-
-    def prediction_step(self, model, inputs, *args, **kwargs):
-        # the network takes no other column, such as the number of an image
-        named = as_mapping(inputs)
-        return super().prediction_step(model, {name: named[name] for name in ("pixel_values", "labels") if name in named}, *args, **kwargs)
 
     # -- the run --------------------------------------------------------------------------------------------------------
 
@@ -242,23 +203,3 @@ class MixupTrainer(Publishing, Resuming, Optimization, Loaders, Trainer):
         if "loss" in logs:
             logs.update(self._tally.pop(self.accelerator))
         super().log(logs, start_time)
-
-
-def check_arguments(args: Any, data: Any, callbacks: list | None) -> None:
-    """Refuses what the Trainer would take, and train something else than meant."""
-    if not isinstance(args, MixupTrainingArguments):
-        raise TypeError(
-            f"args must be MixupTrainingArguments, got {type(args).__name__}; write MixupTrainingArguments in its place, it takes every argument of TrainingArguments."
-        )
-    if args.n_gpu > 1:
-        raise ValueError(
-            f"one process drives one GPU, got {args.n_gpu} GPUs in one process; start with `accelerate launch`, or set CUDA_VISIBLE_DEVICES."
-        )
-    if any(isinstance(callback, MixupCallback) or callback is MixupCallback for callback in callbacks or []):
-        raise ValueError("MixupTrainer mixes by itself, got a MixupCallback too; leave it out, or give its MixupCollator as data_collator.")
-    if data is not None and not has_length(data) and args.max_steps <= 0:
-        raise ValueError(
-            f"a data set without length needs max_steps, got {type(data).__name__} and {args.max_steps}; set the steps to train."
-        )
-    if args.hub_strategy == HubStrategy.ALL_CHECKPOINTS:
-        args.hub_always_push = True  # or a checkpoint is left out while the one before is on its way
