@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import torch
 from transformers import TrainingArguments
 
 from hf_mixup.core.checks import check_between, check_count, check_known
+from hf_mixup.core.losses import Loss
 from hf_mixup.core.rng import MODES
+from hf_mixup.method import Method
 from hf_mixup.methods import METHODS, MethodChoice
 
 
@@ -40,7 +42,8 @@ class MixupTrainingArguments(TrainingArguments):
     loss: dict | str | None = field(
         default=None,
         metadata={
-            "help": 'Loss of all methods: crossentropy, bce, ... or JSON with its fields: \'{"name": "bce", "target_threshold": 0.2}\'.'
+            "help": "Loss of all methods: crossentropy, bce, focal, mse, multihead, ... or JSON with its fields: "
+            '\'{"name": "focal", "weight": [1, 1, 5]}\', \'{"name": "multihead", "classes": [3, 7]}\'.'
         },
     )
     mix_rate: float = field(default=1.0, metadata={"help": "Share of the batches that is mixed, 0 to 1."})
@@ -63,7 +66,9 @@ class MixupTrainingArguments(TrainingArguments):
     warmup_start: float = field(default=0.0, metadata={"help": "Share of the learning rate that warmup_epochs starts at."})
     no_weight_decay: list[str] | None = field(
         default=None,
-        metadata={"help": "Patterns of names of parameters without weight decay; 'none' decays all. Biases and norms if not given."},
+        metadata={
+            "help": "Patterns of names of parameters without weight decay; 'none' decays all. As the Trainer if not given: biases and LayerNorms have none, BatchNorms have it."
+        },
     )
     ema_decay: float | None = field(
         default=None, metadata={"help": "Evaluate and save an exponential moving average of the weights, kept at this rate a step."}
@@ -80,7 +85,7 @@ class MixupTrainingArguments(TrainingArguments):
     )
 
     def __post_init__(self):
-        self.mix = [self.mix] if isinstance(self.mix, str) else self.mix
+        self.mix = [self.mix] if isinstance(self.mix, (str, Method)) else self.mix
         self.mix_args = parse_json("mix_args", self.mix_args)
         if isinstance(self.loss, str) and self.loss.lstrip().startswith("{"):
             self.loss = parse_json("loss", self.loss)
@@ -110,6 +115,18 @@ class MixupTrainingArguments(TrainingArguments):
             raise ValueError(
                 f"min_lr, mixer_min_lr, lr_per_epoch and warmup_epochs are for lr_scheduler_type='cosine', got {str(self.lr_scheduler_type)!r}; set it."
             )
+        if self.warmup_start and not self.warmup_epochs:
+            raise ValueError(f"warmup_start is for warmup_epochs, got {self.warmup_start} without it; set warmup_epochs.")
+        if self.own_schedule and (self.learning_rate == 0 or self.mixer_learning_rate == 0):
+            raise ValueError(
+                "a cosine with a floor needs a learning rate above 0, got 0; set learning_rate, and mixer_learning_rate if given."
+            )
+        if lamb and self.optim_args:
+            raise ValueError(f"optim_args has no effect on lamb, got {self.optim_args!r}; leave it out.")
+        if self.label_smoothing_factor and self.loss is not None and not self.mixes:
+            raise ValueError(
+                f"label smoothing must be given once, got label_smoothing_factor={self.label_smoothing_factor} and loss={self.loss!r}; set it in the loss."
+            )
         if self.mixes and self.label_smoothing_factor:
             raise ValueError(
                 f"label_smoothing_factor must be 0 when mixing, got {self.label_smoothing_factor}; smooth the mixed target with "
@@ -122,18 +139,31 @@ class MixupTrainingArguments(TrainingArguments):
         # the Trainer pickles its arguments beside the model, where a push would publish the token
         return {**self.__dict__, "hub_token": None}
 
+    def to_dict(self) -> dict[str, Any]:
+        """As data, methods that were built too; trackers ask for it."""
+        mix = [method.to_dict() if isinstance(method, Method) else method for method in self.mix]
+        loss = {"name": type(self.loss).__name__.lower(), **asdict(self.loss)} if isinstance(self.loss, Loss) else self.loss
+        kept = self.mix, self.loss
+        try:
+            self.mix, self.loss = mix, loss
+            return super().to_dict()
+        finally:
+            self.mix, self.loss = kept
+
     @property
     def mixes(self) -> bool:
-        return self.mix != ["vanilla"]
+        return any((method.name if isinstance(method, Method) else method) != "vanilla" for method in self.mix)
 
     @property
     def own_schedule(self) -> bool:
         return self.lr_per_epoch or any(value is not None for value in (self.min_lr, self.mixer_min_lr, self.warmup_epochs))
 
-    def method_choice(self) -> MethodChoice:
-        return MethodChoice.build(
-            self.mix, self.mix_prob, self.alpha, self.mix_args, mode=self.mode, loss=self.loss, mix_rate=self.mix_rate
-        )
+    def method_choice(self, loss: Any = None) -> MethodChoice:
+        """The methods to mix by, with `loss` in the place of the arguments' own if given."""
+        loss = self.loss if loss is None else loss
+        if loss is None and self.label_smoothing_factor:  # without mixing, where it is what it says
+            loss = {"name": "crossentropy", "smoothing": self.label_smoothing_factor}
+        return MethodChoice.build(self.mix, self.mix_prob, self.alpha, self.mix_args, mode=self.mode, loss=loss, mix_rate=self.mix_rate)
 
 
 def parse_json(name: str, value: Any) -> Any:

@@ -16,20 +16,20 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import ImageClassifierOutput
 
-from hf_mixup.core.checks import check_between, check_count, check_images, check_labels
+from hf_mixup.core.checks import check_between, check_count, check_images
 from hf_mixup.core.hub import download_all, told_plainly
 from hf_mixup.core.losses import CrossEntropy
-from hf_mixup.core.plan import onehot
 from hf_mixup.core.rng import MixKey
 from hf_mixup.method import CONFIG_NAME, Method, read_config
 from hf_mixup.methods import MethodChoice
 from hf_mixup.mixers.mixer import Mixer
 from hf_mixup.networks.average import Average, rising_decay
-from hf_mixup.networks.backbones import describe_for_timm, load_classifier, load_strictly
+from hf_mixup.networks.backbones import describe_for_timm
 from hf_mixup.networks.families import bare, is_timm
 from hf_mixup.networks.passes import check_changeable, compile_around
 from hf_mixup.networks.signals.signal import gathered
 from hf_mixup.networks.teachers import Normalisation, Teacher, normalisation_of
+from hf_mixup.networks.wrapping import as_classifier, load_network, restore_network, save_network
 from hf_mixup.steps.step import MethodState, StepOutput
 
 STATE_FOLDER = "mixup"
@@ -96,6 +96,7 @@ class MixupModel(PreTrainedModel):
         mix_repeat: int = 1,
         ema_decay: float | None = None,
     ):
+        backbone = as_classifier(backbone)
         super().__init__(backbone.config)
         check_count(1, mix_repeat=mix_repeat)
         if not isinstance(mix, MethodChoice):
@@ -184,11 +185,12 @@ class MixupModel(PreTrainedModel):
             logits = self._deployed_logits(pixel_values)
             return ImageClassifierOutput(loss=self._plain_loss(logits, labels), logits=logits)
         check_images(pixel_values, finite=False)
-        check_labels(labels, len(pixel_values), self.num_labels)
-        targets = onehot(labels, self.num_labels)
+        loss = self.choice.methods[0].loss
+        loss.check(labels, len(pixel_values), self.num_labels)
+        targets = loss.targets(labels, self.num_labels)
         if mixed or len(pixel_values) == 1:
             logits = self.backbone(pixel_values=pixel_values).logits
-            losses = self.choice.methods[0].loss(logits, targets)
+            losses = loss(logits, targets)
             return MixupOutput(
                 loss=losses.mean(), logits=logits, targets=targets, lam=targets.new_ones(len(targets)), losses=losses, methods=("vanilla",)
             )
@@ -224,8 +226,10 @@ class MixupModel(PreTrainedModel):
 
     def _plain_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """What a plain Trainer reports; a multi-label loss where the labels are."""
-        loss = self.choice.methods[0].loss if labels.ndim == 2 else CrossEntropy()
-        return loss(logits, onehot(labels, self.num_labels)).mean()
+        loss = self.choice.methods[0].loss
+        loss.check(labels, len(logits), self.num_labels)
+        plain = loss.plain() if labels.ndim == 2 or self.num_labels == 1 else CrossEntropy()
+        return plain(logits, loss.targets(labels, self.num_labels)).mean()
 
     # -- saving and loading ---------------------------------------------------------------------------------------------
 
@@ -243,7 +247,7 @@ class MixupModel(PreTrainedModel):
             # as timm itself names them, so that timm.create_model reads the folder too; transformers knows both
             classifier = {key.removeprefix("timm_model."): value for key, value in classifier.items()}
             describe_for_timm(self.deployed)
-        self.deployed.save_pretrained(save_directory, state_dict=classifier, is_main_process=is_main_process, **kwargs)
+        save_network(self.deployed, save_directory, classifier, is_main_process=is_main_process, **kwargs)
         if not is_main_process:
             return
         Path(save_directory, CONFIG_NAME).write_text(json.dumps(self.to_dict(), indent=2) + "\n")
@@ -292,7 +296,7 @@ class MixupModel(PreTrainedModel):
             raise ValueError(
                 f"{path} was expected to hold the state of {self.choice}, got other names ({', '.join(odd[:3])}, ...); it belongs to another method."
             )
-        load_strictly(self.deployed, folder)
+        restore_network(self.deployed, folder)
         try:
             super().load_state_dict({**self.state_dict(), **found})
         except RuntimeError as error:
@@ -326,7 +330,7 @@ class MixupModel(PreTrainedModel):
             patterns = ["*.json", "*.safetensors", f"{STATE_FOLDER}/*"]
             folder = download_all(str(repo_or_folder), patterns, revision=revision, token=token)
         config = read_config(folder)
-        network = load_classifier(folder, **kwargs)
+        network = load_network(folder, **kwargs)
         fields = {key: config[key] for key in ("mix_repeat", "ema_decay") if config.get(key) is not None}
         model = cls(network, MethodChoice.from_dict(config) if mix is None else mix, **fields)
         if model.teachers:

@@ -221,7 +221,11 @@ def test_row_20_collator_of_ours_mixes_training_only(tmp_path):
     class Watched(MixupTrainer):
         def compute_loss(self, model, inputs, *args, **kwargs):
             seen.append((model.training, type(inputs), inputs["labels"].ndim))
-            return super().compute_loss(model, inputs, *args, **kwargs)
+            if not model.training:
+                return super().compute_loss(model, inputs, *args, **kwargs)
+            loss, outputs = super().compute_loss(model, inputs, True, **kwargs)
+            assert torch.equal(outputs.targets, inputs["labels"]), "a mixed batch is not mixed again"
+            return loss
 
     run = Watched(
         vit(),
@@ -233,7 +237,8 @@ def test_row_20_collator_of_ours_mixes_training_only(tmp_path):
     run.train()
     run.evaluate()
     assert {(True, MixedBatch, 2), (False, dict, 1)} == set(seen)
-    assert run.state.log_history[0]["mix/given"] == 1, "a mixed batch is not mixed again"
+    assert run.state.log_history[0]["mix/cutmix"] == 1, "the method of the collator is the one that mixed"
+    assert run.state.log_history[0]["lam"] < 1
 
 
 def test_row_20_plain_soft_labels_are_mixed_like_onehots(tmp_path):
@@ -250,8 +255,8 @@ def test_mixing_ends_at_an_epoch(tmp_path):
     run = trainer(tmp_path, data=Images(32), max_steps=8, mix_off_epoch=1, logging_steps=4)
     run.train()
     first, second = (entry for entry in run.state.log_history if "loss" in entry)
-    assert "mix/given" not in first
-    assert second["mix/given"] == 1
+    assert "mix/vanilla" not in first
+    assert second["mix/vanilla"] == 1
     assert second["lam"] == 1
 
 

@@ -161,34 +161,24 @@ def check_divisible(size: tuple[int, int], grid: tuple[int, int]) -> None:
         )
 
 
-def check_labels(labels: Tensor, batch: int, num_labels: int | None) -> None:
-    """Refuses class numbers out of range and soft labels that are no distribution, before a GPU kernel can assert.
-
-    Values are read where that costs no waiting, on the CPU; shapes and types everywhere.
-    """
+def _check_rows(labels: Tensor, batch: int) -> None:
     if not isinstance(labels, Tensor):
         raise TypeError(
             f"labels must be a tensor, class numbers (B,) or soft labels (B, num_labels), got {type(labels).__name__}; convert them with torch.as_tensor."
         )
-    if labels.ndim == 1 and not labels.is_floating_point():
-        if len(labels) != batch:
-            raise ValueError(f"labels must have one row for each of the {batch} images, got {len(labels)}; look at the data set's columns.")
+    if labels.ndim and len(labels) != batch:
+        raise ValueError(f"labels must have one row for each of the {batch} images, got {len(labels)}; look at the data set's columns.")
+
+
+def check_labels(labels: Tensor, batch: int, num_labels: int | None) -> None:
+    """Refuses class numbers out of range and soft labels of another number of classes, before a GPU kernel can assert.
+
+    Values are read where that costs no waiting, on the CPU; shapes and types everywhere.
+    """
+    _check_rows(labels, batch)
+    if labels.ndim == 1 and not labels.is_floating_point() and not labels.is_complex():
         check_num_labels(num_labels)
-        if labels.device.type != "cpu" or len(labels) == 0:
-            return
-        least, most = torch.aminmax(labels)
-        if least.item() >= 0 and most.item() < num_labels:
-            return
-        if (labels == -100).any():
-            row = int((labels == -100).nonzero()[0])
-            raise ValueError(
-                f"labels must be class numbers, got the ignore index -100 at row {row}; it is not supported when mixing, drop such rows."
-            )
-        row = int(((labels < 0) | (labels >= num_labels)).nonzero()[0])
-        raise ValueError(
-            f"labels must be from 0 to {num_labels - 1}, got {int(labels[row])} at row {row} of the batch; "
-            "look at the data set, or set num_labels to its number of classes."
-        )
+        _check_classes(labels, num_labels)
     elif labels.ndim == 2 and labels.is_floating_point():
         if tuple(labels.shape) != (batch, num_labels or labels.shape[1]):
             raise ValueError(f"soft labels must have shape {(batch, num_labels)}, got {tuple(labels.shape)}; look at num_labels.")
@@ -197,6 +187,65 @@ def check_labels(labels: Tensor, batch: int, num_labels: int | None) -> None:
             f"labels must be class numbers (B,), integer, or soft labels (B, num_labels), floating point; got {tuple(labels.shape)}, "
             f"{str(labels.dtype).removeprefix('torch.')}; convert them."
         )
+
+
+def _check_classes(labels: Tensor, num_labels: int, head: str = "") -> None:
+    """Class numbers (B,) of any integer dtype; `head` is the end of the sentence about one of several columns."""
+    if labels.device.type != "cpu" or len(labels) == 0:
+        return
+    labels = labels.long()
+    least, most = torch.aminmax(labels)
+    if least.item() >= 0 and most.item() < num_labels:
+        return
+    if (labels == -100).any():
+        row = int((labels == -100).nonzero()[0])
+        raise ValueError(
+            f"labels must be class numbers, got the ignore index -100 at row {row}{head}; it is not supported when mixing, drop such rows."
+        )
+    row = int(((labels < 0) | (labels >= num_labels)).nonzero()[0])
+    raise ValueError(
+        f"labels must be from 0 to {num_labels - 1}, got {int(labels[row])} at row {row} of the batch{head}; "
+        "look at the data set, or set num_labels to its number of classes."
+    )
+
+
+def check_heads(labels: Tensor, batch: int, classes: Sequence[int]) -> None:
+    """Class numbers (B, heads): one column for each head."""
+    _check_rows(labels, batch)
+    if labels.shape[1] != len(classes):
+        raise ValueError(
+            f"labels must have one column for each of the {len(classes)} heads, got {labels.shape[1]}; look at the loss's classes."
+        )
+    for head, (column, count) in enumerate(zip(labels.unbind(1), classes, strict=True)):
+        _check_classes(column, count, f", column {head}")
+
+
+def check_values(labels: Tensor, batch: int, num_labels: int, limits: tuple[float, float] | None = None) -> None:
+    """Numbers (B,) for one output, or (B, num_labels): labels of a regression, or the zeros and ones of several labels."""
+    _check_rows(labels, batch)
+    if tuple(labels.shape) not in {(batch, num_labels), *([(batch,)] if num_labels == 1 else [])} or labels.is_complex():
+        raise ValueError(
+            f"labels must be numbers {(batch, num_labels)}, one for each output of the network, got {tuple(labels.shape)}; "
+            "look at the data set, or set num_labels."
+        )
+    if labels.device.type != "cpu" or batch == 0:
+        return
+    numbers = labels.reshape(batch, -1).double()
+    low, high = limits or (-math.inf, math.inf)
+    wrong = (~torch.isfinite(numbers) | (numbers < low) | (numbers > high)).any(1)
+    if wrong.any():
+        row = int(wrong.nonzero()[0])
+        wanted = "finite" if limits is None else f"from {low} to {high} for each class"
+        raise ValueError(f"labels must be {wanted}, got {numbers[row].tolist()[:8]} at row {row} of the batch; repair or drop such rows.")
+
+
+def check_class_weights(**values: Sequence[float] | None) -> None:
+    for name, value in values.items():
+        if value is None:
+            continue
+        listed = value if isinstance(value, tuple) else ()
+        if not listed or not all(_is_number(number) and number >= 0 for number in listed) or not any(listed):
+            raise ValueError(f"{name} must be a tuple of numbers of at least 0, not all of them 0, got {value!r}; give one for each.")
 
 
 def check_distributions(labels: Tensor) -> None:
@@ -228,3 +277,15 @@ def check_torchvision() -> None:
             f"torch and torchvision must be a matching pair, got torch {torch.__version__} and {seen} ({error}); "
             "install both together from one index: pip install --upgrade torch torchvision."
         ) from None
+
+
+# the first with which gradients under accumulation, and resumed runs, were seen to be right
+OLDEST_TRANSFORMERS = (5, 14)
+
+
+def check_transformers() -> None:
+    import transformers
+
+    if tuple(int(part) for part in transformers.__version__.split(".")[:2]) < OLDEST_TRANSFORMERS:
+        oldest = ".".join(map(str, OLDEST_TRANSFORMERS))
+        raise ImportError(f"MixupTrainer needs transformers {oldest} or newer, got {transformers.__version__}; upgrade it.")

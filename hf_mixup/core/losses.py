@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
@@ -10,21 +11,56 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hf_mixup.core.checks import check_between, check_known
-from hf_mixup.core.plan import MixPlan
+from hf_mixup.core.checks import (
+    check_between,
+    check_class_weights,
+    check_counts,
+    check_distributions,
+    check_heads,
+    check_known,
+    check_labels,
+    check_values,
+)
+from hf_mixup.core.plan import MixPlan, onehot
 
 
 class Loss(ABC):
     """`loss(logits, targets, plan)` -> (B,) float32, one value per row, so that weights per sample survive.
 
-    `multi_label` tells whether targets may be any numbers in [0, 1] instead of distributions.
+    A loss also knows which labels it takes, and turns them into targets:
+
+    Attributes:
+        multi_label: targets are any numbers in [0, 1], one for each class, instead of distributions.
+        regression: targets are any numbers, one for each output; there are no classes.
     """
 
     multi_label: ClassVar[bool] = False
+    regression: ClassVar[bool] = False
 
     @abstractmethod
     def __call__(self, logits: Tensor, targets: Tensor, plan: MixPlan | None = None) -> Tensor:
         """`logits` (B, num_labels); `targets` (B, num_labels), mixed; `plan`, where there is one, tells the pairs."""
+
+    def check(self, labels: Tensor, batch: int, num_labels: int) -> None:
+        """Refuses labels that this loss cannot take. Raises ValueError, or TypeError for what is no tensor."""
+        if self._is_column(labels, num_labels):
+            check_values(labels, batch, num_labels, (0, 1) if self.multi_label else None)
+            return
+        check_labels(labels, batch, num_labels)
+        if not self.multi_label:
+            check_distributions(labels)
+
+    def targets(self, labels: Tensor, num_labels: int) -> Tensor:
+        """(B, num_labels) float32 of labels as the data set has them: class numbers (B,), soft labels, or numbers (B,) or (B, k)."""
+        return labels.float().view(-1, num_labels) if self._is_column(labels, num_labels) else onehot(labels, num_labels)
+
+    def plain(self) -> Loss:
+        """The loss that evaluation reports: without what regularises or weighs, so that runs can be compared."""
+        return CrossEntropy()
+
+    def _is_column(self, labels: Tensor, num_labels: int) -> bool:
+        """Numbers, where class numbers could stand: those of a regression, and the zeros and ones of a single output."""
+        return isinstance(labels, Tensor) and (self.regression or (self.multi_label and (labels.ndim == 2 or num_labels == 1)))
 
 
 def smooth(targets: Tensor, smoothing: float) -> Tensor:
@@ -37,21 +73,146 @@ def smooth(targets: Tensor, smoothing: float) -> Tensor:
     return (1 - smoothing) * targets + smoothing / targets.shape[1] * targets.sum(1, keepdim=True)
 
 
+def class_weights(name: str, weight: tuple[float, ...] | None, logits: Tensor) -> Tensor | float:
+    """(num_labels,) float32 where the logits are; 1.0 for None. Raises ValueError for another number of classes."""
+    if weight is None:
+        return 1.0
+    if len(weight) != logits.shape[1]:
+        raise ValueError(
+            f"{name} needs one number for each of the {logits.shape[1]} classes, got {len(weight)}; give as many as the network has outputs."
+        )
+    return _on_device(weight, logits.device)
+
+
+@functools.lru_cache(maxsize=64)
+def _on_device(numbers: tuple[float, ...], device: torch.device) -> Tensor:
+    """Kept, because a copy in every step would make the device wait."""
+    with torch.inference_mode(False):  # or an evaluation that comes first would leave a tensor that training cannot use
+        return torch.tensor(numbers, dtype=torch.float32, device=device)
+
+
 @dataclass(frozen=True)
 class CrossEntropy(Loss):
-    """Soft cross-entropy `-sum_c t_c log p_c`; for two images the same as `lam CE(y_i) + (1 - lam) CE(y_j)`.
+    """Soft cross-entropy `-sum_c w_c t_c log p_c`; for two images the same as `lam CE(y_i) + (1 - lam) CE(y_j)`.
 
     Args:
         smoothing: label smoothing of the mixed target, 0 to 1; 0.1 in the DeiT recipes.
+        weight: w, one number for each class, at least 0; all 1 if None. As in torch for soft targets, the mean is over images.
     """
 
     smoothing: float = 0.0
+    weight: tuple[float, ...] | None = None
 
     def __post_init__(self):
         check_between(0, 1, smoothing=self.smoothing)
+        check_class_weights(weight=self.weight)
 
     def __call__(self, logits: Tensor, targets: Tensor, plan: MixPlan | None = None) -> Tensor:
-        return -(smooth(targets, self.smoothing) * F.log_softmax(logits.float(), -1)).sum(-1)
+        weight = class_weights("weight", self.weight, logits)
+        return -(weight * smooth(targets, self.smoothing) * F.log_softmax(logits.float(), -1)).sum(-1)
+
+
+@dataclass(frozen=True)
+class Focal(Loss):
+    """Focal loss of soft targets, `-sum_c w_c t_c (1 - p_c) ** gamma log p_c` (Lin et al., ICCV 2017, arXiv:1708.02002, eq. 5).
+
+    Args:
+        gamma: how much less a class counts that is predicted well; 2 in the paper, 0 is cross-entropy.
+        weight: w (alpha in the paper), one number for each class, at least 0; all 1 if None.
+        smoothing: label smoothing of the mixed target, 0 to 1.
+    """
+
+    gamma: float = 2.0
+    weight: tuple[float, ...] | None = None
+    smoothing: float = 0.0
+
+    def __post_init__(self):
+        check_between(0, 100, gamma=self.gamma)
+        check_between(0, 1, smoothing=self.smoothing)
+        check_class_weights(weight=self.weight)
+
+    def __call__(self, logits: Tensor, targets: Tensor, plan: MixPlan | None = None) -> Tensor:
+        log_p = F.log_softmax(logits.float(), -1)
+        # not 1 - exp(log p), which is 0 where the network is sure, and whose power has no gradient there
+        missing = (-torch.expm1(log_p)).clamp_min(torch.finfo(torch.float32).tiny)
+        weight = class_weights("weight", self.weight, logits)
+        return -(weight * smooth(targets, self.smoothing) * missing**self.gamma * log_p).sum(-1)
+
+
+@dataclass(frozen=True)
+class MSE(Loss):
+    """Squared error of a regression, the mean over outputs: C-Mixup (arXiv:2210.05775) and others mix its targets like pixels.
+
+    Labels are numbers, (B,) for one output or (B, num_labels).
+    """
+
+    regression: ClassVar[bool] = True
+
+    def __call__(self, logits: Tensor, targets: Tensor, plan: MixPlan | None = None) -> Tensor:
+        return (logits.float() - targets).square().mean(-1)
+
+    def plain(self) -> Loss:
+        return self
+
+
+@dataclass(frozen=True)
+class MultiHead(Loss):
+    """Cross-entropy of several label columns, such as family, genus and species: one head for each.
+
+    The network gives the logits of all heads beside each other, so `num_labels` is the sum of `classes`. Labels are class
+    numbers (B, heads), or soft (B, num_labels).
+
+    Args:
+        classes: number of classes of each head, each at least 2.
+        weight: of each head; all 1 if None. The losses of the heads are added.
+        smoothing: label smoothing of each head's mixed target, 0 to 1.
+    """
+
+    classes: tuple[int, ...] = (2, 2)
+    weight: tuple[float, ...] | None = None
+    smoothing: float = 0.0
+
+    def __post_init__(self):
+        check_counts(2, classes=self.classes)
+        check_between(0, 1, smoothing=self.smoothing)
+        check_class_weights(weight=self.weight)
+        if self.weight is not None and len(self.weight) != len(self.classes):
+            raise ValueError(f"weight needs one number for each of the {len(self.classes)} heads, got {len(self.weight)}; give as many.")
+
+    def __call__(self, logits: Tensor, targets: Tensor, plan: MixPlan | None = None) -> Tensor:
+        parts = zip(self.heads(logits), self.heads(targets), strict=True)
+        losses = [CrossEntropy(self.smoothing)(own, wanted) for own, wanted in parts]
+        return sum(weight * loss for weight, loss in zip(self.weight or [1.0] * len(losses), losses, strict=True))
+
+    def heads(self, rows: Tensor) -> tuple[Tensor, ...]:
+        """The (B, classes) of each head, of (B, num_labels) logits or targets."""
+        return rows.split(list(self.classes), 1)
+
+    def check(self, labels: Tensor, batch: int, num_labels: int) -> None:
+        if num_labels != sum(self.classes):
+            raise ValueError(
+                f"the network must have one output for each of the {sum(self.classes)} classes of all heads, got num_labels={num_labels}; "
+                "look at the loss's classes, or set num_labels to their sum."
+            )
+        if isinstance(labels, Tensor) and labels.ndim == 2 and not labels.is_floating_point():
+            check_heads(labels, batch, self.classes)
+            return
+        if isinstance(labels, Tensor) and labels.ndim == 1:
+            raise ValueError(
+                f"labels must be class numbers (B, {len(self.classes)}), one for each head, got {tuple(labels.shape)}; "
+                "name the columns with label_names."
+            )
+        check_labels(labels, batch, num_labels)
+        for head in self.heads(labels):
+            check_distributions(head)
+
+    def targets(self, labels: Tensor, num_labels: int) -> Tensor:
+        if labels.is_floating_point():
+            return labels.float()
+        return torch.cat([onehot(column, classes) for column, classes in zip(labels.unbind(1), self.classes, strict=True)], 1)
+
+    def plain(self) -> Loss:
+        return MultiHead(self.classes)
 
 
 @dataclass(frozen=True)
@@ -62,6 +223,8 @@ class BCE(Loss):
         reduction: over classes. `mean` is timm's; `sum` is OpenMixup's, num_labels times larger, so the learning rate follows.
         target_threshold: targets above it become 1, others 0 (0.2 in RSB); None leaves them soft.
         smoothing: label smoothing of the mixed target, 0 to 1.
+        weight: one number for each class, at least 0; all 1 if None.
+        pos_weight: factor of the target's part, one number for each class, as in torch; above 1 it favours recall.
     """
 
     multi_label: ClassVar[bool] = True
@@ -69,20 +232,28 @@ class BCE(Loss):
     reduction: str = "mean"
     target_threshold: float | None = None
     smoothing: float = 0.0
+    weight: tuple[float, ...] | None = None
+    pos_weight: tuple[float, ...] | None = None
 
     def __post_init__(self):
         check_known("reduction", self.reduction, ["mean", "sum"])
         check_between(0, 1, smoothing=self.smoothing)
         if self.target_threshold is not None:
             check_between(0, 1, target_threshold=self.target_threshold)
+        check_class_weights(weight=self.weight, pos_weight=self.pos_weight)
 
     def __call__(self, logits: Tensor, targets: Tensor, plan: MixPlan | None = None) -> Tensor:
         targets = smooth(targets, self.smoothing)
         if self.target_threshold is not None:
             targets = (targets > self.target_threshold).float()
         # two shares of one class may add up to a rounding error above 1
-        losses = F.binary_cross_entropy_with_logits(logits.float(), targets.clamp(0, 1), reduction="none")
+        positive = None if self.pos_weight is None else class_weights("pos_weight", self.pos_weight, logits)
+        losses = F.binary_cross_entropy_with_logits(logits.float(), targets.clamp(0, 1), reduction="none", pos_weight=positive)
+        losses = class_weights("weight", self.weight, logits) * losses
         return losses.mean(-1) if self.reduction == "mean" else losses.sum(-1)
+
+    def plain(self) -> Loss:
+        return BCE(self.reduction)
 
 
 def rescale(shares: Tensor, threshold: float, power: float) -> Tensor:
@@ -179,3 +350,6 @@ class DecoupledBCE(Loss):
         losses = F.binary_cross_entropy_with_logits(logits.float(), targets, reduction="none")
         losses = torch.where(targets > 0, 1, self.negative_weight) * losses
         return losses.mean(-1) if self.reduction == "mean" else losses.sum(-1)
+
+    def plain(self) -> Loss:
+        return BCE(self.reduction)

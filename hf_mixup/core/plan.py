@@ -219,7 +219,7 @@ def mix_targets(plan: MixPlan, targets: Tensor, num_labels: int | None = None) -
     """
     weight, index = plan.weight.to(targets.device), plan.index.to(targets.device)
     if targets.ndim == 1:
-        return weight.new_zeros(len(index), num_labels).scatter_add_(1, targets.take(index), weight)
+        return weight.new_zeros(len(index), num_labels).scatter_add_(1, targets.long().take(index), weight)
     if index.shape[1] == 1:
         return weight * targets.float()
     return (weight[:, :, None] * targets.float()[index]).sum(1)
@@ -227,7 +227,7 @@ def mix_targets(plan: MixPlan, targets: Tensor, num_labels: int | None = None) -
 
 def onehot(labels: Tensor, num_labels: int) -> Tensor:
     """(B,) class numbers, or (B, num_labels) targets, to float32 (B, num_labels)."""
-    return labels.float() if labels.ndim == 2 else F.one_hot(labels, num_labels).float()
+    return labels.float() if labels.ndim == 2 else F.one_hot(labels.long(), num_labels).float()
 
 
 def _nearest(new: int, old: int, device: torch.device) -> Tensor:

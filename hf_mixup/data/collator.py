@@ -7,6 +7,7 @@ import logging
 import math
 import os
 import warnings
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,9 +19,9 @@ from torch.utils.data import get_worker_info
 from transformers import TrainerCallback
 from transformers.data import DefaultDataCollator, default_data_collator
 
-from hf_mixup.core.checks import check_count, check_distributions, check_examples, check_images, check_labels, check_num_labels
-from hf_mixup.core.losses import CrossEntropy, Loss
-from hf_mixup.core.plan import ONE_PASS_FROM, MixPlan, blend_examples, mix_targets, onehot
+from hf_mixup.core.checks import check_count, check_counts, check_examples, check_images, check_labels, check_num_labels, check_values
+from hf_mixup.core.losses import CrossEntropy, Loss, MultiHead
+from hf_mixup.core.plan import ONE_PASS_FROM, MixPlan, blend_examples, mix_targets
 from hf_mixup.core.policy import Signals
 from hf_mixup.core.rng import keyed
 from hf_mixup.method import Method, check_model_free
@@ -45,7 +46,7 @@ class MixupCollator:
 
     Args:
         mix: a method of `METHODS` that needs images only, or several, of which one is chosen for every batch.
-        num_labels: classes; needed where labels are class numbers.
+        num_labels: classes; needed where labels are class numbers. Several numbers for several columns of them, one for each head.
         mix_prob: one probability for each method; equal ones if None.
         alpha: one for each method, or one for all.
         mix_args: other hyper-parameters by method, `{"cutmix": {"mode": "batch"}}`.
@@ -54,13 +55,14 @@ class MixupCollator:
         mix_rate: the share of batches that is mixed, 0 to 1.
         mix_repeat: independent mixtures of each batch; r of them give r * B rows.
         check_finite: refuse NaN and infinite pixels.
+        every_column: without a `base_collator`, keep columns of numbers and lists too, not of tensors and arrays alone.
 
     Raises:
         ValueError: at construction for methods and hyper-parameters, at the batch for images and labels that cannot be mixed.
     """
 
     mix: str | Method | Sequence[str | Method] = "cutmix"
-    num_labels: int | None = None
+    num_labels: int | Sequence[int] | None = None
     mix_prob: Sequence[float] | None = None
     alpha: float | Sequence[float] | None = None
     mix_args: Mapping[str, Mapping[str, Any]] | None = None
@@ -69,6 +71,7 @@ class MixupCollator:
     mix_rate: float = 1.0
     mix_repeat: int = 1
     check_finite: bool = True
+    every_column: bool = field(default=False, repr=False)
     choice: MethodChoice = field(init=False, repr=False)
 
     def __post_init__(self):
@@ -76,44 +79,111 @@ class MixupCollator:
         for method in self.choice.methods:
             check_model_free(method, "MixupCollator")
         check_count(1, mix_repeat=self.mix_repeat)
-        if self.num_labels is not None:
+        if isinstance(self.num_labels, Sequence):
+            self.num_labels = tuple(self.num_labels)
+            check_counts(2, num_labels=self.num_labels)
+        elif self.num_labels is not None:
             check_num_labels(self.num_labels)
+        # in shared memory, so that workers see it: no mixing any more; and what the last batches' labels add up to
+        self._off = torch.zeros((), dtype=torch.int64).share_memory_()
+        self._made = torch.full((64,), math.nan, dtype=torch.float64).share_memory_()
+        _collators.add(self)
+
+    __hash__ = object.__hash__
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_rank": process_rank()}
+
+    @property
+    def outputs(self) -> int | None:
+        """Length of the soft labels, where `num_labels` says it."""
+        return sum(self.num_labels) if isinstance(self.num_labels, tuple) else self.num_labels
+
+    def mix_until_now(self, off: bool = True) -> None:
+        """From now on batches are left alone, in workers too, once those that were asked for before have come; or mixed again."""
+        self._off.fill_(int(off))
+
+    def has_made(self, labels: Tensor) -> bool:
+        """Whether these soft labels are of one of the last batches."""
+        return bool(((self._made - _checksum(labels)).abs() < 1e-6).any())
 
     def __call__(self, examples: list) -> MixedBatch:
+        return self.mixed(examples)[0]
+
+    def mixed(self, examples: list) -> tuple[MixedBatch, Tensor, list[str]]:
+        """The batch of r * B rows, the labels' share of each row's own image (r * B,) float32, and the method of each of the r mixtures."""
         if self.base_collator is None:
-            images, labels, others = _unpack(examples)
+            images, labels, others = _unpack(examples, self.every_column)
             images = _checked(images)
         else:
             others = dict(self.base_collator(examples))
             images, labels = others.pop(_image_key(others)), others.pop(_label_key(others))
             check_images(images, finite=False)
             images = images if images[0].numel() < ONE_PASS_FROM else list(images)
-        check_labels(labels, len(images), self.num_labels)
-        out = _batch_like(images[0], self.mix_repeat * len(images))
+        labels = self._targets(labels, len(images))
+        repeats = 1 if self._off else self.mix_repeat
+        out = _batch_like(images[0], repeats * len(images))
         check_images(out, finite=False)
         key = int(torch.randint(2**62, ()))
-        rank = int(os.environ.get("RANK", 0))  # a plain DataLoader seeds the workers of all processes alike
-        mixed_targets, totals = [], []
-        for repeat, rows in enumerate(out.chunk(self.mix_repeat)):
-            plan = self._plan(images, rows, keyed(key, rank, repeat))
+        # a plain DataLoader seeds the workers of all processes alike; one that was not forked knows no process group
+        rank = self.__dict__.get("_rank", process_rank()) if get_worker_info() else process_rank()
+        mixed_targets, totals, shares, names = [], [], [], []
+        for repeat, rows in enumerate(out.chunk(repeats)):
+            name, plan = self._plan(images, rows, keyed(key, rank, repeat))
             blend_examples(plan, images, rows, lambda part: totals.append(part.sum()) if self.check_finite else None)
-            mixed_targets.append(mix_targets(plan, labels, self.num_labels))
+            mixed_targets.append(mix_targets(plan, labels, self.outputs))
+            shares.append(plan.weight[:, 0].float())
+            names.append(name)
         if not math.isfinite(sum(totals)):
             check_images(out)  # says where, if it was not the sum that ran over
-        if self.mix_repeat > 1:
-            others = {k: torch.cat([v] * self.mix_repeat) if isinstance(v, Tensor) else v for k, v in others.items()}
-        return MixedBatch(others, pixel_values=out, labels=mixed_targets[0] if self.mix_repeat == 1 else torch.cat(mixed_targets))
+        if repeats > 1:
+            others = {k: torch.cat([v] * repeats) if isinstance(v, Tensor) else v for k, v in others.items()}
+        targets = torch.cat(mixed_targets)
+        self._made[key % len(self._made)] = _checksum(targets)
+        return MixedBatch(others, pixel_values=out, labels=targets), torch.cat(shares), names
 
-    def _plan(self, images: list[Tensor] | Tensor, rows: Tensor, rng: torch.Generator) -> MixPlan:
+    def _targets(self, labels: Tensor, batch: int) -> Tensor:
+        """Checked, and ready to be mixed: class numbers (B,) as they are, all else (B, ...) float32."""
+        if not isinstance(labels, Tensor):
+            check_labels(labels, batch, self.outputs)
+        if isinstance(self.num_labels, tuple):
+            loss = MultiHead(self.num_labels)
+            loss.check(labels, batch, self.outputs)
+            return loss.targets(labels, self.outputs)
+        if labels.ndim == 1 and labels.is_floating_point():  # a regression with one output
+            check_values(labels, batch, 1)
+            return labels.float()[:, None]
+        check_labels(labels, batch, self.num_labels)
+        return labels
+
+    def _plan(self, images: list[Tensor] | Tensor, rows: Tensor, rng: torch.Generator) -> tuple[str, MixPlan]:
         """`rows` (B, C, H, W), where the mixtures go, holds the images until then if the policy looks at them."""
-        if len(images) == 1:
-            _log_once("a batch of one image is not mixed; use dataloader_drop_last=True to leave it out")
-            return MixPlan.identity(1)
+        if len(images) == 1 or self._off:
+            if not self._off:
+                _log_once("a batch of one image is not mixed; use dataloader_drop_last=True to leave it out")
+            return "vanilla", MixPlan.identity(len(images))
         method = self.choice.draw(rng)
         signals = Signals()
         if "images" in method.sample.needs:
             signals["images"] = images if isinstance(images, Tensor) else torch.stack(images, out=rows)
-        return method.sample.plan(rows.shape, rng, signals)
+        return method.name, method.sample.plan(rows.shape, rng, signals)
+
+
+# those that are in use, which MixupLoss asks whether soft labels of an evaluation are theirs
+_collators: weakref.WeakSet[MixupCollator] = weakref.WeakSet()
+
+
+def _checksum(labels: Tensor) -> float:
+    """A number that hardly two batches of soft labels share."""
+    numbers = labels.detach().double().cpu().flatten()
+    return float(numbers @ torch.arange(1, len(numbers) + 1, dtype=torch.float64).sqrt())
+
+
+def process_rank() -> int:
+    """Of this process, or of the one that started this worker: told by torch.distributed, or by the launcher."""
+    if torch.distributed.is_initialized():
+        return torch.distributed.get_rank()
+    return int(os.environ.get("RANK", 0))
 
 
 _logged: set[str] = set()
@@ -125,31 +195,86 @@ def _log_once(message: str) -> None:
         logger.warning("%s", message)
 
 
-def _unpack(examples: list) -> tuple[list[Tensor], Tensor, dict[str, Any]]:
-    """Images, labels and the other columns that make tensors, of a list of examples (mappings)."""
+def as_mapping(example: Any) -> Mapping:
+    """An example as a mapping: pairs (image, label), as torchvision's data sets give them, and objects with attributes, become one."""
+    if isinstance(example, Mapping):
+        return example
+    if isinstance(example, (tuple, list)) and len(example) == 2:
+        return {"pixel_values": example[0], "labels": example[1]}
+    if hasattr(example, "__dict__") and not isinstance(example, Tensor):
+        return vars(example)
+    raise TypeError(
+        f"examples must be mappings with 'pixel_values' and 'labels', or pairs (image, label), got {type(example).__name__}; "
+        "return one of these from the data set."
+    )
+
+
+def _unpack(examples: list, every_column: bool = False) -> tuple[list[Tensor], Tensor, dict[str, Any]]:
+    """Images, labels and the other columns that make tensors, of a list of examples."""
     if not examples:
         check_examples(examples)
+    examples = [as_mapping(example) for example in examples]
     first = examples[0]
-    if not isinstance(first, Mapping):
-        raise TypeError(
-            f"examples must be mappings with 'pixel_values' and 'labels', got {type(first).__name__}; return dicts from the data set."
-        )
     image_key, label_key = _image_key(first), _label_key(first)
-    labels = [example[label_key] for example in examples]
+    others = {}
+    for key, value in first.items():
+        if key in (image_key, label_key) or not (every_column or isinstance(value, (Tensor, np.ndarray))):
+            continue
+        column = _stacked([example.get(key) for example in examples])
+        if column is not None:
+            others[key] = column
+    return [_as_tensor(example[image_key]) for example in examples], stack_labels([example[label_key] for example in examples]), others
+
+
+def stack_labels(labels: list) -> Tensor:
+    """(B, ...) of class numbers, soft labels or numbers. Raises TypeError for what is neither, or of several lengths."""
     try:
         if isinstance(labels[0], int):
             labels = np.array(labels)  # which torch reads five times as fast as a list
-        labels = torch.stack(labels) if isinstance(labels[0], Tensor) else torch.as_tensor(labels)
+        elif isinstance(labels[0], np.ndarray):
+            labels = np.stack(labels)
+        return torch.stack(labels) if isinstance(labels[0], Tensor) else torch.as_tensor(labels)
     except (TypeError, ValueError, RuntimeError):
         raise TypeError(
             f"labels must be class numbers, or soft labels of one length, got {labels[0]!r} and others; make numbers of names in the data set."
         ) from None
-    others = {
-        key: torch.stack([example[key] for example in examples])
-        for key, value in first.items()
-        if key not in (image_key, label_key) and isinstance(value, Tensor)
-    }
-    return [example[image_key] for example in examples], labels, others
+
+
+def _as_tensor(image: Any) -> Any:
+    """A tensor of pixels that are an array, or lists; data sets that were mapped by a processor hold such."""
+    if isinstance(image, np.ndarray):
+        return torch.from_numpy(image)
+    return torch.tensor(image) if isinstance(image, list) else image
+
+
+def _stacked(values: list) -> Tensor | None:
+    """(B, ...) of a column; None where it holds no numbers, or arrays of several shapes."""
+    try:
+        return torch.stack([torch.as_tensor(value) for value in values])
+    except (TypeError, ValueError, RuntimeError):
+        return None
+
+
+def stack_examples(examples: list) -> dict[str, Any]:
+    """The collator of MixupTrainer where none is given: as transformers' own, and it leaves out what makes no tensor, such as PIL images.
+
+    Examples without labels, for predictions, are taken as well.
+    """
+    examples = [as_mapping(example) for example in examples]
+    first, batch = examples[0], {}
+    for key, value in first.items():
+        column = [example.get(key) for example in examples]
+        if key in LABEL_KEYS:
+            if value is not None:
+                batch["labels"] = stack_labels(column)
+        elif key == "pixel_values":
+            images = _checked([_as_tensor(image) for image in column])
+            batch[key] = images if isinstance(images, Tensor) else torch.stack(images)
+        else:
+            stacked = _stacked(column)
+            if stacked is not None:
+                batch[key] = stacked
+    return batch
 
 
 def _checked(images: list[Tensor]) -> list[Tensor] | Tensor:
@@ -172,8 +297,11 @@ def _image_key(columns: Mapping) -> str:
     return "pixel_values"
 
 
+LABEL_KEYS = ("labels", "label", "label_ids")
+
+
 def _label_key(columns: Mapping) -> str:
-    for key in ("labels", "label"):
+    for key in LABEL_KEYS:
         if key in columns:
             return key
     raise ValueError(f"examples must have a column 'labels' or 'label', got {sorted(columns)}; rename the column of the classes.")
@@ -188,37 +316,12 @@ def _batch_like(example: Tensor, batch: int) -> Tensor:
     return example.new(storage).resize_(shape)
 
 
-@dataclass
-class CheckedCollator:
-    """The collator of training, with a look at what it is given and what it makes; in a worker, where waiting costs nothing."""
-
-    base: Callable
-    num_labels: int
-    multi_label: bool
-    on_device: bool = False  # images are uint8, and augmented and normalised there
-
-    def __call__(self, examples: list) -> Any:
-        if isinstance(examples[0], dict) and "pixel_values" in examples[0]:
-            check_examples([example["pixel_values"] for example in examples])
-        batch = self.base(examples)
-        wanted = ["pixel_values", "labels", *(["augmentation_keys"] if self.on_device else [])]
-        if not all(name in batch for name in wanted):
-            raise ValueError(
-                f"a batch must have {' and '.join(map(repr, wanted))}, got {sorted(batch)}; rename the columns, and set remove_unused_columns=False "
-                "if the Trainer dropped one."
-            )
-        check_images(batch["pixel_values"], finite=not isinstance(batch, MixedBatch), raw=self.on_device)
-        check_labels(batch["labels"], len(batch["pixel_values"]), self.num_labels)
-        if not self.multi_label:
-            check_distributions(batch["labels"])
-        return batch
-
-
 class MixupLoss:
-    """The loss of mixed batches for any `Trainer`: `Trainer(..., compute_loss_func=MixupLoss())`.
+    """The loss of mixed batches for any `Trainer`: `Trainer(..., compute_loss_func=MixupLoss())`, and for loops of one's own.
 
     Takes soft labels (B, num_labels) and hard labels (B,), and is right under gradient accumulation: it divides by the images
-    of the whole accumulated batch. In evaluation neither smoothing nor target threshold applies, so losses stay comparable.
+    of the whole accumulated batch. In evaluation `loss.plain()` is reported, without smoothing, weights or thresholds, so losses
+    stay comparable.
 
     Args:
         label_smoothing: of the mixed target, 0 to 1; use it in place of `label_smoothing_factor`, which mixing cannot have.
@@ -228,28 +331,39 @@ class MixupLoss:
     def __init__(self, label_smoothing: float = 0.0, loss: Loss | None = None):
         if loss is not None and label_smoothing:
             raise ValueError(f"label_smoothing must be given once, got {label_smoothing} beside loss={loss!r}; set it in the loss.")
+        if loss is not None and not isinstance(loss, Loss):
+            raise TypeError(f"loss must be one of hf_mixup.core.losses, got {type(loss).__name__}; give an instance, such as Focal().")
         self.loss = CrossEntropy(label_smoothing) if loss is None else loss
-        self._warned = False
+        self._looked = False
 
     def __call__(self, outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
-        logits = outputs["logits"] if isinstance(outputs, Mapping) else outputs[0]
-        soft = labels.ndim == 2
+        """`outputs`: logits (B, num_labels), or what a model gives that has them; `labels` as in `hf_mixup.core.losses`."""
+        logits = logits_of(outputs)
         training = torch.is_grad_enabled()
-        if soft and not training and not self._warned:
-            self._warned = True
-            warnings.warn(
-                "evaluation was expected to have plain labels, got soft ones; a MixupCollator given as data_collator mixes the "
-                "evaluation set too: give the Trainer callbacks=[MixupCallback(collator)] instead.",
-                stacklevel=2,
-            )
-        if not self.loss.multi_label:
-            check_distributions(labels)
-        targets = onehot(labels, logits.shape[1])
-        losses = self.loss(logits, targets) if training or self.loss.multi_label else CrossEntropy()(logits, targets)
+        if labels.is_floating_point() and not training and not self._looked:
+            self._looked = True
+            if any(collator.has_made(labels) for collator in _collators):
+                warnings.warn(
+                    "evaluation was expected to have plain labels, got mixed ones; a MixupCollator given as data_collator mixes the "
+                    "evaluation set too: give the Trainer callbacks=[MixupCallback(collator)] instead.",
+                    stacklevel=2,
+                )
+        self.loss.check(labels, len(logits), logits.shape[1])
+        targets = self.loss.targets(labels, logits.shape[1])
+        losses = (self.loss if training else self.loss.plain())(logits, targets)
         if num_items_in_batch is None:
             return losses.mean()
-        # the Trainer counts every number of a soft label as an item
-        return losses.sum() / (num_items_in_batch / (labels.shape[1] if soft else 1))
+        # the Trainer counts every number of a label as an item
+        return losses.sum() / (num_items_in_batch / (labels.numel() / len(labels)))
+
+
+def logits_of(outputs: Any) -> Tensor:
+    """Of what a network returns: the logits themselves, a mapping or an object that names them, or a tuple that begins with them."""
+    if isinstance(outputs, Tensor):
+        return outputs
+    if isinstance(outputs, Mapping):
+        return outputs["logits"]
+    return outputs.logits if hasattr(outputs, "logits") else outputs[0]
 
 
 class MixupCallback(TrainerCallback):
@@ -258,14 +372,21 @@ class MixupCallback(TrainerCallback):
     The Trainer's own collator makes the batch, unless it is the default one, which the faster `MixupCollator` replaces. Give
     the Trainer `compute_loss_func=MixupLoss()` too: without it transformers takes soft labels for multi-label ones.
 
+    Args:
+        mix_off_epoch: train without mixing from this epoch on, counted from 0; None mixes to the end.
+
     Raises:
+        ValueError: before training, for settings that cannot go with mixing.
         RuntimeError: at the first batch, when the loss of the model would see the soft labels.
     """
 
-    def __init__(self, collator: MixupCollator):
+    def __init__(self, collator: MixupCollator, mix_off_epoch: int | None = None):
         if not isinstance(collator, MixupCollator):
             raise TypeError(f"MixupCallback needs a MixupCollator, got {type(collator).__name__}; wrap yours with base_collator=.")
-        self.collator = collator
+        if mix_off_epoch is not None:
+            check_count(0, mix_off_epoch=mix_off_epoch)
+        self.collator, self.mix_off_epoch = collator, mix_off_epoch
+        self._loader = None
 
     def on_train_begin(self, args, state, control, model=None, train_dataloader=None, **kwargs):
         if args.label_smoothing_factor:
@@ -274,28 +395,59 @@ class MixupCallback(TrainerCallback):
             )
         if args.per_device_train_batch_size < 2:
             raise ValueError("mixing needs at least 2 images in a batch, got per_device_train_batch_size=1; raise it.")
+        self._restore()  # a run before this one may have ended in an error
         # accelerate puts its own class around the loader, whose attribute the iteration does not read
-        self._loader = getattr(train_dataloader, "base_dataloader", train_dataloader)
-        self._plain = self._loader.collate_fn
-        collator = self.collator
-        if collator.base_collator is None and not _is_default(self._plain):
-            collator = dataclasses.replace(collator, base_collator=self._plain)
-        self._loader.collate_fn = collator
+        loader = getattr(train_dataloader, "base_dataloader", train_dataloader)
+        if not callable(getattr(loader, "collate_fn", None)):
+            raise TypeError(
+                f"MixupCallback needs a DataLoader, whose collate_fn it replaces, got {type(loader).__name__}; "
+                "give the collator to what makes the batches, or use MixupTrainer."
+            )
+        if isinstance(loader.collate_fn, MixupCollator):
+            raise ValueError(
+                "every batch must be mixed once, got a loader whose collator mixes already; give the MixupCollator to the callback alone."
+            )
+        self._loader, self._plain = loader, loader.collate_fn
+        changes = {"every_column": True}
+        if self.collator.base_collator is None and not is_default_collator(self._plain):
+            changes["base_collator"] = self._plain
+        outputs = getattr(getattr(model, "config", None), "num_labels", None)
+        if self.collator.num_labels is None and isinstance(outputs, int) and outputs > 1:
+            changes["num_labels"] = outputs
+        elif isinstance(outputs, int) and self.collator.outputs not in (None, outputs):
+            raise ValueError(
+                f"the collator and the model must agree on num_labels, got {self.collator.outputs} and {outputs}; make them equal."
+            )
+        self._mixing = loader.collate_fn = dataclasses.replace(self.collator, **changes)
+        # epochs are counted here: of a stream without length, state.epoch is not whole at their beginning
+        self._epoch = int(state.epoch or 0)
         self._guard = model.register_forward_pre_hook(self._first_batch, with_kwargs=True)
 
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        self._mixing.mix_until_now(self.mix_off_epoch is not None and self._epoch >= self.mix_off_epoch)
+        self._epoch += 1
+
     def on_train_end(self, args, state, control, **kwargs):
-        self._loader.collate_fn = self._plain
-        self._guard.remove()
+        self._restore()
+
+    def _restore(self) -> None:
+        if self._loader is not None:
+            self._loader.collate_fn = self._plain
+            self._guard.remove()
+            self._loader = None
 
     def _first_batch(self, module, args, kwargs):
+        if not module.training:
+            return  # an evaluation before the first step
         self._guard.remove()
         labels = kwargs.get("labels")
-        if labels is not None and labels.ndim == 2:
+        many = getattr(getattr(module, "config", None), "problem_type", None) in ("multi_label_classification", "regression")
+        if labels is not None and not many and labels.is_floating_point() and labels.ndim == 2 and labels.shape[1] > 1:
             raise RuntimeError(
                 "labels must be class numbers where the model's own loss sees them, got soft ones, which it takes for multi-label; "
                 "give the Trainer compute_loss_func=MixupLoss()."
             )
 
 
-def _is_default(collate_fn: Any) -> bool:
+def is_default_collator(collate_fn: Any) -> bool:
     return collate_fn is default_data_collator or isinstance(collate_fn, DefaultDataCollator)

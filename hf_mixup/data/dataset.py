@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -63,7 +64,9 @@ class ImageDataset(torch.utils.data.Dataset):
 
     def __getitems__(self, indices: Sequence[int | tuple[int, int]]) -> list[dict[str, Any]]:
         """The same for a batch, which DataLoaders ask for."""
-        rows, copies = zip(*((index, 0) if isinstance(index, int) else index for index in indices), strict=True)
+        pairs = (index if isinstance(index, tuple) else (index, 0) for index in indices)
+        # of any integer type, as k-fold splits and samplers of numpy and torch give them
+        rows, copies = zip(*((operator.index(row), copy) for row, copy in pairs), strict=True)
         if self._cache is None:
             pixels, labels = zip(*map(self._read, rows), strict=True)
         else:
@@ -99,6 +102,41 @@ class ImageDataset(torch.utils.data.Dataset):
             images[row] = pixels
             labels.append(label)
         return images, labels
+
+
+def unwrapped(data: Any) -> Iterator[Any]:
+    """The data set, and those that it wraps under whatever name: of `Subset`, `random_split`, `ConcatDataset`, or of a class of one's own."""
+    waiting, seen = [data], set()
+    while waiting:
+        outer = waiting.pop()
+        if id(outer) in seen:
+            continue
+        seen.add(id(outer))
+        yield outer
+        for value in getattr(outer, "__dict__", {}).values():
+            parts = value if isinstance(value, (list, tuple)) and value and isinstance(value[0], torch.utils.data.Dataset) else [value]
+            waiting += [part for part in parts if isinstance(part, torch.utils.data.Dataset)]
+
+
+def set_epoch(data: Any, epoch: int) -> None:
+    """Tells the data set its epoch, on which augmentation depends, and those that it wraps."""
+    for inner in unwrapped(data):
+        if callable(getattr(inner, "set_epoch", None)):
+            inner.set_epoch(epoch)
+
+
+def tail_on_device(data: Any) -> Augmentation | None:
+    """What is left to be done with the batches of a data set: the augmentation that it leaves to the device. None for most.
+
+    Raises ValueError where a batch may hold images of several kinds.
+    """
+    images = [inner for inner in unwrapped(data) if isinstance(inner, ImageDataset)]
+    tails = {inner.transform.tail if inner.on_device else None for inner in images}
+    if len(tails) > 1:
+        raise ValueError(
+            f"data sets that are joined must be augmented alike on the device, got {len(tails)} ways of it; make them with one transform, or on_device=False."
+        )
+    return next(iter(tails), None)
 
 
 class RepeatedAugmentation(torch.utils.data.Sampler):

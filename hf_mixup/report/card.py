@@ -276,9 +276,11 @@ def _rows(folder: Path) -> list[dict[str, Any]]:
 
 def _results(folder: Path, rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     path = folder / "all_results.json"
-    last = next((row for row in reversed(rows) if "eval_top1" in row), {})
+    last = next((row for row in reversed(rows) if "eval_loss" in row), {})
     found = json.loads(path.read_text()) if path.is_file() else last
     wanted = {key: value for key, value in found.items() if key.startswith("eval_") and not key.endswith(NO_MEASURES)}
+    if "eval_top1" in wanted:
+        wanted.pop("eval_accuracy", None)  # the same under the name that other Trainers have for it
     numbers = {key: float(value) for key, value in wanted.items() if isinstance(value, (int, float))}
     return dict(sorted(numbers.items(), key=lambda item: list(MEASURES).index(item[0]) if item[0] in MEASURES else len(MEASURES)))
 

@@ -6,7 +6,7 @@ import json
 import math
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,41 +18,67 @@ LOG_NAME = "train_log.jsonl"
 
 
 class BesideSteps(TrainerCallback):
-    """Tells the data set its epoch, and calls `follow` after every optimizer step."""
+    """Counts the micro-batches of a step, which keys name, and calls `follow` after every optimizer step.
 
-    def __init__(self, data: Any, follow: Callable[[], None]):
-        self.data, self.follow = data, follow
+    The training loop alone decides the count, so a second `train()`, a resumed run in the same object, and a batch size that was
+    found after a failure draw what a fresh run would.
+    """
 
-    def on_epoch_begin(self, args, state, control, **kwargs):
-        # accelerate tells the sampler, but where processes share one, not the data set, whose augmentation depends on it
-        if hasattr(self.data, "set_epoch"):
-            self.data.set_epoch(int(state.epoch or 0))
+    def __init__(self, start: Callable[[], None], follow: Callable[[], None]):
+        self.start, self.follow = start, follow
+        self.micro_step = 0
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.start()
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        self.micro_step = 0
+
+    def on_substep_end(self, args, state, control, **kwargs):
+        self.micro_step += 1
 
     def on_optimizer_step(self, args, state, control, **kwargs):
         self.follow()
 
 
 class Tally:
-    """Sums of a logging interval, kept on the device: reading them there would wait for it."""
+    """Sums of a logging interval, kept on the device: reading them there would wait for it.
 
-    def __init__(self):
+    `names` are those of the methods; what is beyond them counts as vanilla.
+    """
+
+    def __init__(self, names: Sequence[str]):
+        self.names = [*names, "vanilla"]
         self.methods: Counter[str] = Counter()
         self.sums: Tensor | None = None
 
-    def add(self, method: str, accuracy: Tensor, lam: Tensor) -> None:
-        self.methods[method] += 1
-        sums = torch.stack([accuracy.sum(), lam.float().sum(), torch.ones_like(accuracy).sum()]).detach()
+    def add(self, methods: Sequence[str] | Tensor, accuracy: Tensor | None, lam: Tensor) -> None:
+        """`methods`: a name for each repeat of the batch, or their numbers for every row (B,); `accuracy` (B,), if there is one."""
+        correct = lam.new_zeros(()) if accuracy is None else accuracy.sum()
+        rows = lam.new_full((), len(lam))
+        counts = lam.new_zeros(len(self.names))
+        if isinstance(methods, Tensor):
+            counts = torch.bincount(methods, minlength=len(self.names)).float() / len(methods)
+        else:
+            self.methods.update(methods)
+        sums = torch.cat(
+            [torch.stack([correct.float(), rows if accuracy is not None else rows * 0, lam.float().sum(), rows]), counts]
+        ).detach()
         self.sums = sums if self.sums is None else self.sums + sums
 
     def pop(self, accelerator) -> dict[str, float]:
         """`train_accuracy`, mean `lam`, and the share of batches of each method; over all processes."""
         if self.sums is None:
             return {}
-        accuracy, lam, images = accelerator.reduce(self.sums, "sum").tolist()
-        batches = sum(self.methods.values())
-        shares = {f"mix/{name}": count / batches for name, count in sorted(self.methods.items())}
-        self.__init__()
-        return {"train_accuracy": accuracy / images, "lam": lam / images, **shares}
+        correct, scored, lam, rows, *counts = accelerator.reduce(self.sums, "sum").tolist()
+        found = (
+            Counter({name: count / accelerator.num_processes for name, count in zip(self.names, counts, strict=True) if count})
+            + self.methods
+        )
+        batches = sum(found.values())
+        shares = {f"mix/{name}": count / batches for name, count in sorted(found.items())}
+        self.__init__(self.names[:-1])
+        return {**({"train_accuracy": correct / scored} if scored else {}), "lam": lam / rows, **shares}
 
 
 class EpochLog(TrainerCallback):

@@ -1,0 +1,184 @@
+"""What model, arguments, collator and loss of a `MixupTrainer` say of mixing: one thing, or a refusal."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+from transformers.trainer_utils import HubStrategy, has_length
+
+from hf_mixup.arguments import MixupTrainingArguments
+from hf_mixup.core.losses import CrossEntropy, Loss, MultiHead
+from hf_mixup.data.collator import MixupCallback, MixupCollator, MixupLoss
+from hf_mixup.method import needs_of_model
+from hf_mixup.methods import MethodChoice
+from hf_mixup.model import MixupModel
+from hf_mixup.networks.wrapping import as_classifier
+from hf_mixup.steps.standard import Standard
+
+CHOICE = ("mix", "mix_prob", "alpha", "mix_args", "mode", "loss", "mix_rate")
+
+
+def changed(args: MixupTrainingArguments, *names: str) -> list[str]:
+    """Those of the arguments that are not as they are by default."""
+    fields = {field.name: field for field in dataclasses.fields(args)}
+    defaults = {name: f.default if f.default_factory is dataclasses.MISSING else f.default_factory() for name, f in fields.items()}
+    return [name for name in names if getattr(args, name) != defaults[name]]
+
+
+def agreed(
+    network: nn.Module, args: MixupTrainingArguments, collator: MixupCollator | None = None, loss_func: Callable | None = None
+) -> MixupModel:
+    """The MixupModel to train. What mixes is what it records.
+
+    Raises:
+        ValueError: where two of them say different things of mixing, or what one says would have no effect.
+    """
+    loss = args.loss
+    if isinstance(loss_func, MixupLoss):
+        if loss is not None:
+            raise ValueError(f"the loss must be given once, got loss={loss!r} and compute_loss_func=MixupLoss(...); drop one.")
+        loss = loss_func.loss
+    if collator is not None:
+        model = _with_collator(network, args, collator, loss)
+    elif isinstance(network, MixupModel):
+        model = network
+        wanted = args.method_choice(loss)
+        if (changed(args, *CHOICE) or loss is not None) and wanted != model.choice:
+            _refuse(model.choice.to_dict(), wanted.to_dict())
+        if changed(args, "mix_repeat") and args.mix_repeat != model.mix_repeat:
+            _refuse(model.mix_repeat, args.mix_repeat, "mix_repeat")
+    else:
+        model = MixupModel(as_classifier(network), args.method_choice(loss), mix_repeat=args.mix_repeat, ema_decay=args.ema_decay)
+    if args.ema_decay is not None and args.ema_decay != model.ema_decay:
+        _refuse(model.ema_decay, args.ema_decay, "ema_decay")
+    if args.ema_warmup_epochs and model.ema_decay is None:
+        raise ValueError(f"ema_warmup_epochs is for ema_decay, got {args.ema_warmup_epochs} without it; set ema_decay.")
+    _check_losses(model)
+    if loss_func is not None and not isinstance(loss_func, MixupLoss):
+        _check_own_loss(model.choice, args)
+    return model
+
+
+def _with_collator(network: nn.Module, args: MixupTrainingArguments, collator: MixupCollator, loss: Any) -> MixupModel:
+    choice = MethodChoice.build(collator.choice.methods, collator.choice.probabilities, loss=loss, mix_rate=collator.choice.rate)
+    dead = changed(args, *CHOICE, "mix_seed", "mix_repeat")
+    dead = [name for name in dead if not (name == "loss" or (name == "mix_repeat" and args.mix_repeat == collator.mix_repeat))]
+    if dead and (set(dead) - set(CHOICE) or args.method_choice(loss) != choice):
+        raise ValueError(
+            f"mixing must be set once, got a MixupCollator and {dead[0]}={getattr(args, dead[0])!r}; give it to the collator, "
+            "or leave out the collator, and MixupTrainer mixes on the device."
+        )
+    off = args.mix_off_epoch
+    if off is not None and off != int(off):
+        raise ValueError(f"mix_off_epoch must be whole with a MixupCollator, whose workers run ahead, got {off}; round it.")
+    if isinstance(network, MixupModel):
+        if network.choice != choice or network.mix_repeat != collator.mix_repeat:
+            own, other = ({**c.to_dict(), "mix_repeat": part.mix_repeat} for c, part in ((network.choice, network), (choice, collator)))
+            _refuse(own, other)
+        model = network
+    else:
+        model = MixupModel(as_classifier(network), choice, mix_repeat=collator.mix_repeat, ema_decay=args.ema_decay)
+    if collator.outputs not in (None, model.num_labels):
+        raise ValueError(
+            f"the collator and the model must agree on num_labels, got {collator.outputs} and {model.num_labels}; make them equal."
+        )
+    return model
+
+
+def _refuse(of_model: Any, of_arguments: Any, what: str = "") -> None:
+    """Names the first thing that differs."""
+    if isinstance(of_model, dict) and isinstance(of_arguments, dict):
+        key = next(key for key in [*of_model, *of_arguments] if of_model.get(key) != of_arguments.get(key))
+        _refuse(of_model.get(key), of_arguments.get(key), f"{what}.{key}" if what else key)
+    if isinstance(of_model, list) and isinstance(of_arguments, list):
+        pairs = list(zip(of_model, of_arguments, strict=False))
+        if len(of_model) == len(of_arguments) and all(isinstance(part, dict) for pair in pairs for part in pair):
+            _refuse(*next(pair for pair in pairs if pair[0] != pair[1]), what)
+        of_model, of_arguments = (
+            [part.get("name") if isinstance(part, dict) else part for part in side] for side in (of_model, of_arguments)
+        )
+    raise ValueError(
+        f"the model and the arguments must agree on how to mix, got {what}={of_model!r} in the MixupModel and {of_arguments!r} in the "
+        "arguments; leave it out of the arguments, or give the network without MixupModel."
+    )
+
+
+def _check_losses(model: MixupModel) -> None:
+    losses = [method.loss for method in model.choice.methods]
+    first = losses[0]
+    special = [loss for loss in losses if loss.regression or isinstance(loss, MultiHead)]
+    if special and any(loss != special[0] for loss in losses):
+        raise ValueError(f"methods that are chosen between must have one loss, got {first} and {losses[-1]}; set loss for all.")
+    if isinstance(first, MultiHead) and sum(first.classes) != model.num_labels:
+        raise ValueError(
+            f"the network must have one output for each of the {sum(first.classes)} classes of all heads, got num_labels={model.num_labels}; "
+            "build it with their sum."
+        )
+    if model.num_labels < 2 and not (first.regression or first.multi_label):
+        raise ValueError(
+            f"{type(first).__name__} needs at least 2 outputs, got num_labels={model.num_labels}; take loss='bce' for a single yes or no, 'mse' for a number."
+        )
+    if special:
+        for method in model.choice.methods:
+            if needs_of_model(method):
+                raise ValueError(
+                    f"{type(special[0]).__name__} goes with methods that mix by images alone, got {method.name!r}, which needs "
+                    f"{' and '.join(needs_of_model(method))}; take another method."
+                )
+
+
+def _check_own_loss(choice: MethodChoice, args: MixupTrainingArguments) -> None:
+    """A function of the user's takes the place of the loss, so nothing that the loss has may be lost with it."""
+    if args.loss is not None:
+        raise ValueError(f"the loss must be given once, got loss={args.loss!r} and compute_loss_func; drop one.")
+    if args.label_smoothing_factor:
+        raise ValueError(
+            f"label_smoothing_factor has no effect with compute_loss_func, got {args.label_smoothing_factor}; smooth in the function."
+        )
+    for method in choice.methods:
+        own = type(method.step) is not Standard or method.loss != CrossEntropy() or method.sample.clean_lam or method.label.clean_lam
+        if own:
+            raise ValueError(
+                f"compute_loss_func takes the place of a loss, got {method.name!r}, whose training step has losses of its own; "
+                "set loss, or take another method."
+            )
+
+
+def check_callable(loss_func: Callable | None) -> None:
+    if loss_func is None or isinstance(loss_func, MixupLoss):
+        return
+    parameters = inspect.signature(loss_func).parameters.values()
+    if "num_items_in_batch" not in {p.name for p in parameters} and not any(p.kind is p.VAR_KEYWORD for p in parameters):
+        raise ValueError(
+            f"compute_loss_func must take (outputs, labels, num_items_in_batch), got {list(inspect.signature(loss_func).parameters)}; "
+            "add num_items_in_batch=None, and divide the sum by it where it is given."
+        )
+
+
+def loss_of(model: MixupModel) -> Loss:
+    """The one that says what labels are; methods that are chosen between agree on that."""
+    return model.choice.methods[0].loss
+
+
+def check_arguments(args: Any, data: Any, callbacks: list | None) -> None:
+    """Refuses what the Trainer would take, and train something else than meant."""
+    if not isinstance(args, MixupTrainingArguments):
+        raise TypeError(
+            f"args must be MixupTrainingArguments, got {type(args).__name__}; write MixupTrainingArguments in its place, it takes every argument of TrainingArguments."
+        )
+    if args.n_gpu > 1:
+        raise ValueError(
+            f"one process drives one GPU, got {args.n_gpu} GPUs in one process; start with `accelerate launch`, or set CUDA_VISIBLE_DEVICES."
+        )
+    if any(isinstance(callback, MixupCallback) or callback is MixupCallback for callback in callbacks or []):
+        raise ValueError("MixupTrainer mixes by itself, got a MixupCallback too; leave it out, or give its MixupCollator as data_collator.")
+    if data is not None and not has_length(data) and args.max_steps <= 0:
+        raise ValueError(
+            f"a data set without length needs max_steps, got {type(data).__name__} and {args.max_steps}; set the steps to train."
+        )
+    if args.hub_strategy == HubStrategy.ALL_CHECKPOINTS:
+        args.hub_always_push = True  # or a checkpoint is left out while the one before is on its way

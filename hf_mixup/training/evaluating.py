@@ -1,0 +1,27 @@
+"""The losses and predictions of a `MixupTrainer`'s evaluation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from hf_mixup.core.losses import CrossEntropy
+from hf_mixup.data.collator import as_mapping
+
+
+class Evaluating:
+    """The part of MixupTrainer that evaluates: as the Trainer, with the columns that the network takes."""
+
+    def _evaluated(self, outputs: Any, labels: Tensor | None, items: Tensor | int | None) -> Tensor | None:
+        if self._loss_func is not None:
+            return self._loss_func(outputs, labels, num_items_in_batch=items) * self._averaged(items)
+        smoothing = self.args.label_smoothing_factor
+        if smoothing and labels is not None:  # as in the Trainer, in evaluation too
+            return CrossEntropy(smoothing)(outputs.logits, self._loss.targets(labels, self.mixup_model.num_labels)).mean()
+        return outputs.loss
+
+    def prediction_step(self, model, inputs, *args, **kwargs):
+        # the network takes no other column, such as the number of an image
+        named = as_mapping(inputs)
+        return super().prediction_step(model, {name: named[name] for name in ("pixel_values", "labels") if name in named}, *args, **kwargs)

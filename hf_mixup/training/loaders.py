@@ -1,0 +1,200 @@
+"""The batches of a `MixupTrainer`: checked, named, whole in evaluation; mixed where a MixupCollator does that."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from hf_mixup.core.checks import check_examples, check_images
+from hf_mixup.core.losses import Loss
+from hf_mixup.data.augment import Augmentation
+from hf_mixup.data.collator import LABEL_KEYS, MixedBatch, MixupCollator
+from hf_mixup.data.dataset import ImageDataset, RepeatedAugmentation, tail_on_device
+
+# what a forward of transformers takes beside inputs
+_SWITCHES = {"labels", "return_dict", "output_attentions", "output_hidden_states"}
+
+
+@dataclass
+class CheckedCollator:
+    """A collator, with a look at what it is given and what it makes; in a worker, where waiting costs nothing.
+
+    Attributes:
+        base: makes the batch.
+        loss, num_labels: which labels are right.
+        label_names: columns that become `labels`, beside each other where they are several.
+        refused: inputs that the network takes and MixupTrainer does not pass.
+        training: labels must be there.
+        tail: the augmentation that the data set leaves to the device; done here in evaluation, where no step does it.
+    """
+
+    base: Callable
+    loss: Loss
+    num_labels: int
+    label_names: list[str] | None = None
+    refused: frozenset[str] = frozenset()
+    training: bool = False
+    tail: Augmentation | None = None
+
+    def __call__(self, examples: list) -> Any:
+        pixels = [example["pixel_values"] for example in examples if isinstance(example, Mapping) and "pixel_values" in example]
+        if pixels and all(isinstance(image, Tensor) for image in pixels):
+            check_examples(pixels)
+        batch = dict(self.base(examples))
+        self._name_labels(batch)
+        wanted = ["pixel_values", *(["labels"] if self.training else []), *(["augmentation_keys"] if self.tail else [])]
+        if not all(name in batch for name in wanted):
+            raise ValueError(
+                f"a batch must have {' and '.join(map(repr, wanted))}, got {sorted(batch)}; rename the columns, and set remove_unused_columns=False "
+                "if the Trainer dropped one."
+            )
+        extra = sorted(self.refused & {name for name, value in batch.items() if isinstance(value, Tensor)})
+        if extra:
+            raise ValueError(
+                f"MixupTrainer gives a network pixel_values alone, got {extra[0]!r}, which the network takes too; drop the column, "
+                "or use a stock Trainer with MixupCallback, which passes it on unmixed."
+            )
+        check_images(batch["pixel_values"], finite=self.training, raw=self.tail is not None)
+        if "labels" in batch:
+            self.loss.check(batch["labels"], len(batch["pixel_values"]), self.num_labels)
+        if self.tail is not None and not self.training:
+            batch["pixel_values"] = self.tail(batch["pixel_values"], batch.pop("augmentation_keys"))
+        return batch
+
+    def _name_labels(self, batch: dict[str, Any]) -> None:
+        if self.label_names is not None and all(name in batch for name in self.label_names):
+            columns = [torch.as_tensor(batch.pop(name)) for name in self.label_names]
+            batch["labels"] = columns[0] if len(columns) == 1 else torch.stack(columns, 1)
+        elif "labels" not in batch:
+            found = next((name for name in LABEL_KEYS if name in batch), None)
+            if found is not None:
+                batch["labels"] = batch.pop(found)
+
+
+@dataclass
+class RecordedCollator:
+    """A MixupCollator whose batches also tell what was mixed, for the log: `mix_lam` (B,) and `mix_method` (B,), numbers of `choice.methods`,
+    or one more for rows that were not mixed."""
+
+    collator: MixupCollator
+    loss: Loss
+    num_labels: int
+
+    def __call__(self, examples: list) -> MixedBatch:
+        batch, lam, names = self.collator.mixed(examples)
+        self.loss.check(batch["labels"], len(batch["labels"]), self.num_labels)
+        known = [method.name for method in self.collator.choice.methods]
+        numbers = torch.tensor([known.index(name) if name in known else len(known) for name in names])
+        return MixedBatch(batch, mix_lam=lam, mix_method=numbers.repeat_interleave(len(lam) // len(names)))
+
+
+class Loaders:
+    """The part of MixupTrainer that makes its loaders."""
+
+    def get_train_dataloader(self):
+        if self.mixes and self._train_batch_size < 2:
+            raise ValueError(
+                f"mixing needs at least 2 images in a batch, got {self._train_batch_size} from auto_find_batch_size; make images smaller, or use gradient checkpointing."
+            )
+        if self._train_collator is not None:
+            collator = RecordedCollator(self._train_collator, self._loss, self.mixup_model.num_labels)
+        else:
+            collator = self._checked(training=True, tail=tail_on_device(self.train_dataset))
+        with self._collating(collator):
+            return super().get_train_dataloader()
+
+    def get_eval_dataloader(self, eval_dataset=None):
+        if not (eval_dataset is None or isinstance(eval_dataset, str)):
+            # kept loaders of persistent workers are of the sets that the trainer was made with
+            getattr(self, "_eval_dataloaders", {}).pop("eval", None)
+        data = self.eval_dataset if eval_dataset is None else eval_dataset
+        data = self.eval_dataset[data] if isinstance(data, str) else data
+        with self._collating(self._checked(tail=tail_on_device(data)), drop_last=False):
+            loader = super().get_eval_dataloader(eval_dataset)
+        if not (eval_dataset is None or isinstance(eval_dataset, str)):
+            getattr(self, "_eval_dataloaders", {}).pop("eval", None)
+        return loader
+
+    def get_test_dataloader(self, test_dataset):
+        with self._collating(self._checked(tail=tail_on_device(test_dataset)), drop_last=False):
+            return super().get_test_dataloader(test_dataset)
+
+    def _check_evaluation_labels(self) -> None:
+        """Before training, where labels can be read without images; else the first evaluation would find out."""
+        sets = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"eval_dataset": self.eval_dataset}
+        for name, data in sets.items():
+            labels = None if self.args.label_names else labels_of(data)
+            if labels is None or labels.dtype.kind not in "biuf":
+                continue
+            try:
+                self._loss.check(torch.as_tensor(labels), len(labels), self.mixup_model.num_labels)
+            except ValueError as error:
+                error.args = (f"in {name}, {error}",)
+                raise
+
+    def _checked(self, training: bool = False, tail: Augmentation | None = None) -> CheckedCollator:
+        model = self.mixup_model
+        return CheckedCollator(
+            self.data_collator, self._loss, model.num_labels, self.args.label_names, other_inputs(model.backbone), training, tail
+        )
+
+    @contextlib.contextmanager
+    def _collating(self, collator: Callable, drop_last: bool | None = None) -> Iterator[None]:
+        """Inside, loaders are made with this collator. The Trainer has one for training and evaluation, and drops the last batch of both."""
+        plain, drop = self.data_collator, self.args.dataloader_drop_last
+        try:
+            self.data_collator = collator
+            self.args.dataloader_drop_last = drop if drop_last is None else drop_last
+            yield
+        finally:
+            self.data_collator, self.args.dataloader_drop_last = plain, drop
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        self._signature_columns = [*{*self._signature_columns, "augmentation_keys", *(self.args.label_names or [])}]
+
+    def _get_train_sampler(self, train_dataset=None):
+        data = self.train_dataset if train_dataset is None else train_dataset
+        repeats = self.args.repeated_augmentation
+        if repeats == 1:
+            return super()._get_train_sampler(train_dataset)
+        if not isinstance(data, ImageDataset):
+            raise ValueError(
+                f"repeated_augmentation is for a hf_mixup.data.dataset.ImageDataset, got {type(data).__name__}; leave it at 1."
+            )
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        return RepeatedAugmentation(len(data), repeats, self._train_batch_size, self.args.world_size, seed)
+
+
+def other_inputs(network: nn.Module) -> frozenset[str]:
+    """Names of what the network's forward takes beside its images."""
+    forward = getattr(network, "network", network).forward
+    named = inspect.signature(forward).parameters.values()
+    return frozenset(p.name for p in named if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)) - _SWITCHES - {"pixel_values"}
+
+
+def labels_of(data: Any) -> np.ndarray | None:
+    """Labels of a data set that can be read without its images; None where they cannot."""
+    import datasets
+
+    if isinstance(data, torch.utils.data.Subset):
+        inner = labels_of(data.dataset)
+        return None if inner is None else inner[np.asarray(data.indices, dtype=np.int64)]
+    if isinstance(data, torch.utils.data.ConcatDataset):
+        parts = [labels_of(part) for part in data.datasets]
+        return None if any(part is None for part in parts) else np.concatenate(parts)
+    column = None
+    if isinstance(data, ImageDataset):
+        data, column = data.data, data.label_column
+    if isinstance(data, datasets.Dataset):
+        column = column or next((name for name in LABEL_KEYS if name in data.column_names), None)
+        if column is not None:
+            return np.asarray(data.select_columns([column]).with_format("numpy")[:][column])
+    return None

@@ -1,0 +1,121 @@
+"""Optimizer and schedule of a `MixupTrainer`: groups of learned mixers, LAMB, the cosines of the published recipes."""
+
+from __future__ import annotations
+
+import functools
+import math
+import re
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import Trainer
+from transformers.trainer_utils import has_length
+
+from hf_mixup.arguments import MixupTrainingArguments
+from hf_mixup.model import MixupModel
+from hf_mixup.training.schedules import cosine
+
+MIXER_FIELDS = ("mixer_learning_rate", "mixer_weight_decay", "mixer_momentum", "mixer_min_lr")
+
+
+class Optimization:
+    """The part of MixupTrainer that makes its optimizer and its schedule."""
+
+    @staticmethod
+    def get_optimizer_cls_and_kwargs(args, model=None):
+        """The Trainer's, and timm's LAMB, which clips the norm of all gradients at 1 by itself."""
+        if args.optim != "lamb":
+            return Trainer.get_optimizer_cls_and_kwargs(args, model)
+        from timm.optim import Lamb
+
+        return Lamb, {"lr": args.learning_rate, "betas": (args.adam_beta1, args.adam_beta2), "eps": args.adam_epsilon}
+
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        """The Trainer's, or all but those that match `no_weight_decay`."""
+        patterns = self.args.no_weight_decay
+        if patterns is None:
+            return super().get_decay_parameter_names(model)
+        return [name for name, _ in model.named_parameters() if not any(re.search(pattern, name) for pattern in patterns)]
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """The Trainer's, with groups of their own for learned mixers where the arguments treat those differently."""
+        first = self.optimizer is None  # the second `train()` of a trainer finds its optimizer here
+        if not first:
+            self._refuse_missing_parameters()
+        optimizer = super().create_optimizer(model)
+        own = {"lr": self.args.mixer_learning_rate, "momentum": self.args.mixer_momentum}
+        own = {key: value for key, value in own.items() if value is not None}
+        mixers = {id(p) for name, p in (model or self.model).named_parameters() if name.startswith("states.") and ".mixer." in name}
+        if first and mixers and (own or self.args.mixer_weight_decay is not None or self.args.mixer_min_lr is not None):
+            for group in list(optimizer.param_groups):
+                moved = [p for p in group["params"] if id(p) in mixers]
+                group["params"] = [p for p in group["params"] if id(p) not in mixers]
+                decay = self.args.mixer_weight_decay if group["weight_decay"] and self.args.mixer_weight_decay is not None else None
+                changed = {**own, "mixer": True, **({} if decay is None else {"weight_decay": decay})}
+                if moved:
+                    optimizer.add_param_group({**{k: v for k, v in group.items() if k != "params"}, "params": moved, **changed})
+        return optimizer
+
+    def _refuse_missing_parameters(self) -> None:
+        """An optimizer made before the model was wrapped cannot know the parameters of the methods."""
+        held = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
+        missing = [name for name, p in self.mixup_model.named_parameters() if p.requires_grad and id(p) not in held]
+        if missing and not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            raise ValueError(
+                f"the optimizer must hold every parameter that is trained, got one without {', '.join(missing[:3])} and {len(missing)} in all; "
+                "make it over the parameters of a MixupModel, built first, use optimizer_cls_and_kwargs, or freeze them with requires_grad_(False)."
+            )
+
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None):
+        """The Trainer's, or the cosine of the published recipes: with floors, of mixers too, changing every step or epoch."""
+        if not self.args.own_schedule or self.lr_scheduler is not None:
+            return super().create_scheduler(num_training_steps, optimizer)
+        optimizer = self.optimizer if optimizer is None else optimizer
+        every = self._steps_per_epoch() if self.args.lr_per_epoch else 1
+        warmup, start = self.args.get_warmup_steps(num_training_steps), None
+        if self.args.warmup_epochs:
+            warmup, start = round(self.args.warmup_epochs * self._steps_per_epoch()), self.args.warmup_start
+
+        def factor_of(group: dict[str, Any]) -> Callable[[int], float]:
+            floor = self.args.mixer_min_lr if group.get("mixer") else self.args.min_lr
+            return functools.partial(
+                cosine,
+                total=num_training_steps,
+                floor=(floor or 0.0) / group["lr"],
+                warmup=warmup,
+                every=every,
+                start=start,
+            )
+
+        self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, [factor_of(group) for group in optimizer.param_groups])
+        self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    def _steps_per_epoch(self) -> int:
+        """Optimizer steps."""
+        batches = len(self.train_dataset) / (self._train_batch_size * self.args.world_size)
+        drop = self.args.dataloader_drop_last or self.args.repeated_augmentation > 1
+        return math.ceil((math.floor(batches) if drop else math.ceil(batches)) / self.args.gradient_accumulation_steps)
+
+
+def check_optimization(args: MixupTrainingArguments, model: MixupModel, data: Any, optimizers: tuple) -> None:
+    """Refuses settings that an optimizer or a schedule given by hand, a data set without length, or a method without a mixer would not heed."""
+    optimizer, scheduler = optimizers
+    mixer = [name for name in MIXER_FIELDS if getattr(args, name) is not None]
+    if mixer and not any(".mixer." in name for name, _ in model.states.named_parameters()):
+        raise ValueError(f"{mixer[0]} is for methods with a learned mixer, got {model.choice}; leave it out.")
+    ours = [*mixer, *(["no_weight_decay"] if args.no_weight_decay is not None else [])]
+    if optimizer is not None and ours:
+        raise ValueError(f"{ours[0]} is for the Trainer's own optimizer, got one given as optimizers; set it in the groups of that one.")
+    if args.own_schedule and scheduler is not None:
+        raise ValueError(
+            "min_lr, mixer_min_lr, lr_per_epoch and warmup_epochs are for the Trainer's own schedule, got one given as optimizers; drop one of them."
+        )
+    by_epoch = {"lr_per_epoch": args.lr_per_epoch, "warmup_epochs": args.warmup_epochs, "ema_warmup_epochs": args.ema_warmup_epochs}
+    wanted = [name for name, value in by_epoch.items() if value]
+    if wanted and data is not None and not has_length(data):
+        raise ValueError(
+            f"{wanted[0]} needs a data set whose length is known, got {type(data).__name__}; give steps instead, or leave it out."
+        )

@@ -1,0 +1,172 @@
+"""The card of a `MixupTrainer`'s run, and its pushes to the Hub."""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+import shlex
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import HfApi
+from transformers.trainer_utils import HubStrategy
+
+from hf_mixup.core.hub import told_plainly
+from hf_mixup.data.dataset import ImageDataset
+from hf_mixup.method import CONFIG_NAME
+from hf_mixup.methods import taught_by_the_network
+from hf_mixup.model import STATE_FOLDER
+from hf_mixup.report.card import write_model_card
+from hf_mixup.training.callbacks import epoch_rows
+from hf_mixup.training.checkpoints import RUN_NAME
+from hf_mixup.training.hub import check_token, push_folder, without_secrets
+
+logger = logging.getLogger(__name__)
+
+
+class Publishing:
+    """The part of MixupTrainer that writes its card and pushes."""
+
+    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+        """As in the Trainer, before training: the token is tried, and the branch of `hub_revision` made."""
+        if not self.is_world_process_zero():
+            return
+        token = self.args.hub_token if token is None else token
+        check_token(token)
+        with told_plainly(self.args.hub_model_id or Path(self.args.output_dir).absolute().name):
+            super().init_hf_repo(token, private)
+            if self.args.hub_revision is not None:
+                HfApi(token=token).create_branch(self.hub_model_id, branch=self.args.hub_revision, exist_ok=True)
+
+    def create_model_card(
+        self,
+        language: str | None = None,
+        license: str | None = None,
+        tags: str | list[str] | None = None,
+        model_name: str | None = None,
+        finetuned_from: str | None = None,
+        tasks: str | list[str] | None = None,
+        dataset_tags: str | list[str] | None = None,
+        dataset: str | list[str] | None = None,
+        dataset_args: str | list[str] | None = None,
+        *,
+        command: str | None = None,
+    ) -> None:
+        """Writes `README.md` from the files of the run, see `hf_mixup.report.card`; nothing is asked of the Hub.
+
+        Args:
+            finetuned_from: Hub id of the checkpoint it started from; None for a network from scratch, or the model's own.
+            dataset: name of the data set, as people know it.
+            dataset_tags: its Hub id, if it has one.
+            dataset_args: the split of the evaluation.
+            command: that trained the model; the one of this process if None.
+        """
+        if not self.is_world_process_zero():
+            return
+        if not self._saved:  # the card reads them
+            Path(self.args.output_dir, CONFIG_NAME).write_text(json.dumps(self.mixup_model.to_dict(), indent=2) + "\n")
+            self.mixup_model.deployed.config.save_pretrained(self.args.output_dir)
+        name = self.mixup_model.config.name_or_path
+        write_model_card(
+            self.args.output_dir,
+            model_name=model_name,
+            dataset=_one(dataset),
+            dataset_id=_one(dataset_tags),
+            split=_one(dataset_args),
+            command=command or shlex.join(["python", *without_secrets(sys.argv)]),
+            base_model=finetuned_from or name or None,
+            repo=self.hub_model_id,
+            license=license,
+            language=language,
+            tags=[tags] if isinstance(tags, str) else tags or [],
+            hyperparameters=self._hyperparameters(),
+            rows=epoch_rows(self.state.log_history),
+        )
+
+    def _hyperparameters(self) -> dict[str, Any]:
+        """Those that a reader asks for first; the command has all that was set."""
+        args = self.args
+        precision = "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32"
+        parts = args.gradient_accumulation_steps * args.world_size
+        total, data = args.train_batch_size * parts, self.train_dataset
+        return {
+            **({"images": _images(data)} if isinstance(data, ImageDataset) else {}),
+            "learning rate": args.learning_rate,
+            "schedule": f"{getattr(args.lr_scheduler_type, 'value', args.lr_scheduler_type)}, {args.get_warmup_steps(self.state.max_steps)} steps of warm-up",
+            "optimizer": f"{getattr(args.optim, 'value', args.optim)}, weight decay {args.weight_decay:g}",
+            "batch size": f"{total}, as {parts} of {args.train_batch_size}" if parts > 1 else total,
+            "processes": args.world_size,
+            "epochs": round(self.state.epoch or 0, 2),
+            "steps": self.state.global_step,
+            "precision": precision,
+            "seed": args.seed,
+            "seed of mixing": self._mix_seed,
+            **{f"teacher of {name}": "the network in training" for name in taught_by_the_network(self.mixup_model.choice)},
+            **({"mixtures of each batch": self.mixup_model.mix_repeat} if self.mixup_model.mix_repeat > 1 else {}),
+            **({"loss": getattr(self._loss_func, "__name__", type(self._loss_func).__name__)} if self._loss_func is not None else {}),
+            **({"unmixed from epoch": args.mix_off_epoch} if args.mix_off_epoch is not None else {}),
+        }
+
+    def push_to_hub(
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        **kwargs: Any,
+    ):
+        """Saves, writes the card (`kwargs` are those of `create_model_card`) and pushes the folder, trying again when the network fails.
+
+        Raises ConnectionError with the command to push by hand when it fails for good; nothing on the disk is lost.
+        """
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        if self.hub_model_id is None:
+            self.init_hf_repo(token=token, private=private)
+        self._finish_current_push()  # it may still be reading what is written now
+        self.save_model(_internal_call=True)
+        if not self.is_world_process_zero():
+            return None
+        self.create_model_card(**{"model_name": self.hub_model_id.split("/")[-1], **kwargs})
+        push = functools.partial(
+            push_folder,
+            self.hub_model_id,
+            self.args.output_dir,
+            commit_message or "End of training",
+            token=token or self.args.hub_token,
+            revision=revision or self.args.hub_revision,
+            private=self.args.hub_private_repo if private is None else private,
+        )
+        return push() if blocking else HfApi().run_as_future(push)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """The Trainer takes along the classifier alone; this takes what else there is of the model."""
+        busy = self.push_in_progress is not None and not self.push_in_progress.is_done() if self.is_world_process_zero() else True
+        if self.is_world_process_zero() and self.args.hub_strategy != HubStrategy.END and (self.args.hub_always_push or not busy):
+            for name in (CONFIG_NAME, RUN_NAME):
+                if Path(checkpoint_folder, name).is_file():
+                    shutil.copy(Path(checkpoint_folder, name), self.args.output_dir)
+            if Path(checkpoint_folder, STATE_FOLDER).is_dir():
+                shutil.copytree(Path(checkpoint_folder, STATE_FOLDER), Path(self.args.output_dir, STATE_FOLDER), dirs_exist_ok=True)
+        super()._push_from_checkpoint(checkpoint_folder)
+
+    def _finish_current_push(self) -> None:
+        super()._finish_current_push()
+        jobs = getattr(getattr(self, "push_in_progress", None), "jobs", [])
+        failed = [job.exception() for job in jobs if job.done() and not job.cancelled() and job.exception() is not None]
+        if failed:
+            logger.warning("%d pushes during training did not reach the Hub (%s); the last one brings everything", len(failed), failed[0])
+            self.push_in_progress = None
+
+
+def _images(data: ImageDataset) -> str:
+    height, width = data[0]["pixel_values"].shape[1:]
+    return f"{len(data)} of {width} x {height} pixels"
+
+
+def _one(value: str | list[str] | None) -> str | None:
+    """The Trainer takes lists in its cards; a model of ours is evaluated on one data set."""
+    return value[0] if isinstance(value, (list, tuple)) and value else value or None

@@ -1,0 +1,91 @@
+"""What a `MixupTrainer` saves, and how a run goes on from it: strictly, and to the bit."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+from torch import Tensor, nn
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from hf_mixup.training.checkpoints import RUN_NAME, last_complete_checkpoint, what_is_wrong, whole_or_absent
+
+
+class Resuming:
+    """The part of MixupTrainer that writes checkpoints and goes on from them."""
+
+    _saved = False  # whether the output folder holds this model
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
+        """`resume_from_checkpoint`: True for the newest whole checkpoint of `output_dir`, or the folder of one."""
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = last_complete_checkpoint(self.args.output_dir)
+            if resume_from_checkpoint is None:
+                raise ValueError(
+                    f"{self.args.output_dir} was expected to hold a whole checkpoint, got none; start without resume_from_checkpoint."
+                )
+        if resume_from_checkpoint and not self.is_fsdp_enabled:
+            wrong = what_is_wrong(resume_from_checkpoint)
+            if wrong:
+                raise ValueError(
+                    f"{resume_from_checkpoint} was expected to be a whole checkpoint, got one where {wrong}; resume from another one."
+                )
+            self._refuse_another_run(resume_from_checkpoint)
+        self._check_evaluation_labels()
+        try:
+            return super().train(resume_from_checkpoint or None, **kwargs)
+        except UnpicklingError:
+            raise ValueError(
+                f"{resume_from_checkpoint} was expected to hold tensors alone, got a pickle that would run code; resume from one that you made."
+            ) from None
+
+    def _run_facts(self) -> dict[str, Any]:
+        """What must be the same for a resumed run to go on as the old one."""
+        where = "device" if self._train_collator is None else "collator"
+        return {**self.mixup_model.to_dict(), "mix_seed": self._mix_seed, "processes": self.args.world_size, "mixed_on": where}
+
+    def _refuse_another_run(self, checkpoint: str) -> None:
+        path = Path(checkpoint, RUN_NAME)
+        if not path.is_file() or self.args.allow_method_change:
+            return
+        old, new = json.loads(path.read_text()), json.loads(json.dumps(self._run_facts()))
+        changed = [f"{key}: {json.dumps(old.get(key))} then, {json.dumps(new[key])} now" for key in new if old.get(key) != new[key]]
+        if changed:
+            raise ValueError(
+                f"a resumed run must mix as before, got other settings ({'; '.join(changed)}); restore them, or pass allow_method_change=True."
+            )
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        super().save_model(output_dir, _internal_call=True)
+        self._saved = self._saved or output_dir is None
+        if self.args.should_save:
+            Path(output_dir or self.args.output_dir, RUN_NAME).write_text(json.dumps(self._run_facts(), indent=2) + "\n")
+        if self.args.push_to_hub and not _internal_call:
+            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        checkpoint = Path(self._get_output_dir(trial=trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
+        values = [value for state in self.optimizer.state.values() for value in state.values() if isinstance(value, Tensor)]
+        size = sum(value.numel() * value.element_size() for value in [*self.mixup_model.state_dict().values(), *values])
+        with whole_or_absent(checkpoint, size) if self.args.should_save else contextlib.nullcontext():
+            super()._save_checkpoint(model, trial)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        # or the first process may say that a checkpoint is whole before the others have written what is theirs
+        self.accelerator.wait_for_everyone()
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        else:
+            self.mixup_model.restore(resume_from_checkpoint)
+
+    def _load_best_model(self) -> None:
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            super()._load_best_model()
+        else:
+            self.mixup_model.restore(self.state.best_model_checkpoint)

@@ -1,0 +1,42 @@
+"""A `MixupTrainer`'s model: what it is given, wrapped for mixing, and compiled."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from hf_mixup.arguments import MixupTrainingArguments
+from hf_mixup.model import MixupModel
+from hf_mixup.networks.teachers import Normalisation
+from hf_mixup.training.agreement import agreed, loss_of
+from hf_mixup.training.optimization import check_optimization
+
+
+class Wrapping:
+    """The part of MixupTrainer that makes its MixupModel."""
+
+    def _ready(self, model: nn.Module, args: MixupTrainingArguments) -> MixupModel:
+        """The MixupModel of a network. `self.model` may be wrapped, and unwrapping it takes as long as many a network's forward pass."""
+        self.mixup_model = model = agreed(model, args, self._train_collator, self._given_loss)
+        self._loss = loss_of(model)
+        if model.teachers and self._processor is not None:
+            model.normalisation = Normalisation.of_processor(self._processor)
+        check_optimization(args, model, self._data, self._optimizers)
+        unmixed = len(model.choice.methods) > 1 or model.choice.rate < 1 or args.mix_off_epoch is not None
+        if unmixed and any(p.requires_grad for p in model.states.parameters()):
+            # the mixer of a method gets no gradient in a batch of another, or in one that is not mixed
+            args.ddp_find_unused_parameters = True
+        if args.torch_compile:
+            # the backbone alone is compiled, in place: mixing stays outside the graph, and names of parameters stay as they are
+            model.compile_backbone(backend=args.torch_compile_backend, mode=args.torch_compile_mode)
+        return model
+
+    def call_model_init(self, trial: Any = None) -> MixupModel:
+        return self._ready(super().call_model_init(trial), self.args)
+
+    def _build_accelerator_args(self, **kwargs) -> dict[str, Any]:
+        from accelerate.utils import TorchDynamoPlugin
+
+        built = super()._build_accelerator_args(**kwargs)
+        return {**built, "dynamo_plugin": TorchDynamoPlugin(backend="no")} if self.args.torch_compile else built
