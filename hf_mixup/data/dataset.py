@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from datasets import Dataset
+from datasets import Array2D, Array3D, Dataset, Image, List
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from hf_mixup.core.checks import check_cached_size, refuse_augmentation_on_device
 from hf_mixup.core.rng import hashed, keyed
 from hf_mixup.data.augment import Augmentation, Transform
+from hf_mixup.data.pixels import read_image
+
+_ARRAYS = (Array2D, Array3D, List)
 
 
 class ImageDataset(torch.utils.data.Dataset):
-    """`{"pixel_values": (3, H, W) float32, "labels": int}` of a data set of images.
+    """`{"pixel_values": (C, H, W) float32, "labels": int}` of a data set of images.
 
     What a transform draws follows from (seed, epoch, row), not from a global stream: the same images come in batches of any size, at
     any number of workers, and to a resumed run.
 
     Args:
-        data: with an image and a label column; images of any mode become RGB.
+        data: with an image and a label column: images of any mode, or arrays (H, W, C) or (C, H, W), as `read_image` takes them.
         cache: decode and resize all images now, and keep them in memory, one copy for all workers of this process.
         on_device: give uint8 pixels, and `augmentation_keys` for `transform.tail`, which MixupTrainer then applies on the device.
 
@@ -45,6 +49,8 @@ class ImageDataset(torch.utils.data.Dataset):
         if on_device and not isinstance(transform.tail, Augmentation):
             refuse_augmentation_on_device()
         self.data = data.select_columns([image_column, label_column])
+        if isinstance(data.features[image_column], _ARRAYS):  # as lists they would lose their dtype, and so the depth of their pixels
+            self.data = self.data.with_format("numpy", columns=[image_column], output_all_columns=True)
         self.image_column, self.label_column = image_column, label_column
         self.transform, self.seed, self.on_device = transform, seed, on_device
         # in shared memory, because persistent workers keep the copy of the data set that they started with
@@ -83,13 +89,27 @@ class ImageDataset(torch.utils.data.Dataset):
             example = self.data[row]
             pixels = self.transform.pixels(example[self.image_column])
         except Exception as error:
-            raise ValueError(
-                f"every row must hold a readable image, got an error at row {row} ({error}); repair or drop that row."
-            ) from None
+            raise unreadable(self.data, self.image_column, row, error) from None
         return pixels, example[self.label_column]
 
+    def check(self, name: str, workers: int = 0) -> None:
+        """Reads all images, and raises ValueError with a list of those that cannot be read.
+
+        Args:
+            name: of the data set, for the message and the progress bar.
+            workers: processes that read.
+        """
+        found = torch.utils.data.DataLoader(_Faults(self), batch_size=None, num_workers=workers)
+        broken = [fault for fault in tqdm(found, total=len(self), desc=f"checking {name}", disable=None) if fault]
+        if broken:
+            more = f"\n  and {len(broken) - 50} more" if len(broken) > 50 else ""
+            shown = "".join(f"\n  {fault}" for fault in broken[:50])
+            raise ValueError(
+                f"every {name} image must be readable, got {len(broken)} of {len(self)} that are not; repair or remove these:{shown}{more}"
+            )
+
     def _decoded(self) -> tuple[Tensor, list]:
-        """(N, 3, H, W) uint8 and the labels. Not in shared memory, which containers have little of: forked workers share it as it is."""
+        """(N, C, H, W), as `Transform.pixels` gives them, and the labels. Not in shared memory, which containers have little of: forked workers share it as it is."""
         labels = []
         for row in tqdm(range(len(self)), desc="decoding images", disable=None):
             pixels, label = self._read(row)
@@ -99,6 +119,44 @@ class ImageDataset(torch.utils.data.Dataset):
             images[row] = pixels
             labels.append(label)
         return images, labels
+
+
+class _Faults(torch.utils.data.Dataset):
+    """What is wrong with each image of a data set; empty where it can be read."""
+
+    def __init__(self, images: ImageDataset):
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, row: int) -> str:
+        try:
+            read_image(self.images.data[row][self.images.image_column], self.images.transform.channels)
+        except Exception as error:
+            return f"{place(self.images.data, self.images.image_column, row)} ({one_line(error)})"
+        return ""
+
+
+def unreadable(data: Dataset, column: str, row: int, error: Exception) -> ValueError:
+    """For a row without a readable image, with the name of its file, if it has one."""
+    return ValueError(
+        f"every row must hold a readable image, got an error at {place(data, column, row)} ({one_line(error)}); "
+        "repair or remove that image, or find all such with --check_images."
+    )
+
+
+def place(data: Dataset, column: str, row: int) -> str:
+    """`row 5, dogs/1.jpg`."""
+    path = None
+    if isinstance(data.features[column], Image):
+        with contextlib.suppress(Exception):
+            path = data.cast_column(column, Image(decode=False))[row][column]["path"]
+    return f"row {row}" + (f", {path}" if path else "")
+
+
+def one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 class RepeatedAugmentation(torch.utils.data.Sampler):
