@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import PIL.Image
 import torch
 from datasets import Array2D, Array3D, Dataset, Image, List
 from torch import Tensor
@@ -92,22 +94,6 @@ class ImageDataset(torch.utils.data.Dataset):
             raise unreadable(self.data, self.image_column, row, error) from None
         return pixels, example[self.label_column]
 
-    def check(self, name: str, workers: int = 0) -> None:
-        """Reads all images, and raises ValueError with a list of those that cannot be read.
-
-        Args:
-            name: of the data set, for the message and the progress bar.
-            workers: processes that read.
-        """
-        found = torch.utils.data.DataLoader(_Faults(self), batch_size=None, num_workers=workers)
-        broken = [fault for fault in tqdm(found, total=len(self), desc=f"checking {name}", disable=None) if fault]
-        if broken:
-            more = f"\n  and {len(broken) - 50} more" if len(broken) > 50 else ""
-            shown = "".join(f"\n  {fault}" for fault in broken[:50])
-            raise ValueError(
-                f"every {name} image must be readable, got {len(broken)} of {len(self)} that are not; repair or remove these:{shown}{more}"
-            )
-
     def _decoded(self) -> tuple[Tensor, list]:
         """(N, C, H, W), as `Transform.pixels` gives them, and the labels. Not in shared memory, which containers have little of: forked workers share it as it is."""
         labels = []
@@ -121,20 +107,39 @@ class ImageDataset(torch.utils.data.Dataset):
         return images, labels
 
 
+def check_readable(data: Dataset, column: str, name: str, workers: int = 0) -> None:
+    """Reads all images, and raises ValueError with a list of those that cannot be read.
+
+    Args:
+        name: of the data set, for the message and the progress bar.
+        workers: processes that read.
+    """
+    found = torch.utils.data.DataLoader(_Faults(data.select_columns([column]), column), batch_size=None, num_workers=workers)
+    broken = [fault for fault in tqdm(found, total=len(data), desc=f"checking {name}", disable=None) if fault]
+    if broken:
+        shown = "".join(f"\n  {fault}" for fault in broken[:50]) + (f"\n  and {len(broken) - 50} more" if len(broken) > 50 else "")
+        raise ValueError(
+            f"every {name} image must be readable, got {len(broken)} of {len(data)} that are not; repair or remove these:{shown}"
+        )
+
+
+@dataclass(frozen=True)
 class _Faults(torch.utils.data.Dataset):
     """What is wrong with each image of a data set; empty where it can be read."""
 
-    def __init__(self, images: ImageDataset):
-        self.images = images
+    data: Dataset
+    column: str
 
     def __len__(self) -> int:
-        return len(self.images)
+        return len(self.data)
 
     def __getitem__(self, row: int) -> str:
         try:
-            read_image(self.images.data[row][self.images.image_column], self.images.transform.channels)
+            value = self.data[row][self.column]
+            if value is None or isinstance(value, PIL.Image.Image):
+                read_image(value)
         except Exception as error:
-            return f"{place(self.images.data, self.images.image_column, row)} ({one_line(error)})"
+            return f"{place(self.data, self.column, row)} ({one_line(error)})"
         return ""
 
 

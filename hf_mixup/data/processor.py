@@ -15,6 +15,7 @@ from datasets import Dataset, Image
 from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 
+from hf_mixup.arguments import DataArguments
 from hf_mixup.core.checks import check_known
 from hf_mixup.core.hub import told_plainly
 from hf_mixup.data.augment import Augmentation, OneByOne, Transform
@@ -79,7 +80,7 @@ class ImageFormat:
     @classmethod
     def of_images(
         cls,
-        dataset: Dataset,
+        dataset: Dataset | None,
         column: str,
         size: int | None = None,
         crop_ratio: float | None = None,
@@ -306,6 +307,25 @@ class ImageFormat:
         pixels = (images.cpu().float() * std + mean).clamp(0, 1)
         pixels = pixels if self.order is None else pixels[:, list(np.argsort(self.order))]
         return pixels[:, :3] if self.channels >= 3 else pixels[:, :1].expand(-1, 3, -1, -1)
+
+
+def format_from_scratch(args: DataArguments, dataset: Dataset | None = None, column: str = "image") -> ImageFormat:
+    """For a new network, as the arguments and the images say, which may be missing where `image_size` is given."""
+    given = {"mean": args.image_mean, "std": args.image_std}
+    given = {name: tuple(values) for name, values in given.items() if values is not None}
+    channels = args.channels or 3
+    return ImageFormat.of_images(dataset, column, args.image_size, args.crop_ratio, channels=channels, train_crop=args.train_crop, **given)
+
+
+def format_of_checkpoint(args: DataArguments, repo_or_folder: str, channels: int, **hub: Any) -> ImageFormat:
+    """Of a checkpoint whose network takes images of so many channels. Raises ValueError for arguments that do not fit it."""
+    if args.channels not in (None, channels):
+        raise ValueError(f"channels must be those of the checkpoint, {channels}, got {args.channels}; leave it out.")
+    if args.crop_ratio is not None:
+        raise ValueError(
+            f"crop_ratio must be left out with a checkpoint, whose image processor says it, got {args.crop_ratio}; leave it out."
+        )
+    return ImageFormat.of_checkpoint(repo_or_folder, args.image_size, channels=channels, mean=args.image_mean, std=args.image_std, **hub)
 
 
 @dataclass(frozen=True)
