@@ -147,7 +147,7 @@ def unreadable(data: Dataset, column: str, row: int, error: Exception) -> ValueE
     """For a row without a readable image, with the name of its file, if it has one."""
     return ValueError(
         f"every row must hold a readable image, got an error at {place(data, column, row)} ({one_line(error)}); "
-        "repair or remove that image, or find all such with --check_images."
+        "repair or drop that row (--check_images lists all such)."
     )
 
 

@@ -261,7 +261,7 @@ def _interpolated(name: str, weights: Tensor, shape: torch.Size) -> Tensor:
     # class tokens come first, and squares do not lie close together
     first = next((n for n in range(3) if all(math.isqrt(rows - n) ** 2 == rows - n for rows in (len(flat), count))), None)
     if first is None or weights.shape[-1] != shape[-1] or "position" not in name:
-        raise ValueError(f"{name} has the shape {tuple(weights.shape)}, and {tuple(shape)} at that size")
+        raise ValueError(f"{name} must have the shape {tuple(shape)}, got {tuple(weights.shape)}; it cannot be interpolated")
     return torch.cat([flat[:first], _resized(flat[first:], math.isqrt(count - first), "bicubic")]).view(shape)
 
 
