@@ -248,10 +248,6 @@ class DataArguments:
         check_between(0, 1, random_erasing=self.random_erasing)
         if self.crop_scale is not None:
             check_range(0, 1, crop_scale=self.crop_scale)
-        for name in ("image_mean", "image_std"):
-            values = getattr(self, name)
-            if values is not None and self.channels is not None and len(values) != self.channels:
-                raise ValueError(f"{name} must have a value for each of {self.channels} channels, got {values}; give as many.")
         if self.image_std is not None and min(self.image_std, default=0) <= 0:
             raise ValueError(f"image_std must be positive numbers, got {self.image_std}; give such.")
 

@@ -1,6 +1,9 @@
 """A checkpoint at another resolution: positions are interpolated into it, or one sentence says that it cannot be had."""
 
+import sys
+
 import pytest
+import timm
 import torch
 import transformers
 from transformers import AutoImageProcessor, AutoModelForImageClassification
@@ -19,8 +22,8 @@ NETWORKS = {
     "Beit": {**_WIDE, "use_relative_position_bias": True, "use_absolute_position_embeddings": True},
     "Dinov2": _VIT,
     "Dinov2WithRegisters": _VIT,
-    "Swin": _SWIN,
-    "Swinv2": {**_SWIN, "use_absolute_embeddings": True},
+    "Swin": {**_SWIN, "use_absolute_embeddings": True},
+    "Swinv2": _SWIN,
     "Siglip": {"vision_config": _TOWER, "num_labels": 3},
     "ResNet": {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "num_labels": 3},
 }
@@ -59,17 +62,12 @@ def test_positions_are_those_of_transformers(tmp_path, name):
 @pytest.mark.parametrize("architecture", ["vit_tiny_patch16_224", "swin_tiny_patch4_window7_224", "eva02_tiny_patch14_224", "resnet10t"])
 def test_positions_are_those_of_timm(tmp_path, architecture):
     """As timm's `create_model(..., img_size=...)` makes them of a checkpoint."""
-    import timm
-
     torch.manual_seed(0)
     old = from_scratch(architecture, 3, 224).eval()
     new = at_resolution(old, 256)
     kind = {} if architecture == "resnet10t" else {"img_size": 256}
     theirs = timm.create_model(architecture, num_classes=3, **kind).eval()
-    timm.models.load_state_dict  # noqa: B018
     torch.save(old.timm_model.state_dict(), tmp_path / "weights.pth")
-    import sys
-
     prepare = getattr(sys.modules[type(theirs).__module__], "checkpoint_filter_fn", None)
     timm.models.load_checkpoint(theirs, str(tmp_path / "weights.pth"), filter_fn=prepare or (lambda state, model: state))
     images = torch.randn(1, 3, 256, 256)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,8 @@ from hf_mixup.core.checks import check_cached_size, refuse_augmentation_on_devic
 from hf_mixup.core.rng import hashed, keyed
 from hf_mixup.data.augment import Augmentation, Transform
 from hf_mixup.data.pixels import read_image
+
+logger = logging.getLogger(__name__)
 
 _ARRAYS = (Array2D, Array3D, List)
 
@@ -108,7 +111,7 @@ class ImageDataset(torch.utils.data.Dataset):
 
 
 def check_readable(data: Dataset, column: str, name: str, workers: int = 0) -> None:
-    """Reads all images, and raises ValueError with a list of those that cannot be read.
+    """Reads all images, logs those that cannot be read, a line each, and raises ValueError if there are any.
 
     Args:
         name: of the data set, for the message and the progress bar.
@@ -116,10 +119,12 @@ def check_readable(data: Dataset, column: str, name: str, workers: int = 0) -> N
     """
     found = torch.utils.data.DataLoader(_Faults(data.select_columns([column]), column), batch_size=None, num_workers=workers)
     broken = [fault for fault in tqdm(found, total=len(data), desc=f"checking {name}", disable=None) if fault]
+    for fault in broken:
+        logger.warning("%s", fault)
     if broken:
-        shown = "".join(f"\n  {fault}" for fault in broken[:50]) + (f"\n  and {len(broken) - 50} more" if len(broken) > 50 else "")
+        first = "; ".join(broken[:3]) + (", ..." if len(broken) > 3 else "")
         raise ValueError(
-            f"every {name} image must be readable, got {len(broken)} of {len(data)} that are not; repair or remove these:{shown}"
+            f"every {name} image must be readable, got {len(broken)} of {len(data)} that are not, listed above ({first}); repair or remove them."
         )
 
 

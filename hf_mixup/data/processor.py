@@ -16,7 +16,7 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 
 from hf_mixup.arguments import DataArguments
-from hf_mixup.core.checks import check_known
+from hf_mixup.core.checks import check_channel_values, check_known
 from hf_mixup.core.hub import told_plainly
 from hf_mixup.data.augment import Augmentation, OneByOne, Transform
 from hf_mixup.data.dataset import unreadable
@@ -314,6 +314,8 @@ def format_from_scratch(args: DataArguments, dataset: Dataset | None = None, col
     given = {"mean": args.image_mean, "std": args.image_std}
     given = {name: tuple(values) for name, values in given.items() if values is not None}
     channels = args.channels or 3
+    for name, values in given.items():
+        check_channel_values(f"image_{name}", values, channels)
     return ImageFormat.of_images(dataset, column, args.image_size, args.crop_ratio, channels=channels, train_crop=args.train_crop, **given)
 
 
@@ -408,6 +410,7 @@ def _normalising(processor: Any, channels: int, mean: Sequence[float] | None, st
                 )
             given = [old[0]] * channels
         if given is not None:
+            check_channel_values(flag, given, channels)
             changes[name if timm else flag] = list(given)
     return _changed(processor, changes) if changes else processor
 
