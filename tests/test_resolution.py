@@ -115,7 +115,10 @@ def test_the_scripts_at_another_resolution(tmp_path):
     found = evaluate(tmp_path / "out", tmp_path / "evaluated", "--validation_dir", data, "--protocols", "occlusion")
     assert found["clean"]["top1"] == pytest.approx(trained["eval_top1"])
     transformers.ViTImageProcessor(size={"height": 48, "width": 48}).save_pretrained(tmp_path / "vit")
-    with refuses("ViTForImageClassification must take images of 48x48 pixels and 3 channels, as its image processor gives them"):
+    with refuses("ViTForImageClassification must take images of 48x48 pixels and 3 channels, got"):
         train(tmp_path / "other", *words)
+    transformers.ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path / "vit")
+    with refuses("ViTForImageClassification must take images of 24x24 pixels and 3 channels, got"):
+        train(tmp_path / "smaller", *words, "--train_image_size", 24)
     with refuses("crop_ratio must be left out with a checkpoint"):
         train(tmp_path / "third", *words, "--crop_ratio", 0.9)

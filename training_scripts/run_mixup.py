@@ -94,7 +94,7 @@ def build_model(model: ModelArguments, data: DataArguments, args: MixupTrainingA
         architecture = model.architecture or default_architecture(args.method_choice())
         classes = len(images.label_names)
         network = from_scratch(architecture, classes, form.size, channels=form.channels, drop_path=model.drop_path, **labels)
-        return described(network, form.of_timm() if network.config.model_type == "timm_wrapper" else form)
+        return described(network, form.of_timm() if network.config.model_type == "timm_wrapper" else form, data.train_image_size)
     if model.architecture is not None:
         raise ValueError(
             f"give one of model_name_or_path and architecture, got {model.model_name_or_path} and {model.architecture}; drop one."
@@ -115,11 +115,13 @@ def build_model(model: ModelArguments, data: DataArguments, args: MixupTrainingA
     )
     form = format_of_checkpoint(data, model.model_name_or_path, channels_of(network), **hub)
     check_takes(network, form.channels, *form.sides)
-    return described(network, form)
+    return described(network, form, data.train_image_size)
 
 
-def described(network: PreTrainedModel, form: ImageFormat):
+def described(network: PreTrainedModel, form: ImageFormat, train_size: int | None):
     """Both, with the form written into the config of a timm network, where timm and transformers read it."""
+    if train_size is not None:
+        check_takes(network, form.channels, train_size, train_size)
     if network.config.model_type == "timm_wrapper":
         describe_for_timm(network, **form.timm_config())
     return network, form
