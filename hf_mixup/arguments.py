@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import TrainingArguments
 
-from hf_mixup.core.checks import check_between, check_count, check_known
+from hf_mixup.core.checks import check_between, check_count, check_known, check_range
 from hf_mixup.core.losses import Loss
 from hf_mixup.core.rng import MODES
 from hf_mixup.method import Method
@@ -229,13 +229,24 @@ class DataArguments:
     )
     image_size: int | None = field(
         default=None,
-        metadata={"help": "Side of the square images the network sees; the checkpoint's, else 32 or 64 for small images and 224."},
+        metadata={
+            "help": "Side of the square images the network sees; the checkpoint's, else 32 or 64 where most images are that small and 224."
+        },
+    )
+    channels: int | None = field(
+        default=None, metadata={"help": "Channels of the images: 1 for grey, 4 for RGBA, any number for arrays; the checkpoint's, else 3."}
     )
     train_image_size: int | None = field(default=None, metadata={"help": "Side of the training images, where it is not image_size."})
-    image_mean: list[float] | None = field(default=None, metadata={"help": "Mean of the normalisation, pixels in [0, 1]; ImageNet's."})
+    image_mean: list[float] | None = field(
+        default=None,
+        metadata={"help": "Mean of the normalisation, pixels in [0, 1], a value a channel; the checkpoint's, else ImageNet's."},
+    )
     image_std: list[float] | None = field(default=None, metadata={"help": "Its standard deviation."})
     crop_ratio: float | None = field(
-        default=None, metadata={"help": "Share of the resized image that is evaluated; 0.875 above 64 pixels, else 1."}
+        default=None,
+        metadata={
+            "help": "Share of the resized image that is evaluated, from scratch; 0.875 where training crops at random sizes, else 1."
+        },
     )
     train_crop: str | None = field(
         default=None,
@@ -254,6 +265,21 @@ class DataArguments:
     augment_on_device: bool = field(
         default=False, metadata={"help": "Crop, mirror and normalise training images on the device, where they arrive as bytes."}
     )
+    check_images: bool = field(default=False, metadata={"help": "Read all images once before training, and list those that are broken."})
+
+    def __post_init__(self):
+        self._check_images()
+
+    def _check_images(self):
+        counts = {name: getattr(self, name) for name in ("image_size", "train_image_size", "train_resize", "channels")}
+        check_count(**{name: value for name, value in counts.items() if value is not None})
+        if self.crop_ratio is not None and not 0 < self.crop_ratio <= 1:
+            raise ValueError(f"crop_ratio must be a share above 0 and up to 1, got {self.crop_ratio}; give one in that range.")
+        check_between(0, 1, random_erasing=self.random_erasing)
+        if self.crop_scale is not None:
+            check_range(0, 1, crop_scale=self.crop_scale)
+        if self.image_std is not None and min(self.image_std, default=0) <= 0:
+            raise ValueError(f"image_std must be positive numbers, got {self.image_std}; give such.")
 
 
 @dataclass

@@ -88,7 +88,7 @@ def pixel_model(network: PreTrainedModel, form: ImageFormat, images: ImageData) 
         raise ValueError(f"the network must know the classes of the data set, got {known} and {wanted}; look at both names.")
     numbers = {str(name): int(number) for name, number in (network.config.label2id or {}).items()}
     same = named and set(images.label_names) == set(numbers)
-    return PixelModel(network, form.mean, form.std, [numbers[name] for name in images.label_names] if same else None)
+    return PixelModel(network, form.mean, form.std, [numbers[name] for name in images.label_names] if same else None, form.order)
 
 
 class Evaluator:
@@ -99,7 +99,7 @@ class Evaluator:
         self.model = self.accelerator.prepare_model(model, evaluation_mode=True)
         self.form, self.args = form, args
         # pixels, not normalised: that is the model's first step
-        self.transform = dataclasses.replace(form, mean=(0.0,) * 3, std=(1.0,) * 3).eval_transform()
+        self.transform = form.eval_transform(normalise=False)
 
     def run(
         self, data: Dataset, columns: tuple[str, str], changes: dict[str, Change], text: str
@@ -151,8 +151,9 @@ def evaluate(evaluator: Evaluator, images: ImageData, token: str | None = None) 
         top1 = ready_corruptions(evaluator, images, token) if ready else corrupted_here(run(corruptions(args), "corruptions"))
         results["corruptions"] = {"top1": top1, **corruption_errors(top1, alexnet=ready and len(images.label_names) == 1000)}
     if "occlusion" in args.protocols:
-        patch = args.patch or (16 if form.size > 64 else form.size // 8)
-        fill = torch.tensor(form.mean).view(1, -1, 1, 1)
+        side = min(form.sides)
+        patch = args.patch or (16 if side > 64 else side // 8)
+        fill = torch.tensor(form.neutral).view(1, -1, 1, 1)
         top1 = [top_k_accuracy(*found, 1) for _, *found in run(occlusions(patch, fill, args.seed), "occlusion")]
         results["occlusion"] = {"patch": patch, "ratios": RATIOS, "top1": top1}
     return results
