@@ -187,6 +187,7 @@ class MixupModel(PreTrainedModel):
             # as timm itself names them, so that timm.create_model reads the folder too; transformers knows both
             classifier = {key.removeprefix("timm_model."): value for key, value in classifier.items()}
             describe_for_timm(self.deployed)
+        self.deployed.config.problem_type = self.choice.methods[0].loss.problem_type  # a checkpoint's own may be another
         self.deployed.save_pretrained(save_directory, state_dict=classifier, is_main_process=is_main_process, **kwargs)
         if not is_main_process:
             return

@@ -18,7 +18,7 @@ from transformers.utils import logging as transformers_logging
 from hf_mixup.arguments import DataArguments
 from hf_mixup.core.checks import nearest
 from hf_mixup.data.processor import ImageFormat
-from hf_mixup.data.sources import load_images
+from hf_mixup.data.sources import held_out, load_images
 from hf_mixup.evaluation.evaluate import EvaluationArguments, Evaluator, evaluate, pixel_model
 from hf_mixup.networks.backbones import load_classifier
 from hf_mixup.report.card import evaluated, weights_hash, write_evaluation
@@ -50,7 +50,7 @@ def main(argv: list[str]) -> None:
     hub = {"revision": where.model_revision, "token": where.token, "trust_remote_code": where.trust_remote_code}
     network = load_classifier(rest.checkpoint, **hub)
     form = ImageFormat.of_checkpoint(rest.checkpoint, data.image_size, **hub)
-    images = load_images(data, args.seed, token=where.token, training=False)
+    images = load_images(data, args.seed, token=where.token, training=False, held_out=held_out(rest.checkpoint))
     evaluator = Evaluator(pixel_model(network, form, images), form, args)
     main_process = evaluator.accelerator.is_main_process
     logging.basicConfig(level=logging.INFO if main_process else logging.WARNING, format="%(message)s")

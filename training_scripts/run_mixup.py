@@ -23,10 +23,11 @@ from hf_mixup import MixupTrainer, MixupTrainingArguments
 from hf_mixup.arguments import DataArguments, ModelArguments, RunArguments
 from hf_mixup.core.checks import nearest
 from hf_mixup.data.dataset import ImageDataset
+from hf_mixup.data.labels import network_classes
 from hf_mixup.data.processor import ImageFormat
-from hf_mixup.data.sources import ImageData, load_images
+from hf_mixup.data.sources import ImageData, KnownClasses, check_loss, load_images
 from hf_mixup.methods import taught_by_the_network
-from hf_mixup.networks.backbones import describe_for_timm, from_scratch, load_classifier
+from hf_mixup.networks.backbones import describe_for_timm, from_scratch, load_classifier, read_config
 from hf_mixup.recipes import read_recipe
 from hf_mixup.report.examples import MaskPictures, default_architecture, mixed_examples, varied
 from hf_mixup.report.plots import gallery
@@ -59,6 +60,8 @@ def parse(argv: list[str]) -> Arguments:
         run.recipe = "digits"
     if run.recipe is not None:
         values = read_recipe(run.recipe, RECIPES, mix=typed.mix, architecture=model.architecture)
+        if data.train_dir or data.validation_dir:  # what is typed stands for the data set of the recipe
+            values = {key: value for key, value in values.items() if not key.startswith("dataset_")}
         if model.model_name_or_path or model.architecture:  # what is typed stands for the network of the recipe, of either kind
             values = {key: value for key, value in values.items() if key not in ("model_name_or_path", "architecture")}
         parser.set_defaults(**values)
@@ -86,6 +89,28 @@ def prepare_folder(run: RunArguments, args: MixupTrainingArguments, argv: list[s
     folder.mkdir(parents=True, exist_ok=True)
 
 
+def hub_of(model: ModelArguments) -> dict:
+    """How to read the checkpoint."""
+    return {
+        "revision": model.model_revision,
+        "cache_dir": model.cache_dir,
+        "token": model.token,
+        "trust_remote_code": model.trust_remote_code,
+    }
+
+
+def classes_of_checkpoint(model: ModelArguments, args: MixupTrainingArguments) -> KnownClasses | None:
+    if model.model_name_or_path is None:
+        return None
+    if model.architecture is not None:
+        raise ValueError(
+            f"give one of model_name_or_path and architecture, got {model.model_name_or_path} and {model.architecture}; drop one."
+        )
+    names = network_classes(read_config(model.model_name_or_path, **hub_of(model)))
+    trains = args.max_steps > 0 or args.num_train_epochs > 0
+    return KnownClasses(names, fresh=model.ignore_mismatched_sizes, trains=trains)
+
+
 def build_model(model: ModelArguments, data: DataArguments, args: MixupTrainingArguments, images: ImageData):
     """The network and the format of its images."""
     labels = {"id2label": dict(enumerate(images.label_names)), "label2id": {name: i for i, name in enumerate(images.label_names)}}
@@ -95,16 +120,7 @@ def build_model(model: ModelArguments, data: DataArguments, args: MixupTrainingA
         form = ImageFormat.of_images(images.train, images.image_column, data.image_size, **given)
         architecture = model.architecture or default_architecture(args.method_choice())
         return from_scratch(architecture, len(images.label_names), form.size, drop_path=model.drop_path, **labels), form
-    if model.architecture is not None:
-        raise ValueError(
-            f"give one of model_name_or_path and architecture, got {model.model_name_or_path} and {model.architecture}; drop one."
-        )
-    hub = {
-        "revision": model.model_revision,
-        "cache_dir": model.cache_dir,
-        "token": model.token,
-        "trust_remote_code": model.trust_remote_code,
-    }
+    hub = hub_of(model)
     network = load_classifier(
         model.model_name_or_path,
         num_labels=len(images.label_names),
@@ -123,9 +139,19 @@ def main(argv: list[str]) -> None:
     prepare_folder(run, args, argv)
     set_seed(args.seed)
 
-    images = load_images(data_args, args.seed, token=model_args.token, cache_dir=model_args.cache_dir)
+    known = classes_of_checkpoint(model_args, args)
+    losses = [method.loss for method in args.method_choice().methods]
+    images = load_images(
+        data_args,
+        args.seed,
+        token=model_args.token,
+        cache_dir=model_args.cache_dir,
+        known=known,
+        regression=any(loss.problem_type == "regression" for loss in losses),
+    )
+    check_loss(images, losses)
     network, form = build_model(model_args, data_args, args, images)
-    flip = images.name != "digits" if data_args.horizontal_flip is None else data_args.horizontal_flip
+    flip = data_args.dataset_name != "digits" if data_args.horizontal_flip is None else data_args.horizontal_flip
     columns = (images.image_column, images.label_column)
     augmentation = form.train_transform(
         flip,
@@ -175,7 +201,7 @@ def main(argv: list[str]) -> None:
     card = {
         "model_name": f"{network.config.to_dict().get('architecture') or network.config.model_type}-{Path(images.name).name}-{'-'.join(args.mix)}",
         "dataset": images.name,
-        "dataset_tags": None if data_args.train_dir or images.name == "digits" or Path(images.name).exists() else images.name,
+        "dataset_tags": images.repository,
         "dataset_args": images.evaluation_split,
         "command": shlex.join(["accelerate", "launch", "training_scripts/run_mixup.py", *without_secrets(argv)]),
         "finetuned_from": model_args.model_name_or_path,
