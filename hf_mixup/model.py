@@ -187,7 +187,9 @@ class MixupModel(PreTrainedModel):
             # as timm itself names them, so that timm.create_model reads the folder too; transformers knows both
             classifier = {key.removeprefix("timm_model."): value for key, value in classifier.items()}
             describe_for_timm(self.deployed)
-        self.deployed.config.problem_type = self.choice.methods[0].loss.problem_type  # a checkpoint's own may be another
+        taught, config = self.choice.methods[0].loss.problem_type, self.deployed.config
+        if taught != (config.problem_type or "single_label_classification"):  # which None stands for
+            config.problem_type = taught
         self.deployed.save_pretrained(save_directory, state_dict=classifier, is_main_process=is_main_process, **kwargs)
         if not is_main_process:
             return

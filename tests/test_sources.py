@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import tarfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from PIL import Image as Pillow
 from hf_mixup.arguments import DataArguments
 from hf_mixup.core.losses import BCE, CrossEntropy
 from hf_mixup.data.labels import matched, of_network
-from hf_mixup.data.sources import KnownClasses, check_loss, digits, held_out, load_images
+from hf_mixup.data.sources import KnownClasses, check_loss, digits, held_out, load_images, record_held_out
 from refusals import refuses
 
 SHADES = {"cat": 40, "dog": 120, "owl": 200}  # of the images of a class
@@ -220,7 +221,9 @@ def test_the_evaluation_of_a_run_sees_what_it_held_out(tmp_path):
     path = saved(tmp_path / "x", train=digits()["train"].select(range(200)))
     run = load_images(DataArguments(dataset_name=str(path), train_val_split=0.3), seed=1)
     (tmp_path / "run/checkpoint-1").mkdir(parents=True)
-    (tmp_path / "run/mixup_run.json").write_text(json.dumps({"held_out": run.held_out}))
+    (tmp_path / "run/mixup_run.json").write_text('{"processes": 1}')
+    record_held_out(tmp_path / "run", run)
+    assert json.loads((tmp_path / "run/mixup_run.json").read_text())["processes"] == 1
     for place in ("run", "run/checkpoint-1"):
         again = load_images(DataArguments(dataset_name=str(path)), seed=42, training=False, held_out=held_out(tmp_path / place))
         assert [row["bytes"] for row in again.evaluation.cast_column("image", Image(decode=False))["image"]] == [
@@ -264,7 +267,7 @@ def columns_of_images(tmp_path):
     for name, shade in SHADES.items():
         picture(shade).save(tmp_path / f"{name}.png")
         paths.append(str(tmp_path / f"{name}.png"))
-    content = [open(path, "rb").read() for path in paths]
+    content = [Path(path).read_bytes() for path in paths]
     pixels = [np.asarray(picture(shade).convert("RGB")) for shade in SHADES.values()]
     dictionary = {"bytes": Value("binary"), "path": Value("string")}
     return {
@@ -462,6 +465,9 @@ DIGITS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight"
         (["cat", "dog"], ["ant", "bee"], False, None),
         (["cat", "dog"], ["cat", "bee"], False, None),
         (["crane", "crane", "owl"], ["crane", "owl"], False, None),
+        (["goldfish, Carassius auratus", "tench, Tinca tinca", "a"], ["n01440764", "n01443537"], False, [1, 0]),
+        (["n01443537", "n01440764"], ["n01440764"], False, [1]),
+        (["goldfish", "tench"], ["n01440764", "n01443537"], False, None),
         (["Mo\u0308bel", "owl"], ["owl", "M\u00f6bel"], False, [1, 0]),
     ],
 )

@@ -25,7 +25,7 @@ from hf_mixup.core.checks import nearest
 from hf_mixup.data.dataset import ImageDataset
 from hf_mixup.data.labels import network_classes
 from hf_mixup.data.processor import ImageFormat
-from hf_mixup.data.sources import ImageData, KnownClasses, check_loss, load_images
+from hf_mixup.data.sources import ImageData, KnownClasses, check_loss, load_images, record_held_out
 from hf_mixup.methods import taught_by_the_network
 from hf_mixup.networks.backbones import describe_for_timm, from_scratch, load_classifier, read_config
 from hf_mixup.recipes import read_recipe
@@ -190,8 +190,12 @@ def main(argv: list[str]) -> None:
     looked_at = torch.stack([example["pixel_values"] for example in varied(evaluation, 3)])
     trainer.add_callback(MaskPictures(run.report_dir or args.output_dir, looked_at, form))
     resume = {"true": True}.get(str(args.resume_from_checkpoint).lower(), args.resume_from_checkpoint)
+    if args.should_save:
+        record_held_out(args.output_dir, images)  # for evaluations of the checkpoints of a run that is cut off
     result = trainer.train(resume_from_checkpoint=resume)
     trainer.save_model(_internal_call=True)  # pushed at the end, with the results
+    if args.should_save:
+        record_held_out(args.output_dir, images)
     metrics = {"train_loss": result.metrics["train_loss"], "train_images_per_second": result.metrics["train_samples_per_second"]}
     last = next((row for row in reversed(trainer.state.log_history) if "eval_loss" in row), {})
     evaluated = last.get("step") == trainer.state.global_step and not args.load_best_model_at_end

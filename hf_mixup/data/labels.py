@@ -228,11 +228,13 @@ def places(known: Sequence[str], wanted: Sequence[str], *, numbered: bool = Fals
 def matched(known: Sequence[str], wanted: Sequence[str], *, numbered: bool = False) -> list[int] | None:
     """For each class of `wanted`, the number of a network's output, whose classes are `known`. None where they are other classes.
 
-    `places`; and where the network's classes have no names, as many named classes are taken in order.
+    `places`, also of ImageNet's folders, such as n01440764, among its names, such as 'tench, Tinca tinca'. Where the network's classes
+    have no names, as many named classes are taken in order.
     """
-    found = places(known, wanted, numbered=numbered)
-    if None not in found:
-        return found
+    for names in (wanted, described(wanted)):
+        found = places(known, names, numbered=numbered) if names else [None]
+        if None not in found:
+            return found
     if not numbered and unnamed(known) and len(known) == len(wanted) and not set(known) & set(wanted):
         logger.warning("the network's classes have no names: they are taken to be %s, in this order", listed(wanted))
         return list(range(len(known)))
@@ -248,6 +250,16 @@ def network_classes(config: Any) -> list[str]:
 def unnamed(names: Sequence[str]) -> bool:
     """Whether a checkpoint's classes have no names: LABEL_0, LABEL_1, ..., or 0, 1, ..."""
     return all(name in (f"{UNNAMED}{number}", str(number)) for number, name in enumerate(names))
+
+
+def described(names: Sequence[str]) -> list[str] | None:
+    """The descriptions of ImageNet's synsets; None for other names."""
+    if not names or not all(re.fullmatch("n[0-9]{8}", name) for name in names):
+        return None
+    from timm.data import ImageNetInfo
+
+    known = ImageNetInfo("imagenet-22k").label_descriptions(as_dict=True)
+    return [known.get(name, name) for name in names]
 
 
 def of_network(known: Sequence[str], wanted: Sequence[str], *, numbered: bool = False) -> list[int]:

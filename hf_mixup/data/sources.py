@@ -210,6 +210,14 @@ def check_loss(images: ImageData, losses: Sequence[Loss]) -> None:
             )
 
 
+def record_held_out(run: str | os.PathLike, images: ImageData) -> None:
+    """Writes to the facts of a run what `held_out` reads."""
+    path = Path(run, "mixup_run.json")
+    facts = json.loads(path.read_text()) if path.is_file() else {}
+    facts.pop("held_out", None)  # of an older run in this folder
+    path.write_text(json.dumps({**facts, **({"held_out": images.held_out} if images.held_out else {})}, indent=2) + "\n")
+
+
 def held_out(run: str | os.PathLike) -> dict[str, Any] | None:
     """How a run took its evaluation images out of its training images: `share` and `seed`, from the run's folder or a checkpoint in it.
 

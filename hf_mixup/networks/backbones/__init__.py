@@ -188,7 +188,6 @@ def load_classifier(repo_or_folder: str | os.PathLike, **kwargs: Any) -> PreTrai
     kwargs.setdefault("trust_remote_code", False)
     config_kwargs = {key: kwargs.pop(key) for key in ("num_labels", "id2label", "label2id") if key in kwargs}
     hub_kwargs = {key: kwargs[key] for key in ("revision", "token", "cache_dir", "trust_remote_code") if key in kwargs}
-    own_classes = read_config(repo_or_folder, **hub_kwargs).num_labels
     config = read_config(repo_or_folder, **config_kwargs, **hub_kwargs)
     if config.model_type == "timm_wrapper" and config.model_args:
         # timm writes its own num_classes there, which the wrapper passes a second time
@@ -197,6 +196,7 @@ def load_classifier(repo_or_folder: str | os.PathLike, **kwargs: Any) -> PreTrai
         try:
             return AutoModelForImageClassification.from_pretrained(repo_or_folder, config=config, use_safetensors=True, **kwargs)
         except RuntimeError as error:
+            own_classes = read_config(repo_or_folder, **hub_kwargs).num_labels
             if "ignore_mismatched_sizes" not in str(error) or config.num_labels == own_classes:
                 raise
             raise ValueError(
