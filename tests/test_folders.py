@@ -55,13 +55,13 @@ def build(folder: Path, tree: dict) -> None:
 
 
 def add_links(root: Path, places) -> None:
-    """Links between any two places of the tree, also upwards and to nothing."""
+    """Links between any two places of the tree, also upwards, to nothing and to themselves."""
     folders = [root, *sorted(path for path in root.rglob("*") if path.is_dir() and not path.is_symlink())]
     targets = [*sorted(root.rglob("*")), root, root / "nothing.png"]
     for place, target, name in places:
         link = folders[place % len(folders)] / name
         if not link.exists() and not link.is_symlink():
-            link.symlink_to(targets[target % len(targets)])
+            link.symlink_to([*targets, link][target % (len(targets) + 1)])
 
 
 def reference(root: Path) -> tuple[dict[str, list[str]], list[str]]:

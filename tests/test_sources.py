@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 import tarfile
 from pathlib import Path
 
@@ -147,6 +148,13 @@ def test_refused_folders(tmp_path):
         load(train_dir=tmp_path / "splits")
 
 
+def test_names_that_are_no_text(tmp_path):
+    folder(tmp_path)
+    (tmp_path / "cat/0.png").rename(os.fsdecode(os.fsencode(tmp_path / "cat") + b"/\xff.png"))
+    with refuses("names of files and folders must be UTF-8, got b'.*xff.png' in .*; rename it"):
+        load(train_dir=tmp_path)
+
+
 def test_a_class_that_only_validation_has(tmp_path):
     folder(tmp_path / "train"), folder(tmp_path / "val", ("Cat", "dog"))
     with refuses("every class of 'validation' must be one of 'train', got 'Cat', where 'train' has 'cat', 'dog'"):
@@ -238,6 +246,18 @@ def test_classes_of_one_image_can_be_held_out_of(tmp_path):
     path = saved(tmp_path / "x", train=table([0, 0, 0, 1], ClassLabel(names=["a", "b"]), ("cat", "cat", "cat", "dog")))
     images = load(dataset_name=path)
     assert (len(images.train), len(images.evaluation)) == (3, 1)
+
+
+def test_splits_without_rows(tmp_path):
+    data = table([0, 1, 1], ClassLabel(names=["a", "b"]))
+    for name, splits in (
+        ("validation", {"train": data, "validation": data.select([])}),
+        ("train", {"train": data.select([]), "test": data}),
+    ):
+        with refuses(f"every split must hold images, got none in {name!r}; choose others"):
+            load(dataset_name=saved(tmp_path / name, **splits))
+    assert len(load(dataset_name=tmp_path / "validation", eval_split="train[:1]").evaluation) == 1
+    assert len(load(False, dataset_name=tmp_path / "train").evaluation) == 3
 
 
 def test_one_source_only(tmp_path):

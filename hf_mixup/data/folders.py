@@ -60,43 +60,41 @@ def list_folder(folder: str | os.PathLike) -> Listing:
     """The images below a folder by the first folder on their way. Links are followed, but not to a folder that they lie in."""
     found = Listing()
     root = os.path.abspath(folder)
-    for path, name, above in _walk(root, (os.path.realpath(root),)):
-        inside = os.path.relpath(above, root)
+    for place, files in _walk(root, (os.path.realpath(root),)):
+        inside = os.path.relpath(place, root)
         parts = [] if inside == os.curdir else inside.split(os.sep)
         kind = parts[0] if parts else ""
-        if parts:
-            found.images.setdefault(kind, [])
-        if name is None:  # a folder, which may be empty
-            continue
+        images = found.images.setdefault(kind, []) if parts else found.loose
         hidden = next((depth for depth, part in enumerate(parts) if part.startswith(".")), None)
         if hidden is not None:
-            place = os.path.join(root, *parts[: hidden + 1])
-            if is_image(name) and place not in found.hidden:
-                found.hidden.append(place)
-        elif not is_image(name):
-            if not name.startswith("."):
+            above = os.path.join(root, *parts[: hidden + 1])
+            if above not in found.hidden and any(map(is_image, files)):
+                found.hidden.append(above)
+            continue
+        for name in files:
+            if is_image(name):
+                images.append(os.path.join(place, name))
+            elif not name.startswith("."):
                 found.others.setdefault(kind, Counter())[os.path.splitext(name)[1].lower() or name] += 1
-        elif parts:
-            found.images[kind].append(path)
-        else:
-            found.loose.append(path)
     for paths in (*found.images.values(), found.loose):
         paths.sort()
     return found
 
 
-def _walk(folder: str, chain: tuple[str, ...]) -> Iterator[tuple[str, str | None, str]]:
-    """(path, name, folder) of every file, and (folder, None, folder) of every folder below. `chain`: the real folders that this one lies in."""
+def _walk(folder: str, chain: tuple[str, ...]) -> Iterator[tuple[str, list[str]]]:
+    """Every folder and the names of the files in it. `chain`: the real folders that this one lies in, which a link may lead back to."""
+    files, folders = [], []
     with os.scandir(folder) as entries:
-        entries = sorted(entries, key=lambda entry: entry.name)
-    for entry in entries:
-        if not entry.is_dir():
-            yield entry.path, entry.name, folder
-            continue
-        yield entry.path, None, entry.path
-        real = os.path.realpath(entry.path)
+        for entry in entries:
+            # the entry itself has no answer for a link to itself
+            is_folder = os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()
+            (folders if is_folder else files).append(entry.name)
+    yield folder, files
+    for name in sorted(folders):
+        path = os.path.join(folder, name)
+        real = os.path.realpath(path)
         if real not in chain:
-            yield from _walk(entry.path, (*chain, real))
+            yield from _walk(path, (*chain, real))
 
 
 def class_folders(folder: str | os.PathLike, argument: str) -> Dataset:
@@ -176,8 +174,7 @@ def _tell(found: Listing, folder: str | os.PathLike, names: list[str]) -> None:
     for path in found.hidden:
         if Path(path).parent != Path(os.path.abspath(folder)):
             logger.warning("%s: images in the hidden folder %r are left out", folder, path)
-    broken = found.others.pop("", Counter())
-    left = sum((found.others[name] for name in names if name in found.others), broken)
+    left = sum((found.others.get(name, Counter()) for name in (*names, "")), Counter())
     if left:
         logger.info("%s: files that are no images are left out: %s", folder, ", ".join(f"{n} {kind}" for kind, n in left.most_common(5)))
 
@@ -188,15 +185,11 @@ def split_folders(folder: str | os.PathLike) -> dict[str, Dataset] | None:
     None for a folder that holds data of another kind, such as tables or archives, or a card with a configuration.
     """
     path = Path(folder)
-    names, pictures = [], 0
-    for _, name, _ in _walk(os.path.abspath(path), (os.path.realpath(path),)):
-        if name is not None and not name.startswith("."):
-            pictures += is_image(name)
-            names.append(name)
+    names = [name for _, files in _walk(os.path.abspath(path), (os.path.realpath(path),)) for name in files if not name.startswith(".")]
     data = re.compile(
         r"\.(csv|tsv|jsonl?|parquet|arrow|feather|txt|xml|h5|hdf5|lance|py|npy|npz|zip|tar|gz|tgz|bz2|xz|7z|rar|zst|lz4)$", re.I
     )
-    if not pictures or "README.md" in names or any(data.search(name) for name in names):
+    if not any(map(is_image, names)) or "README.md" in names or any(map(data.search, names)):
         return None
     folders = sorted(child.name for child in path.iterdir() if child.is_dir() and not child.name.startswith("."))
     if folders and all(name.lower() in SPLITS for name in folders):

@@ -21,6 +21,7 @@ from datasets import (
     ClassLabel,
     Dataset,
     DatasetDict,
+    DatasetInfo,
     Features,
     Image,
     LargeList,
@@ -250,10 +251,11 @@ def load_splits(args: DataArguments, token: str | None = None, cache_dir: str | 
             f"dataset_revision is for data sets of the Hub, got {args.dataset_revision!r} for the local {name!r}; leave it out."
         )
     if path.is_dir():
-        if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
+        listing = path / "dataset_dict.json"
+        if listing.is_file() or (path / "state.json").is_file():
             with _told(args):
-                loaded = load_from_disk(name)
-            return dict(loaded) if isinstance(loaded, dict) else {"train": loaded}
+                parts = json.loads(listing.read_text())["splits"] if listing.is_file() else ["train"]
+                return {part: _from_disk(path / part if listing.is_file() else path) for part in parts}
         found = split_folders(path)
         if found is not None:
             return found
@@ -264,6 +266,14 @@ def load_splits(args: DataArguments, token: str | None = None, cache_dir: str | 
     with _told(args):
         found = load_dataset(name, args.dataset_config_name, revision=args.dataset_revision, token=token, cache_dir=cache_dir)
     return dict(found)
+
+
+def _from_disk(folder: Path) -> Dataset:
+    """A split that `save_to_disk` wrote. `datasets` itself cannot read one without rows."""
+    if json.loads((folder / "state.json").read_text())["_data_files"]:
+        return load_from_disk(str(folder))
+    features = DatasetInfo.from_directory(str(folder)).features
+    return Dataset.from_dict({name: [] for name in features}, features=features)
 
 
 def _of_file(args: DataArguments, path: Path, cache_dir: str | None) -> dict[str, Dataset]:
@@ -291,8 +301,8 @@ def _told(args: DataArguments) -> Iterator[None]:
             todo = "pass --dataset_config_name"
         elif args.dataset_revision is not None and "evision" in first:
             todo = "check --dataset_revision"
-        elif any(extension in first for extension in (".zip", "zipset")):
-            todo = "unpack the archive"
+        elif "string class label" in first:
+            todo = "unpack the archives"
         raise ValueError(
             "dataset_name must be 'digits', a folder, or a data set of the Hub that can be reached, or a file of one, "
             f"got {args.dataset_name!r} ({first}); {todo}."
