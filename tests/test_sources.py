@@ -266,6 +266,9 @@ def test_one_source_only(tmp_path):
             DataArguments(dataset_name="digits", **arguments)
     with refuses("dataset_revision is for data sets of the Hub, got 'main'"):
         load(dataset_name=saved(tmp_path / "x", train=digits()["test"]), dataset_revision="main")
+    for name in ("digits", tmp_path / "x", folder(tmp_path / "y")):
+        with refuses("dataset_config_name is for data sets with configurations, got 'small' for"):
+            load(dataset_name=name, dataset_config_name="small")
 
 
 @pytest.mark.parametrize(

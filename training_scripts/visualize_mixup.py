@@ -19,10 +19,11 @@ from hf_mixup import MixupModel
 from hf_mixup.arguments import DataArguments, parse_json
 from hf_mixup.core.checks import nearest
 from hf_mixup.data.dataset import ImageDataset
+from hf_mixup.data.labels import network_classes
 from hf_mixup.data.processor import ImageFormat
-from hf_mixup.data.sources import load_images
+from hf_mixup.data.sources import KnownClasses, load_images
 from hf_mixup.methods import CONFIG_NAME, METHODS, MethodChoice
-from hf_mixup.networks.backbones import from_scratch, load_classifier
+from hf_mixup.networks.backbones import from_scratch, load_classifier, read_config
 from hf_mixup.report.examples import LAMS, default_architecture, drawn, masks_of_mixers, pairs_of_every_method, varied
 from hf_mixup.report.plots import gallery, masks_by_lam, overview
 
@@ -65,7 +66,10 @@ def photographs() -> dict[str, Image.Image]:
 def read(data: DataArguments, args: PictureArguments, form: ImageFormat | None) -> tuple[torch.Tensor, list[int], list[str], ImageFormat]:
     """Normalised images, their classes, the classes' names, and the format."""
     if data.dataset_name or data.train_dir or data.validation_dir:
-        images = load_images(data, args.seed, training=False)
+        known = None
+        if args.checkpoint is not None:  # what methods look at depends on the class
+            known = KnownClasses(network_classes(read_config(args.checkpoint)), trains=False)
+        images = load_images(data, args.seed, training=False, known=known)
         form = form or ImageFormat.of_images(images.evaluation, images.image_column, data.image_size)
         batch = varied(ImageDataset(images.evaluation, images.image_column, images.label_column, form.eval_transform()), max(args.count, 2))
         return torch.stack([e["pixel_values"] for e in batch]), [e["labels"] for e in batch], images.label_names, form

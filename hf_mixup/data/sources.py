@@ -243,29 +243,34 @@ def load_splits(args: DataArguments, token: str | None = None, cache_dir: str | 
     if folders:
         return folders
     name, path = args.dataset_name, Path(args.dataset_name)
-    if name == "digits":
-        return digits()
-    local = path.exists()
-    if local and args.dataset_revision is not None:
-        raise ValueError(
-            f"dataset_revision is for data sets of the Hub, got {args.dataset_revision!r} for the local {name!r}; leave it out."
-        )
-    if path.is_dir():
-        listing = path / "dataset_dict.json"
-        if listing.is_file() or (path / "state.json").is_file():
-            with _told(args):
-                parts = json.loads(listing.read_text())["splits"] if listing.is_file() else ["train"]
-                return {part: _from_disk(path / part if listing.is_file() else path) for part in parts}
-        found = split_folders(path)
-        if found is not None:
-            return found
-        if glob.escape(str(path.resolve())) != str(path.resolve()):
-            raise ValueError(f"the path of a folder of data files must be free of *, ? and [, got {name!r}; rename the folder.")
-    if path.is_file():
-        return _of_file(args, path, cache_dir)
+    if args.dataset_revision is not None and (name == "digits" or path.exists()):
+        raise ValueError(f"dataset_revision is for data sets of the Hub, got {args.dataset_revision!r} for {name!r}; leave it out.")
+    found = _without_configurations(args, path, cache_dir)
+    if found is not None:
+        if args.dataset_config_name is not None:
+            raise ValueError(
+                f"dataset_config_name is for data sets with configurations, got {args.dataset_config_name!r} for {name!r}; leave it out."
+            )
+        return found
+    if path.is_dir() and glob.escape(str(path.resolve())) != str(path.resolve()):
+        raise ValueError(f"the path of a folder of data files must be free of *, ? and [, got {name!r}; rename the folder.")
     with _told(args):
         found = load_dataset(name, args.dataset_config_name, revision=args.dataset_revision, token=token, cache_dir=cache_dir)
     return dict(found)
+
+
+def _without_configurations(args: DataArguments, path: Path, cache_dir: str | None) -> dict[str, Dataset] | None:
+    """The digits, a folder of `save_to_disk` or of images, or a file; None for what else there is."""
+    if args.dataset_name == "digits":
+        return digits()
+    if path.is_file():
+        return _of_file(args, path, cache_dir)
+    listing = path / "dataset_dict.json"
+    if listing.is_file() or (path / "state.json").is_file():
+        with _told(args):
+            parts = json.loads(listing.read_text())["splits"] if listing.is_file() else ["train"]
+            return {part: _from_disk(path / part if listing.is_file() else path) for part in parts}
+    return split_folders(path) if path.is_dir() else None
 
 
 def _from_disk(folder: Path) -> Dataset:
