@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import TrainingArguments
 
-from hf_mixup.core.checks import check_between, check_count, check_known
+from hf_mixup.core.checks import check_between, check_count, check_known, check_range
 from hf_mixup.core.rng import MODES
 from hf_mixup.methods import METHODS, MethodChoice
 
@@ -249,6 +249,20 @@ class DataArguments:
             raise ValueError(f"train_val_split must be a share between 0 and 1, got {self.train_val_split}; give one such as 0.15.")
         counts = ("max_train_samples", "max_eval_samples", "image_size", "train_image_size", "train_resize")
         check_count(1, **{name: getattr(self, name) for name in counts if getattr(self, name) is not None})
+        check_between(0, 1, random_erasing=self.random_erasing)
+        if self.crop_ratio is not None:
+            check_between(0.01, 1, crop_ratio=self.crop_ratio)
+        if self.crop_scale is not None:
+            check_range(0, 1, crop_scale=self.crop_scale)
+        for value in self.image_mean or ():
+            check_between(0, 1, image_mean=value)
+        for value in self.image_std or ():
+            check_between(0.001, 1, image_std=value)
+        if self.image_mean and self.image_std and len(self.image_mean) != len(self.image_std):
+            raise ValueError(
+                f"image_mean and image_std must have one value for each channel, got {len(self.image_mean)} and {len(self.image_std)}; "
+                "give as many of both."
+            )
 
 
 @dataclass

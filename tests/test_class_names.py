@@ -11,6 +11,7 @@ from PIL import Image as Pillow
 from safetensors.torch import load_file
 from transformers import ImageClassificationPipeline, pipeline
 
+from hf_mixup.arguments import DataArguments
 from hf_mixup.data.processor import ImageFormat
 from hf_mixup.networks.backbones import load_classifier
 from refusals import refuses
@@ -154,3 +155,17 @@ def test_several_classes_an_image_from_the_command_line(tmp_path):
     assert (list(config["id2label"].values()), config["problem_type"]) == (["any", "blue", "green", "red"], "multi_label_classification")
     with refuses("evaluation needs one class for each image"):
         run("run_evaluation", tmp_path / "out", "--dataset_name", tmp_path / "data", "--use_cpu")
+
+
+def test_pictures_are_of_the_checkpoints_classes(checkpoint, tmp_path):
+    """Methods that look at the network's loss or class activation ask for its own number of a class."""
+    data = folder(tmp_path / "data", {name: name for name in NAMES})
+    sys.path.insert(0, str(ROOT / "training_scripts"))
+    import visualize_mixup
+
+    sys.path.pop(0)
+    arguments = DataArguments(validation_dir=str(data)), visualize_mixup.PictureArguments(checkpoint=str(checkpoint), count=9)
+    pixels, labels, names, _ = visualize_mixup.read(*arguments, FORM)
+    assert names == NAMES
+    assert labels == pixels.mean((2, 3)).argmax(1).tolist()
+    assert set(labels) == {0, 1, 2}

@@ -274,6 +274,14 @@ def test_one_source_only(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [({name: value}, name) for name in ("max_train_samples", "max_eval_samples", "image_size", "train_image_size") for value in (0, -5)]
+    + [
+        ({"image_mean": [123.7, 116.3, 103.5]}, "image_mean must be a number from 0 to 1, got 123.7"),
+        ({"image_std": [0.0, 1.0, 1.0]}, "image_std must be a number from 0.001 to 1"),
+        ({"image_mean": [0.5], "image_std": [0.5, 0.5]}, "one value for each channel, got 1 and 2"),
+        ({"crop_ratio": 0.0}, "crop_ratio"),
+        ({"crop_scale": [1.0, 0.1]}, "crop_scale"),
+        ({"random_erasing": 2.0}, "random_erasing"),
+    ]
     + [({"train_val_split": value}, "train_val_split must be a share between 0 and 1") for value in (0.0, 1.0, 1.5, -0.2)],
 )
 def test_ranges(arguments, message):
@@ -511,6 +519,8 @@ def test_labels_are_those_of_the_checkpoint(tmp_path, caplog):
     images = load_images(arguments, known=KnownClasses(["ape", "owl", "dog", "cat"], trains=False))
     assert images.label_names == ["ape", "owl", "dog", "cat"]
     right(images, 3, SHADES)
+    one = DataArguments(train_dir=str(folder(tmp_path / "one", ("dog",))), validation_dir=str(tmp_path / "one"))
+    assert set(load_images(one, known=KnownClasses(["ape", "dog"], trains=False)).evaluation["label"]) == {1}
     assert not caplog.text
     assert load_images(arguments, known=KnownClasses(["ape", "owl", "dog", "cat"])).label_names == list(SHADES)
     assert load_images(arguments, known=KnownClasses(["LABEL_0", "LABEL_1", "LABEL_2"])).label_names == list(SHADES)

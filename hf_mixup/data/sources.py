@@ -166,12 +166,13 @@ def load_images(
     _refuse_unlabelled(labels, training, label_column)
     labels, names = _joined(labels, args.allow_unseen_classes or not training, label_column)
     first, numbered = next(iter(labels.values())), all(one.numbered for one in labels.values())
-    if training and first.problem_type != NUMBER and len(names) < 2:
+    trains = training and (known is None or known.trains)
+    if trains and first.problem_type != NUMBER and len(names) < 2:
         raise ValueError(f"a classifier must have at least two classes, got one, {listed(names)}; add the folder or the rows of another.")
     for split, one in labels.items():
         if not one.labelled.all():
             logger.warning("%s: %d of %d rows have no label and are left out", split, (~one.labelled).sum(), len(one.labelled))
-    if training:
+    if trains:
         empty = sorted({*names} - {*labels["train"].used}, key=names.index)
         if empty:
             logger.warning("train: no image of %d of %d classes: %s", len(empty), len(names), listed(empty))

@@ -45,8 +45,8 @@ class EvaluationArguments:
     seed: int = field(
         default=42,
         metadata={
-            "help": "Of everything random: starts of PGD, noise, hidden patches. A data set without a split for evaluation is split as in "
-            "training with this --seed."
+            "help": "Of everything random: starts of PGD, noise, hidden patches. A data set without a split for evaluation is split as the run "
+            "of the checkpoint split it, or, where that is not known, as in training with this --seed."
         },
     )
     eps: float = field(default=8.0, metadata={"help": "Largest change of a pixel by an attack, of 255."})
