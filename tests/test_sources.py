@@ -219,6 +219,8 @@ def test_splits_and_slices(tmp_path, caplog):
     assert "trained on too" not in caplog.text
     load(dataset_name=path, eval_split="train[90%:]")
     assert "trained on too" in caplog.text
+    images = load(dataset_name=path, train_split="train[:10%]", eval_split="train")
+    assert (len(images.train), len(images.evaluation)) == (20, 200)
     with refuses("eval_split must be a split or a slice such as train\\[:10%\\], got 'tset' .*; choose from train, dev, extra"):
         load(dataset_name=path, eval_split="tset")
     with refuses("train_split must hold images, got none"):

@@ -211,8 +211,13 @@ def places(known: Sequence[str], wanted: Sequence[str], *, numbered: bool = Fals
     from_numbers = known_numbers is not None and known_numbers == sorted(known_numbers)
     if wanted_numbers is not None and (known_numbers is None or (numbered and not from_numbers)):
         by_number = [number if number < len(known) else None for number in wanted_numbers]
-        if numbered or not set(wanted) & set(known):
-            return by_number if numbered or None not in by_number else [None] * len(wanted)
+        if numbered:
+            return by_number
+        if not set(wanted) & set(known):
+            if None in by_number:
+                return [None] * len(wanted)
+            logger.warning("the names %s are taken for the numbers of the classes %s", listed(wanted), listed(known))
+            return by_number
     if list(known) == list(wanted):
         return list(range(len(known)))
     if known_numbers is not None and wanted_numbers is not None:

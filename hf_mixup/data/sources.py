@@ -148,30 +148,30 @@ def load_images(
     """
     splits, (name, repository) = load_splits(args, token, cache_dir), name_of(args)
     train, evaluation, evaluation_split = _chosen(splits, args, training)
-    described = evaluation if train is None else train
-    image_column = _column(described, args.image_column_name, "image", "train" if train is not None else evaluation_split)
-    label_column = _column(described, args.label_column_name, "label", "train" if train is not None else evaluation_split)
-    parts = {"train": train} if evaluation is None else {"train": train, evaluation_split: evaluation}
-    parts = {split: data for split, data in parts.items() if data is not None}
-    for split, data in parts.items():
+    parts = {role: data for role, data in (("train", train), ("evaluation", evaluation)) if data is not None}
+    called = {"train": args.train_split or "train", "evaluation": evaluation_split}  # for people
+    described, *_ = parts
+    image_column = _column(parts[described], args.image_column_name, "image", called[described])
+    label_column = _column(parts[described], args.label_column_name, "label", called[described])
+    for role, data in parts.items():
         for kind, column in (("image", image_column), ("label", label_column)):
             if column not in data.column_names:
                 raise ValueError(
-                    f"every split must have the {kind} column {column!r}, got {data.column_names} in {split!r}; "
+                    f"every split must have the {kind} column {column!r}, got {data.column_names} in {called[role]!r}; "
                     f"rename the column, or pass --{kind}_column_name."
                 )
     folder = _folder_of(args)
-    parts = {split: with_images(data, image_column, split, folder) for split, data in parts.items()}
-    labels = {split: read_labels(data, label_column, split, numbers=regression) for split, data in parts.items()}
-    _refuse_unlabelled(labels, training, label_column)
-    labels, names = _joined(labels, args.allow_unseen_classes or not training, label_column)
+    parts = {role: with_images(data, image_column, called[role], folder) for role, data in parts.items()}
+    labels = {role: read_labels(data, label_column, called[role], numbers=regression) for role, data in parts.items()}
+    _refuse_unlabelled(labels, called, training, label_column)
+    labels, names = _joined(labels, called, args.allow_unseen_classes or not training, label_column)
     first, numbered = next(iter(labels.values())), all(one.numbered for one in labels.values())
     trains = training and (known is None or known.trains)
     if trains and first.problem_type != NUMBER and len(names) < 2:
         raise ValueError(f"a classifier must have at least two classes, got one, {listed(names)}; add the folder or the rows of another.")
-    for split, one in labels.items():
+    for role, one in labels.items():
         if not one.labelled.all():
-            logger.warning("%s: %d of %d rows have no label and are left out", split, (~one.labelled).sum(), len(one.labelled))
+            logger.warning("%s: %d of %d rows have no label and are left out", called[role], (~one.labelled).sum(), len(one.labelled))
     if trains:
         empty = sorted({*names} - {*labels["train"].used}, key=names.index)
         if empty:
@@ -179,8 +179,8 @@ def load_images(
     in_own_order = labels
     if known is not None and first.problem_type != NUMBER:
         labels, names, numbered = _of_network(labels, names, numbered, known)
-    parts = {split: with_labels(data, label_column, labels[split]) for split, data in parts.items()}
-    train, evaluation, taken = parts.get("train"), parts.get(evaluation_split), None
+    parts = {role: with_labels(data, label_column, labels[role]) for role, data in parts.items()}
+    train, evaluation, taken = parts.get("train"), parts.get("evaluation"), None
     if evaluation is None:
         taken = _share_and_seed(args, seed, held_out)
         kept, out = _hold_out(in_own_order["train"], **taken)
@@ -460,62 +460,65 @@ def with_images(data: Dataset, column: str, split: str, folder: Path | None = No
 # -- labels ---------------------------------------------------------------------------------------------------------------
 
 
-def _refuse_unlabelled(labels: dict[str, Labels], training: bool, column: str) -> None:
-    for split, one in labels.items():
+def _refuse_unlabelled(labels: dict[str, Labels], called: Mapping[str, str], training: bool, column: str) -> None:
+    for role, one in labels.items():
+        if role == "train" and not training:
+            continue
         if not len(one.labelled):
-            if split != "train" or training:
-                raise ValueError(f"every split must hold images, got none in {split!r}; choose others with --train_split and --eval_split.")
-        elif not one.labelled.any() and (split != "train" or training):
             raise ValueError(
-                f"images must have labels, got none in the {len(one.labelled)} rows of {split!r} (-1 or None in column {column!r}); "
-                f"choose another split with --{'train' if split == 'train' else 'eval'}_split, such as 'train[:10%]'."
+                f"every split must hold images, got none in {called[role]!r}; choose others with --train_split and --eval_split."
+            )
+        if not one.labelled.any():
+            raise ValueError(
+                f"images must have labels, got none in the {len(one.labelled)} rows of {called[role]!r} (-1 or None in column {column!r}); "
+                f"choose another split with --{'train' if role == 'train' else 'eval'}_split, such as 'train[:10%]'."
             )
 
 
-def _joined(labels: dict[str, Labels], allow_unseen: bool, column: str) -> tuple[dict[str, Labels], list[str]]:
+def _joined(labels: dict[str, Labels], called: Mapping[str, str], allow_unseen: bool, column: str) -> tuple[dict[str, Labels], list[str]]:
     """The labels of all splits as numbers of the same classes, and the names of these: of the first split, then of those that it lacks."""
-    usable = {split: one for split, one in labels.items() if one.labelled.any()}
-    kinds = {split: one.problem_type for split, one in usable.items()}
+    usable = {role: one for role, one in labels.items() if one.labelled.any()}
+    kinds = {role: one.problem_type for role, one in usable.items()}
     if set(kinds.values()) == {ONE_CLASS, SEVERAL_CLASSES} and all(one.values.ndim == 2 for one in usable.values()):
         kinds = dict.fromkeys(kinds, SEVERAL_CLASSES)
     if len(set(kinds.values())) > 1:
         raise ValueError(
-            f"labels of all splits must be of one kind, got {' and '.join(f'{kind} in {split!r}' for split, kind in kinds.items())} "
+            f"labels of all splits must be of one kind, got {' and '.join(f'{kind} in {called[role]!r}' for role, kind in kinds.items())} "
             f"in column {column!r}; convert one, or choose other splits with --train_split and --eval_split."
         )
     kind = next(iter(kinds.values()))
-    labels = {split: dataclasses.replace(one, problem_type=kind) for split, one in labels.items()}
-    (first_split, first), *others = usable.items()
+    labels = {role: dataclasses.replace(one, problem_type=kind) for role, one in labels.items()}
+    (first_role, first), *others = usable.items()
     if kind == NUMBER:
         return labels, first.names
     names = list(first.names)
-    # of every split, the class that each of its own classes is; None for one that is nobody's, and has no row
-    meant: dict[str, list[str | None]] = {first_split: list(first.names)}
-    for split, one in others:
+    # of every split, the class that each of its own classes is
+    meant: dict[str, list[str]] = {first_role: list(first.names)}
+    for role, one in others:
         if one.numbered != first.numbered and not (one.numbered and first.declared):
             raise ValueError(
-                f"labels of all splits must be of one kind, got names in one and bare numbers in the other of {first_split!r} and {split!r} "
+                f"labels of all splits must be of one kind, got names in one and bare numbers in the other of {called[first_role]!r} and {called[role]!r} "
                 f"in column {column!r}; convert one."
             )
         found = places(first.names, one.names, numbered=one.numbered and not first.numbered)
         used = set(one.used)
-        meant[split] = [name if place is None else first.names[place] for name, place in zip(one.names, found, strict=True)]
+        meant[role] = [name if place is None else first.names[place] for name, place in zip(one.names, found, strict=True)]
         lacking = [name for name, place in zip(one.names, found, strict=True) if place is None and name in used]
         if lacking and not allow_unseen:
             raise ValueError(
-                f"every class of {split!r} must be one of {first_split!r}, got {listed(lacking)}, where {first_split!r} has {listed(names)}; "
+                f"every class of {called[role]!r} must be one of {called[first_role]!r}, got {listed(lacking)}, where {called[first_role]!r} has {listed(names)}; "
                 "check the spelling of the names, or pass --allow_unseen_classes to evaluate on classes that training never sees."
             )
         names += [name for name in lacking if name not in names]
     if not first.declared:
         names = in_order(names)
     number = {name: place for place, name in enumerate(names)}
-    for split, one in labels.items():
-        if split in usable:
-            labels[split] = moved(one, [number.get(name, 0) for name in meant[split]], names)
+    for role, one in labels.items():
+        if role in usable:
+            labels[role] = moved(one, [number.get(name, 0) for name in meant[role]], names)
         else:
             values = np.zeros((len(one.labelled), len(names)), np.float32) if first.values.ndim == 2 else np.full(len(one.labelled), -1)
-            labels[split] = dataclasses.replace(one, names=names, values=values)
+            labels[role] = dataclasses.replace(one, names=names, values=values)
     return labels, names
 
 
