@@ -511,6 +511,26 @@ def test_classes_of_a_network(known, wanted, numbered, found):
             of_network(known, wanted, numbered=numbered)
 
 
+def test_classes_of_imagenet(caplog):
+    """Folders are synsets, and the names of the thousand classes are not all different."""
+    from timm.data import ImageNetInfo
+
+    synsets = ImageNetInfo("imagenet-1k").label_names()
+    names = ImageNetInfo("imagenet-1k").label_descriptions()
+    assert len(set(names)) < 1000
+    for known in (names, [f"LABEL_{number}" for number in range(1000)], synsets):
+        assert matched(known, synsets) == list(range(1000))
+        assert matched(known, synsets[517:500:-3]) == list(range(517, 500, -3))
+    assert matched(names, [str(number) for number in range(1000)]) == list(range(1000))
+    renamed = ["crane bird" if number == 134 else name for number, name in enumerate(names)]
+    caplog.clear()
+    assert matched(names, renamed) == list(range(1000))
+    assert "1 of 1000 classes are spelled otherwise in the network; taken are 'crane bird' for 'crane'" in caplog.text
+    assert matched(names[::-1], renamed) is None
+    assert matched(list("abcdefghij"), [*"abcdefghi", "J"]) == list(range(10))
+    assert matched(list("abcdefghij"), [*"bacdefghij"[:9], "J"]) is None
+
+
 def test_labels_are_those_of_the_checkpoint(tmp_path, caplog):
     path = folder(tmp_path / "x", SHADES)
     arguments = DataArguments(train_dir=str(path), validation_dir=str(path))

@@ -233,17 +233,43 @@ def places(known: Sequence[str], wanted: Sequence[str], *, numbered: bool = Fals
 def matched(known: Sequence[str], wanted: Sequence[str], *, numbered: bool = False) -> list[int] | None:
     """For each class of `wanted`, the number of a network's output, whose classes are `known`. None where they are other classes.
 
-    `places`, also of ImageNet's folders, such as n01440764, among its names, such as 'tench, Tinca tinca'. Where the network's classes
-    have no names, as many named classes are taken in order.
+    `places`, also of ImageNet's folders, such as n01440764, among its names, such as 'tench, Tinca tinca'. In order, with a warning, where
+    one name in ten or fewer is another, and where the network's classes have no names and are as many.
     """
-    for names in (wanted, described(wanted)):
-        found = places(known, names, numbered=numbered) if names else [None]
-        if None not in found:
-            return found
-    if not numbered and unnamed(known) and len(known) == len(wanted) and not set(known) & set(wanted):
-        logger.warning("the network's classes have no names: they are taken to be %s, in this order", listed(wanted))
+    found = places(known, wanted, numbered=numbered)
+    if None not in found:
+        return found
+    if numbered:
+        return None
+    if wanted and all(re.fullmatch("n[0-9]{8}", name) for name in wanted):
+        return _of_imagenet(known, wanted)
+    if len(known) == len(wanted):
+        others = [(theirs, ours) for theirs, ours in zip(known, wanted, strict=True) if theirs != ours]
+        spelled = len(others) <= len(known) // 10 and not {ours for _, ours in others} & set(known)
+        if spelled:  # the others stand in the same order
+            pairs = ", ".join(f"{ours!r} for {theirs!r}" for theirs, ours in others[:3])
+            logger.warning("%d of %d classes are spelled otherwise in the network; taken are %s", len(others), len(known), pairs)
+        elif unnamed(known) and not set(known) & set(wanted):
+            logger.warning("the network's classes have no names: they are taken to be %s, in this order", listed(wanted))
+        else:
+            return None
         return list(range(len(known)))
     return None
+
+
+def _of_imagenet(known: Sequence[str], synsets: Sequence[str]) -> list[int] | None:
+    """`matched`, of ImageNet's synsets: by their numbers in ImageNet-1k, where the network's names are theirs, else by their descriptions."""
+    from timm.data import ImageNetInfo
+
+    thousand, every = ImageNetInfo("imagenet-1k").label_names(), ImageNetInfo("imagenet-22k").label_descriptions(as_dict=True)
+    texts, numbers = [every.get(name, name) for name in synsets], {name: number for number, name in enumerate(thousand)}
+    if len(known) == len(thousand) and all(name in numbers for name in synsets):
+        # two of the thousand are called crane
+        same = [known[numbers[name]].split(",")[0] == text.split(",")[0] for name, text in zip(synsets, texts, strict=True)]
+        if sum(same) >= 0.9 * len(same) or unnamed(known):
+            return [numbers[name] for name in synsets]
+    found = places(known, texts)
+    return None if None in found else found
 
 
 def network_classes(config: Any) -> list[str]:
@@ -255,16 +281,6 @@ def network_classes(config: Any) -> list[str]:
 def unnamed(names: Sequence[str]) -> bool:
     """Whether a checkpoint's classes have no names: LABEL_0, LABEL_1, ..., or 0, 1, ..."""
     return all(name in (f"{UNNAMED}{number}", str(number)) for number, name in enumerate(names))
-
-
-def described(names: Sequence[str]) -> list[str] | None:
-    """The descriptions of ImageNet's synsets; None for other names."""
-    if not names or not all(re.fullmatch("n[0-9]{8}", name) for name in names):
-        return None
-    from timm.data import ImageNetInfo
-
-    known = ImageNetInfo("imagenet-22k").label_descriptions(as_dict=True)
-    return [known.get(name, name) for name in names]
 
 
 def of_network(known: Sequence[str], wanted: Sequence[str], *, numbered: bool = False) -> list[int]:
