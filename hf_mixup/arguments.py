@@ -213,9 +213,22 @@ class DataArguments:
     """Which images."""
 
     dataset_name: str | None = field(
-        default=None, metadata={"help": "A data set of the Hub, a folder of parquet files or of save_to_disk, or 'digits' (embedded)."}
+        default=None,
+        metadata={
+            "help": "A data set of the Hub, a folder of images, of parquet files or of save_to_disk, a file (csv, json, jsonl, parquet, arrow, "
+            "tar of WebDataset), or 'digits' (embedded)."
+        },
     )
     dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of the data set."})
+    dataset_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the data set on the Hub."})
+    train_split: str | None = field(
+        default=None, metadata={"help": "Split to train on, or a slice of it, such as train[:10%]; the one called train if not given."}
+    )
+    eval_split: str | None = field(
+        default=None,
+        metadata={"help": "Split to evaluate on, or a slice of it; the first of validation, val, valid, dev, eval, test if not given."},
+    )
+    allow_unseen_classes: bool = field(default=False, metadata={"help": "Evaluate on classes that the training images lack, too."})
     train_dir: str | None = field(default=None, metadata={"help": "Folder of training images, one folder a class."})
     validation_dir: str | None = field(default=None, metadata={"help": "Folder of evaluation images, one folder a class."})
     train_val_split: float = field(
@@ -268,18 +281,30 @@ class DataArguments:
     check_images: bool = field(default=False, metadata={"help": "Read all images once before training, and list those that are broken."})
 
     def __post_init__(self):
-        self._check_images()
-
-    def _check_images(self):
-        counts = {name: getattr(self, name) for name in ("image_size", "train_image_size", "train_resize", "channels")}
-        check_count(**{name: value for name, value in counts.items() if value is not None})
-        if self.crop_ratio is not None and not 0 < self.crop_ratio <= 1:
-            raise ValueError(f"crop_ratio must be a share above 0 and up to 1, got {self.crop_ratio}; give one in that range.")
+        if self.dataset_name is not None and (self.train_dir is not None or self.validation_dir is not None):
+            folder = f"train_dir {self.train_dir!r}" if self.train_dir is not None else f"validation_dir {self.validation_dir!r}"
+            raise ValueError(f"give one of dataset_name and train_dir or validation_dir, got {self.dataset_name!r} and {folder}; drop one.")
+        for name in ("dataset_config_name", "dataset_revision"):
+            if self.dataset_name is None and getattr(self, name) is not None and (self.train_dir or self.validation_dir):
+                raise ValueError(f"{name} is for dataset_name, got {getattr(self, name)!r} with folders of images; leave it out.")
+        if not (isinstance(self.train_val_split, float) and 0 < self.train_val_split < 1):
+            raise ValueError(f"train_val_split must be a share between 0 and 1, got {self.train_val_split}; give one such as 0.15.")
+        counts = ("max_train_samples", "max_eval_samples", "image_size", "train_image_size", "train_resize")
+        check_count(1, **{name: getattr(self, name) for name in counts if getattr(self, name) is not None})
         check_between(0, 1, random_erasing=self.random_erasing)
+        if self.crop_ratio is not None:
+            check_between(0.01, 1, crop_ratio=self.crop_ratio)
         if self.crop_scale is not None:
             check_range(0, 1, crop_scale=self.crop_scale)
-        if self.image_std is not None and min(self.image_std, default=0) <= 0:
-            raise ValueError(f"image_std must be positive numbers, got {self.image_std}; give such.")
+        for value in self.image_mean or ():
+            check_between(0, 1, image_mean=value)
+        for value in self.image_std or ():
+            check_between(0.001, 1, image_std=value)
+        if self.image_mean and self.image_std and len(self.image_mean) != len(self.image_std):
+            raise ValueError(
+                f"image_mean and image_std must have one value for each channel, got {len(self.image_mean)} and {len(self.image_std)}; "
+                "give as many of both."
+            )
 
 
 @dataclass

@@ -19,9 +19,10 @@ from hf_mixup import MixupModel
 from hf_mixup.arguments import DataArguments, parse_json
 from hf_mixup.core.checks import nearest
 from hf_mixup.data.dataset import ImageDataset
+from hf_mixup.data.labels import network_classes
 from hf_mixup.data.pixels import read_image
 from hf_mixup.data.processor import ImageFormat, format_from_scratch, format_of_checkpoint
-from hf_mixup.data.sources import load_images
+from hf_mixup.data.sources import KnownClasses, load_images
 from hf_mixup.method import CONFIG_NAME
 from hf_mixup.methods import METHODS, MethodChoice
 from hf_mixup.networks.backbones import channels_of, check_takes, from_scratch, load_classifier
@@ -82,7 +83,10 @@ def named(paths: list[str], channels: int) -> tuple[list[str], list]:
 def read(data: DataArguments, args: PictureArguments, form: ImageFormat | None) -> tuple[torch.Tensor, list[int], list[str], ImageFormat]:
     """Normalised images, their classes, the classes' names, and the format."""
     if data.dataset_name or data.train_dir or data.validation_dir:
-        images = load_images(data, args.seed, training=False)
+        known = None
+        if args.checkpoint is not None:  # what methods look at depends on the class
+            known = KnownClasses(network_classes(checkpoint_config(args.checkpoint)), trains=False)
+        images = load_images(data, args.seed, training=False, known=known)
         form = form or format_from_scratch(data, images.evaluation, images.image_column)
         batch = varied(ImageDataset(images.evaluation, images.image_column, images.label_column, form.eval_transform()), max(args.count, 2))
         return torch.stack([e["pixel_values"] for e in batch]), [e["labels"] for e in batch], images.label_names, form

@@ -212,7 +212,7 @@ def varied(images: ImageDataset, count: int) -> list[dict]:
     spare: list[dict] = []
     for row in torch.linspace(0, len(images) - 1, min(len(images), 8 * count)).int().tolist():
         example = images[row]
-        known = {other["labels"] for other in found}
+        known = [other["labels"] for other in found]  # lists, where an image has several classes
         (spare if example["labels"] in known else found).append(example)
         if len(found) == count:
             return found

@@ -186,22 +186,45 @@ def describe_for_timm(network: PreTrainedModel, **image: Any) -> None:
     config.pretrained_cfg = {key: known[key] for key in wanted if known.get(key) is not None}
 
 
+def checkpoint_config(repo_or_folder: str | os.PathLike, **kwargs: Any) -> PreTrainedConfig:
+    """The config of a checkpoint from a folder or the Hub, without its weights.
+
+    Args:
+        **kwargs: `revision`, `token`, `cache_dir`, `trust_remote_code`, and fields to replace, such as `num_labels`.
+    """
+    kwargs.setdefault("trust_remote_code", False)  # transformers would ask at the keyboard
+    with told_plainly(repo_or_folder, kwargs.get("revision")):
+        return AutoConfig.from_pretrained(repo_or_folder, **kwargs)
+
+
 def load_classifier(repo_or_folder: str | os.PathLike, *, image_size: int | None = None, **kwargs: Any) -> PreTrainedModel:
     """An image classifier from a folder or the Hub: of transformers, timm or ours. Safetensors only, and no code of the repository.
 
     Args:
         image_size: of square images, where it may be another than the checkpoint's, as `at_resolution` takes it.
         **kwargs: of `from_pretrained`, such as `num_labels`, `revision`, `ignore_mismatched_sizes`, `trust_remote_code`.
+
+    Raises:
+        ValueError: for a checkpoint that cannot be had, and for one with another number of classes, unless `ignore_mismatched_sizes`.
     """
-    kwargs.setdefault("trust_remote_code", False)  # transformers would ask at the keyboard
+    kwargs.setdefault("trust_remote_code", False)
     config_kwargs = {key: kwargs.pop(key) for key in ("num_labels", "id2label", "label2id") if key in kwargs}
     hub_kwargs = {key: kwargs[key] for key in ("revision", "token", "cache_dir", "trust_remote_code") if key in kwargs}
+    config = checkpoint_config(repo_or_folder, **config_kwargs, **hub_kwargs)
+    if config.model_type == "timm_wrapper" and config.model_args:
+        # timm writes its own num_classes there, which the wrapper passes a second time
+        config.model_args.pop("num_classes", None)
     with told_plainly(repo_or_folder, kwargs.get("revision")):
-        config = AutoConfig.from_pretrained(repo_or_folder, **config_kwargs, **hub_kwargs)
-        if config.model_type == "timm_wrapper" and config.model_args:
-            # timm writes its own num_classes there, which the wrapper passes a second time
-            config.model_args.pop("num_classes", None)
-        network = AutoModelForImageClassification.from_pretrained(repo_or_folder, config=config, use_safetensors=True, **kwargs)
+        try:
+            network = AutoModelForImageClassification.from_pretrained(repo_or_folder, config=config, use_safetensors=True, **kwargs)
+        except RuntimeError as error:
+            own_classes = checkpoint_config(repo_or_folder, **hub_kwargs).num_labels
+            if "ignore_mismatched_sizes" not in str(error) or config.num_labels == own_classes:
+                raise
+            raise ValueError(
+                f"the checkpoint and the data set must have as many classes, got {own_classes} in {repo_or_folder} and {config.num_labels} "
+                "in the data set; pass --ignore_mismatched_sizes to start the classifier afresh."
+            ) from None
     return network if image_size is None else at_resolution(network, image_size)
 
 
@@ -352,5 +375,6 @@ __all__ = [
     "from_scratch",
     "load_classifier",
     "load_strictly",
+    "read_config",
     "same_architecture",
 ]
