@@ -27,7 +27,7 @@ from hf_mixup.data.labels import network_classes
 from hf_mixup.data.processor import ImageFormat, format_from_scratch, format_of_checkpoint
 from hf_mixup.data.sources import ImageData, KnownClasses, check_loss, load_images, record_held_out
 from hf_mixup.methods import taught_by_the_network
-from hf_mixup.networks.backbones import channels_of, check_takes, describe_for_timm, from_scratch, load_classifier
+from hf_mixup.networks.backbones import channels_of, check_takes, checkpoint_config, describe_for_timm, from_scratch, load_classifier
 from hf_mixup.recipes import read_recipe
 from hf_mixup.report.examples import MaskPictures, default_architecture, mixed_examples, varied
 from hf_mixup.report.plots import gallery

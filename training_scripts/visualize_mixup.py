@@ -25,7 +25,7 @@ from hf_mixup.data.processor import ImageFormat, format_from_scratch, format_of_
 from hf_mixup.data.sources import KnownClasses, load_images
 from hf_mixup.method import CONFIG_NAME
 from hf_mixup.methods import METHODS, MethodChoice
-from hf_mixup.networks.backbones import channels_of, check_takes, from_scratch, load_classifier
+from hf_mixup.networks.backbones import channels_of, check_takes, checkpoint_config, from_scratch, load_classifier
 from hf_mixup.report.examples import LAMS, default_architecture, drawn, masks_of_mixers, pairs_of_every_method, varied
 from hf_mixup.report.plots import gallery, masks_by_lam, overview
 
