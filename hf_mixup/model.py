@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -192,15 +193,23 @@ class MixupModel(PreTrainedModel):
             return
         self.choice.save_pretrained(save_directory)
         rest = {key: value.detach().cpu().contiguous() for key, value in state_dict.items() if not key.startswith(prefix)}
+        path = Path(save_directory, STATE_FOLDER, STATE_NAME)
+        kept = {STATE_NAME} if rest else set()
         if rest:
-            path = Path(save_directory, STATE_FOLDER, STATE_NAME)
             path.parent.mkdir(exist_ok=True)
             save_file(rest, path.with_suffix(".tmp"), metadata={"format": "pt"})
             os.replace(path.with_suffix(".tmp"), path)
         for name, state in self.states.items():
             if isinstance(getattr(state, "mixer", None), Mixer):
                 own = f"states.{name}.mixer."
-                state.mixer.save_beside(path.parent, {key.removeprefix(own): value for key, value in rest.items() if key.startswith(own)})
+                weights = {key.removeprefix(own): value for key, value in rest.items() if key.startswith(own)}
+                kept.add(state.mixer.save_beside(path.parent, weights).name)
+        # what another method left here would be taken for this one's
+        for old in path.parent.glob("*"):
+            if old.name not in kept:
+                shutil.rmtree(old) if old.is_dir() else old.unlink()
+        if not kept and path.parent.is_dir():
+            path.parent.rmdir()
 
     def restore(self, folder: str | os.PathLike) -> None:
         """Loads everything that `save_pretrained` wrote. Raises ValueError when anything is missing, left over or of another shape."""

@@ -5,10 +5,21 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Iterable, Sequence
+from importlib import import_module
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
+
+
+def needed(module: str, purpose: str) -> ModuleType:
+    """A module of a package that only some purposes need. Raises ImportError in one sentence where it is not installed."""
+    try:
+        return import_module(module)
+    except ModuleNotFoundError as error:
+        package = {"sklearn": "scikit-learn"}.get(name := module.split(".")[0], name)
+        raise ImportError(f"{purpose} must have the package {package}, got {error}; run `pip install {package}`.") from None
 
 
 def nearest(name: Any, options: Iterable[str]) -> str:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from datasets import Dataset
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from hf_mixup.core.checks import check_cached_size, refuse_augmentation_on_device
 from hf_mixup.core.rng import hashed, keyed
 from hf_mixup.data.augment import Augmentation, Transform
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 
 class ImageDataset(torch.utils.data.Dataset):

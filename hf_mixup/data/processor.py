@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from datasets import Dataset
 from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 
 from hf_mixup.core.checks import check_known
 from hf_mixup.core.hub import told_plainly
 from hf_mixup.data.augment import Augmentation, OneByOne, Transform
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

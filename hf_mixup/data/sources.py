@@ -8,14 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, load_dataset, load_from_disk
 
 from hf_mixup.arguments import DataArguments
-from hf_mixup.core.checks import nearest
+from hf_mixup.core.checks import nearest, needed
+
+needed("datasets", "reading a data set")
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, load_dataset, load_from_disk  # noqa: E402
 
 
 def digits() -> DatasetDict:
     """scikit-learn's 1797 handwritten digits, 8x8 and grey, in 1437 to train on and 360 to evaluate on, stratified."""
+    needed("sklearn", "the digits")
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
@@ -77,8 +80,14 @@ def load_images(
         train = train.shuffle(seed=seed).select(range(min(args.max_train_samples, len(train))))
     if args.max_eval_samples is not None:
         evaluation = evaluation.shuffle(seed=seed).select(range(min(args.max_eval_samples, len(evaluation))))
-    name = args.dataset_name or Path(args.train_dir or args.validation_dir).name
+    name = args.dataset_name or _name_of(Path(args.train_dir or args.validation_dir).absolute())
     return ImageData(name, train, evaluation, evaluation_split, image_column, label_column, names)
+
+
+def _name_of(folder: Path) -> str:
+    """Of a data set in folders: `pets` for pets/train."""
+    split = folder.name.lower() in ("train", "training", "val", "valid", "validation", "test", "eval", "evaluation")
+    return folder.parent.name if split and folder.parent.name else folder.name
 
 
 def load_splits(args: DataArguments, token: str | None = None, cache_dir: str | None = None) -> dict[str, Dataset]:

@@ -22,7 +22,8 @@ from hf_mixup.data.dataset import ImageDataset
 from hf_mixup.data.processor import ImageFormat
 from hf_mixup.data.sources import ImageData, load_splits
 from hf_mixup.evaluation.corruptions import COMMON_CORRUPTIONS, EXTRA_CORRUPTIONS, SEVERITIES, corruption, mean_corruption_error
-from hf_mixup.evaluation.metrics import all_measures, confidence_bins, top_k_accuracy
+from hf_mixup.evaluation.measures import all_measures
+from hf_mixup.evaluation.metrics import confidence_bins, top_k_accuracy
 from hf_mixup.evaluation.robustness import PixelModel, fgsm, occlude, pgd
 
 PROTOCOLS = ("fgsm", "pgd", "corruptions", "occlusion")

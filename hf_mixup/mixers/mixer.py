@@ -24,12 +24,13 @@ class Mixer(nn.Module, ModelHubMixin, library_name="hf_mixup", tags=["mixup", "i
         weights = {name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()}
         save_file(weights, save_directory / WEIGHTS_NAME, metadata={"format": "pt"})
 
-    def save_beside(self, folder: Path, weights: dict[str, Tensor]) -> None:
-        """Writes the mixer of a run, whose weights the caller has gathered, into a subfolder of the run's `folder`."""
+    def save_beside(self, folder: Path, weights: dict[str, Tensor]) -> Path:
+        """Writes the mixer of a run, whose weights the caller has gathered, into a subfolder of the run's `folder`; returns that."""
         place = folder / type(self).__name__.lower()
         place.mkdir(parents=True, exist_ok=True)
         (place / "config.json").write_text(json.dumps(self._hub_mixin_config, indent=2) + "\n")
         save_file(weights, place / WEIGHTS_NAME, metadata={"format": "pt"})
+        return place
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Self:

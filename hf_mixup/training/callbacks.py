@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import TrainerCallback
 
-LOG_NAME = "train_log.jsonl"
+from hf_mixup.report.run_folder import LOG_NAME
 
 
 class BesideSteps(TrainerCallback):

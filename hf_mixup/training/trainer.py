@@ -25,14 +25,16 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy, has_l
 from hf_mixup.arguments import MixupTrainingArguments
 from hf_mixup.core.hub import told_plainly
 from hf_mixup.core.rng import MixKey
+from hf_mixup.core.secrets import keep_secret
 from hf_mixup.data.collator import CheckedCollator, MixedBatch, MixupCollator
 from hf_mixup.data.dataset import ImageDataset, RepeatedAugmentation
 from hf_mixup.evaluation.metrics import classification_metrics, mixed_accuracy
 from hf_mixup.methods import CONFIG_NAME, taught_by_the_network
 from hf_mixup.model import STATE_FOLDER, MixupModel
 from hf_mixup.report.card import write_model_card
+from hf_mixup.report.run_folder import RunFolder, list_files
 from hf_mixup.training.callbacks import BesideSteps, EpochLog, Tally, epoch_rows
-from hf_mixup.training.checkpoints import RUN_NAME, last_complete_checkpoint, what_is_wrong, whole_or_absent
+from hf_mixup.training.checkpoints import LAST_NAME, RUN_NAME, last_complete_checkpoint, what_is_wrong, whole_or_absent
 from hf_mixup.training.hub import check_token, push_folder, without_secrets
 from hf_mixup.training.schedules import cosine
 
@@ -75,6 +77,7 @@ class MixupTrainer(Trainer):
 
             raise ImportError(f"MixupTrainer needs transformers 5.23 or newer, got {transformers.__version__}; upgrade it.")
         args = MixupTrainingArguments("runs/trainer") if args is None else args
+        keep_secret(args.hub_token)
         if args.n_gpu > 1:
             raise ValueError(
                 f"one process drives one GPU, got {args.n_gpu} GPUs in one process; start with `accelerate launch`, or set CUDA_VISIBLE_DEVICES."
@@ -314,7 +317,7 @@ class MixupTrainer(Trainer):
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         super().save_model(output_dir, _internal_call=True)
         if self.args.should_save:
-            Path(output_dir or self.args.output_dir, RUN_NAME).write_text(json.dumps(self._run_facts(), indent=2) + "\n")
+            RunFolder(output_dir or self.args.output_dir).record(**self._run_facts())
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
@@ -329,6 +332,8 @@ class MixupTrainer(Trainer):
         super()._save_rng_state(output_dir)
         # or the first process may say that a checkpoint is whole before the others have written what is theirs
         self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            list_files(output_dir, LAST_NAME)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
@@ -381,6 +386,8 @@ class MixupTrainer(Trainer):
         if not self.is_world_process_zero():
             return
         name = self.mixup_model.config.name_or_path
+        for part in (self.mixup_model.deployed.config, self.mixup_model.choice):
+            part.save_pretrained(self.args.output_dir)  # which the card is made from, saved or not
         write_model_card(
             self.args.output_dir,
             model_name=model_name,
@@ -456,9 +463,8 @@ class MixupTrainer(Trainer):
         """The Trainer takes along the classifier alone; this takes what else there is of the model."""
         busy = self.push_in_progress is not None and not self.push_in_progress.is_done() if self.is_world_process_zero() else True
         if self.is_world_process_zero() and self.args.hub_strategy != HubStrategy.END and (self.args.hub_always_push or not busy):
-            for name in (CONFIG_NAME, RUN_NAME):
-                if Path(checkpoint_folder, name).is_file():
-                    shutil.copy(Path(checkpoint_folder, name), self.args.output_dir)
+            if Path(checkpoint_folder, CONFIG_NAME).is_file():
+                shutil.copy(Path(checkpoint_folder, CONFIG_NAME), self.args.output_dir)
             if Path(checkpoint_folder, STATE_FOLDER).is_dir():
                 shutil.copytree(Path(checkpoint_folder, STATE_FOLDER), Path(self.args.output_dir, STATE_FOLDER), dirs_exist_ok=True)
         super()._push_from_checkpoint(checkpoint_folder)

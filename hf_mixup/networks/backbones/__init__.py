@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +35,6 @@ for _config, _network in (
 ):
     AutoConfig.register(_config.model_type, _config, exist_ok=True)
     AutoModelForImageClassification.register(_config, _network, exist_ok=True)
-
-# or transformers asks a service of the Hub to convert the pickled weights of a stranger's repository
-os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
 
 _WIDE = {"layer_type": "bottleneck", "depths": (3, 4, 6, 3)}
 # names of ours, for what timm lacks: the config, and its fields; every other name is timm's
@@ -165,21 +165,54 @@ def describe_for_timm(network: PreTrainedModel, **image: Any) -> None:
     config.pretrained_cfg = {key: known[key] for key in wanted if known.get(key) is not None}
 
 
-def load_classifier(repo_or_folder: str | os.PathLike, **kwargs: Any) -> PreTrainedModel:
+def load_classifier(repo_or_folder: str | os.PathLike, *, config_name: str | os.PathLike | None = None, **kwargs: Any) -> PreTrainedModel:
     """An image classifier from a folder or the Hub: of transformers, timm or ours. Safetensors only, and no code of the repository.
 
     Args:
+        config_name: folder or Hub id of another config.
         **kwargs: of `from_pretrained`, such as `num_labels`, `revision`, `ignore_mismatched_sizes`, `trust_remote_code`.
+
+    Raises:
+        ValueError: for what cannot be loaded, and for another number of classes, unless `ignore_mismatched_sizes`.
     """
     kwargs.setdefault("trust_remote_code", False)  # transformers would ask at the keyboard
     config_kwargs = {key: kwargs.pop(key) for key in ("num_labels", "id2label", "label2id") if key in kwargs}
     hub_kwargs = {key: kwargs[key] for key in ("revision", "token", "cache_dir", "trust_remote_code") if key in kwargs}
-    with told_plainly(repo_or_folder, kwargs.get("revision")):
-        config = AutoConfig.from_pretrained(repo_or_folder, **config_kwargs, **hub_kwargs)
+    with told_plainly(repo_or_folder, kwargs.get("revision")), _quiet(kwargs.get("ignore_mismatched_sizes", False)):
+        config = AutoConfig.from_pretrained(config_name or repo_or_folder, **config_kwargs, **hub_kwargs)
         if config.model_type == "timm_wrapper" and config.model_args:
             # timm writes its own num_classes there, which the wrapper passes a second time
             config.model_args.pop("num_classes", None)
-        return AutoModelForImageClassification.from_pretrained(repo_or_folder, config=config, use_safetensors=True, **kwargs)
+        try:
+            return AutoModelForImageClassification.from_pretrained(repo_or_folder, config=config, use_safetensors=True, **kwargs)
+        except RuntimeError as error:
+            theirs = AutoConfig.from_pretrained(repo_or_folder, **hub_kwargs).num_labels
+            if "ignore_mismatched_sizes" not in str(error) or theirs == config.num_labels:
+                raise
+            raise ValueError(
+                f"the checkpoint must have the {config.num_labels} classes of the data set, got one of {theirs}; "
+                "pass --ignore_mismatched_sizes to train a new classifier on top of it."
+            ) from None
+
+
+@contextmanager
+def _quiet(mismatches: bool) -> Iterator[None]:
+    """Inside, transformers asks no service of the Hub to convert pickled weights, and reports no mismatches that were asked for."""
+    name, logger = "DISABLE_SAFETENSORS_CONVERSION", logging.getLogger("transformers.modeling_utils")
+    before = os.environ.get(name)
+
+    def wanted(record: logging.LogRecord) -> bool:
+        text = record.getMessage()
+        return not (mismatches and "LOAD REPORT" in text and "MISSING" not in text)
+
+    os.environ.setdefault(name, "1")
+    logger.addFilter(wanted)
+    try:
+        yield
+    finally:
+        logger.removeFilter(wanted)
+        if before is None:
+            del os.environ[name]
 
 
 def load_strictly(model: nn.Module, folder: str | os.PathLike) -> None:
