@@ -80,7 +80,7 @@ def test_row_36_what_the_method_learned_is_missing(tmp_path):
         trainer(tmp_path, mix=["automix"]).train(resume_from_checkpoint=str(checkpoint))
     # where the list of its files does not tell, loading does
     facts = json.loads((checkpoint / "mixup_run.json").read_text())
-    (checkpoint / "mixup_run.json").write_text(json.dumps({**facts, "files": {}}))
+    (checkpoint / "mixup_run.json").write_text(json.dumps({**facts, "files": []}))
     for resume in (True, str(checkpoint)):
         with refuses(
             r"expected to hold mixup/state.safetensors with the state of automix, got none; it is not a checkpoint of this method"

@@ -21,6 +21,7 @@ from hf_mixup import MixupTrainer, MixupTrainingArguments
 from hf_mixup.arguments import DataArguments, ModelArguments, RunArguments
 from hf_mixup.cli.refusals import log_to_screen, run
 from hf_mixup.cli.train import parse
+from hf_mixup.core.secrets import without_secrets
 from hf_mixup.data.dataset import ImageDataset
 from hf_mixup.data.processor import ImageFormat
 from hf_mixup.data.sources import ImageData, load_images
@@ -30,7 +31,6 @@ from hf_mixup.report.card import licence_of
 from hf_mixup.report.examples import MaskPictures, default_architecture, mixed_examples, varied
 from hf_mixup.report.plots import gallery
 from hf_mixup.report.run_folder import GALLERY_NAME, RunFolder
-from hf_mixup.training.hub import without_secrets
 from hf_mixup.training.progress import EpochTable
 
 # of the arguments, those that say which images a run held out

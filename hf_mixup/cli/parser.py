@@ -91,10 +91,12 @@ class Parser(HfArgumentParser):
 
     def _required(self, on: bool) -> None:
         """Help is shown whatever else is missing."""
-        for action in self._actions:
+        if not hasattr(self, "_needed"):
+            self._needed = [action for action in self._actions if action.required]
+        for action in self._needed:
+            action.required = on
             if not action.option_strings:
                 action.nargs = None if on else "?"
-                action.required = on
 
     def _unknown(self, word: str) -> str:
         name = word.split("=")[0]  # what follows may be a token

@@ -35,6 +35,9 @@ def run(main: Callable[..., None], argv: list[str], prog: str) -> int:
     Debug.on = False
     try:
         main(argv, prog)
+    except BrokenPipeError:  # whoever read the output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except (*REFUSALS, *STOPPED) as error:
         if Debug.on:
             raise

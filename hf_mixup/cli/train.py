@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields
+from typing import Any
 
 import torch
 from transformers import TrainingArguments
@@ -56,8 +57,8 @@ def parser(prog: str = "run_mixup.py") -> Parser:
     )
 
 
-def parse(argv: list[str], prog: str = "run_mixup.py") -> Arguments:
-    """The arguments: what is typed, over the recipe, over the defaults. Without an output folder, `output_dir` is None.
+def settings(argv: list[str], prog: str = "run_mixup.py") -> tuple[Parser, dict[str, Any], str]:
+    """The parser; values by name: what is typed, over the recipe, over the defaults; the hash of the recipe.
 
     Raises ValueError in one sentence; exits after the help, where that is asked for.
     """
@@ -84,10 +85,16 @@ def parse(argv: list[str], prog: str = "run_mixup.py") -> Arguments:
     if not values["do_eval"] and "eval_strategy" not in {**recipe, **typed}:
         values["eval_strategy"] = "no"
     reader.help_if_asked(typed, values)
+    return reader, values, hash_of(recipe)
+
+
+def parse(argv: list[str], prog: str = "run_mixup.py") -> Arguments:
+    """The arguments of `settings` as dataclasses. Without an output folder, `output_dir` is None."""
+    reader, values, recipe_hash = settings(argv, prog)
     model, data, run, args = reader.built({name: value for name, value in values.items() if name not in TASKS})
     for name in TASKS:  # after transformers, which evaluates wherever there is an eval_strategy
         setattr(args, name, values[name])
     if "output_dir" not in values:
         args.output_dir = None
-    run.recipe_hash = hash_of(recipe)
+    run.recipe_hash = recipe_hash
     return model, data, run, args

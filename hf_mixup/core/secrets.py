@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterable
 
 HIDDEN = "***"
 # tokens of the Hub: 34 letters and digits after hf_
@@ -22,3 +23,15 @@ def redacted(text: str) -> str:
     for value in sorted({*_known, *(value for value in environment if len(value) >= 4)}, key=len, reverse=True):
         text = text.replace(value, HIDDEN)
     return _TOKEN.sub(HIDDEN, text)
+
+
+def without_secrets(argv: Iterable[str]) -> list[str]:
+    """A command line that may be published: options named `...token` are left out, tokens inside other words are hidden."""
+    kept, secret = [], False
+    for word in argv:
+        name, has_value, _ = word.partition("=")
+        is_token = name.startswith("--") and name.endswith("token")
+        if not is_token and not (secret and not word.startswith("--")):
+            kept.append(redacted(word))
+        secret = is_token and not has_value
+    return kept

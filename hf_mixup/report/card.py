@@ -286,16 +286,23 @@ def _linked(name: str, dataset_id: str | None) -> str:
     return f"[{name}](https://huggingface.co/datasets/{dataset_id})" if dataset_id else name
 
 
-def methods_table() -> str:
-    """The table of methods of the README, in Markdown."""
+def methods_rows() -> list[tuple[str, str, str, str]]:
+    """Of every method its name, its parts, what it needs, and its paper's number at arXiv, empty without one."""
     unsaid = {AreaLabels(), CrossEntropy(), Standard()}
-    lines = ["| method | parts | needs | paper |", "| --- | --- | --- | --- |"]
+    rows = []
     for method in METHODS.values():
         parts = [part for part in (method.sample, method.label, method.loss, method.step) if part not in unsaid]
-        shown = " + ".join(f"`{type(part).__name__}`" for part in parts)
         needs = "the model" if needs_of_model(method) else "images"
-        paper = f"[{method.paper}](https://arxiv.org/abs/{method.paper})" if method.paper else ""
-        lines.append(f"| `{method.name}` | {shown} | {needs} | {paper} |")
+        rows.append((method.name, " + ".join(type(part).__name__ for part in parts), needs, method.paper or ""))
+    return rows
+
+
+def methods_table() -> str:
+    """The table of methods of the README, in Markdown."""
+    lines = ["| method | parts | needs | paper |", "| --- | --- | --- | --- |"]
+    for name, parts, needs, paper in methods_rows():
+        shown = " + ".join(f"`{part}`" for part in parts.split(" + "))
+        lines.append(f"| `{name}` | {shown} | {needs} | {f'[{paper}](https://arxiv.org/abs/{paper})' if paper else ''} |")
     return "\n".join(lines)
 
 

@@ -101,10 +101,10 @@ def facts_of(repo_or_folder: str | os.PathLike, **hub: Any) -> dict[str, Any]:
 
 
 def list_files(folder: str | os.PathLike, *beside: str) -> None:
-    """Puts the names and sizes, in bytes, of all files of a checkpoint into its `mixup_run.json`, but for itself and those `beside`."""
+    """Puts the names of all files of a checkpoint into its `mixup_run.json`, but for itself and those `beside`."""
     folder = Path(folder)
-    names = {str(path.relative_to(folder).as_posix()): path.stat().st_size for path in sorted(folder.rglob("*")) if path.is_file()}
-    RunFolder(folder).record(files={name: size for name, size in names.items() if name not in (RUN_NAME, *beside)})
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    RunFolder(folder).record(files=[name for name in names if name not in (RUN_NAME, *beside)])
 
 
 def hash_of(arguments: Mapping[str, Any]) -> str:

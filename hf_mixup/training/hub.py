@@ -6,10 +6,11 @@ import logging
 import os
 import shlex
 import time
-from collections.abc import Iterable
 from pathlib import Path
 
-from hf_mixup.core.secrets import redacted
+from hf_mixup.core.secrets import redacted, without_secrets
+
+__all__ = ["NOT_PUSHED", "WAITS", "by_hand", "check_token", "push_folder", "without_secrets"]
 
 logger = logging.getLogger(__name__)
 
@@ -94,18 +95,6 @@ def by_hand(repo: str, folder: str | os.PathLike, *, revision: str | None = None
     words += ["--revision", revision] if revision else []
     words += ["--private"] if private else []
     return shlex.join(words)
-
-
-def without_secrets(argv: Iterable[str]) -> list[str]:
-    """A command line that may be published: options named `...token` are left out, tokens inside other words are hidden."""
-    kept, secret = [], False
-    for word in argv:
-        name, has_value, _ = word.partition("=")
-        is_token = name.startswith("--") and name.endswith("token")
-        if not is_token and not (secret and not word.startswith("--")):
-            kept.append(redacted(word))
-        secret = is_token and not has_value
-    return kept
 
 
 def _short(error: BaseException) -> str:
