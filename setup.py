@@ -5,7 +5,7 @@ from setuptools import find_packages, setup
 here = Path(__file__).parent
 version = next(line for line in (here / "hf_mixup/__init__.py").read_text().splitlines() if line.startswith("__version__")).split('"')[1]
 
-# all that a training needs; a collator, a callback and a trainer of one's own import and work without those marked
+# every package; a comment says what alone needs one: without it, all else imports and works
 REQUIRED = [
     "torch>=2.6",
     "torchvision>=0.21",

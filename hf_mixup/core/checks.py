@@ -239,3 +239,17 @@ def check_torchvision() -> None:
             f"torch and torchvision must be a matching pair, got torch {torch.__version__} and {seen} ({error}); "
             "install both together from one index: pip install --upgrade torch torchvision."
         ) from None
+
+
+OLDEST_TRANSFORMERS = (5, 17)
+
+
+def check_transformers() -> None:
+    """Refuses a transformers whose Trainer is another one."""
+    from transformers import __version__
+
+    if tuple(map(int, __version__.split(".")[:2])) < OLDEST_TRANSFORMERS:
+        oldest = ".".join(map(str, OLDEST_TRANSFORMERS))
+        raise ImportError(
+            f"MixupTrainer needs transformers {oldest} or newer, got {__version__}; run `pip install --upgrade transformers`."
+        )

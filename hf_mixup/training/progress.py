@@ -55,7 +55,7 @@ class EpochTable(TrainerCallback):
     def on_log(self, args, state, control, logs=None, train_dataloader=None, **kwargs):
         logs = logs or {}
         if "loss" in logs:
-            if self.row:
+            if "loss" in self.row or self.row.get("epoch") != state.epoch:
                 self._tell(state)
             epochs, seconds = (state.epoch or 0.0) - self.from_epoch, time.monotonic() - self.since
             try:
@@ -63,7 +63,7 @@ class EpochTable(TrainerCallback):
             except (AttributeError, TypeError):  # a stream without length
                 total = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
                 images = (state.global_step - self.from_step) * total
-            self.row = {"epoch": state.epoch or 0.0, "loss": logs["loss"], "speed": images / max(seconds, 1e-9)}
+            self.row |= {"epoch": state.epoch or 0.0, "loss": logs["loss"], "speed": images / max(seconds, 1e-9)}
         if "eval_top1" in logs and self.bar is not None:
             self.row.setdefault("epoch", state.epoch or 0.0)
             self.row["top1"] = logs["eval_top1"]
@@ -86,14 +86,15 @@ class EpochTable(TrainerCallback):
     on_predict = on_evaluate
 
     def on_train_end(self, args, state, control, **kwargs):
-        if self.row:
-            self._tell(state)
+        self._tell(state)
         if self.bar is not None:
             self.bar.close()
             self.bar = None
 
     def _tell(self, state: Any) -> None:
         row, self.row = self.row, {}
+        if not row:
+            return
         done = state.global_step - self.first
         left = (time.monotonic() - self.began) / done * (state.max_steps - state.global_step) if done else None
         epoch = row["epoch"]

@@ -23,6 +23,7 @@ from transformers import PreTrainedModel, Trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy, has_length
 
 from hf_mixup.arguments import MixupTrainingArguments
+from hf_mixup.core.checks import check_transformers
 from hf_mixup.core.hub import told_plainly
 from hf_mixup.core.rng import MixKey
 from hf_mixup.core.secrets import keep_secret
@@ -72,10 +73,7 @@ class MixupTrainer(Trainer):
         compute_metrics: Callable | None = classification_metrics,
         **kwargs: Any,
     ):
-        if not hasattr(Trainer, "loss_is_scaled_for_ga"):
-            import transformers
-
-            raise ImportError(f"MixupTrainer needs transformers 5.23 or newer, got {transformers.__version__}; upgrade it.")
+        check_transformers()
         args = MixupTrainingArguments("runs/trainer") if args is None else args
         keep_secret(args.hub_token)
         if args.n_gpu > 1:
