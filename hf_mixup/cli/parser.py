@@ -28,8 +28,8 @@ OTHER_NAMES = {
     "--output": "--output_dir",
     "--method": "--mix",
 }
-KINDS = {int: "a whole number", float: "a number", string_to_bool: "true or false"}
-METAVARS = {int: "N", float: "X", str: "TEXT"}
+KINDS: dict[Any, str] = {int: "a whole number", float: "a number", string_to_bool: "true or false"}
+METAVARS: dict[Any, str] = {int: "N", float: "X", str: "TEXT"}
 
 
 class Parser(HfArgumentParser):
@@ -136,7 +136,7 @@ class Parser(HfArgumentParser):
             if isinstance(value, list):
                 return [convert(name, item) for item in value]
             action = by_name[name]
-            if not isinstance(value, str) or action.type is None:
+            if not isinstance(value, str) or not callable(action.type):
                 return value
             try:
                 return action.type(value)
