@@ -15,12 +15,14 @@ from pathlib import Path
 import torch
 from accelerate.utils import broadcast_object_list
 from transformers import AutoConfig, AutoModelForImageClassification, set_seed
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
 from transformers.utils import logging as transformers_logging
 
 from hf_mixup import MixupTrainer, MixupTrainingArguments
 from hf_mixup.arguments import DataArguments, ModelArguments, RunArguments
 from hf_mixup.cli.refusals import log_to_screen, run
 from hf_mixup.cli.train import parse
+from hf_mixup.core.checks import check_known
 from hf_mixup.core.secrets import without_secrets
 from hf_mixup.data.dataset import ImageDataset
 from hf_mixup.data.processor import ImageFormat
@@ -31,6 +33,7 @@ from hf_mixup.report.card import licence_of
 from hf_mixup.report.examples import MaskPictures, default_architecture, mixed_examples, varied
 from hf_mixup.report.plots import gallery
 from hf_mixup.report.run_folder import GALLERY_NAME, RunFolder
+from hf_mixup.training.callbacks import AtTheStart
 from hf_mixup.training.progress import EpochTable
 
 # of the arguments, those that say which images a run held out
@@ -84,6 +87,7 @@ def build_model(model: ModelArguments, data: DataArguments, args: MixupTrainingA
         if model.config_name is not None:
             config = AutoConfig.from_pretrained(model.config_name, **labels, **hub)
         else:
+            check_known("model_type", model.model_type, MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES)
             config = AutoConfig.for_model(model.model_type, **labels)
         if hasattr(config, "image_size"):
             config.image_size = form.size
@@ -156,15 +160,23 @@ def work(
     if not licence and model_args.model_name_or_path:
         licence = licence_of(model_args.model_name_or_path, token=model_args.token)
     first = trainer.is_world_process_zero()
-    if first and args.do_train:
+    facts = {
+        "seed": args.seed,
+        "data": {name: getattr(data_args, name) for name in DATA_FACTS},
+        "evaluation_split": images.evaluation_split,
+        "command": command,
+        "license": licence.get("license"),
+        "recipe": run_args.recipe,
+        "recipe_hash": run_args.recipe_hash,
+    }
+
+    def begin() -> None:
         if run_args.overwrite_output_dir and not args.resume_from_checkpoint:
             folder.clear()
-        split = {name: getattr(data_args, name) for name in DATA_FACTS}
-        folder.record(
-            seed=args.seed, data=split, evaluation_split=images.evaluation_split, command=command, license=licence.get("license"),
-            recipe=run_args.recipe, recipe_hash=run_args.recipe_hash,
-        )  # fmt: skip
+        folder.record(**facts)
 
+    if first:
+        trainer.add_callback(AtTheStart(begin))  # after all that may be refused
     if args.do_train:
         said = str(args.resume_from_checkpoint).lower()
         result = trainer.train(resume_from_checkpoint={"true": True, "false": None}.get(said, args.resume_from_checkpoint))

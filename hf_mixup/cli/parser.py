@@ -44,6 +44,7 @@ class Parser(HfArgumentParser):
         description: one sentence.
         groups: of the help, titles and names of arguments in order. Arguments that no group names come last, with --help-all.
         short: names that --help shows; all if None.
+        told: help texts by name, in the place of those of the fields.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class Parser(HfArgumentParser):
         description: str,
         groups: Mapping[str, Iterable[str]] | None = None,
         short: Iterable[str] | None = None,
+        told: Mapping[str, str] | None = None,
     ):
         super().__init__(
             kinds,
@@ -72,6 +74,8 @@ class Parser(HfArgumentParser):
         self.add_argument("-h", "--help", action="store_true", help="Show the usual arguments.")
         if self.short is not None:
             self.add_argument("--help_all", "--help-all", action="store_true", help="Show all arguments.")
+        for action in self._actions:
+            action.help = (told or {}).get(action.dest, action.help)
         self.defaults = {action.dest: action.default for action in reversed(self._actions)}
         for action in self._actions:
             action.default = argparse.SUPPRESS  # so that what is parsed was typed

@@ -48,13 +48,23 @@ SHORT = (
     "max_train_samples", "max_eval_samples", *_RUN, *_TRAINING,
 )  # fmt: skip
 
+# in the place of transformers' sentences, which are about its own scripts
+TOLD = {
+    "output_dir": "Folder of the run; runs/<methods>-<time> if not given.",
+    "resume_from_checkpoint": "True for the newest whole checkpoint of output_dir, or the folder of one.",
+    "do_train": "Train. If none of the three is given: train and evaluate.",
+    "do_eval": "Evaluate on the evaluation images; alone, a checkpoint is measured as it is.",
+    "do_predict": "Write the predicted class of every evaluation image to predict_results.txt.",
+    "push_to_hub": "Push the run to the Hub at its end.",
+    "hub_model_id": "Repository to push to; the name of the folder if not given.",
+}
+
 
 def parser(prog: str = "run_mixup.py") -> Parser:
     kinds = (ModelArguments, DataArguments, RunArguments, MixupTrainingArguments)
-    usage = "[--recipe NAME] [--mix METHOD ...] [--train_dir FOLDER] [...]"
-    return Parser(
-        kinds, prog, usage, "Trains an image classifier with mixing. Without arguments it trains on the embedded digits.", GROUPS, SHORT
-    )
+    usage = "[--mix METHOD ...] [--train_dir FOLDER] [...]"
+    about = "Trains an image classifier with mixing. Without arguments it trains on the embedded digits."
+    return Parser(kinds, prog, usage, about, GROUPS, SHORT, TOLD)
 
 
 def settings(argv: list[str], prog: str = "run_mixup.py") -> tuple[Parser, dict[str, Any], str]:

@@ -214,7 +214,7 @@ def evaluate(
         results |= {**found, **({"attacks": attacked} if attacked else {})}
         results["settings"][protocol] = wanted[protocol]
         left = protocols[place + 1 :]
-        yield {**results, **({"unfinished": left} if left else {})}
+        yield {**results, "settings": dict(results["settings"]), **({"unfinished": left} if left else {})}
 
 
 def part_of(results: Mapping[str, Any], protocol: str, settings: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -17,6 +17,16 @@ from transformers import TrainerCallback
 from hf_mixup.report.run_folder import LOG_NAME
 
 
+class AtTheStart(TrainerCallback):
+    """Calls `work` when a training begins, after checkpoint and settings were accepted."""
+
+    def __init__(self, work: Callable[[], None]):
+        self.work = work
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.work()
+
+
 class BesideSteps(TrainerCallback):
     """Tells the data set its epoch, and calls `follow` after every optimizer step."""
 
