@@ -49,6 +49,8 @@ def run(main: Callable[..., None], argv: list[str], prog: str) -> int:
 def _tell(error: BaseException, prog: str) -> None:
     if os.environ.get("RANK", "0") != "0":
         time.sleep(WAIT)
+    for bar in list(getattr(getattr(sys.modules.get("tqdm.std"), "tqdm", None), "_instances", ())):
+        bar.close()  # or the sentence stands behind it
     text = "interrupted; go on with --resume_from_checkpoint True" if isinstance(error, KeyboardInterrupt) else str(error)
     # a command to copy keeps its line
     text = text if isinstance(error, ConnectionError) else " ".join(text.split())
@@ -69,4 +71,6 @@ def log_to_screen(level: int = logging.INFO) -> None:
     for name in ("httpx", "httpx2"):
         logging.getLogger(name).setLevel(logging.WARNING)  # a line for every request to the Hub
     if not sys.stderr.isatty():
-        os.environ.setdefault("TQDM_DISABLE", "1")
+        for name in ("datasets", "huggingface_hub.utils"):
+            if name in sys.modules:
+                sys.modules[name].disable_progress_bars()

@@ -93,7 +93,7 @@ class ImageDataset(torch.utils.data.Dataset):
     def _decoded(self) -> tuple[Tensor, list]:
         """(N, 3, H, W) uint8 and the labels. Not in shared memory, which containers have little of: forked workers share it as it is."""
         labels = []
-        for row in tqdm(range(len(self)), desc="decoding images", disable=None):
+        for row in tqdm(range(len(self)), desc="decoding images", leave=False, disable=None):
             pixels, label = self._read(row)
             if row == 0:
                 images = pixels.new_empty((len(self), *pixels.shape))
