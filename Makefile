@@ -3,12 +3,13 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow lint help
+.PHONY: demo test test-slow test-oldest lint help
 help:
 	@echo "make demo       install into .venv and train on the embedded digits (about 3 minutes after installing)"
 	@echo "make test       install into .venv and run the tests"
 	@echo "make test-slow  the long tests as well"
-	@echo "make lint       ruff"
+	@echo "make test-oldest  some tests with the oldest versions that setup.py allows"
+	@echo "make lint       ruff, and mypy over the public API"
 
 $(VENV)/installed: setup.py hf_mixup/__init__.py
 	@echo "==> Making $(VENV) and installing hf_mixup with its dependencies (PyTorch is large: some minutes the first time)"
@@ -20,8 +21,7 @@ $(VENV)/installed: setup.py hf_mixup/__init__.py
 
 demo: $(VENV)/installed
 	@echo "==> Training a small ResNet on the embedded digits with mixup + cutmix"
-	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
-	  training_scripts/run_mixup.py --output_dir runs/demo --overwrite_output_dir
+	$(BIN)/hf-mixup train --output_dir runs/demo --overwrite_output_dir
 	@echo "==> Look at runs/demo/gallery.png and runs/demo/README.md"
 
 test: $(VENV)/installed
@@ -31,6 +31,19 @@ test: $(VENV)/installed
 test-slow: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "slow or not slow"
 
+# the oldest versions that setup.py allows, laid over the installed ones
+OLDEST := .venv-oldest
+$(OLDEST)/installed: setup.py
+	@echo "==> Laying the oldest versions into $(OLDEST)"
+	@rm -rf $(OLDEST)
+	@$(BIN)/python -m pip install --quiet --no-deps --target $(OLDEST) transformers==5.17.0 "huggingface-hub==1.31.*" "accelerate==1.6.*" timm==1.0.16 \
+	  "datasets==3.0.*" "dill<0.3.9" "multiprocess<0.70.17" "fsspec==2024.9.0" "httpx<1" httpcore h11 anyio requests urllib3 charset-normalizer
+	@touch $@
+
+test-oldest: $(VENV)/installed $(OLDEST)/installed
+	OMP_NUM_THREADS=1 PYTHONPATH=$(OLDEST) $(BIN)/python -m pytest -n 2 tests/test_versions.py tests/test_collator.py tests/test_structure.py
+
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy

@@ -1,8 +1,17 @@
 """Mixup methods for training image models with Hugging Face: collator, model, trainer, methods."""
 
 from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:  # what is loaded below when it is first used, for type checkers and editors
+    from hf_mixup.arguments import MixupTrainingArguments
+    from hf_mixup.core.plan import MixPlan, blend, mix_targets
+    from hf_mixup.data.collator import MixupCallback, MixupCollator, MixupLoss
+    from hf_mixup.methods import METHODS, Method, MethodChoice, get_method
+    from hf_mixup.model import MixupModel
+    from hf_mixup.training.trainer import MixupTrainer
 
 # loaded when first used: `import hf_mixup` needs neither transformers, timm nor torchvision
 _HOME = {
@@ -20,10 +29,25 @@ _HOME = {
     "MixupTrainer": "training.trainer",
     "MixupTrainingArguments": "arguments",
 }
-__all__ = ["__version__", *_HOME]
+__all__ = [
+    "METHODS",
+    "Method",
+    "MethodChoice",
+    "MixPlan",
+    "MixupCallback",
+    "MixupCollator",
+    "MixupLoss",
+    "MixupModel",
+    "MixupTrainer",
+    "MixupTrainingArguments",
+    "__version__",
+    "blend",
+    "get_method",
+    "mix_targets",
+]
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     if _HOME[name] not in ("methods", "core.plan"):

@@ -194,6 +194,18 @@ class ModelArguments:
             "help": "A network from scratch: any name of timm, of the published tables (ResNet-18, DeiT-S, ...), or cifar_resnet20, vit_mini, ..."
         },
     )
+    model_type: str | None = field(
+        default=None, metadata={"help": "A network from scratch by a model type of transformers, such as vit or resnet, in its usual size."}
+    )
+    config_name: str | None = field(
+        default=None,
+        metadata={
+            "help": "A config to take instead of the checkpoint's; without a checkpoint, the network from scratch that it describes."
+        },
+    )
+    image_processor_name: str | None = field(
+        default=None, metadata={"help": "Folder or Hub id of an image processor to take instead of the checkpoint's."}
+    )
     drop_path: float = field(default=0.0, metadata={"help": "Rate at which the last block of a network from scratch is left out."})
     sync_bn: bool = field(default=False, metadata={"help": "Batch norms over the batches of all GPUs."})
     channels_last: bool = field(
@@ -312,13 +324,23 @@ class RunArguments:
     """Where things come from and go to."""
 
     recipe: str | None = field(
-        default=None, metadata={"help": "A YAML file of arguments, or the name of one beside this script; arguments typed override it."}
+        default=None,
+        metadata={
+            "help": "A YAML file of arguments, or the name of a recipe; arguments typed override it. If not given: digits without a data "
+            "set, finetune with a checkpoint, from_scratch without."
+        },
     )
     report_dir: str | None = field(default=None, metadata={"help": "Where pictures and the model card go; output_dir if not given."})
-    overwrite_output_dir: bool = field(default=False, metadata={"help": "Start over in an output folder that is not empty."})
+    overwrite_output_dir: bool = field(
+        default=False, metadata={"help": "Start over in an output folder that is not empty; the files of the run before are removed."}
+    )
+    license: str | None = field(
+        default=None, metadata={"help": "Licence of the weights for the model card, such as mit; that of the base model if not given."}
+    )
+    recipe_hash: str | None = field(default=None, init=False)
 
 
 def known_arguments() -> set[str]:
     """The names of the arguments of run_mixup.py, which a recipe may set."""
     kinds = (ModelArguments, DataArguments, RunArguments, MixupTrainingArguments)
-    return {field.name for kind in kinds for field in fields(kind)} - {"recipe"}
+    return {field.name for kind in kinds for field in fields(kind) if field.init} - {"recipe"}

@@ -44,7 +44,7 @@ def read_recipe(
     chosen = values.get("mix", ["mixup", "cutmix"]) if mix is None else mix
     chosen = "+".join([chosen] if isinstance(chosen, str) else chosen)
     network = architecture or values.get("architecture")
-    general, special, unused = [values], [], []
+    general, special, unused = [values], list[dict[str, Any]](), list[dict[str, Any]]()
     for backbone, overlay in backbones.items():
         matches = network is not None and same_architecture(backbone, network)
         within = _overlays(overlay, "for_method", name)

@@ -49,7 +49,7 @@ def train(folder: Path, method: str, rank: int, processes: int, port: int) -> No
     if rank == 0:
         torch.save(weights(run.mixup_model), folder / "weights.tmp")
         os.replace(folder / "weights.tmp", folder / "weights.pt")
-    run.end()
+    run.accelerator.end_training()
     os._exit(0)  # not through atexit: gloo sometimes aborts there
 
 

@@ -15,7 +15,6 @@ from pathlib import Path
 import PIL.Image
 import pytest
 import torch
-import transformers
 from torch.testing import assert_close
 from transformers import Trainer
 
@@ -362,10 +361,13 @@ def test_row_44_broken_torchvision(tmp_path):
 
 
 def test_row_45_older_transformers(tmp_path, monkeypatch):
-    """Resumed runs were seen to be wrong there."""
-    monkeypatch.setattr(transformers, "__version__", "5.13.0.dev0")
-    with refuses(r"MixupTrainer needs transformers 5\.14 or newer, got 5\.13\.0\.dev0; upgrade it", ImportError):
+    """The number is the lower bound of setup.py."""
+    bound = re.search(r'"transformers>=([\d.]+)"', (ROOT / "setup.py").read_text())[1]
+    monkeypatch.setattr("transformers.__version__", "5.16.1")
+    with refuses(rf"MixupTrainer needs transformers {re.escape(bound)} or newer, got 5\.16\.1; run `pip install", ImportError):
         trainer(tmp_path)
+    monkeypatch.setattr("transformers.__version__", "6.0.0.dev0")
+    trainer(tmp_path)
 
 
 ROOT = Path(__file__).parents[1]

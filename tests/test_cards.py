@@ -103,7 +103,7 @@ def test_hostile_names(tmp_path):
     for name in HOSTILE:
         write_model_card(tmp_path, model_name=name, dataset=name, split=name, command=f"run ``` {name}", hyperparameters={name: name})
         card = ModelCard.load(tmp_path / "README.md")
-        assert card.data.license == "apache-2.0"
+        assert card.data.license is None
         assert card.data.model_name == name
         values = {result.metric_type: result.metric_value for result in card.data.eval_results}
         assert values == {"accuracy": 0.5, "top_5_accuracy": 0.75}
@@ -122,7 +122,7 @@ BINS = {"count": [4, 4], "accuracy": [0.25, 0.75], "confidence": [0.3, 0.8], "er
 def results(folder, **changes):
     """As of `run_evaluation.py`."""
     return {
-        "model": "run", "weights": weights_hash(folder), "dataset": {"name": "quadrants", "split": "test", "images": 8}, "num_labels": 4,
+        "model": "run", "weights": weights_hash(folder), "dataset": {"name": "quadrants", "split": "test", "images": 8}, "num_labels": 10,
         "command": "run_evaluation.py run", "clean": CLEAN, "calibration": {"equal width": BINS, "equal mass": BINS},
         "attacks": {"fgsm": {"eps": 8 / 255, "top1": 0.25}, "pgd": {"eps": 8 / 255, "steps": 10, "top1": 0.125}},
         "corruptions": {"top1": {name: [0.4] * 5 for name in COMMON_CORRUPTIONS}, "mean_error": 0.6, "mean_error_all": 0.6, "mce_alexnet": 0.8},

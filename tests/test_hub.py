@@ -190,7 +190,7 @@ def test_row_40_nothing_is_lost_when_the_push_fails(hub, tmp_path):
     """The server dies in the middle of the push; the printed command brings everything when it is back."""
     out = tmp_path / "run"
     hub.die_at = "POST /api/models/tester/run/commit"
-    quick = f"import hf_mixup.core.hub as h, sys, runpy; h.WAITS = (0, 0); sys.argv = ['run_mixup.py', *sys.argv[1:]]; runpy.run_path({str(SCRIPT)!r}, run_name='__main__')"
+    quick = f"import hf_mixup.training.hub as h, sys, runpy; h.WAITS = (0, 0); sys.argv = ['run_mixup.py', *sys.argv[1:]]; runpy.run_path({str(SCRIPT)!r}, run_name='__main__')"
     words = [sys.executable, "-c", quick, "--output_dir", out, *RUN, "--hub_strategy", "end"]
     done = process(hub, tmp_path, *words, check=False)
     assert done.returncode not in (0, None)
@@ -210,7 +210,7 @@ def test_row_40_nothing_is_lost_when_the_push_fails(hub, tmp_path):
 
 
 RETRY = """
-import json, hf_mixup.core.hub as h
+import json, hf_mixup.training.hub as h
 from pathlib import Path
 h.WAITS = (0, 0)
 Path("folder").mkdir(); Path("folder/README.md").write_text("---\\nlicense: mit\\n---\\n")

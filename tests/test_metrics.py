@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-from hf_mixup.evaluation.metrics import Brier, CalibrationError, NegativeLogLikelihood, TopK, all_measures, confidence_bins
+from hf_mixup.evaluation.measures import Brier, CalibrationError, NegativeLogLikelihood, TopK, all_measures
+from hf_mixup.evaluation.metrics import confidence_bins
 
 # ten predictions of two classes: confidence of class 0, and whether that is right
 CONFIDENCE = [0.95, 0.95, 0.85, 0.85, 0.85, 0.85, 0.65, 0.65, 0.55, 0.55]

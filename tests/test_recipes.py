@@ -217,7 +217,9 @@ ELSE = {
 
 
 def test_recipes_have_what_is_published(tmp_path):
-    assert {name for name in TESTED if not name.startswith(("digits", "cifar10_small"))} == set(ELSE) == set(BUILT)
+    assert (
+        {name for name in TESTED if not name.startswith(("digits", "cifar10_small", "finetune", "from_scratch"))} == set(ELSE) == set(BUILT)
+    )
     for name, wanted in ELSE.items():
         model, data, _, args = parsed("--recipe", name, "--output_dir", tmp_path)
         more = (args.ema_decay, data.auto_augment, data.random_erasing, data.crop_ratio)

@@ -1,5 +1,6 @@
 """Checkpoints and resuming: what is whole, what is refused, and that killed runs end as those that were not (fault rows 33 to 37, 41)."""
 
+import json
 import logging
 import random
 import resource
@@ -52,16 +53,14 @@ def test_row_33_torn_checkpoint_is_passed_over_by_name(tmp_path, caplog):
             caplog.clear()
             with caplog.at_level(logging.WARNING, "hf_mixup.training.checkpoints"):
                 found = last_complete_checkpoint(tmp_path)
-            if name == "mixup/state.safetensors" and left is None:
-                assert found == whole  # methods without a state have none; loading tells, row 36
-            else:
-                assert found == str(tmp_path / "checkpoint-4"), name
-                assert f"passing over {whole}: {name} is" in caplog.text
+            assert found == str(tmp_path / "checkpoint-4"), name
+            assert f"passing over {whole}: {name} is" in caplog.text
         torn.write_bytes(content)
     (tmp_path / "checkpoint-8/optimizer.pt").unlink()
     run = trainer(tmp_path, mix=["automix"], max_steps=8)
     run.train(resume_from_checkpoint=True)
-    assert run._initial_global_step == 4
+    assert run.state.global_step == 8
+    assert [row["step"] for row in run.state.log_history if "loss" in row] == [2, 4, 6, 8]
 
 
 def test_row_34_torn_checkpoint_named_explicitly(tmp_path):
@@ -75,8 +74,14 @@ def test_row_34_torn_checkpoint_named_explicitly(tmp_path):
 
 def test_row_36_what_the_method_learned_is_missing(tmp_path):
     trainer(tmp_path, mix=["automix"], save_strategy="steps", save_steps=8, max_steps=8).train()
-    (tmp_path / "checkpoint-8/mixup/state.safetensors").unlink()
-    for resume in (True, str(tmp_path / "checkpoint-8")):
+    checkpoint = tmp_path / "checkpoint-8"
+    (checkpoint / "mixup/state.safetensors").unlink()
+    with refuses(r"whole checkpoint, got one where mixup/state.safetensors is missing; resume from another"):
+        trainer(tmp_path, mix=["automix"]).train(resume_from_checkpoint=str(checkpoint))
+    # where the list of its files does not tell, loading does
+    facts = json.loads((checkpoint / "mixup_run.json").read_text())
+    (checkpoint / "mixup_run.json").write_text(json.dumps({**facts, "files": []}))
+    for resume in (True, str(checkpoint)):
         with refuses(
             r"expected to hold mixup/state.safetensors with the state of automix, got none; it is not a checkpoint of this method"
         ):

@@ -1,4 +1,4 @@
-"""Turns a checkpoint of OpenMixup into a folder of ours: `convert_openmixup.py checkpoint.pth out --architecture resnet50`.
+"""Turns a checkpoint of OpenMixup into a folder of ours: `hf-mixup convert checkpoint.pth out --architecture resnet50`.
 
 ResNets and ResNeXts (ImageNet's and the small-image ones), DeiT and other plain vision transformers; trained by any method of
 `MixUpClassification`, or by AutoMix and SAMix, whose student, teacher, heads and Mix Block are kept. Nothing in the file is run.
@@ -6,10 +6,11 @@ ResNets and ResNeXts (ImageNet's and the small-image ones), DeiT and other plain
 
 from __future__ import annotations
 
-import argparse
 import logging
 import re
+import sys
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -19,6 +20,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from hf_mixup import Method, MixupModel, get_method
+from hf_mixup.cli.parser import Parser
+from hf_mixup.cli.refusals import log_to_screen, run
 from hf_mixup.data.processor import IMAGENET_MEAN, IMAGENET_STD, ImageFormat
 from hf_mixup.mixers.mixblock import from_openmixup, renamed
 from hf_mixup.networks.backbones import from_scratch
@@ -144,26 +147,50 @@ def convert(state: Mapping[str, Tensor], architecture: str, size: int) -> MixupM
     return model
 
 
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("checkpoint", type=Path, help="A .pth file of OpenMixup.")
-    parser.add_argument("output_dir", type=Path, help="Where the converted model goes.")
-    parser.add_argument(
-        "--architecture", required=True, help="resnet50, cifar_resnet18, deit_small_patch16_224, ...: a name of timm or ours."
+@dataclass
+class ConvertArguments:
+    """What the checkpoint holds."""
+
+    architecture: str = field(metadata={"help": "resnet50, cifar_resnet18, deit_small_patch16_224, ...: a name of timm or ours."})
+    image_size: int | None = field(default=None, metadata={"help": "Side of the images; 32 for cifar_*, else 224, if not given."})
+    crop_ratio: float | None = field(
+        default=None, metadata={"help": "Share of the image that evaluation keeps; 1 up to 64 pixels, else 0.875."}
     )
-    parser.add_argument("--image_size", type=int, help="Side of the images; 32 for cifar_*, else 224, if not given.")
-    parser.add_argument("--crop_ratio", type=float, help="Share of the image that evaluation keeps; 1 up to 64 pixels, else 0.875.")
-    parser.add_argument("--image_mean", type=float, nargs=3, default=IMAGENET_MEAN, help="Of the normalisation; ImageNet's if not given.")
-    parser.add_argument("--image_std", type=float, nargs=3, default=IMAGENET_STD, help="Of the normalisation; ImageNet's if not given.")
-    args = parser.parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    image_mean: list[float] = field(
+        default_factory=lambda: list(IMAGENET_MEAN), metadata={"help": "Mean of the normalisation, one number a channel."}
+    )
+    image_std: list[float] = field(
+        default_factory=lambda: list(IMAGENET_STD), metadata={"help": "Standard deviation of the normalisation, one number a channel."}
+    )
+
+    def __post_init__(self):
+        if len(self.image_mean) != 3 or len(self.image_std) != 3:
+            raise ValueError(
+                f"image_mean and image_std must be 3 numbers each, got {self.image_mean} and {self.image_std}; give one for each channel."
+            )
+
+
+def parser(prog: str = "convert_openmixup.py") -> Parser:
+    made = Parser((ConvertArguments,), prog, "CHECKPOINT OUTPUT_DIR --architecture NAME [...]", __doc__.splitlines()[0])
+    made.add_argument("checkpoint", type=Path, help="A .pth file of OpenMixup.")
+    made.add_argument("output_dir", type=Path, help="Where the converted model goes.")
+    return made
+
+
+def main(argv: list[str], prog: str = "convert_openmixup.py") -> None:
+    reader = parser(prog)
+    typed = reader.typed(argv)
+    reader.help_if_asked(typed)
+    [args] = reader.built(typed)
+    log_to_screen()
+    checkpoint, output_dir = typed["checkpoint"], typed["output_dir"]
     size = args.image_size or (32 if args.architecture.startswith("cifar_") else 224)
     ratio = args.crop_ratio or (1.0 if size <= 64 else 0.875)
-    model = convert(read(args.checkpoint), args.architecture, size)
-    model.save_pretrained(args.output_dir)
-    ImageFormat(size, ratio, tuple(args.image_mean), tuple(args.image_std)).processor().save_pretrained(args.output_dir)
-    logger.info("%s, trained by %s, is in %s", args.architecture, model.choice, args.output_dir)
+    model = convert(read(checkpoint), args.architecture, size)
+    model.save_pretrained(output_dir)
+    ImageFormat(size, ratio, tuple(args.image_mean), tuple(args.image_std)).processor().save_pretrained(output_dir)
+    logger.info("%s, trained by %s, is in %s", args.architecture, model.choice, output_dir)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run(main, sys.argv[1:], "convert_openmixup.py"))

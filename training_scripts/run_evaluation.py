@@ -1,28 +1,40 @@
-"""Measures what a classifier is worth beside its accuracy: `accelerate launch training_scripts/run_evaluation.py CHECKPOINT_OR_REPO`.
+"""Measures what a classifier is worth beside its accuracy: calibration, FGSM, PGD, common corruptions, occlusion.
 
-Calibration; FGSM and PGD; the 15 + 4 common corruptions at five severities; occlusion. Leaves evaluation.json, evaluation.md and
-pictures in --output_dir, and adds the results to the model card there. `--help` lists all there is to set.
+`hf-mixup evaluate CHECKPOINT_OR_REPO`. Leaves evaluation.json, evaluation.md and pictures in --output_dir, and adds the results to
+the model card there. Every protocol is written when it is done; the same command goes on where it was interrupted.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import shlex
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from transformers import HfArgumentParser
 from transformers.utils import logging as transformers_logging
 
 from hf_mixup.arguments import DataArguments
-from hf_mixup.core.checks import nearest
+from hf_mixup.cli.parser import Parser
+from hf_mixup.cli.refusals import log_to_screen, run
+from hf_mixup.core.secrets import without_secrets
 from hf_mixup.data.processor import format_of_checkpoint
-from hf_mixup.data.sources import held_out, load_images
+from hf_mixup.data.sources import ImageData, load_images
 from hf_mixup.evaluation.evaluate import EvaluationArguments, Evaluator, evaluate, pixel_model
 from hf_mixup.networks.backbones import channels_of, check_takes, load_classifier
 from hf_mixup.report.card import evaluated, weights_hash, write_evaluation
-from hf_mixup.training.hub import without_secrets
+from hf_mixup.report.run_folder import EVALUATION_NAME, RunFolder, facts_of
+
+GROUPS = {
+    "measuring": ["checkpoint", *EvaluationArguments.__dataclass_fields__],
+    "data": ["dataset_name", "dataset_config_name", "train_dir", "validation_dir", "train_val_split", "max_eval_samples", "image_column_name",
+             "label_column_name", "image_size", "channels", "eval_split", "dataset_revision"],
+    "run": ["output_dir", "model_revision", "token", "trust_remote_code"],
+}  # fmt: skip
+SHORT = [name for names in GROUPS.values() for name in names]
 
 logger = logging.getLogger("run_evaluation")
 
@@ -37,44 +49,89 @@ class CheckpointArguments:
     trust_remote_code: bool = field(default=False, metadata={"help": "Run code of the checkpoint's repository. Off unless you trust it."})
 
 
-def main(argv: list[str]) -> None:
-    parser = HfArgumentParser((DataArguments, EvaluationArguments, CheckpointArguments), description=__doc__.splitlines()[0])
-    parser.add_argument("checkpoint", help="A folder, or a repository of the Hub: of transformers, timm or ours.")
-    data, args, where, rest, unknown = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)
-    if unknown:
-        flags = [option for action in parser._actions for option in action.option_strings]
-        raise ValueError(f"every argument must be known, got {unknown[0]!r}; {nearest(unknown[0], flags)}")
-    if data.dataset_name is None and data.train_dir is None and data.validation_dir is None:
-        data.dataset_name = "digits"
+def parser(prog: str = "run_evaluation.py") -> Parser:
+    made = Parser(
+        (DataArguments, EvaluationArguments, CheckpointArguments), prog, "CHECKPOINT [...]", __doc__.splitlines()[0], GROUPS, SHORT
+    )
+    made.add_argument("checkpoint", help="A folder, or a repository of the Hub: of transformers, timm or ours.")
+    return made
+
+
+def with_the_runs_data(typed: dict[str, Any], facts: dict[str, Any]) -> tuple[dict[str, Any], int]:
+    """The data arguments and the seed of the split: the run's own, so that the images are those that it held out."""
+    values = dict(typed)
+    of_run = {name: value for name, value in facts.get("data", {}).items() if value is not None}
+    if not {"dataset_name", "train_dir", "validation_dir"} & set(typed):
+        values = {**of_run, **typed} if of_run else {"dataset_name": "digits", **typed}
+    elif "train_val_split" in of_run:
+        values.setdefault("train_val_split", of_run["train_val_split"])
+    return values, facts.get("seed", typed.get("seed", 42))
+
+
+def fingerprint(images: ImageData) -> str:
+    """The same for the same images in the same order, as far as their classes tell."""
+    labels = json.dumps([images.name, images.evaluation_split, list(images.evaluation[images.label_column])], default=str)
+    return hashlib.sha256(labels.encode()).hexdigest()
+
+
+def main(argv: list[str], prog: str = "run_evaluation.py") -> None:
+    reader = parser(prog)
+    typed = reader.typed(argv)
+    reader.help_if_asked(typed)
+    hub = {
+        "revision": typed.get("model_revision", "main"),
+        "token": typed.get("token"),
+        "trust_remote_code": typed.get("trust_remote_code", False),
+    }
+    checkpoint = Path(typed["checkpoint"])
+    facts = facts_of(typed["checkpoint"], **hub)
+    values, split_seed = with_the_runs_data(typed, facts)
+    data, args, where = reader.built(values)
     transformers_logging.disable_progress_bar()
-    hub = {"revision": where.model_revision, "token": where.token, "trust_remote_code": where.trust_remote_code}
-    network = load_classifier(rest.checkpoint, image_size=data.image_size, **hub)
-    form = format_of_checkpoint(data, rest.checkpoint, channels_of(network), **hub)
+    network = load_classifier(typed["checkpoint"], image_size=data.image_size, **hub)
+    form = format_of_checkpoint(data, typed["checkpoint"], channels_of(network), **hub)
     if form.size is not None:
         check_takes(network, form.channels, *form.sides)
-    images = load_images(data, args.seed, token=where.token, training=False, held_out=held_out(rest.checkpoint))
+    images = load_images(data, split_seed, token=where.token, training=False, held_out=facts.get("held_out"))
     evaluator = Evaluator(pixel_model(network, form, images), form, args)
     main_process = evaluator.accelerator.is_main_process
-    logging.basicConfig(level=logging.INFO if main_process else logging.WARNING, format="%(message)s")
+    log_to_screen(logging.INFO if main_process else logging.WARNING)
 
-    results = evaluate(evaluator, images, where.token)
+    folder = RunFolder(where.output_dir or (checkpoint if checkpoint.is_dir() else f"runs/evaluation-{checkpoint.name}"))
+    about = {
+        "model": checkpoint.absolute().name if checkpoint.is_dir() else typed["checkpoint"],
+        "weights": weights_hash(checkpoint),
+        "dataset": {"name": images.name, "split": images.evaluation_split, "images": len(images.evaluation)},
+        "fingerprint": fingerprint(images),
+        "num_labels": network.config.num_labels,
+        "image_size": form.sides[0] if form.sides[0] == form.sides[1] else list(form.sides),
+        "command": shlex.join(["hf-mixup", "evaluate", *without_secrets(argv)]),
+    }
+    logger.info("%s on %d images of %s (%s)", about["model"], len(images.evaluation), images.name, images.evaluation_split)
+    before = unfinished(folder.path, about)
+    if before:
+        logger.info("an earlier evaluation is gone on with: %s are there", ", ".join(before["settings"]))
+    with folder.gone_if_refused():
+        for results in evaluate(evaluator, images, where.token, before):
+            if main_process:
+                write_evaluation(folder.path, {**about, **results})
+                logger.info("%s is done", list(results["settings"])[-1])
     if main_process:
-        checkpoint = Path(rest.checkpoint)
-        folder = Path(where.output_dir or (checkpoint if checkpoint.is_dir() else f"runs/evaluation-{checkpoint.name}"))
-        about = {
-            "model": checkpoint.absolute().name if checkpoint.is_dir() else rest.checkpoint,
-            "weights": weights_hash(checkpoint),
-            "dataset": {"name": images.name, "split": images.evaluation_split, "images": len(images.evaluation)},
-            "num_labels": network.config.num_labels,
-            "image_size": form.size,
-            "command": shlex.join(["accelerate", "launch", "training_scripts/run_evaluation.py", *without_secrets(argv)]),
-        }
-        write_evaluation(folder, {**about, **results})
         for _, text, value in evaluated({**about, **results}):
             logger.info("%-58s %.4f", text, value)
-        logger.info("everything is in %s", folder)
+        logger.info("everything is in %s", folder.path)
     evaluator.accelerator.end_training()
 
 
+def unfinished(folder: Path, about: dict[str, Any]) -> dict[str, Any] | None:
+    """The results of an evaluation of the same weights and images that was interrupted; None where there is none."""
+    try:
+        found = json.loads((folder / EVALUATION_NAME).read_text())
+    except (OSError, ValueError):
+        return None
+    same = all(found.get(name) == about[name] for name in ("model", "weights", "dataset", "fingerprint", "image_size"))
+    return found if same and found.get("unfinished") else None
+
+
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(run(main, sys.argv[1:], "run_evaluation.py"))

@@ -1,166 +1,93 @@
-"""Trains an image classifier with mixing: `accelerate launch training_scripts/run_mixup.py --help` lists all there is to set.
+"""Trains an image classifier with mixing. Without arguments it trains on the embedded digits.
 
-Without arguments it trains on the embedded digits. It takes the arguments of transformers' run_image_classification.py, all
-training arguments, and those of mixing.
+`hf-mixup train --help` lists the usual arguments, `--help-all` all of them: those of transformers' run_image_classification.py,
+all training arguments, and those of mixing. `accelerate launch training_scripts/run_mixup.py` starts the same script.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import shlex
-import shutil
 import sys
 import time
 from pathlib import Path
 
 import torch
 from accelerate.utils import broadcast_object_list
-from transformers import HfArgumentParser, PreTrainedModel, set_seed
+from transformers import set_seed
 from transformers.utils import logging as transformers_logging
 
 from hf_mixup import MixupTrainer, MixupTrainingArguments
 from hf_mixup.arguments import DataArguments, ModelArguments, RunArguments
-from hf_mixup.core.checks import nearest
+from hf_mixup.cli.network import build_model, classes_of_checkpoint
+from hf_mixup.cli.refusals import log_to_screen, run
+from hf_mixup.cli.train import parse
+from hf_mixup.core.secrets import without_secrets
 from hf_mixup.data.dataset import ImageDataset, check_readable
-from hf_mixup.data.labels import network_classes
-from hf_mixup.data.processor import ImageFormat, format_from_scratch, format_of_checkpoint
-from hf_mixup.data.sources import ImageData, KnownClasses, check_loss, load_images, record_held_out
+from hf_mixup.data.sources import check_loss, load_images
 from hf_mixup.methods import taught_by_the_network
-from hf_mixup.networks.backbones import channels_of, check_takes, checkpoint_config, describe_for_timm, from_scratch, load_classifier
-from hf_mixup.recipes import read_recipe
-from hf_mixup.report.examples import MaskPictures, default_architecture, mixed_examples, varied
+from hf_mixup.report.card import licence_of
+from hf_mixup.report.examples import MaskPictures, mixed_examples, varied
 from hf_mixup.report.plots import gallery
-from hf_mixup.training.hub import without_secrets
+from hf_mixup.report.run_folder import GALLERY_NAME, RunFolder
+from hf_mixup.training.callbacks import AtTheStart
+from hf_mixup.training.progress import EpochTable
 
-RECIPES = Path(__file__).parent / "recipes"
-DEFAULTS = {
-    "eval_strategy": "epoch",
-    "logging_strategy": "epoch",
-    "save_strategy": "epoch",
-    "save_total_limit": 2,
-    "report_to": "none",
-    "per_device_eval_batch_size": 64,
-    "dataloader_pin_memory": torch.accelerator.is_available(),
-}
-Arguments = tuple[ModelArguments, DataArguments, RunArguments, MixupTrainingArguments]
-
+# of the arguments, those that say which images a run held out
+DATA_FACTS = (
+    "dataset_name",
+    "dataset_config_name",
+    "dataset_revision",
+    "train_dir",
+    "validation_dir",
+    "train_split",
+    "eval_split",
+    "train_val_split",
+    "image_column_name",
+    "label_column_name",
+)
 logger = logging.getLogger("run_mixup")
 
 
-def parse(argv: list[str]) -> Arguments:
-    """The arguments: what is typed, over the recipe, over the defaults."""
-    kinds = (ModelArguments, DataArguments, RunArguments, MixupTrainingArguments)
-    parser = HfArgumentParser(kinds, description=__doc__.splitlines()[0])
-    parser.set_defaults(**DEFAULTS)
-    early = HfArgumentParser((ModelArguments, DataArguments, RunArguments), add_help=False)
-    early.add_argument("--mix", nargs="+")
-    model, data, run, typed, _ = early.parse_args_into_dataclasses(argv, return_remaining_strings=True)
-    if run.recipe is None and data.dataset_name is None and data.train_dir is None:
-        run.recipe = "digits"
-    if run.recipe is not None:
-        values = read_recipe(run.recipe, RECIPES, mix=typed.mix, architecture=model.architecture)
-        if data.train_dir or data.validation_dir:  # what is typed stands for the data set of the recipe
-            values = {key: value for key, value in values.items() if not key.startswith("dataset_")}
-        if model.model_name_or_path or model.architecture:  # what is typed stands for the network of the recipe, of either kind
-            values = {key: value for key, value in values.items() if key not in ("model_name_or_path", "architecture")}
-        parser.set_defaults(**values)
-    *parsed, unknown = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)
-    if unknown:
-        flags = [option for action in parser._actions for option in action.option_strings]
-        raise ValueError(f"every argument must be known, got {unknown[0]!r}; {nearest(unknown[0], flags)}")
-    return tuple(parsed)
-
-
-def prepare_folder(run: RunArguments, args: MixupTrainingArguments, argv: list[str]) -> None:
-    """A new folder for a run that names none; refuses one that is in use."""
-    if not any(word.split("=")[0] == "--output_dir" for word in argv):
+def choose_folder(run: RunArguments, args: MixupTrainingArguments) -> RunFolder:
+    """A new folder for a run that names none. Raises ValueError for one that is in use."""
+    if args.output_dir is None:
         name = [f"runs/{'+'.join(args.mix)}-{time.strftime('%Y%m%d-%H%M%S')}"]
         args.output_dir = broadcast_object_list(name)[0]  # the clocks of processes differ
-    folder = Path(args.output_dir)
-    used = folder.is_dir() and any(folder.iterdir())
-    if used and not (run.overwrite_output_dir or args.resume_from_checkpoint):
+    folder = RunFolder(args.output_dir)
+    if args.do_train and folder.used and not (run.overwrite_output_dir or args.resume_from_checkpoint):
         raise ValueError(
             f"output_dir must be new or empty, got {args.output_dir}; go on with --resume_from_checkpoint, or start over with --overwrite_output_dir."
         )
-    if used and run.overwrite_output_dir and not args.resume_from_checkpoint and args.should_save:
-        for old in folder.glob("checkpoint-*"):
-            shutil.rmtree(old)
-    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
-def hub_of(model: ModelArguments) -> dict:
-    """How to read the checkpoint."""
-    return {
-        "revision": model.model_revision,
-        "cache_dir": model.cache_dir,
-        "token": model.token,
-        "trust_remote_code": model.trust_remote_code,
-    }
-
-
-def classes_of_checkpoint(model: ModelArguments, args: MixupTrainingArguments) -> KnownClasses | None:
-    if model.model_name_or_path is None:
-        return None
-    if model.architecture is not None:
-        raise ValueError(
-            f"give one of model_name_or_path and architecture, got {model.model_name_or_path} and {model.architecture}; drop one."
-        )
-    names = network_classes(checkpoint_config(model.model_name_or_path, **hub_of(model)))
-    trains = args.max_steps > 0 or args.num_train_epochs > 0
-    return KnownClasses(names, fresh=model.ignore_mismatched_sizes, trains=trains)
-
-
-def build_model(model: ModelArguments, data: DataArguments, args: MixupTrainingArguments, images: ImageData):
-    """The network and the format of its images."""
-    labels = {"id2label": dict(enumerate(images.label_names)), "label2id": {name: i for i, name in enumerate(images.label_names)}}
-    if model.model_name_or_path is None:
-        form = format_from_scratch(data, images.train, images.image_column)
-        architecture = model.architecture or default_architecture(args.method_choice())
-        classes = len(images.label_names)
-        network = from_scratch(architecture, classes, form.size, channels=form.channels, drop_path=model.drop_path, **labels)
-        return described(network, form.of_timm() if network.config.model_type == "timm_wrapper" else form, data.train_image_size)
-    hub = hub_of(model)
-    network = load_classifier(
-        model.model_name_or_path,
-        image_size=data.image_size,
-        num_labels=len(images.label_names),
-        **labels,
-        ignore_mismatched_sizes=model.ignore_mismatched_sizes,
-        **hub,
-    )
-    form = format_of_checkpoint(data, model.model_name_or_path, channels_of(network), **hub)
-    check_takes(network, form.channels, *form.sides)
-    return described(network, form, data.train_image_size)
-
-
-def described(network: PreTrainedModel, form: ImageFormat, train_size: int | None):
-    """Both, with the form written into the config of a timm network, where timm and transformers read it."""
-    if train_size is not None:
-        check_takes(network, form.channels, train_size, train_size)
-    if network.config.model_type == "timm_wrapper":
-        describe_for_timm(network, **form.timm_config())
-    return network, form
-
-
-def main(argv: list[str]) -> None:
-    model_args, data_args, run, args = parse(argv)
-    logging.basicConfig(level=logging.INFO if args.should_log else logging.WARNING, format="%(message)s")
-    logging.getLogger("httpx2").setLevel(logging.WARNING)  # a line for every request to the Hub
+def main(argv: list[str], prog: str = "run_mixup.py") -> None:
+    model_args, data_args, run_args, args = parse(argv, prog)
+    log_to_screen(logging.INFO if args.should_log else logging.WARNING)
     transformers_logging.disable_progress_bar()  # of every save; training keeps its own
-    prepare_folder(run, args, argv)
+    folder = choose_folder(run_args, args)
     set_seed(args.seed)
+    with folder.gone_if_refused():
+        work(folder, model_args, data_args, run_args, args, command_of(argv, args.world_size))
 
+
+def command_of(argv: list[str], processes: int) -> str:
+    """The command of a run, without tokens."""
+    return shlex.join(["hf-mixup", "train", *(["--num_processes", str(processes)] if processes > 1 else []), *without_secrets(argv)])
+
+
+def work(
+    folder: RunFolder, model_args: ModelArguments, data_args: DataArguments, run_args: RunArguments, args: MixupTrainingArguments,
+    command: str,
+) -> None:  # fmt: skip
+    """The run itself."""
     known = classes_of_checkpoint(model_args, args)
     losses = [method.loss for method in args.method_choice().methods]
     images = load_images(
-        data_args,
-        args.seed,
-        token=model_args.token,
-        cache_dir=model_args.cache_dir,
-        known=known,
+        data_args, args.seed, token=model_args.token, cache_dir=model_args.cache_dir, known=known,
         regression=any(loss.problem_type == "regression" for loss in losses),
-    )
+    )  # fmt: skip
     check_loss(images, losses)
     if data_args.check_images:
         for split, name in ((images.train, "training"), (images.evaluation, "evaluation")):
@@ -180,66 +107,105 @@ def main(argv: list[str]) -> None:
     how = {"cache": data_args.cache_images, "on_device": data_args.augment_on_device}
     train = ImageDataset(images.train, *columns, augmentation, seed=args.seed, **how)
     evaluation = ImageDataset(images.evaluation, *columns, form.eval_transform(), cache=data_args.cache_images)
+    name = network.config.to_dict().get("architecture") or type(network).__name__
+    logger.info("recipe   %s", run_args.recipe or "none")
     logger.info(
-        "%s: %d training and %d evaluation images of %d classes, %s px; %s, %.2f M parameters; mixing by %s",
-        images.name,
-        len(train),
-        len(evaluation),
-        len(images.label_names),
-        "x".join(map(str, dict.fromkeys(form.sides))),
-        network.config.to_dict().get("architecture") or type(network).__name__,
-        sum(p.numel() for p in network.parameters()) / 1e6,
-        args.method_choice(),
+        "data     %s: %d training and %d evaluation images of %d classes", images.name, len(train), len(evaluation), len(images.label_names)
     )
+    sides = "x".join(map(str, dict.fromkeys(form.sides)))
+    logger.info("network  %s, %.2f M parameters, %s px", name, sum(p.numel() for p in network.parameters()) / 1e6, sides)
+    logger.info("mixing   %s", args.method_choice())
+    logger.info("folder   %s", folder.path)
+    for method in taught_by_the_network(args.method_choice()):
+        logger.info("%s: no teacher is named, so the network in training is the teacher, in evaluation mode and without gradients", method)
 
-    for name in taught_by_the_network(args.method_choice()):
-        logger.info("%s: no teacher is named, so the network in training is the teacher, in evaluation mode and without gradients", name)
     if model_args.sync_bn and args.world_size > 1 and args.device.type == "cuda":
         network = torch.nn.SyncBatchNorm.convert_sync_batchnorm(network)
     if model_args.channels_last:
         network = network.to(memory_format=torch.channels_last)  # convolutions take the form of their images from it
     trainer = MixupTrainer(network, args, train_dataset=train, eval_dataset=evaluation, processing_class=form.processor())
+    EpochTable.replace(trainer)
     looked_at = torch.stack([example["pixel_values"] for example in varied(evaluation, 3)])
-    trainer.add_callback(MaskPictures(run.report_dir or args.output_dir, looked_at, form))
-    resume = {"true": True}.get(str(args.resume_from_checkpoint).lower(), args.resume_from_checkpoint)
-    if args.should_save:
-        record_held_out(args.output_dir, images)  # for evaluations of the checkpoints of a run that is cut off
-    result = trainer.train(resume_from_checkpoint=resume)
-    trainer.save_model(_internal_call=True)  # pushed at the end, with the results
-    if args.should_save:
-        record_held_out(args.output_dir, images)
-    metrics = {"train_loss": result.metrics["train_loss"], "train_images_per_second": result.metrics["train_samples_per_second"]}
-    last = next((row for row in reversed(trainer.state.log_history) if "eval_loss" in row), {})
-    evaluated = last.get("step") == trainer.state.global_step and not args.load_best_model_at_end
-    metrics.update({key: value for key, value in last.items() if key.startswith("eval_")} if evaluated else trainer.evaluate())
-    trainer.save_state()
-
-    card = {
-        "model_name": f"{network.config.to_dict().get('architecture') or network.config.model_type}-{Path(images.name).name}-{'-'.join(args.mix)}",
-        "dataset": images.name,
-        "dataset_tags": images.repository,
-        "dataset_args": images.evaluation_split,
-        "command": shlex.join(["accelerate", "launch", "training_scripts/run_mixup.py", *without_secrets(argv)]),
-        "finetuned_from": model_args.model_name_or_path,
+    trainer.add_callback(MaskPictures(run_args.report_dir or args.output_dir, looked_at, form))
+    licence = {"license": run_args.license} if run_args.license else {}
+    if not licence and model_args.model_name_or_path:
+        licence = licence_of(model_args.model_name_or_path, token=model_args.token)
+    first = trainer.is_world_process_zero()
+    facts = {
+        "seed": args.seed,
+        "data": {name: getattr(data_args, name) for name in DATA_FACTS},
+        "evaluation_split": images.evaluation_split,
+        "held_out": images.held_out,
+        "command": command,
+        "license": licence.get("license"),
+        "recipe": run_args.recipe,
+        "recipe_hash": run_args.recipe_hash,
     }
+
+    def begin() -> None:
+        if run_args.overwrite_output_dir and not args.resume_from_checkpoint:
+            folder.clear()
+        folder.record(**facts)
+
+    if first:
+        trainer.add_callback(AtTheStart(begin))  # after all that may be refused
+    if args.do_train:
+        said = str(args.resume_from_checkpoint).lower()
+        result = trainer.train(resume_from_checkpoint={"true": True, "false": None}.get(said, args.resume_from_checkpoint))
+        trainer.save_model(_internal_call=True)  # pushed at the end, with the results
+        speed = {"train_images_per_second": result.metrics["train_samples_per_second"]}
+        trainer.save_metrics("train", {"train_loss": result.metrics["train_loss"], **speed})
+        trainer.save_state()
+    metrics = measured(trainer) if args.do_eval else {}
+    if args.do_predict:
+        predict(trainer, evaluation, folder, images.label_names)
+    if args.do_train:
+        card = {
+            "model_name": f"{network.config.to_dict().get('architecture') or network.config.model_type}-{Path(images.name).name}-{'-'.join(args.mix)}",
+            "dataset": images.name,
+            "dataset_tags": images.repository,
+            "dataset_args": images.evaluation_split,
+            "command": command,
+            "finetuned_from": model_args.model_name_or_path,
+            "license": licence,
+        }
+        if first:
+            reports = Path(run_args.report_dir or folder.path)
+            reports.mkdir(parents=True, exist_ok=True)
+            gallery(reports / GALLERY_NAME, mixed_examples(trainer.mixup_model, evaluation, form, args.seed), images.label_names)
+            trainer.create_model_card(**card)
+            folder.record(files=folder.files())
+            if args.push_to_hub and not licence:
+                logger.info("the card names no licence; add one with --license")
+        if args.push_to_hub:
+            pushed = trainer.push_to_hub(**card)
+            logger.info("pushed to %s", getattr(pushed, "repo_url", None) or trainer.hub_model_id)
+    if first and "eval_top1" in metrics:
+        top5 = f", top-5 {metrics['eval_top5']:.4f}" if len(images.label_names) > 5 else ""
+        logger.info("top-1 %.4f%s on %s (%s)", metrics["eval_top1"], top5, images.name, images.evaluation_split)
+    if first:
+        logger.info("everything is in %s", folder.path)
+    trainer.accelerator.end_training()
+
+
+def measured(trainer: MixupTrainer) -> dict[str, float]:
+    """The results of the evaluation of the final weights, which the training may have made already."""
+    last = next((row for row in reversed(trainer.state.log_history) if "eval_loss" in row), {})
+    done = trainer.args.do_train and last.get("step") == trainer.state.global_step and not trainer.args.load_best_model_at_end
+    metrics = {key: value for key, value in last.items() if key.startswith("eval_")} if done else trainer.evaluate()
+    trainer.save_metrics("eval", metrics)
+    return metrics
+
+
+def predict(trainer: MixupTrainer, images: ImageDataset, folder: RunFolder, names: list[str]) -> None:
+    """Leaves the class that the network sees in every evaluation image: predict_results.txt, in the form of transformers' scripts."""
+    found = trainer.predict(images, metric_key_prefix="predict")
+    trainer.save_metrics("predict", found.metrics, combined=False)
     if trainer.is_world_process_zero():
-        folder, reports = Path(args.output_dir), Path(run.report_dir or args.output_dir)
-        reports.mkdir(parents=True, exist_ok=True)
-        (folder / "all_results.json").write_text(json.dumps(metrics, indent=2) + "\n")
-        gallery(reports / "gallery.png", mixed_examples(trainer.mixup_model, evaluation, form, args.seed), images.label_names)
-        trainer.create_model_card(**card)
-        logger.info(
-            "top-1 %.4f, top-5 %.4f on %s (%s); everything is in %s",
-            metrics["eval_top1"],
-            metrics["eval_top5"],
-            images.name,
-            images.evaluation_split,
-            folder,
-        )
-    if args.push_to_hub:
-        trainer.push_to_hub(**card)
-    trainer.end()
+        scores = found.predictions[0] if isinstance(found.predictions, tuple) else found.predictions
+        rows = "".join(f"{row}\t{names[number]}\n" for row, number in enumerate(scores.argmax(1)))
+        (folder.path / "predict_results.txt").write_text("index\tprediction\n" + rows)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(run(main, sys.argv[1:], "run_mixup.py"))

@@ -1,4 +1,4 @@
-"""Draws what mixing makes of images: `python training_scripts/visualize_mixup.py --mix mixup cutmix`, or `--all`; `--help` lists the rest.
+"""Draws what mixing makes of images: `hf-mixup visualize --mix mixup cutmix`, or `--all`.
 
 A column a mixture: the two images, the mask, what the network is shown, the mixed label. Without images of yours, of two photographs.
 """
@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from transformers import HfArgumentParser
 
 from hf_mixup import MixupModel
 from hf_mixup.arguments import DataArguments, parse_json
-from hf_mixup.core.checks import nearest
+from hf_mixup.cli.parser import Parser
+from hf_mixup.cli.refusals import log_to_screen, run
 from hf_mixup.data.dataset import ImageDataset
 from hf_mixup.data.labels import network_classes
 from hf_mixup.data.pixels import read_image
@@ -28,6 +28,7 @@ from hf_mixup.methods import METHODS, MethodChoice
 from hf_mixup.networks.backbones import channels_of, check_takes, checkpoint_config, from_scratch, load_classifier
 from hf_mixup.report.examples import LAMS, default_architecture, drawn, masks_of_mixers, pairs_of_every_method, varied
 from hf_mixup.report.plots import gallery, masks_by_lam, overview
+from hf_mixup.report.run_folder import RunFolder
 
 logger = logging.getLogger("visualize_mixup")
 
@@ -100,13 +101,24 @@ def read(data: DataArguments, args: PictureArguments, form: ImageFormat | None) 
     return pixels, list(range(len(names))), names, form
 
 
-def main(argv: list[str]) -> None:
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    parser = HfArgumentParser((DataArguments, PictureArguments), description=__doc__.splitlines()[0])
-    data, args, *unknown = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)
-    if any(unknown):
-        flags = [option for action in parser._actions for option in action.option_strings]
-        raise ValueError(f"every argument must be known, got {unknown[0][0]!r}; {nearest(unknown[0][0], flags)}")
+def parser(prog: str = "visualize_mixup.py") -> Parser:
+    data = ["dataset_name", "dataset_config_name", "train_dir", "validation_dir", "image_column_name", "label_column_name", "image_size"]
+    groups = {"picture": list(PictureArguments.__dataclass_fields__), "data": data}
+    return Parser((DataArguments, PictureArguments), prog, "[...]", __doc__.splitlines()[0], groups, [*groups["picture"], *data])
+
+
+def main(argv: list[str], prog: str = "visualize_mixup.py") -> None:
+    reader = parser(prog)
+    typed = reader.typed(argv)
+    reader.help_if_asked(typed)
+    data, args = reader.built(typed)
+    log_to_screen()
+    with RunFolder(Path(args.output).parent).gone_if_refused():
+        draw(data, args)
+
+
+def draw(data: DataArguments, args: PictureArguments) -> None:
+    """Draws the picture that the arguments ask for."""
     if args.activations and args.checkpoint is None:
         raise ValueError("activation maps need a network that has learned something, got no checkpoint; give one with --checkpoint.")
     if args.masks and (args.checkpoint is None or not Path(args.checkpoint, CONFIG_NAME).is_file()):
@@ -156,4 +168,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(run(main, sys.argv[1:], "visualize_mixup.py"))

@@ -5,10 +5,21 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Iterable, Sequence
+from importlib import import_module
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
+
+
+def needed(module: str, purpose: str) -> ModuleType:
+    """A module of a package that only some purposes need. Raises ImportError in one sentence where it is not installed."""
+    try:
+        return import_module(module)
+    except ModuleNotFoundError as error:
+        package = {"sklearn": "scikit-learn"}.get(name := module.split(".")[0], name)
+        raise ImportError(f"{purpose} must have the package {package}, got {error}; run `pip install {package}`.") from None
 
 
 def nearest(name: Any, options: Iterable[str]) -> str:
@@ -284,13 +295,15 @@ def check_torchvision() -> None:
         ) from None
 
 
-# the first with which gradients under accumulation, and resumed runs, were seen to be right
-OLDEST_TRANSFORMERS = (5, 14)
+OLDEST_TRANSFORMERS = (5, 17)
 
 
 def check_transformers() -> None:
-    import transformers
+    """Refuses a transformers whose Trainer is another one."""
+    from transformers import __version__
 
-    if tuple(int(part) for part in transformers.__version__.split(".")[:2]) < OLDEST_TRANSFORMERS:
+    if tuple(map(int, __version__.split(".")[:2])) < OLDEST_TRANSFORMERS:
         oldest = ".".join(map(str, OLDEST_TRANSFORMERS))
-        raise ImportError(f"MixupTrainer needs transformers {oldest} or newer, got {transformers.__version__}; upgrade it.")
+        raise ImportError(
+            f"MixupTrainer needs transformers {oldest} or newer, got {__version__}; run `pip install --upgrade transformers`."
+        )

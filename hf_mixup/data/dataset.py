@@ -7,11 +7,10 @@ import logging
 import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import PIL.Image
 import torch
-from datasets import Array2D, Array3D, Dataset, Image, List
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -22,7 +21,8 @@ from hf_mixup.data.pixels import read_image
 
 logger = logging.getLogger(__name__)
 
-_ARRAYS = (Array2D, Array3D, List)
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 
 class ImageDataset(torch.utils.data.Dataset):
@@ -55,7 +55,11 @@ class ImageDataset(torch.utils.data.Dataset):
         if on_device and not isinstance(transform.tail, Augmentation):
             refuse_augmentation_on_device()
         self.data = data.select_columns([image_column, label_column])
-        if isinstance(data.features[image_column], _ARRAYS):  # as lists they would lose their dtype, and so the depth of their pixels
+        from datasets import Array2D, Array3D, List  # here, because training on a data set of one's own needs no `datasets`
+
+        if isinstance(
+            data.features[image_column], (Array2D, Array3D, List)
+        ):  # as lists they would lose their dtype, and so the depth of their pixels
             self.data = self.data.with_format("numpy", columns=[image_column], output_all_columns=True)
         self.image_column, self.label_column = image_column, label_column
         self.transform, self.seed, self.on_device = transform, seed, on_device
@@ -103,7 +107,7 @@ class ImageDataset(torch.utils.data.Dataset):
     def _decoded(self) -> tuple[Tensor, list]:
         """(N, C, H, W), as `Transform.pixels` gives them, and the labels. Not in shared memory, which containers have little of: forked workers share it as it is."""
         labels = []
-        for row in tqdm(range(len(self)), desc="decoding images", disable=None):
+        for row in tqdm(range(len(self)), desc="decoding images", leave=False, disable=None):
             pixels, label = self._read(row)
             if row == 0:
                 images = pixels.new_empty((len(self), *pixels.shape))
@@ -196,6 +200,8 @@ def unreadable(data: Dataset, column: str, row: int, error: Exception) -> ValueE
 
 def place(data: Dataset, column: str, row: int) -> str:
     """`row 5, dogs/1.jpg`."""
+    from datasets import Image
+
     path = None
     if isinstance(data.features[column], Image):
         with contextlib.suppress(Exception):

@@ -6,12 +6,11 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from io import BytesIO
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import PIL.Image
 import torch
-from datasets import Dataset, Image
 from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 
@@ -23,6 +22,9 @@ from hf_mixup.data.dataset import unreadable
 from hf_mixup.data.probe import is_timm, pixels_of, probe, processed
 
 logger = logging.getLogger(__name__)
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 # the filters by Pillow's numbers, which image processors use
@@ -377,6 +379,8 @@ class Reordered:
 
 def _median_side(dataset: Dataset, column: str) -> tuple[int, int]:
     """The median of the longer sides of up to 1000 images from all over the data set, and how many these are."""
+    from datasets import Image
+
     rows = np.unique(np.linspace(0, len(dataset) - 1, 1000).astype(int)).tolist()
     files = dataset.select_columns([column])
     encoded = isinstance(files.features[column], Image)

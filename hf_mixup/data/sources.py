@@ -15,26 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datasets import (
-    Array2D,
-    Array3D,
-    ClassLabel,
-    Dataset,
-    DatasetDict,
-    DatasetInfo,
-    Features,
-    Image,
-    LargeList,
-    List,
-    ReadInstruction,
-    Value,
-    concatenate_datasets,
-    load_dataset,
-    load_from_disk,
-)
 
 from hf_mixup.arguments import DataArguments
-from hf_mixup.core.checks import nearest
+from hf_mixup.core.checks import nearest, needed
 from hf_mixup.core.losses import Loss
 from hf_mixup.data.folders import ARCHIVES, SPLITS, class_folders, split_folders
 from hf_mixup.data.labels import (
@@ -53,6 +36,25 @@ from hf_mixup.data.labels import (
     with_labels,
 )
 
+needed("datasets", "reading a data set")
+from datasets import (  # noqa: E402
+    Array2D,
+    Array3D,
+    ClassLabel,
+    Dataset,
+    DatasetDict,
+    DatasetInfo,
+    Features,
+    Image,
+    LargeList,
+    List,
+    ReadInstruction,
+    Value,
+    concatenate_datasets,
+    load_dataset,
+    load_from_disk,
+)
+
 logger = logging.getLogger(__name__)
 
 EVALUATION_SPLITS = ("validation", "val", "valid", "dev", "eval", "evaluation", "test", "testing")
@@ -65,6 +67,7 @@ LABEL_NAMES = ("label", "labels", "fine_label", "cls", "class", "target", "categ
 
 def digits() -> DatasetDict:
     """scikit-learn's 1797 handwritten digits, 8x8 and grey, in 1437 to train on and 360 to evaluate on, stratified."""
+    needed("sklearn", "the digits")
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
@@ -93,7 +96,7 @@ class ImageData:
             one share for each class, or float numbers.
         numbered: the classes are bare numbers, which their names only repeat.
         repository: the data set's name on the Hub, if that is where it comes from.
-        held_out: how the evaluation images were taken out of the training images, if they were; see `held_out`.
+        held_out: how the evaluation images were taken out of the training images, if they were; `share` and `seed`.
     """
 
     name: str
@@ -144,7 +147,7 @@ def load_images(
         training: False for one to evaluate on, which may lack the split `train`, and if it has one split alone may call it anything.
         known: the classes of the checkpoint. Class numbers are then its own, where it knows all classes of the data set.
         regression: labels are numbers to predict, even where all are whole.
-        held_out: how the run to evaluate held images out, from `held_out`; its seed and share are taken.
+        held_out: how the run to evaluate held images out; its seed and share are taken.
     """
     splits, (name, repository) = load_splits(args, token, cache_dir), name_of(args)
     train, evaluation, evaluation_split = _chosen(splits, args, training)
@@ -210,28 +213,6 @@ def check_loss(images: ImageData, losses: Sequence[Loss]) -> None:
             raise ValueError(
                 f"labels must be of a kind that the loss {type(loss).__name__} takes, got {seen[kind]} in column {images.label_column!r}; {todo[kind]}."
             )
-
-
-def record_held_out(run: str | os.PathLike, images: ImageData) -> None:
-    """Writes to the facts of a run what `held_out` reads."""
-    path = Path(run, "mixup_run.json")
-    facts = json.loads(path.read_text()) if path.is_file() else {}
-    facts.pop("held_out", None)  # of an older run in this folder
-    path.write_text(json.dumps({**facts, **({"held_out": images.held_out} if images.held_out else {})}, indent=2) + "\n")
-
-
-def held_out(run: str | os.PathLike) -> dict[str, Any] | None:
-    """How a run took its evaluation images out of its training images: `share` and `seed`, from the run's folder or a checkpoint in it.
-
-    None where it did not, or where the folder is none of a run.
-    """
-    for folder in (Path(run), Path(run).absolute().parent):
-        path = folder / "mixup_run.json"
-        if path.is_file():
-            found = json.loads(path.read_text()).get("held_out")
-            if found is not None:
-                return found
-    return None
 
 
 # -- splits ---------------------------------------------------------------------------------------------------------------

@@ -3,28 +3,32 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from datasets import ClassLabel, Dataset, List, concatenate_datasets
 from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from hf_mixup.arguments import DataArguments
-from hf_mixup.core.checks import check_known
+from hf_mixup.core.checks import check_between, check_count, check_known, needed
 from hf_mixup.core.rng import Draws
 from hf_mixup.data.dataset import ImageDataset
 from hf_mixup.data.labels import ONE_CLASS, moved, network_classes, of_network, read_labels, with_labels
 from hf_mixup.data.processor import ImageFormat
 from hf_mixup.data.sources import ImageData, load_splits, with_images
 from hf_mixup.evaluation.corruptions import COMMON_CORRUPTIONS, EXTRA_CORRUPTIONS, SEVERITIES, corruption, mean_corruption_error
-from hf_mixup.evaluation.metrics import all_measures, confidence_bins, top_k_accuracy
+from hf_mixup.evaluation.measures import all_measures
+from hf_mixup.evaluation.metrics import confidence_bins, top_k_accuracy
 from hf_mixup.evaluation.robustness import PixelModel, fgsm, occlude, pgd
+
+needed("datasets", "an evaluation")
+from datasets import ClassLabel, Dataset, List, concatenate_datasets  # noqa: E402
 
 PROTOCOLS = ("fgsm", "pgd", "corruptions", "occlusion")
 RATIOS = [tenth / 10 for tenth in range(10)]  # shares of hidden patches
@@ -53,7 +57,12 @@ class EvaluationArguments:
     pgd_step: float = field(default=2.0, metadata={"help": "Step of PGD, of 255."})
     pgd_steps: int = field(default=10, metadata={"help": "Steps of PGD."})
     bins: int = field(default=10, metadata={"help": "Bins of the calibration error."})
-    patch: int | None = field(default=None, metadata={"help": "Side of the patches hidden; 16, or an eighth of images up to 64 pixels."})
+    patch: int | None = field(
+        default=None,
+        metadata={
+            "help": "Side of the hidden patches in pixels, a divisor of the image's side; if not given, the one nearest to 16, or to an eighth of images up to 64 pixels."
+        },
+    )
     corrupted_dataset_name: str | None = field(
         default=None,
         metadata={
@@ -66,6 +75,11 @@ class EvaluationArguments:
     def __post_init__(self):
         for protocol in self.protocols:
             check_known("protocols", protocol, PROTOCOLS)
+        check_count(1, batch_size=self.batch_size, pgd_steps=self.pgd_steps, bins=self.bins)
+        check_count(0, workers=self.workers)
+        check_between(0, 255, eps=self.eps, pgd_step=self.pgd_step)
+        if self.patch is not None:
+            check_count(1, patch=self.patch)
 
 
 class Numbered(torch.utils.data.Dataset):
@@ -115,7 +129,9 @@ class Evaluator:
         loader = torch.utils.data.DataLoader(images, self.args.batch_size, num_workers=self.args.workers)
         loader = self.accelerator.prepare_data_loader(loader)
         found: dict[str, list] = {name: [] for name in changes}
-        with tqdm(total=len(loader) * len(changes), desc=text, disable=not self.accelerator.is_main_process) as bar:
+        with tqdm(
+            total=len(loader) * len(changes), desc=text, leave=False, disable=None if self.accelerator.is_main_process else True
+        ) as bar:
             for batch in loader:
                 pixels, labels, rows = batch["pixel_values"], batch["labels"], batch["rows"]
                 for name, change in changes.items():
@@ -128,41 +144,106 @@ class Evaluator:
             yield name, *(np.concatenate(part) for part in zip(*parts, strict=True))
 
 
-def evaluate(evaluator: Evaluator, images: ImageData, token: str | None = None) -> dict[str, Any]:
-    """All results of the protocols, ready for JSON.
+def patch_of(sides: Sequence[int], args: EvaluationArguments) -> int:
+    """The side of the hidden patches, which divides both sides of the images. Raises ValueError for one that does not."""
+    common, size = math.gcd(*sides), min(sides)
+    divisors = [side for side in range(1, common + 1) if common % side == 0]
+    if args.patch is None:
+        wanted = 16 if size > 64 else max(1, size // 8)
+        return min(divisors[:-1] or divisors, key=lambda side: abs(math.log(side / wanted)))
+    if args.patch not in divisors:
+        raise ValueError(
+            f"images must be whole multiples of the patch, got images of {' x '.join(map(str, sides))} pixels and patches of {args.patch} x {args.patch}; "
+            f"pass --patch with one of {', '.join(map(str, divisors))}."
+        )
+    return args.patch
+
+
+def settings_of(args: EvaluationArguments, sides: Sequence[int]) -> dict[str, Any]:
+    """What the numbers of each protocol depend on, beside the weights and the images."""
+    size = list(sides)
+    ready = {name: getattr(args, name) for name in ("corrupted_dataset_name", "corruption_column_name", "severity_column_name")}
+    return {
+        "clean": {"bins": args.bins, "size": size},
+        "fgsm": {"eps": args.eps, "size": size},
+        "pgd": {"eps": args.eps, "step": args.pgd_step, "steps": args.pgd_steps, "seed": args.seed, "size": size},
+        "corruptions": {"seed": args.seed, "size": size, **ready},
+        "occlusion": {"patch": patch_of(sides, args), "seed": args.seed, "size": size} if "occlusion" in args.protocols else {},
+    }
+
+
+def evaluate(
+    evaluator: Evaluator, images: ImageData, token: str | None = None, before: Mapping[str, Any] | None = None
+) -> Iterator[dict[str, Any]]:
+    """All results so far, ready for JSON, after every protocol. All settings are checked before the first.
 
     Args:
         token: of the Hub, for a ready corrupted set.
+        before: results of an evaluation of the same weights and images that was interrupted; what was measured there by the same
+            settings is taken over.
+
+    Yields:
+        the results, with `settings` of every protocol measured, and the names under `unfinished` while some are lacking.
+
+    Raises:
+        ValueError: for settings of any protocol that do not fit the images, before anything is measured.
     """
     args, form = evaluator.args, evaluator.form
+    wanted = settings_of(args, form.sides)
+    ready = ready_set(images, args, token) if "corruptions" in args.protocols and args.corrupted_dataset_name is not None else None
 
     def run(changes: dict[str, Change], text: str):
         return evaluator.run(images.evaluation, (images.image_column, images.label_column), changes, text)
 
-    measures = all_measures(args.bins).evaluation_modules
-    [(_, probabilities, classes)] = run({"clean": unchanged}, "clean images")
-    # not through their `compute`, which writes 50 million probabilities to a table first
-    results: dict[str, Any] = {"clean": {key: value for m in measures for key, value in m.measure(probabilities, classes).items()}}
-    for key, equal_mass in (("equal width", False), ("equal mass", True)):
-        bins = confidence_bins(probabilities, classes, args.bins, equal_mass)
-        lists = {name: value.tolist() for name, value in dataclasses.asdict(bins).items()}
-        results.setdefault("calibration", {})[key] = {**lists, "error": bins.error}
-    if attacking := attacks(evaluator.model, args):
-        settings = {"fgsm": {"eps": args.eps / 255}, "pgd": {"eps": args.eps / 255, "step": args.pgd_step / 255, "steps": args.pgd_steps}}
-        results["attacks"] = {
-            name: {**settings[name], **{f"top{k}": top_k_accuracy(*found, k) for k in (1, 5)}} for name, *found in run(attacking, "attacks")
-        }
-    if "corruptions" in args.protocols:
-        ready = args.corrupted_dataset_name is not None
-        top1 = ready_corruptions(evaluator, images, token) if ready else corrupted_here(run(corruptions(args), "corruptions"))
-        results["corruptions"] = {"top1": top1, **corruption_errors(top1, alexnet=ready and len(images.label_names) == 1000)}
-    if "occlusion" in args.protocols:
-        side = min(form.sides)
-        patch = args.patch or (16 if side > 64 else side // 8)
+    def measure(protocol: str) -> dict[str, Any]:
+        if protocol == "clean":
+            return clean(run({"clean": unchanged}, "clean images"), args.bins)
+        if protocol in ("fgsm", "pgd"):
+            [(_, *found)] = run({protocol: attacks(evaluator.model, args)[protocol]}, protocol)
+            facts = (
+                {"eps": args.eps / 255}
+                if protocol == "fgsm"
+                else {"eps": args.eps / 255, "step": args.pgd_step / 255, "steps": args.pgd_steps}
+            )
+            return {"attacks": {protocol: {**facts, **{f"top{k}": top_k_accuracy(*found, k) for k in (1, 5)}}}}
+        if protocol == "corruptions":
+            top1 = corrupted_here(run(corruptions(args), "corruptions")) if ready is None else ready_corruptions(evaluator, images, ready)
+            return {"corruptions": {"top1": top1, **corruption_errors(top1, alexnet=ready is not None and len(images.label_names) == 1000)}}
+        patch = wanted["occlusion"]["patch"]
         fill = torch.tensor(form.neutral).view(1, -1, 1, 1)
         top1 = [top_k_accuracy(*found, 1) for _, *found in run(occlusions(patch, fill, args.seed), "occlusion")]
-        results["occlusion"] = {"patch": patch, "ratios": RATIOS, "top1": top1}
-    return results
+        return {"occlusion": {"patch": patch, "ratios": RATIOS, "top1": top1}}
+
+    protocols = ["clean", *(name for name in PROTOCOLS if name in args.protocols)]
+    results: dict[str, Any] = {"settings": {}}
+    for place, protocol in enumerate(protocols):
+        found = part_of(before or {}, protocol, wanted[protocol]) or measure(protocol)
+        attacked = {**results.get("attacks", {}), **found.get("attacks", {})}
+        results |= {**found, **({"attacks": attacked} if attacked else {})}
+        results["settings"][protocol] = wanted[protocol]
+        left = protocols[place + 1 :]
+        yield {**results, "settings": dict(results["settings"]), **({"unfinished": left} if left else {})}
+
+
+def part_of(results: Mapping[str, Any], protocol: str, settings: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What earlier results have of a protocol, measured by these settings; None where they have not."""
+    if results.get("settings", {}).get(protocol) != settings:
+        return None
+    if protocol in ("fgsm", "pgd"):
+        return {"attacks": {protocol: results["attacks"][protocol]}}
+    return {name: results[name] for name in (("clean", "calibration") if protocol == "clean" else (protocol,))}
+
+
+def clean(runs: Iterator[tuple[str, np.ndarray, np.ndarray]], bins: int) -> dict[str, Any]:
+    """Accuracy and calibration on images as they are."""
+    [(_, probabilities, classes)] = runs
+    # not through the measures' `compute`, which writes 50 million probabilities to a table first
+    found = {key: value for m in all_measures(bins).evaluation_modules for key, value in m.measure(probabilities, classes).items()}
+    calibration = {}
+    for key, equal_mass in (("equal width", False), ("equal mass", True)):
+        drawn = confidence_bins(probabilities, classes, bins, equal_mass)
+        calibration[key] = {**{name: value.tolist() for name, value in dataclasses.asdict(drawn).items()}, "error": drawn.error}
+    return {"clean": found, "calibration": calibration}
 
 
 def unchanged(pixels: Tensor, labels: Tensor, rows: Tensor) -> Tensor:
@@ -170,16 +251,16 @@ def unchanged(pixels: Tensor, labels: Tensor, rows: Tensor) -> Tensor:
 
 
 def attacks(model: PixelModel, args: EvaluationArguments) -> dict[str, Change]:
+    """By name: FGSM and PGD."""
     eps, step = args.eps / 255, args.pgd_step / 255
 
     def start(rows, device):
         return Draws([(args.seed, 1000, int(row)) for row in rows], device)
 
-    known = {
+    return {
         "fgsm": lambda pixels, labels, rows: fgsm(model, pixels, labels, eps),
         "pgd": lambda pixels, labels, rows: pgd(model, pixels, labels, eps, step, args.pgd_steps, start(rows, pixels.device)),
     }
-    return {name: known[name] for name in known if name in args.protocols}
 
 
 def corruptions(args: EvaluationArguments) -> dict[str, Change]:
@@ -211,16 +292,20 @@ def corrupted_here(runs: Iterator[tuple[str, np.ndarray, np.ndarray]]) -> dict[s
     return found
 
 
-def ready_corruptions(evaluator: Evaluator, images: ImageData, token: str | None) -> dict[str, list[float]]:
-    """The same on a corrupted set that is there already."""
-    args = evaluator.args
+def ready_set(images: ImageData, args: EvaluationArguments, token: str | None) -> Dataset:
+    """The corrupted set that is there already. Raises ValueError where it cannot be had, or lacks columns."""
     data = concatenate_datasets(list(load_splits(DataArguments(dataset_name=args.corrupted_dataset_name), token).values()))
     for name in (args.corruption_column_name, args.severity_column_name, images.image_column, images.label_column):
         check_known("a column of the corrupted set", name, data.column_names)
     data = with_images(data, images.image_column, "corrupted")
     labels = read_labels(data, images.label_column, "corrupted")
     places = of_network(images.label_names, labels.names, numbered=labels.numbered and not images.numbered)
-    data = with_labels(data, images.label_column, moved(labels, places, images.label_names))
+    return with_labels(data, images.label_column, moved(labels, places, images.label_names))
+
+
+def ready_corruptions(evaluator: Evaluator, images: ImageData, data: Dataset) -> dict[str, list[float]]:
+    """Top-1 accuracies of every corruption by severity, on a corrupted set."""
+    args = evaluator.args
     kinds, severities = (np.array(data[name]).astype(str) for name in (args.corruption_column_name, args.severity_column_name))
     if isinstance(data.features[args.corruption_column_name], ClassLabel):
         names = data.features[args.corruption_column_name].names

@@ -34,6 +34,7 @@ class Mixer(nn.Module, ModelHubMixin, library_name="hf_mixup", tags=["mixup", "i
         place.mkdir(parents=True, exist_ok=True)
         (place / "config.json").write_text(json.dumps(self._hub_mixin_config, indent=2) + "\n")
         save_file(weights, place / WEIGHTS_NAME, metadata={"format": "pt"})
+        return place
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Self:

@@ -16,9 +16,11 @@ from typing import Any
 import torch
 
 from hf_mixup.core.checks import check_count, check_known
+from hf_mixup.core.places import PUBLISHED, RECIPES
 from hf_mixup.methods import METHODS
 from hf_mixup.networks.backbones import from_scratch, same_architecture
 from hf_mixup.recipes import ABOUT, load_recipe, read_recipe
+from hf_mixup.report.run_folder import LOG_NAME
 
 # methods of the published tables, as arguments of --mix; the token methods are trained in turns with Mixup
 TABLE_METHODS: dict[str, tuple[str, ...]] = {
@@ -186,9 +188,9 @@ def _is_of_table(row: Mapping[str, str], recipe: str, folder: Path) -> bool:
 
 def accuracies(run_folder: str | Path) -> list[float]:
     """Top-1 accuracies by epoch, from the `train_log.jsonl` of a run. Raises ValueError where there are none."""
-    path = Path(run_folder, "train_log.jsonl")
+    path = Path(run_folder, LOG_NAME)
     if not path.is_file():
-        raise ValueError(f"{run_folder} was expected to hold train_log.jsonl, got none; give the folder of a run of run_mixup.py.")
+        raise ValueError(f"{run_folder} was expected to hold {LOG_NAME}, got none; give the folder of a run of run_mixup.py.")
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     found = [row["eval_top1"] for row in rows if "eval_top1" in row]
     if not found:
@@ -365,7 +367,6 @@ def _remarks(row: Mapping[str, str], run: Run, every: Iterable[Mapping[str, str]
 
 
 if __name__ == "__main__":
-    root = Path(__file__).parents[2]
-    cards = root / "model_cards"
-    for name, text in published_cards(cards / "published_results.csv", root / "training_scripts/recipes", cards / "measured.csv").items():
+    cards = PUBLISHED.parent
+    for name, text in published_cards(PUBLISHED, RECIPES, cards / "measured.csv").items():
         (cards / name).write_text(text)

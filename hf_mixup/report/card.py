@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import logging
 import platform
 import re
 import shlex
@@ -18,13 +19,18 @@ from hf_mixup import __version__
 from hf_mixup.core.hub import repository_name
 from hf_mixup.core.losses import CrossEntropy
 from hf_mixup.core.policy import AreaLabels
+from hf_mixup.core.secrets import redacted
 from hf_mixup.method import CONFIG_NAME, needs_of_model
 from hf_mixup.methods import METHODS
+from hf_mixup.networks.backbones import ARCHITECTURES
 from hf_mixup.report import plots
+from hf_mixup.report.run_folder import CARD_NAME, CURVE_NAME, EVALUATION_NAME, GALLERY_NAME, LOG_NAME, RESULTS_NAME
 from hf_mixup.steps import Standard
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelCard
+
+logger = logging.getLogger(__name__)
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -66,7 +72,7 @@ def write_model_card(
     split: str | None = None,
     command: str | None = None,
     base_model: str | None = None,
-    license: str | None = None,
+    license: str | Mapping[str, str] | None = None,
     language: str | None = None,
     tags: Sequence[str] = (),
     hyperparameters: Mapping[str, Any] | None = None,
@@ -83,7 +89,7 @@ def write_model_card(
         dataset, dataset_id, split: what it was evaluated on: its name for people, its Hub id if it has one, the split.
         command: that trained it.
         base_model: Hub id or folder of the checkpoint it started from, None for a network trained from scratch.
-        license: apache-2.0 if None.
+        license: of the weights, or `license` with `license_name` and `license_link`; that of the base model if None, where a folder of it says so; else the card names none.
         tags: beside our own.
         hyperparameters: what a reader asks for first, by name.
         rows: one an epoch; those of `train_log.jsonl` if None.
@@ -104,9 +110,10 @@ def write_model_card(
     base = base_model and repository_name(base_model)
     base_model = None if base is None or Path(base).exists() else base  # people elsewhere cannot follow a path of ours
     timm = network["model_type"] == "timm_wrapper"
+    licence = {"license": license} if isinstance(license, str) else dict(license or {}) or (licence_of(base) if base else {})
     data = ModelCardData(
         language=language,
-        license=license or "apache-2.0",
+        **licence,
         library_name="transformers",
         pipeline_tag="image-classification",
         tags=list(dict.fromkeys(["image-classification", "hf_mixup", *(["timm"] if timm else []), *methods, *tags])),
@@ -148,11 +155,13 @@ def write_model_card(
         hyperparameters=[(plain(name), plain(str(value))) for name, value in (hyperparameters or {}).items()],
         epochs=_table(rows),
         curve=_curve(folder, rows),
-        gallery=(folder / "gallery.png").is_file(),
-        ours=network["model_type"] in ("cifar_resnet", "moganet"),
+        gallery=(folder / GALLERY_NAME).is_file(),
+        ours=network["model_type"]
+        in {config.model_type for config, _ in ARCHITECTURES.values() if config.__module__.startswith("hf_mixup")},
         timm=timm and json.dumps(f"hf-hub:{here}"),
         state=(folder / "mixup").is_dir(),
         mixers=[name for place, name in mixers.items() if (folder / "mixup" / place).is_dir()],
+        licence=licence.get("license"),
         num_labels=labels,
         unmeasured=_unmeasured(results),
         versions=_versions(),
@@ -162,8 +171,33 @@ def write_model_card(
     evaluation = _evaluation(folder)
     if evaluation is not None:
         _merge(card, evaluation)
-    path = folder / "README.md"
-    card.save(path)
+    return _saved(card, folder)
+
+
+def licence_of(repo_or_folder: str | Path, **hub: Any) -> dict[str, str]:
+    """What the card of a checkpoint says of its licence; an empty dictionary where it says nothing, or there is none.
+
+    Args:
+        hub: `token` where the card may be asked of the Hub; without, only a folder is looked at.
+    """
+    from huggingface_hub import ModelCard
+    from huggingface_hub.errors import HfHubHTTPError
+
+    path = Path(repo_or_folder, CARD_NAME)
+    if not path.is_file() and not hub:
+        return {}
+    try:
+        card = ModelCard.load(path if path.is_file() else str(repo_or_folder), **({} if path.is_file() else hub))
+    except (OSError, ValueError, HfHubHTTPError):
+        return {}
+    found = {name: getattr(card.data, name, None) for name in ("license", "license_name", "license_link")}
+    return {name: value for name, value in found.items() if value} if found["license"] else {}
+
+
+def _saved(card: ModelCard, folder: Path) -> Path:
+    """Writes the card, without tokens."""
+    path = folder / CARD_NAME
+    path.write_text(redacted(str(card)), encoding="utf-8")
     return path
 
 
@@ -254,16 +288,23 @@ def _linked(name: str, dataset_id: str | None) -> str:
     return f"[{name}](https://huggingface.co/datasets/{dataset_id})" if dataset_id else name
 
 
-def methods_table() -> str:
-    """The table of methods of the README, in Markdown."""
+def methods_rows() -> list[tuple[str, str, str, str]]:
+    """Of every method its name, its parts, what it needs, and its paper's number at arXiv, empty without one."""
     unsaid = {AreaLabels(), CrossEntropy(), Standard()}
-    lines = ["| method | parts | needs | paper |", "| --- | --- | --- | --- |"]
+    rows = []
     for method in METHODS.values():
         parts = [part for part in (method.sample, method.label, method.loss, method.step) if part not in unsaid]
-        shown = " + ".join(f"`{type(part).__name__}`" for part in parts)
         needs = "the model" if needs_of_model(method) else "images"
-        paper = f"[{method.paper}](https://arxiv.org/abs/{method.paper})" if method.paper else ""
-        lines.append(f"| `{method.name}` | {shown} | {needs} | {paper} |")
+        rows.append((method.name, " + ".join(type(part).__name__ for part in parts), needs, method.paper or ""))
+    return rows
+
+
+def methods_table() -> str:
+    """The table of methods of the README, in Markdown."""
+    lines = ["| method | parts | needs | paper |", "| --- | --- | --- | --- |"]
+    for name, parts, needs, paper in methods_rows():
+        shown = " + ".join(f"`{part}`" for part in parts.split(" + "))
+        lines.append(f"| `{name}` | {shown} | {needs} | {f'[{paper}](https://arxiv.org/abs/{paper})' if paper else ''} |")
     return "\n".join(lines)
 
 
@@ -271,12 +312,12 @@ def methods_table() -> str:
 
 
 def _rows(folder: Path) -> list[dict[str, Any]]:
-    path = folder / "train_log.jsonl"
+    path = folder / LOG_NAME
     return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
 
 
 def _results(folder: Path, rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    path = folder / "all_results.json"
+    path = folder / RESULTS_NAME
     last = next((row for row in reversed(rows) if "eval_loss" in row), {})
     found = json.loads(path.read_text()) if path.is_file() else last
     wanted = {key: value for key, value in found.items() if key.startswith("eval_") and not key.endswith(NO_MEASURES)}
@@ -390,8 +431,11 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
 
 def _curve(folder: Path, rows: Sequence[Mapping[str, Any]]) -> bool:
     if len(rows) > 1:
-        plots.training_curve(folder / "training_curve.png", rows)
-    return (folder / "training_curve.png").is_file()
+        try:
+            plots.training_curve(folder / CURVE_NAME, rows)
+        except ImportError as error:  # of matplotlib; a card at the end of a long run is worth more than its picture
+            logger.warning("the card goes without the training curve: %s", error)
+    return (folder / CURVE_NAME).is_file()
 
 
 def _versions() -> dict[str, str]:
@@ -424,7 +468,7 @@ def write_evaluation(folder: str | Path, results: Mapping[str, Any]) -> None:
 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "evaluation.json").write_text(json.dumps(results, indent=2) + "\n")
+    (folder / EVALUATION_NAME).write_text(redacted(json.dumps(results, indent=2)) + "\n")
     plots.reliability(folder / "reliability.png", {f"bins of {key}": value for key, value in results["calibration"].items()})
     if "corruptions" in results:
         plots.corruption_bars(folder / "corruptions.png", results["corruptions"]["top1"], results["clean"]["top1"])
@@ -432,10 +476,10 @@ def write_evaluation(folder: str | Path, results: Mapping[str, Any]) -> None:
         occlusion = results["occlusion"]
         plots.occlusion_curve(folder / "occlusion.png", occlusion["ratios"], occlusion["top1"], 1 / results["num_labels"])
     (folder / "evaluation.md").write_text(f"# Evaluation of {plain(results['model'])}\n\n{_section(results)}\n")
-    if (folder / "README.md").is_file():
-        card = ModelCard.load(folder / "README.md")
+    if (folder / CARD_NAME).is_file():
+        card = ModelCard.load(folder / CARD_NAME)
         _merge(card, results)
-        card.save(folder / "README.md")
+        _saved(card, folder)
 
 
 def weights_hash(folder: str | Path) -> str | None:
@@ -453,7 +497,7 @@ def evaluated(results: Mapping[str, Any]) -> list[tuple[str, str, float]]:
     clean = results["clean"]
     rows = [
         ("accuracy", "top-1 accuracy", clean["top1"]),
-        ("top_5_accuracy", "top-5 accuracy", clean["top5"]),
+        *([("top_5_accuracy", "top-5 accuracy", clean["top5"])] if results["num_labels"] > 5 else []),
         ("expected_calibration_error", "expected calibration error, bins of equal width", clean["ece"]),
         ("expected_calibration_error_equal_mass", "expected calibration error, bins of equal mass", clean["ece_mass"]),
         ("nll", "negative log-likelihood", clean["nll"]),
@@ -477,7 +521,7 @@ def evaluated(results: Mapping[str, Any]) -> list[tuple[str, str, float]]:
 
 def _evaluation(folder: Path) -> dict[str, Any] | None:
     """What `evaluation.json` says, unless the weights were trained on since."""
-    path = folder / "evaluation.json"
+    path = folder / EVALUATION_NAME
     results = json.loads(path.read_text()) if path.is_file() else None
     return results if results is not None and results["weights"] == weights_hash(folder) else None
 

@@ -11,10 +11,16 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from hf_mixup.core.checks import needed
+
 # Okabe and Ito's colours, which the colour-blind can tell apart
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
 
 VISIBLE = 0.005  # shares of labels below it are not drawn
+
+
+def _figure(**settings: Any) -> Any:
+    return needed("matplotlib.figure", "pictures").Figure(**settings)
 
 
 def gallery(path: str | Path, columns: list[dict], label_names: list[str], across: int = 6) -> None:
@@ -25,13 +31,11 @@ def gallery(path: str | Path, columns: list[dict], label_names: list[str], acros
             where wanted, `mask` (H, W), the share of the own image, and `activation` (h, w), a class activation map of the mixed one.
         label_names: of the classes.
     """
-    from matplotlib.figure import Figure
-
     rows = [name for name in ("own", "partner", "mask", "mixed", "activation") if any(name in column for column in columns)]
     bars = max(int((column["target"] >= VISIBLE).sum().clamp(max=3)) for column in columns)
     across = min(across, len(columns))
     bands, tall = -(-len(columns) // across), len(rows) + 1
-    figure = Figure(figsize=(1.35 * across + 0.6, bands * (1.55 * len(rows) + 0.5 * bars)), dpi=100, layout="constrained")
+    figure = _figure(figsize=(1.35 * across + 0.6, bands * (1.55 * len(rows) + 0.5 * bars)), dpi=100, layout="constrained")
     heights = [1.0] * len(rows) + [0.28 * bars]
     axes = figure.subplots(bands * tall, across, squeeze=False, gridspec_kw={"height_ratios": heights * bands})
     for axis in axes.flat:
@@ -60,9 +64,7 @@ def masks_by_lam(path: str | Path, columns: Sequence[Mapping[str, Any]], lams: S
             each of the L `lams`; `mixed` (L, 3, H, W).
         lams: rising, 0 to 1.
     """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(2.7 * len(columns) + 0.6, 1.35 * (len(lams) + 1) + 0.25), dpi=100, layout="constrained")
+    figure = _figure(figsize=(2.7 * len(columns) + 0.6, 1.35 * (len(lams) + 1) + 0.25), dpi=100, layout="constrained")
     axes = figure.subplots(len(lams) + 1, 2 * len(columns), squeeze=False)
     for place, pair in enumerate(columns):
         left, right = axes[:, 2 * place], axes[:, 2 * place + 1]
@@ -99,7 +101,6 @@ def overview(path: str | Path, columns: Sequence[Mapping[str, Any]], label_names
     Args:
         columns: as in `gallery`. The two images are those of the first; its first two classes are theirs.
     """
-    from matplotlib.figure import Figure
     from matplotlib.patches import Rectangle
 
     cells = [(label_names[0], columns[0]["own"], None)]
@@ -108,7 +109,7 @@ def overview(path: str | Path, columns: Sequence[Mapping[str, Any]], label_names
         inside = column["target"][0] < 0.95 and bool((column["mixed"] == column["own"]).all())
         cells.append((column["title"] + " (features)" * inside, column["mixed"], column["target"]))
     down = -(-len(cells) // across)
-    figure = Figure(figsize=(9, 1.78 * down), dpi=100, layout="constrained")
+    figure = _figure(figsize=(9, 1.78 * down), dpi=100, layout="constrained")
     figure.get_layout_engine().set(w_pad=0.03, h_pad=0.03, wspace=0.0, hspace=0.0)
     axes = figure.subplots(down, across, squeeze=False).flatten()
     for axis in axes:
@@ -152,9 +153,7 @@ def training_curve(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
     Accuracy in training is that of mixtures, so it may well lie under that of clean images.
     """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 3), dpi=100, layout="constrained")
+    figure = _figure(figsize=(8, 3), dpi=100, layout="constrained")
     panels = (
         ("loss", (("train_loss", "training, mixed"), ("eval_loss", "evaluation"))),
         ("accuracy", (("train_accuracy", "training, mixed"), ("eval_top1", "evaluation"))),
@@ -177,13 +176,11 @@ def benchmark_chart(path: str | Path, table: Mapping[str, Mapping[str, tuple[flo
 
     Rows are sorted by their mean; the line is at the row `vanilla`, where there is one.
     """
-    from matplotlib.figure import Figure
-
     columns = list(dict.fromkeys(column for cells in table.values() for column in cells))
     rows = max(sum(column in cells for cells in table.values()) for column in columns)
     across = min(2, len(columns))
     down = -(-len(columns) // across)
-    figure = Figure(figsize=(4.2 * across + 0.6, down * (0.26 * rows + 1.2)), dpi=100, layout="constrained")
+    figure = _figure(figsize=(4.2 * across + 0.6, down * (0.26 * rows + 1.2)), dpi=100, layout="constrained")
     axes = figure.subplots(down, across, squeeze=False).flatten()
     for axis in axes[len(columns) :]:
         axis.set_axis_off()
@@ -207,9 +204,7 @@ def reliability(path: str | Path, diagrams: Mapping[str, Any]) -> None:
     Args:
         diagrams: by title, `count`, `accuracy`, `confidence` of the bins and the `error`, the mean gap.
     """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(4.4 * len(diagrams), 4.6), dpi=100, layout="constrained")
+    figure = _figure(figsize=(4.4 * len(diagrams), 4.6), dpi=100, layout="constrained")
     axes = figure.subplots(2, len(diagrams), squeeze=False, sharex=True, gridspec_kw={"height_ratios": [3, 1]})
     for column, (title, bins) in enumerate(diagrams.items()):
         axis, histogram = axes[:, column]
@@ -231,10 +226,8 @@ def reliability(path: str | Path, diagrams: Mapping[str, Any]) -> None:
 
 def corruption_bars(path: str | Path, accuracies: Mapping[str, Sequence[float]], clean: float) -> None:
     """Draws the top-1 accuracy under every corruption: the mean of its severities as a bar, each severity as a dot; writes a PNG."""
-    from matplotlib.figure import Figure
-
     names = list(accuracies)
-    figure = Figure(figsize=(8.8, 0.27 * len(names) + 1.1), dpi=100, layout="constrained")
+    figure = _figure(figsize=(8.8, 0.27 * len(names) + 1.1), dpi=100, layout="constrained")
     axis = figure.subplots()
     for place, name in enumerate(names):
         values = np.asarray(accuracies[name])
@@ -256,9 +249,7 @@ def corruption_bars(path: str | Path, accuracies: Mapping[str, Sequence[float]],
 
 def occlusion_curve(path: str | Path, ratios: Sequence[float], accuracies: Sequence[float], chance: float) -> None:
     """Draws the top-1 accuracy over the share of hidden patches; writes a PNG."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6, 3.6), dpi=100, layout="constrained")
+    figure = _figure(figsize=(6, 3.6), dpi=100, layout="constrained")
     axis = figure.subplots()
     axis.plot([100 * ratio for ratio in ratios], accuracies, "o-", color=COLOURS[0])
     axis.axhline(chance, color="grey", linestyle="--", linewidth=1)

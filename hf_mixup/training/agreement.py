@@ -12,6 +12,7 @@ from transformers.trainer_utils import HubStrategy, has_length
 
 from hf_mixup.arguments import MixupTrainingArguments
 from hf_mixup.core.losses import CrossEntropy, Loss, MultiHead
+from hf_mixup.core.secrets import keep_secret
 from hf_mixup.data.collator import MixupCallback, MixupCollator, MixupLoss
 from hf_mixup.method import needs_of_model
 from hf_mixup.methods import MethodChoice
@@ -170,6 +171,7 @@ def check_arguments(args: Any, data: Any, callbacks: list | None) -> None:
         raise TypeError(
             f"args must be MixupTrainingArguments, got {type(args).__name__}; write MixupTrainingArguments in its place, it takes every argument of TrainingArguments."
         )
+    keep_secret(args.hub_token)
     if args.n_gpu > 1:
         raise ValueError(
             f"one process drives one GPU, got {args.n_gpu} GPUs in one process; start with `accelerate launch`, or set CUDA_VISIBLE_DEVICES."

@@ -14,7 +14,17 @@ import torch
 from torch import Tensor
 from transformers import TrainerCallback
 
-LOG_NAME = "train_log.jsonl"
+from hf_mixup.report.run_folder import LOG_NAME
+
+
+class AtTheStart(TrainerCallback):
+    """Calls `work` when a training begins, after checkpoint and settings were accepted."""
+
+    def __init__(self, work: Callable[[], None]):
+        self.work = work
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.work()
 
 
 class BesideSteps(TrainerCallback):

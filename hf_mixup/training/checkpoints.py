@@ -13,9 +13,10 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
+from hf_mixup.report.run_folder import RUN_NAME, RunFolder
+
 logger = logging.getLogger(__name__)
 
-RUN_NAME = "mixup_run.json"
 # the Trainer writes it last, so where it is whole, all before it was written
 LAST_NAME = "trainer_state.json"
 
@@ -28,6 +29,12 @@ def what_is_wrong(checkpoint: str | Path) -> str | None:
             json.loads((checkpoint / name).read_text())
         except (OSError, ValueError):
             return f"{name} is missing or torn"
+    if (checkpoint / RUN_NAME).is_file() and not RunFolder(checkpoint).read():
+        return f"{RUN_NAME} is torn"
+    # what its run listed; a stock Trainer lists nothing, and the checks below hold for its checkpoints too
+    for name in RunFolder(checkpoint).read().get("files", ()):
+        if not (checkpoint / name).exists():
+            return f"{name} is missing"
     if not any(checkpoint.glob("*.safetensors")):
         return "model.safetensors is missing"
     for path in [*checkpoint.glob("*.safetensors"), *checkpoint.glob("mixup/*.safetensors")]:
@@ -48,8 +55,7 @@ def what_is_wrong(checkpoint: str | Path) -> str | None:
 
 def _random_states(checkpoint: Path) -> list[str]:
     """Files of random streams, one for each of the run's processes."""
-    path = checkpoint / RUN_NAME
-    processes = json.loads(path.read_text())["processes"] if path.is_file() else 0
+    processes = RunFolder(checkpoint).read().get("processes", 0)
     return ["rng_state.pth"] if processes == 1 else [f"rng_state_{rank}.pth" for rank in range(processes)]
 
 
@@ -75,7 +81,8 @@ def whole_or_absent(checkpoint: Path, size: int) -> Iterator[None]:
     Raises OSError then, which says what is lacking. Older checkpoints are as they were.
     """
     # one that is written over, after an older one was gone on with, is not whole until it is done
-    (checkpoint / LAST_NAME).unlink(missing_ok=True)
+    for name in (LAST_NAME, RUN_NAME):
+        (checkpoint / name).unlink(missing_ok=True)
     try:
         yield
     except (OSError, SafetensorError, RuntimeError) as error:

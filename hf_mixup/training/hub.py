@@ -8,6 +8,10 @@ import shlex
 import time
 from pathlib import Path
 
+from hf_mixup.core.secrets import redacted, without_secrets
+
+__all__ = ["NOT_PUSHED", "WAITS", "by_hand", "check_token", "push_folder", "without_secrets"]
+
 logger = logging.getLogger(__name__)
 
 # seconds between the attempts of a push; the client itself retries every request for about half a minute
@@ -44,27 +48,44 @@ def push_folder(
     revision: str | None = None,
     private: bool | None = None,
 ):
-    """Uploads a folder, in four attempts. Raises ConnectionError, with the command to do it by hand, when all fail."""
+    """Uploads a folder, in four attempts where the network or the server fails.
+
+    Raises:
+        ValueError: for a folder that is not there.
+        ConnectionError: with the command to push by hand, when the Hub refuses, or all attempts fail.
+    """
     from huggingface_hub import HfApi, errors
 
+    if not Path(folder).is_dir():
+        raise ValueError(f"what is pushed must be a folder, got {str(folder)!r}; check the path.")
     for wait in (*WAITS, None):
         try:
             return HfApi(token=token).upload_folder(
                 repo_id=repo, folder_path=folder, commit_message=message, revision=revision, ignore_patterns=list(NOT_PUSHED)
             )
         except Exception as error:
-            refused = (
-                isinstance(error, errors.HfHubHTTPError)
-                and error.response is not None
-                and error.response.status_code in (400, 401, 403, 404)
-            )
-            if wait is None or refused:
+            again = _passes(error)
+            if not again and not isinstance(error, (errors.HfHubHTTPError, OSError)):
+                raise  # nothing that the Hub or the network said
+            if wait is None or not again:
                 raise ConnectionError(
                     f"the push to {repo} must reach the Hub, got {_short(error)!r}; everything is in {folder}, push it with:\n"
                     + by_hand(repo, folder, revision=revision, private=private)
                 ) from error
             logger.warning("the push to %s failed (%s); trying again in %.0f seconds", repo, _short(error), wait)
             time.sleep(wait)
+
+
+def _passes(error: Exception) -> bool:
+    """Whether another attempt may succeed: the server is busy or failing, or the connection broke."""
+    from huggingface_hub import errors
+
+    if isinstance(error, errors.OfflineModeIsEnabled):
+        return False
+    if isinstance(error, errors.HfHubHTTPError) and error.response is not None:
+        return error.response.status_code in (408, 425, 429) or error.response.status_code >= 500
+    # the client's own errors of the connection: of httpx, under whatever name it is installed
+    return isinstance(error, (ConnectionError, TimeoutError)) or type(error).__module__.split(".")[0] in ("httpx", "httpx2", "httpcore")
 
 
 def by_hand(repo: str, folder: str | os.PathLike, *, revision: str | None = None, private: bool | None = None) -> str:
@@ -76,20 +97,6 @@ def by_hand(repo: str, folder: str | os.PathLike, *, revision: str | None = None
     return shlex.join(words)
 
 
-def without_secrets(argv: list[str]) -> list[str]:
-    """A command line that may be published: tokens are left out."""
-    kept, secret = [], False
-    for word in argv:
-        if secret and not word.startswith("--"):
-            secret = False
-            continue
-        name, has_value, _ = word.partition("=")
-        secret = name.startswith("--") and name.endswith("token") and not has_value
-        if not (name.startswith("--") and name.endswith("token")):
-            kept.append(word)
-    return kept
-
-
 def _short(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[-1] if lines else type(error).__name__).rstrip(".")
+    return redacted((lines[-1] if lines else type(error).__name__).rstrip("."))

@@ -21,7 +21,6 @@ from hf_mixup.methods import taught_by_the_network
 from hf_mixup.model import STATE_FOLDER
 from hf_mixup.report.card import write_model_card
 from hf_mixup.training.callbacks import epoch_rows
-from hf_mixup.training.checkpoints import RUN_NAME
 from hf_mixup.training.hub import check_token, push_folder, without_secrets
 
 logger = logging.getLogger(__name__)
@@ -146,9 +145,8 @@ class Publishing:
         """The Trainer takes along the classifier alone; this takes what else there is of the model."""
         busy = self.push_in_progress is not None and not self.push_in_progress.is_done() if self.is_world_process_zero() else True
         if self.is_world_process_zero() and self.args.hub_strategy != HubStrategy.END and (self.args.hub_always_push or not busy):
-            for name in (CONFIG_NAME, RUN_NAME):
-                if Path(checkpoint_folder, name).is_file():
-                    shutil.copy(Path(checkpoint_folder, name), self.args.output_dir)
+            if Path(checkpoint_folder, CONFIG_NAME).is_file():
+                shutil.copy(Path(checkpoint_folder, CONFIG_NAME), self.args.output_dir)
             if Path(checkpoint_folder, STATE_FOLDER).is_dir():
                 shutil.copytree(Path(checkpoint_folder, STATE_FOLDER), Path(self.args.output_dir, STATE_FOLDER), dirs_exist_ok=True)
         super()._push_from_checkpoint(checkpoint_folder)

@@ -11,7 +11,8 @@ from typing import Any
 from torch import Tensor, nn
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from hf_mixup.training.checkpoints import RUN_NAME, last_complete_checkpoint, what_is_wrong, whole_or_absent
+from hf_mixup.report.run_folder import RUN_NAME, RunFolder, list_files
+from hf_mixup.training.checkpoints import LAST_NAME, last_complete_checkpoint, what_is_wrong, whole_or_absent
 
 
 class Resuming:
@@ -62,7 +63,7 @@ class Resuming:
         super().save_model(output_dir, _internal_call=True)
         self._saved = self._saved or output_dir is None
         if self.args.should_save:
-            Path(output_dir or self.args.output_dir, RUN_NAME).write_text(json.dumps(self._run_facts(), indent=2) + "\n")
+            RunFolder(output_dir or self.args.output_dir).record(**self._run_facts())
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
@@ -77,6 +78,8 @@ class Resuming:
         super()._save_rng_state(output_dir)
         # or the first process may say that a checkpoint is whole before the others have written what is theirs
         self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            list_files(output_dir, LAST_NAME)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:

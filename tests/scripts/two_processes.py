@@ -40,6 +40,6 @@ if sys.argv[3:]:
     curve.train()
     seen["losses"] = losses(curve)
 (folder / f"rank{os.environ['RANK']}.json").write_text(json.dumps(seen))
-run.end()
+run.accelerator.end_training()
 sys.stdout.flush()
 os._exit(0)  # torch 2.13 on the CPU sometimes aborts while shutting down gloo

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import copy
+import logging
 import math
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +39,6 @@ for _config, _network in (
 ):
     AutoConfig.register(_config.model_type, _config, exist_ok=True)
     AutoModelForImageClassification.register(_config, _network, exist_ok=True)
-
-# or transformers asks a service of the Hub to convert the pickled weights of a stranger's repository
-os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
 
 _WIDE = {"layer_type": "bottleneck", "depths": (3, 4, 6, 3)}
 # names of ours, for what timm lacks: the config, and its fields; every other name is timm's
@@ -197,11 +197,14 @@ def checkpoint_config(repo_or_folder: str | os.PathLike, **kwargs: Any) -> PreTr
         return AutoConfig.from_pretrained(repo_or_folder, **kwargs)
 
 
-def load_classifier(repo_or_folder: str | os.PathLike, *, image_size: int | None = None, **kwargs: Any) -> PreTrainedModel:
+def load_classifier(
+    repo_or_folder: str | os.PathLike, *, image_size: int | None = None, config_name: str | os.PathLike | None = None, **kwargs: Any
+) -> PreTrainedModel:
     """An image classifier from a folder or the Hub: of transformers, timm or ours. Safetensors only, and no code of the repository.
 
     Args:
         image_size: of square images, where it may be another than the checkpoint's, as `at_resolution` takes it.
+        config_name: folder or Hub id of another config.
         **kwargs: of `from_pretrained`, such as `num_labels`, `revision`, `ignore_mismatched_sizes`, `trust_remote_code`.
 
     Raises:
@@ -210,11 +213,11 @@ def load_classifier(repo_or_folder: str | os.PathLike, *, image_size: int | None
     kwargs.setdefault("trust_remote_code", False)
     config_kwargs = {key: kwargs.pop(key) for key in ("num_labels", "id2label", "label2id") if key in kwargs}
     hub_kwargs = {key: kwargs[key] for key in ("revision", "token", "cache_dir", "trust_remote_code") if key in kwargs}
-    config = checkpoint_config(repo_or_folder, **config_kwargs, **hub_kwargs)
+    config = checkpoint_config(config_name or repo_or_folder, **config_kwargs, **hub_kwargs)
     if config.model_type == "timm_wrapper" and config.model_args:
         # timm writes its own num_classes there, which the wrapper passes a second time
         config.model_args.pop("num_classes", None)
-    with told_plainly(repo_or_folder, kwargs.get("revision")):
+    with told_plainly(repo_or_folder, kwargs.get("revision")), _quiet(kwargs.get("ignore_mismatched_sizes", False)):
         try:
             network = AutoModelForImageClassification.from_pretrained(repo_or_folder, config=config, use_safetensors=True, **kwargs)
         except RuntimeError as error:
@@ -332,6 +335,26 @@ def check_takes(network: PreTrainedModel, channels: int, height: int, width: int
         ) from None
     finally:
         network.train(training)
+
+
+@contextmanager
+def _quiet(mismatches: bool) -> Iterator[None]:
+    """Inside, transformers asks no service of the Hub to convert pickled weights, and reports no mismatches that were asked for."""
+    name, logger = "DISABLE_SAFETENSORS_CONVERSION", logging.getLogger("transformers.modeling_utils")
+    before = os.environ.get(name)
+
+    def wanted(record: logging.LogRecord) -> bool:
+        text = record.getMessage()
+        return not (mismatches and "LOAD REPORT" in text and "MISSING" not in text)
+
+    os.environ.setdefault(name, "1")
+    logger.addFilter(wanted)
+    try:
+        yield
+    finally:
+        logger.removeFilter(wanted)
+        if before is None:
+            del os.environ[name]
 
 
 def load_strictly(model: nn.Module, folder: str | os.PathLike) -> None:

@@ -86,7 +86,10 @@ class CifarResNetForImageClassification(StagedClassifier):
         elif isinstance(module, nn.BatchNorm2d):
             nn.init.ones_(module.weight)
             nn.init.zeros_(module.bias)
-            module.reset_running_stats()
+            # through torch.nn.init, which transformers guards: values that were loaded stay
+            nn.init.zeros_(module.running_mean)
+            nn.init.ones_(module.running_var)
+            nn.init.zeros_(module.num_batches_tracked)
         elif isinstance(module, nn.Linear):
             # as torch initialises it; transformers builds the modules without values
             module.reset_parameters()

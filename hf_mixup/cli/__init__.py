@@ -1,0 +1,1 @@
+"""The command line: `hf-mixup`, and what the scripts share."""

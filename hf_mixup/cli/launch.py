@@ -1,0 +1,104 @@
+"""Several processes: the arguments of `accelerate launch` are told from those of the script, and the launcher is quiet."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import subprocess
+import sys
+from types import ModuleType
+
+import torch
+
+from hf_mixup.cli import train
+from hf_mixup.cli.refusals import Debug
+
+# how processes are spread, in the words of accelerate; several processes alone are --multi_gpu
+SPREADS = (
+    "--multi_gpu",
+    "--cpu",
+    "--tpu",
+    "--use_deepspeed",
+    "--use_fsdp",
+    "--use_megatron_lm",
+    "--config_file",
+    "--use_parallelism_config",
+)
+
+
+def launch_or_run(name: str, script: ModuleType, argv: list[str]) -> None:
+    """Runs a script here, or by `accelerate launch` where its arguments, a config file or several GPUs ask for that.
+
+    What is typed is checked before any process starts. Exits with the status of the processes.
+    """
+    parser = train.parser if name == "train" else script.parser
+    reader = parser(f"hf-mixup {name}")
+    words, launcher = divided(argv, reader._option_string_actions)
+    if not launcher and not asks_for_processes():
+        script.main(words, f"hf-mixup {name}")
+        return
+    if name == "train":
+        train.settings(words, f"hf-mixup {name}")
+    else:
+        reader.help_if_asked(reader.typed(words))
+    sys.exit(launched(launcher, name, words))
+
+
+def asks_for_processes() -> bool:
+    """Whether this machine has several GPUs, or a config file of accelerate, and no launcher has started this process."""
+    from accelerate.commands.config.config_args import default_config_file
+
+    return "LOCAL_RANK" not in os.environ and (torch.cuda.device_count() > 1 or os.path.isfile(default_config_file))
+
+
+def divided(argv: list[str], own: dict[str, argparse.Action]) -> tuple[list[str], list[str]]:
+    """The words of the script, and those of accelerate's launcher. What both know belongs to the script."""
+    from accelerate.commands.launch import launch_command_parser
+
+    theirs = launch_command_parser()._option_string_actions
+    words, launcher = [], []
+    place = 0
+    while place < len(argv):
+        word = argv[place]
+        option = word.partition("=")[0]
+        place += 1
+        if not option.startswith("--") or option in own or option not in theirs:
+            words.append(word)
+            continue
+        launcher.append(word)
+        if "=" not in word and theirs[option].nargs != 0 and place < len(argv):
+            launcher.append(argv[place])
+            place += 1
+    return words, launcher
+
+
+def launched(launcher: list[str], name: str, words: list[str]) -> int:
+    """Starts the processes, and returns the first exit status that is not 0."""
+    from accelerate.commands.config.config_args import default_config_file
+    from accelerate.commands.launch import launch_command, launch_command_parser
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    typed = {word.partition("=")[0].replace("-", "_").replace("__", "--", 1) for word in launcher}
+    usual: list[str] = []
+    if "--config_file" not in typed and not os.path.isfile(default_config_file):
+        # said, or the launcher tells that it was not
+        usual += [] if "--num_processes" in typed else ["--num_processes", str(max(1, torch.cuda.device_count()))]
+        for option, value in (("--num_machines", "1"), ("--mixed_precision", "no"), ("--dynamo_backend", "no")):
+            usual += [] if option in typed else [option, value]
+    parser = launch_command_parser()
+    args = parser.parse_args([*usual, *launcher, "--module", "hf_mixup.cli.launched", name, *words])
+    if (args.num_processes or 1) > 1 and not typed & set(SPREADS) and "--config_file" not in typed:
+        args.multi_gpu = True
+    # of the processes that are started: what torch's launcher sets, with a warning, and no warnings of its C++ code
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    if not Debug.on:
+        logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
+    try:
+        launch_command(args)
+    except subprocess.CalledProcessError as error:
+        return error.returncode
+    except ChildFailedError as error:
+        return error.get_first_failure()[1].exitcode or 1
+    return 0

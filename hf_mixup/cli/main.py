@@ -1,0 +1,121 @@
+"""The command `hf-mixup`."""
+
+from __future__ import annotations
+
+import importlib.util
+import platform
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from types import ModuleType
+
+from hf_mixup import __version__
+from hf_mixup.cli.refusals import run
+from hf_mixup.core.places import SCRIPTS
+
+# commands by their scripts; the second of each pair says what it does
+SCRIPT_OF = {
+    "train": ("run_mixup", "train an image classifier with mixing"),
+    "evaluate": ("run_evaluation", "measure calibration and robustness of a checkpoint"),
+    "benchmark": ("run_benchmark", "train methods x networks x seeds, and make tables"),
+    "visualize": ("visualize_mixup", "draw what mixing makes of images"),
+    "convert": ("convert_openmixup", "turn a checkpoint of OpenMixup into ours"),
+}
+OTHERS = {"methods": "list the mixing methods", "env": "show versions, for a report of a bug"}
+LAUNCHED = ("train", "evaluate")  # those that several processes can do together
+PACKAGES = (
+    "torch", "torchvision", "transformers", "accelerate", "huggingface-hub", "datasets", "timm", "safetensors", "evaluate", "scikit-learn",
+    "matplotlib", "numpy", "pillow",
+)  # fmt: skip
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs a command and returns the exit status."""
+    argv = sys.argv[1:] if argv is None else argv
+    name, rest = (argv[0], argv[1:]) if argv else ("--help", [])
+    if name in ("-h", "--help", "--help-all", "--help_all", "help"):
+        print(usage())
+        return 0
+    if name == "--version":
+        print(f"hf_mixup {__version__}")
+        return 0
+    return run(lambda words, prog: command(name, words), rest, "hf-mixup")
+
+
+def usage() -> str:
+    commands = {name: text for name, (_, text) in SCRIPT_OF.items()} | OTHERS
+    lines = [f"  {name:<10} {text}" for name, text in commands.items()]
+    return "\n".join(
+        [
+            "usage: hf-mixup COMMAND [...]",
+            "",
+            "Mixup methods for training image classifiers with Hugging Face.",
+            "",
+            "commands:",
+            *lines,
+            "",
+            "hf-mixup COMMAND --help shows the arguments of a command. Arguments of",
+            "accelerate launch pass through: hf-mixup train --num_processes 2.",
+        ]
+    )
+
+
+def command(name: str, argv: list[str]) -> None:
+    """Raises ValueError for a command that is not known."""
+    if name in OTHERS:
+        if argv:
+            raise ValueError(f"hf-mixup {name} must stand alone, got {argv[0]!r}; leave it out.")
+        print({"methods": methods, "env": environment}[name]())
+    elif name in LAUNCHED:
+        from hf_mixup.cli.launch import launch_or_run
+
+        launch_or_run(name, script(name), argv)
+    elif name in SCRIPT_OF:
+        script(name).main(argv, f"hf-mixup {name}")
+    else:
+        from difflib import get_close_matches
+
+        known = [*SCRIPT_OF, *OTHERS]
+        close = get_close_matches(name, known, n=1)
+        advice = f"did you mean {close[0]!r}?" if close else f"choose from {', '.join(known)}."
+        raise ValueError(f"the command must be a known one, got {name!r}; {advice}")
+
+
+def script(name: str) -> ModuleType:
+    """The module of a command's script, which lies in training_scripts in a checkout."""
+    file = SCRIPT_OF[name][0]
+    module = f"hf_mixup.scripts.{file}"
+    if module not in sys.modules:
+        spec = importlib.util.spec_from_file_location(module, SCRIPTS / f"{file}.py")
+        assert spec is not None
+        assert spec.loader is not None
+        sys.modules[module] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[module])
+    return sys.modules[module]
+
+
+def methods() -> str:
+    """The table of methods: what each is made of, what it needs, its paper."""
+    from hf_mixup.report.card import methods_rows
+
+    rows = [("method", "parts", "needs", "paper"), *methods_rows()]
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
+
+
+def environment() -> str:
+    """Versions and devices, a line each."""
+    lines = {"hf_mixup": __version__, "Python": platform.python_version(), "platform": platform.platform(terse=True)}
+    for name in PACKAGES:
+        try:
+            lines[name] = version(name)
+        except PackageNotFoundError:
+            lines[name] = "not installed"
+    try:
+        import torch
+
+        device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        count = torch.accelerator.device_count() if device is not None else 0
+        lines["devices"] = f"{count} x {device.type}" if device is not None else "CPU alone"
+    except ImportError:
+        lines["devices"] = "unknown without torch"
+    return "\n".join(f"{name:<16} {value}" for name, value in lines.items())

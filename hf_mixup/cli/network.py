@@ -1,0 +1,79 @@
+"""The network of a run and the format of its images, as the arguments say."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import AutoConfig, AutoModelForImageClassification, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
+
+from hf_mixup.arguments import DataArguments, MixupTrainingArguments, ModelArguments
+from hf_mixup.core.checks import check_known
+from hf_mixup.data.labels import network_classes
+from hf_mixup.data.processor import ImageFormat, format_from_scratch, format_of_checkpoint
+from hf_mixup.data.sources import ImageData, KnownClasses
+from hf_mixup.networks.backbones import channels_of, check_takes, checkpoint_config, describe_for_timm, from_scratch, load_classifier
+from hf_mixup.networks.families import is_timm
+from hf_mixup.report.examples import default_architecture
+
+# for images of more than 64 pixels, in the place of the small networks
+LARGE = {"cifar_resnet20": "resnet18", "vit_mini": "deit_tiny_patch16_224"}
+
+
+def hub_of(model: ModelArguments) -> dict[str, Any]:
+    """How to read the checkpoint."""
+    return {name: getattr(model, name) for name in ("cache_dir", "token", "trust_remote_code")} | {"revision": model.model_revision}
+
+
+def classes_of_checkpoint(model: ModelArguments, args: MixupTrainingArguments) -> KnownClasses | None:
+    """The classes of the network to start from. Raises ValueError where several networks are given."""
+    given = [name for name in ("model_name_or_path", "architecture", "model_type") if getattr(model, name) is not None]
+    if len(given) > 1:
+        raise ValueError(f"a run must have one network, got {' and '.join(given)}; keep one of them.")
+    if model.model_name_or_path is None:
+        return None
+    names = network_classes(checkpoint_config(model.model_name_or_path, **hub_of(model)))
+    trains = args.do_train and (args.max_steps > 0 or args.num_train_epochs > 0)
+    return KnownClasses(names, fresh=model.ignore_mismatched_sizes, trains=trains)
+
+
+def build_model(
+    model: ModelArguments, data: DataArguments, args: MixupTrainingArguments, images: ImageData
+) -> tuple[PreTrainedModel, ImageFormat]:
+    """The network and the format of its images."""
+    labels = {"id2label": dict(enumerate(images.label_names)), "label2id": {name: i for i, name in enumerate(images.label_names)}}
+    hub, processor = hub_of(model), model.image_processor_name or model.model_name_or_path
+    if model.model_name_or_path is not None:
+        network = load_classifier(
+            model.model_name_or_path, image_size=data.image_size, config_name=model.config_name, num_labels=len(images.label_names),
+            ignore_mismatched_sizes=model.ignore_mismatched_sizes, **labels, **hub,
+        )  # fmt: skip
+        return described(network, format_of_checkpoint(data, processor, channels_of(network), **hub), data.train_image_size)
+    form = format_from_scratch(data, images.train, images.image_column)
+    if processor is not None:
+        form = format_of_checkpoint(data, processor, form.channels, **hub)
+    if model.config_name is not None or model.model_type is not None:
+        if model.config_name is not None:
+            config = AutoConfig.from_pretrained(model.config_name, **labels, **hub)
+        else:
+            check_known("model_type", model.model_type, MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES)
+            config = AutoConfig.for_model(model.model_type, **labels)
+        if hasattr(config, "image_size"):
+            config.image_size = form.sides[0]
+        network = AutoModelForImageClassification.from_config(config, trust_remote_code=model.trust_remote_code)
+        return described(network, form, data.train_image_size)
+    size = form.sides[0]
+    architecture = model.architecture or default_architecture(args.method_choice())
+    if model.architecture is None and size > 64:
+        architecture = LARGE[architecture]
+    network = from_scratch(architecture, len(images.label_names), size, channels=form.channels, drop_path=model.drop_path, **labels)
+    return described(network, form.of_timm() if is_timm(network) and processor is None else form, data.train_image_size)
+
+
+def described(network: PreTrainedModel, form: ImageFormat, train_size: int | None) -> tuple[PreTrainedModel, ImageFormat]:
+    """Both, with the form written into the config of a timm network, where timm and transformers read it."""
+    for sides in (form.sides, *([] if train_size is None else [(train_size, train_size)])):
+        check_takes(network, form.channels, *sides)
+    if is_timm(network):
+        describe_for_timm(network, **form.timm_config())
+    return network, form

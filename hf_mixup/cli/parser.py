@@ -1,0 +1,207 @@
+"""The parser of all scripts: dataclasses become arguments, what was typed is kept apart from defaults, help comes in groups."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields
+from enum import Enum
+from typing import Any
+
+from transformers import HfArgumentParser
+from transformers.hf_argparser import string_to_bool
+
+from hf_mixup.cli.refusals import Debug
+from hf_mixup.core.checks import nearest
+from hf_mixup.core.secrets import keep_secret
+
+# what people type for arguments that are called otherwise, and that no spelling is near to
+OTHER_NAMES = {
+    "--epochs": "--num_train_epochs",
+    "--lr": "--learning_rate",
+    "--batch_size": "--per_device_train_batch_size",
+    "--bs": "--per_device_train_batch_size",
+    "--model": "--model_name_or_path",
+    "--data": "--train_dir",
+    "--output": "--output_dir",
+    "--method": "--mix",
+}
+KINDS: dict[Any, str] = {int: "a whole number", float: "a number", string_to_bool: "true or false"}
+METAVARS: dict[Any, str] = {int: "N", float: "X", str: "TEXT"}
+
+
+class Parser(HfArgumentParser):
+    """Arguments of dataclasses.
+
+    No abbreviations; dashes are as good as underscores; every refusal is one sentence.
+
+    Args:
+        kinds: dataclasses, each field an argument.
+        prog: how the command is called.
+        usage: what may follow it.
+        description: one sentence.
+        groups: of the help, titles and names of arguments in order. Arguments that no group names come last, with --help-all.
+        short: names that --help shows; all if None.
+        told: help texts by name, in the place of those of the fields.
+    """
+
+    def __init__(
+        self,
+        kinds: Sequence[Any],
+        prog: str,
+        usage: str,
+        description: str,
+        groups: Mapping[str, Iterable[str]] | None = None,
+        short: Iterable[str] | None = None,
+        told: Mapping[str, str] | None = None,
+    ):
+        super().__init__(
+            kinds,
+            prog=prog,
+            usage=f"{prog} {usage}",
+            description=description,
+            add_help=False,
+            allow_abbrev=False,
+            conflict_handler="resolve",
+        )
+        self.groups = {title: list(names) for title, names in (groups or {}).items()}
+        self.short = None if short is None else set(short)
+        of_transformers = any(action.dest == "debug" for action in self._actions)
+        # in the place of transformers' own, whose value stays possible
+        self.add_argument("--debug", action=Debug, nargs="*" if of_transformers else 0, help="Show the traceback of an error.")
+        self.add_argument("-h", "--help", action="store_true", help="Show the usual arguments.")
+        if self.short is not None:
+            self.add_argument("--help_all", "--help-all", action="store_true", help="Show all arguments.")
+        for action in self._actions:
+            action.help = (told or {}).get(action.dest, action.help)
+        self.defaults = {action.dest: action.default for action in reversed(self._actions)}
+        for action in self._actions:
+            action.default = argparse.SUPPRESS  # so that what is parsed was typed
+
+    # -- reading --------------------------------------------------------------------------------------------------------
+
+    def typed(self, argv: Sequence[str]) -> dict[str, Any]:
+        """What was typed, by name. Tokens are kept secret from here on. Raises ValueError in one sentence."""
+        asked = {"-h", "--help", "--help_all", "--help-all"} & set(argv)
+        self._required(not asked)
+        found, unknown = self.parse_known_args(list(argv))
+        values = vars(found)
+        keep_secret(*(value for name, value in values.items() if name.endswith("token")))
+        if unknown:
+            raise ValueError(self._unknown(unknown[0]))
+        return values
+
+    def _required(self, on: bool) -> None:
+        """Help is shown whatever else is missing."""
+        if not hasattr(self, "_needed"):
+            self._needed = [action for action in self._actions if action.required]
+        for action in self._needed:
+            action.required = on
+            if not action.option_strings:
+                action.nargs = None if on else "?"
+
+    def _unknown(self, word: str) -> str:
+        name = word.split("=")[0]  # what follows may be a token
+        if not word.startswith("-"):
+            return f"every argument must start with --, got {name!r}; put the name of the argument before it, or quote a value with spaces."
+        if (known := OTHER_NAMES.get(name.replace("-", "_").replace("__", "--", 1))) in self._option_string_actions:
+            return f"every argument must be known, got {name!r}; did you mean {known!r}?"
+        flags = {option for option in self._option_string_actions if "-" not in option[2:]}
+        return f"every argument must be known, got {name!r}; {nearest(name.replace('-', '_').replace('__', '--', 1), flags)}"
+
+    def error(self, message: str) -> Any:
+        """What argparse refuses, in one sentence."""
+        match = re.fullmatch(r"argument ([^:]+?): (.*)", message, re.DOTALL)
+        if match is None:
+            needed = message.partition("required: ")[2]
+            raise ValueError(f"{needed or 'the command line'} must be given, got nothing; see {self.prog} --help.")
+        name, said = match[1].split("/")[0], match[2]
+        action = self._option_string_actions.get(name)
+        value = re.search(r"(?:value|choice|argument):? (['\"].*?['\"])(?: \(|$)", said)
+        got = value[1] if value else "nothing"
+        if said.startswith("invalid choice") and action is not None and action.choices:
+            raise ValueError(f"{name} must be a known choice, got {got}; {nearest(got.strip(chr(39)), map(str, action.choices))}")
+        if "expected" in said and "argument" in said:
+            raise ValueError(f"{name} must be followed by a value, got nothing; see {self.prog} --help.")
+        if "Truthy" in said:
+            got = repr(said.partition("got ")[2].partition(" but")[0])
+        if said.startswith("ignored explicit argument"):
+            raise ValueError(f"{name} must stand alone, got {got}; leave the value out.")
+        kind = KINDS.get(action.type if action is not None else None, "a value of its kind")
+        raise ValueError(f"{name} must be {kind}, got {got}; see {self.prog} --help.")
+
+    def converted(self, values: Mapping[str, Any], where: str) -> dict[str, Any]:
+        """Values of a file as if they had been typed: text becomes what the argument takes. Raises ValueError where it cannot."""
+        by_name = {action.dest: action for action in reversed(self._actions)}
+
+        def convert(name: str, value: Any) -> Any:
+            if isinstance(value, list):
+                return [convert(name, item) for item in value]
+            action = by_name[name]
+            if not isinstance(value, str) or not callable(action.type):
+                return value
+            try:
+                return action.type(value)
+            except (TypeError, ValueError, argparse.ArgumentTypeError):
+                kind = KINDS.get(action.type, "a value of its kind")
+                raise ValueError(f"{where} must set {name} to {kind}, got {value!r}; correct the file.") from None
+
+        return {name: convert(name, value) for name, value in values.items()}
+
+    def built(self, values: Mapping[str, Any]) -> list[Any]:
+        """The dataclasses, with these values over their defaults."""
+        return [
+            kind(**{field.name: values[field.name] for field in fields(kind) if field.init and field.name in values})
+            for kind in self.dataclass_types
+        ]
+
+    # -- help -----------------------------------------------------------------------------------------------------------
+
+    def help_if_asked(self, typed: Mapping[str, Any], values: Mapping[str, Any] | None = None) -> None:
+        """Prints the help that was asked for and exits; `values` are the defaults that hold for what was typed beside it."""
+        every = "help_all" in typed
+        if every or "help" in typed:
+            print(self.help_with(values or {}, every), end="")
+            sys.exit(0)
+
+    def help_with(self, values: Mapping[str, Any], every: bool = False) -> str:
+        shown: dict[str, argparse.Action] = {}
+        for action in self._actions:
+            shown.setdefault(action.dest, action)
+        grouped = {name for names in self.groups.values() for name in names}
+        rest = [name for name in shown if name not in grouped and name not in ("help", "help_all", "debug")]
+        formatter = self._get_formatter()
+        formatter.add_usage(self.usage, (), ())
+        formatter.add_text(self.description)
+        for title, names in {**self.groups, "more": rest, "help": ["help", "help_all", "debug"]}.items():
+            listed = [name for name in names if name in shown and (every or self.short is None or title == "help" or name in self.short)]
+            if listed:
+                formatter.start_section(title)
+                formatter.add_arguments([self._told(shown[name], values) for name in listed])
+                formatter.end_section()
+        return formatter.format_help()
+
+    def _told(self, action: argparse.Action, values: Mapping[str, Any]) -> argparse.Action:
+        """A copy of an action for the help: one spelling, a short metavar, the default that holds."""
+        default = values.get(action.dest, self.defaults.get(action.dest))
+        text = " ".join((action.help or "").split()).replace("%", "%%").replace("%%%%", "%%")
+        told = argparse.Action(
+            action.option_strings[:1] if action.dest != "help" else action.option_strings,
+            action.dest,
+            nargs=0 if action.const is True or action.nargs == 0 or action.dest == "debug" else action.nargs,
+            metavar=action.metavar or (action.dest if not action.option_strings else METAVARS.get(action.type, "NAME")),
+            help=text
+            + ("" if default in (None, False, "", [], argparse.SUPPRESS) else f" (default: {_shown(default)})".replace("%", "%%")),
+        )
+        return told
+
+    def _get_formatter(self) -> argparse.HelpFormatter:
+        return argparse.HelpFormatter(prog=self.prog, max_help_position=28)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        return " ".join(map(_shown, value))
+    return str(value.value if isinstance(value, Enum) else value)

@@ -1,0 +1,76 @@
+"""How a script ends: a refusal is the last line on the screen, with exit status 2; a traceback is shown with --debug only."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from hf_mixup.core.secrets import redacted
+
+# what people are told in one sentence: settings that are refused, and what stopped a run that was under way
+REFUSALS = (ValueError, ImportError, FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)
+STOPPED = (OSError, FloatingPointError, KeyboardInterrupt)
+# seconds that other processes wait for the first to refuse the same; the launcher ends them meanwhile
+WAIT = 15.0
+
+
+class Debug(argparse.Action):
+    """`--debug`: show tracebacks. With a value it is the argument of transformers."""
+
+    on = False
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        Debug.on = True
+        if values:
+            setattr(namespace, self.dest, " ".join(values))
+
+
+def run(main: Callable[..., None], argv: list[str], prog: str) -> int:
+    """Runs `main(argv, prog)`, tells its refusal, and returns the exit status: 0, 1 for a run that stopped, 2 for a refusal."""
+    Debug.on = False
+    try:
+        main(argv, prog)
+    except BrokenPipeError:  # whoever read the output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (*REFUSALS, *STOPPED) as error:
+        if Debug.on:
+            raise
+        _tell(error, prog)
+        return 2 if isinstance(error, REFUSALS) else 1
+    return 0
+
+
+def _tell(error: BaseException, prog: str) -> None:
+    if os.environ.get("RANK", "0") != "0":
+        time.sleep(WAIT)
+    for bar in list(getattr(getattr(sys.modules.get("tqdm.std"), "tqdm", None), "_instances", ())):
+        bar.close()  # or the sentence stands behind it
+    text = "interrupted; go on with --resume_from_checkpoint True" if isinstance(error, KeyboardInterrupt) else str(error)
+    # a command to copy keeps its line
+    text = text if isinstance(error, ConnectionError) else " ".join(text.split())
+    sys.stdout.flush()
+    print(f"{prog.split()[0]}: error: {redacted(text) or type(error).__name__}", file=sys.stderr, flush=True)
+
+
+class _Redacting(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return redacted(super().format(record))
+
+
+def log_to_screen(level: int = logging.INFO) -> None:
+    """Messages go to the standard error as plain sentences, without tokens. Bars are drawn on a terminal only."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Redacting("%(message)s"))
+    logging.basicConfig(level=level, handlers=[handler], force=True)
+    for name in ("httpx", "httpx2"):
+        logging.getLogger(name).setLevel(logging.WARNING)  # a line for every request to the Hub
+    if not sys.stderr.isatty():
+        for name in ("datasets", "huggingface_hub.utils"):
+            if name in sys.modules:
+                sys.modules[name].disable_progress_bars()

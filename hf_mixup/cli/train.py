@@ -1,0 +1,110 @@
+"""The arguments of a training, as they are typed: over a recipe, over the defaults."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any
+
+import torch
+from transformers import TrainingArguments
+
+from hf_mixup.arguments import DataArguments, MixupTrainingArguments, ModelArguments, RunArguments
+from hf_mixup.cli.parser import Parser
+from hf_mixup.core.places import RECIPES
+from hf_mixup.recipes import read_recipe
+from hf_mixup.report.run_folder import hash_of
+
+DEFAULTS = {
+    "eval_strategy": "epoch",
+    "logging_strategy": "epoch",
+    "save_strategy": "epoch",
+    "save_total_limit": 2,
+    "report_to": "none",
+    "per_device_eval_batch_size": 64,
+    "dataloader_pin_memory": torch.accelerator.is_available(),
+}
+TASKS = ("do_train", "do_eval", "do_predict")
+Arguments = tuple[ModelArguments, DataArguments, RunArguments, MixupTrainingArguments]
+
+_MIXING = [f.name for f in fields(MixupTrainingArguments) if f.name not in {g.name for g in fields(TrainingArguments)}]
+_SCHEDULES = [name for name in _MIXING if name.startswith(("warmup_", "ema_", "min_lr", "lr_per", "no_weight", "repeated_"))]
+_TRAINING = [
+    "num_train_epochs", "max_steps", "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps",
+    "learning_rate", "weight_decay", "lr_scheduler_type", "warmup_steps", "optim", "seed", "bf16", "use_cpu",
+]  # fmt: skip
+_RUN = ["recipe", "output_dir", "overwrite_output_dir", "resume_from_checkpoint", *TASKS, "push_to_hub", "hub_model_id", "license"]
+GROUPS = {
+    "mixing": [name for name in _MIXING if name not in _SCHEDULES and not name.startswith("mixer_")],
+    "model": [f.name for f in fields(ModelArguments)],
+    "data": [f.name for f in fields(DataArguments)],
+    "run": [*_RUN, *(f.name for f in fields(RunArguments) if f.name not in _RUN)],
+    "training": _TRAINING,
+    "schedules and averages": _SCHEDULES,
+    "learned mixers": [name for name in _MIXING if name.startswith("mixer_")],
+}
+SHORT = (
+    "mix", "mix_prob", "alpha", "mix_args", "loss", "mix_rate", "mix_off_epoch", "model_name_or_path", "architecture",
+    "ignore_mismatched_sizes", "dataset_name", "train_dir", "validation_dir", "train_val_split", "image_size", "cache_images",
+    "max_train_samples", "max_eval_samples", *_RUN, *_TRAINING,
+)  # fmt: skip
+
+# in the place of transformers' sentences, which are about its own scripts
+TOLD = {
+    "output_dir": "Folder of the run; runs/<methods>-<time> if not given.",
+    "resume_from_checkpoint": "True for the newest whole checkpoint of output_dir, or the folder of one.",
+    "do_train": "Train. If none of the three is given: train and evaluate.",
+    "do_eval": "Evaluate on the evaluation images; alone, a checkpoint is measured as it is.",
+    "do_predict": "Write the predicted class of every evaluation image to predict_results.txt.",
+    "push_to_hub": "Push the run to the Hub at its end.",
+    "hub_model_id": "Repository to push to; the name of the folder if not given.",
+}
+
+
+def parser(prog: str = "run_mixup.py") -> Parser:
+    kinds = (ModelArguments, DataArguments, RunArguments, MixupTrainingArguments)
+    usage = "[--mix METHOD ...] [--train_dir FOLDER] [...]"
+    about = "Trains an image classifier with mixing. Without arguments it trains on the embedded digits."
+    return Parser(kinds, prog, usage, about, GROUPS, SHORT, TOLD)
+
+
+def settings(argv: list[str], prog: str = "run_mixup.py") -> tuple[Parser, dict[str, Any], str]:
+    """The parser; values by name: what is typed, over the recipe, over the defaults; the hash of the recipe.
+
+    Raises ValueError in one sentence; exits after the help, where that is asked for.
+    """
+    reader = parser(prog)
+    typed = reader.typed(argv)
+    values, recipe = {**DEFAULTS, **typed}, {}
+    network = [name for name in ("model_name_or_path", "architecture", "model_type", "config_name") if name in typed]
+    if "recipe" not in typed:
+        own = "dataset_name" in typed or "train_dir" in typed
+        values["recipe"] = "digits" if not own else "finetune" if "model_name_or_path" in typed else "from_scratch"
+    mix = typed.get("mix")
+    if mix is not None and any("," in name for name in mix):
+        raise ValueError(f"methods must be separated by spaces, got {' '.join(mix)!r}; write --mix {' '.join(mix).replace(',', ' ')}")
+    if values["recipe"] is not None:
+        recipe = read_recipe(values["recipe"], RECIPES, mix=mix, architecture=typed.get("architecture"))
+        if network:  # what is typed stands for the network of the recipe, of either kind
+            recipe = {name: value for name, value in recipe.items() if name not in ("model_name_or_path", "architecture")}
+        recipe = reader.converted(recipe, f"recipe {values['recipe']!r}")
+        values = {**DEFAULTS, **recipe, **typed, "recipe": values["recipe"]}
+    # as in transformers' scripts: what is asked for is done, and nothing else; without a word, training and evaluation
+    asked = [name for name in TASKS if values.get(name)]
+    for name in TASKS:
+        values[name] = name in asked if asked else values.get(name, name != "do_predict")
+    if not values["do_eval"] and "eval_strategy" not in {**recipe, **typed}:
+        values["eval_strategy"] = "no"
+    reader.help_if_asked(typed, values)
+    return reader, values, hash_of(recipe)
+
+
+def parse(argv: list[str], prog: str = "run_mixup.py") -> Arguments:
+    """The arguments of `settings` as dataclasses. Without an output folder, `output_dir` is None."""
+    reader, values, recipe_hash = settings(argv, prog)
+    model, data, run, args = reader.built({name: value for name, value in values.items() if name not in TASKS})
+    for name in TASKS:  # after transformers, which evaluates wherever there is an eval_strategy
+        setattr(args, name, values[name])
+    if "output_dir" not in values:
+        args.output_dir = None
+    run.recipe_hash = recipe_hash
+    return model, data, run, args

@@ -1,0 +1,192 @@
+"""Sweeps: cells of methods, networks, alphas, epochs and seeds, each trained once, and tables of what came out."""
+
+from __future__ import annotations
+
+import csv
+import json
+import multiprocessing
+import os
+import runpy
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hf_mixup.core.places import PUBLISHED, RECIPES, SCRIPTS
+from hf_mixup.core.secrets import redacted, without_secrets
+from hf_mixup.methods import MethodChoice
+from hf_mixup.model import MixupModel
+from hf_mixup.networks.backbones import from_scratch
+from hf_mixup.report.benchmark import Reported, Run, Summary, accuracies, latex_table, markdown_table, published, published_value
+from hf_mixup.report.plots import benchmark_chart
+from hf_mixup.report.run_folder import hash_of
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a sweep."""
+
+    run: Run
+    alpha: float | None
+    epochs: int | None
+    seed: int
+
+    @property
+    def method(self) -> str:
+        return "+".join(self.run.mix)
+
+    @property
+    def row(self) -> str:
+        return self.method + ("" if self.alpha is None else f" {self.alpha:g}")
+
+    @property
+    def column(self) -> str:
+        checkpoint = str(self.run.arguments.get("model_name_or_path") or "checkpoint").rstrip("/")
+        return str(self.run.architecture or checkpoint.rpartition("/")[2]) + ("" if self.epochs is None else f", {self.epochs} epochs")
+
+    @property
+    def name(self) -> str:
+        return f"{self.row}-{self.column}-{self.seed}".replace(", ", "-").replace(" ", "-").replace("/", "-")
+
+    def words(self, folder: Path) -> list[str]:
+        alpha = [] if self.alpha is None else ["--alpha", f"{self.alpha:g}"]
+        return [*self.run.words(), *alpha, "--seed", str(self.seed), "--output_dir", str(folder / "runs" / self.name)]
+
+    def facts(self, more: Sequence[str]) -> dict[str, Any]:
+        """What the result depends on: the words, without the folder, and the arguments that the recipe gives."""
+        words = [*self.run.words(), *([] if self.alpha is None else ["--alpha", f"{self.alpha:g}"]), "--seed", str(self.seed), *more]
+        return {"words": without_secrets(words), "recipe_hash": hash_of(self.run.arguments)}
+
+
+def what_is_impossible(run: Run) -> str | None:
+    """Why these methods cannot work with this network; None where they can."""
+    arguments = run.arguments
+    build = {key: arguments.get(key) for key in ("mix_prob", "alpha", "mix_args", "mode", "loss")}
+    if run.architecture is None:
+        return None
+    with torch.random.fork_rng(devices=[]):
+        network = from_scratch(run.architecture, 10, arguments.get("image_size", 32))
+        try:
+            MixupModel(network, MethodChoice.build(list(run.mix), **build))
+        except ValueError as error:
+            return str(error)
+    return None
+
+
+def train(cell: Cell, folder: Path, more: Sequence[str], threads: int) -> dict[str, Any]:
+    """Trains a cell and writes what came out; in a process of its own."""
+    torch.set_num_threads(threads)
+    target = folder / "runs" / cell.name
+    shutil.rmtree(target, ignore_errors=True)
+    words = [*cell.words(folder), *more]
+    start = time.monotonic()
+    if cell.run.processes > 1:
+        launch = [sys.executable, "-m", "hf_mixup", "train", "--num_processes", str(cell.run.processes)]
+        subprocess.run([*launch, *words], check=True)
+    else:
+        (folder / "logs").mkdir(exist_ok=True)
+        with open(folder / "logs" / f"{cell.name}.txt", "w") as log:
+            keep = os.dup(1), os.dup(2)
+            try:
+                os.dup2(log.fileno(), 1), os.dup2(log.fileno(), 2)
+                runpy.run_path(str(SCRIPTS / "run_mixup.py"))["main"](words)
+            finally:
+                sys.stdout.flush(), sys.stderr.flush()
+                os.dup2(keep[0], 1), os.dup2(keep[1], 2)
+    result = {**cell.facts(more), "seconds": round(time.monotonic() - start, 1), "top1": accuracies(target)}
+    for heavy in (*target.glob("*.safetensors"), *target.glob("checkpoint-*"), target / "mixup"):
+        shutil.rmtree(heavy) if heavy.is_dir() else heavy.unlink(missing_ok=True)
+    path = folder / "cells" / f"{cell.name}.json"
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(result, indent=1) + "\n")
+    os.replace(temporary, path)
+    return result
+
+
+def finished(cell: Cell, folder: Path, more: Sequence[str] = ()) -> dict[str, Any] | None:
+    """What a cell gave when it was trained by the same words and recipe; None where it was not."""
+    result = trained_before(cell, folder)
+    facts = cell.facts(more)
+    return result if result is not None and all(result.get(name) == value for name, value in facts.items()) else None
+
+
+def trained_before(cell: Cell, folder: Path) -> dict[str, Any] | None:
+    """What a cell of this name gave, by whatever words and recipe; None where it was never trained to its end."""
+    path = folder / "cells" / f"{cell.name}.json"
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+def sweep(todo: list[Cell], folder: Path, more: Sequence[str], jobs: int, threads: int) -> None:
+    """Trains the cells, and tells of each when it is done."""
+    done, start, failed = 0, time.monotonic(), []
+    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+        futures = {pool.submit(train, cell, folder, more, threads): cell for cell in todo}
+        for future in as_completed(futures):
+            cell, done = futures[future], done + 1
+            minutes = (time.monotonic() - start) / done * (len(todo) - done) / 60
+            left = "done" if done == len(todo) else f"{minutes:.0f} min left" if minutes >= 1 else "less than 1 min left"
+            try:
+                shown = f"{100 * cell.run.reported.of(future.result()['top1']):.2f}"
+            except Exception as error:  # one run that fails leaves the others alone
+                failed.append(cell)
+                shown = f"failed: {redacted(str(error))}; see {folder / 'logs' / cell.name}.txt"
+            print(f"{done}/{len(todo)} {cell.name}: {shown}; {left}", flush=True)
+    if failed:
+        print(f"{len(failed)} runs failed; run the same command again to try them again.", flush=True)
+
+
+def report(every: list[Cell], impossible: dict[tuple, str], folder: Path, recipe: str, more: Sequence[str] = ()) -> str:
+    """results.csv, and tables and chart of the cells that are there; returns the Markdown."""
+    rows = published(PUBLISHED) if PUBLISHED.is_file() else []
+    groups: dict[tuple[str, str], list[tuple[Cell, float]]] = {}
+    with open(folder / "results.tmp", "w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["method", "network", "alpha", "epochs", "seed", "top1", "best", "last", "seconds"])
+        for cell in every:
+            result = finished(cell, folder, more)
+            if result is not None:
+                value = 100 * cell.run.reported.of(result["top1"])
+                groups.setdefault((cell.row, cell.column), []).append((cell, value))
+                history = [100 * accuracy for accuracy in result["top1"]]
+                numbers = [f"{number:.4f}" for number in (value, max(history), history[-1])]
+                settings = ["" if setting is None else setting for setting in (cell.alpha, cell.run.arguments.get("num_train_epochs"))]
+                table.writerow([cell.method, cell.run.architecture, *settings, cell.seed, *numbers, result["seconds"]])
+    os.replace(folder / "results.tmp", folder / "results.csv")
+    shown: dict[str, dict[str, Summary]] = {}
+    columns = list(dict.fromkeys(cell.column for cell in every))
+    for cell in every:
+        found = groups.get((cell.row, cell.column), [])
+        value = published_value(rows, cell.run, RECIPES)
+        if found or value is not None:
+            shown.setdefault(cell.row, {}).setdefault(cell.column, Summary(tuple(number for _, number in found), value))
+    ordered = {row: {column: cells[column] for column in columns if column in cells} for row, cells in shown.items()}
+    caption = f"Top-1 accuracy in percent by the recipe {recipe}, {every[0].run.reported}: mean ± deviation (number of runs)"
+    caption += " / published." if any(summary.published for cells in ordered.values() for summary in cells.values()) else "."
+    reasons: dict[tuple[str, str], list[str]] = {}
+    for (mix, network), why in impossible.items():
+        reasons.setdefault((network, why), []).append(mix)
+    notes = "".join(f"\n- {', '.join(names)} with {network}: {why}" for (network, why), names in reasons.items())
+    markdown = markdown_table(ordered, caption) + (f"\n\nImpossible pairs, `-` above:\n{notes}" if notes else "")
+    (folder / "results.md").write_text(markdown + "\n")
+    (folder / "results.tex").write_text(latex_table(ordered, caption) + "\n")
+    measured = {row: {c: (s.mean, s.deviation or 0) for c, s in cells.items() if s.values} for row, cells in ordered.items()}
+    if any(measured.values()):
+        benchmark_chart(folder / "results.png", measured, "top-1 accuracy (%)")
+    return markdown
+
+
+def summarize(folders: Sequence[str], reported: Reported) -> str:
+    """A table of runs of whatever origin: those that differ by their seed alone, in folders of one name but for `-SEED`, share a row."""
+    groups: dict[str, list[float]] = {}
+    for folder in folders:
+        name = Path(folder).name
+        head, _, tail = name.rpartition("-")
+        groups.setdefault(head if tail.isdigit() and head else name, []).append(100 * reported.of(accuracies(folder)))
+    return markdown_table({name: {str(reported): Summary(tuple(values))} for name, values in groups.items()})

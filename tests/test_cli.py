@@ -1,0 +1,339 @@
+"""What people type and what they are told: parsing, help, refusals, secrets, the command `hf-mixup`."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from hf_mixup.cli import main as command
+from hf_mixup.cli.launch import divided
+from hf_mixup.cli.refusals import Debug, run
+from hf_mixup.cli.train import parse, parser
+from hf_mixup.core.secrets import HIDDEN, redacted, without_secrets
+from run_script import ROOT
+
+SECRET = "hf_" + "Ab3" * 12
+SMALL = ("--max_train_samples", "40", "--max_eval_samples", "20", "--max_steps", "2", "--per_device_train_batch_size", "20", "--use_cpu")
+
+
+def script(name):
+    return command.script(name)
+
+
+def told(capsys, main, *words, prog="hf-mixup train"):
+    """The exit status, and what stands on the screen."""
+    status = run(main, list(map(str, words)), prog)
+    return status, capsys.readouterr().err
+
+
+# -- parsing ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("words", [("--mode", "batch"), ("--mode=batch",)])
+def test_every_flag_of_the_help_can_be_typed(words):
+    assert parse([*words, "--mix", "cutmix", "--use_cpu"])[3].mode == "batch"
+
+
+def test_every_option_is_only_itself():
+    """Every flag of the training, typed alone with a value of its kind, sets its own argument and nothing else."""
+    reader = parser()
+    for option, action in reader._option_string_actions.items():
+        if option.startswith("--") and action.dest not in ("help", "help_all", "debug") and "dict" not in str(action.type):
+            value = next(iter(action.choices)) if action.choices else {int: "1", float: "0.5", str: "x"}.get(action.type, "true")
+            words = [option] if action.nargs == 0 else [option, str(value)]
+            assert set(reader.typed(words)) == {action.dest}, option
+
+
+@pytest.mark.parametrize("word", ["--tok", "--hub_tok", "--output_di", "--learning", "--num-train-epoch"])
+def test_abbreviations_are_refused(word):
+    with pytest.raises(ValueError, match=rf"every argument must be known, got '{word}'; did you mean"):
+        parse([word, "x"])
+
+
+@pytest.mark.parametrize("words", [("--output-dir", "there"), ("--output_dir=there",), ("--output-dir=there",)])
+def test_the_output_folder_that_is_typed_is_used(words):
+    assert parse([*words, "--use_cpu"])[3].output_dir == "there"
+
+
+def test_the_output_folder_of_a_recipe_is_used(tmp_path):
+    (tmp_path / "own.yaml").write_text("dataset_name: digits\noutput_dir: there\nlearning_rate: 1e-3\n")
+    run_args, args = parse(["--recipe", str(tmp_path / "own.yaml"), "--use_cpu"])[2:]
+    assert (args.output_dir, args.learning_rate) == ("there", 0.001)
+    assert run_args.recipe_hash != parse(["--use_cpu"])[2].recipe_hash
+    assert parse(["--use_cpu"])[3].output_dir is None
+    (tmp_path / "own.yaml").write_text("learning_rate: fast\n")
+    with pytest.raises(ValueError, match="must set learning_rate to a number, got 'fast'; correct the file"):
+        parse(["--recipe", str(tmp_path / "own.yaml")])
+
+
+@pytest.mark.parametrize(
+    ("words", "recipe"),
+    [
+        ((), "digits"),
+        (("--train_dir", "x"), "from_scratch"),
+        (("--train_dir", "x", "--model_name_or_path", "y"), "finetune"),
+        (("--dataset_name", "digits", "--recipe", "digits100"), "digits100"),
+    ],
+)
+def test_the_recipe_that_holds(words, recipe):
+    assert parse([*words, "--use_cpu"])[2].recipe == recipe
+
+
+@pytest.mark.parametrize(
+    ("words", "tasks", "strategy"),
+    [
+        ((), (True, True, False), "epoch"),
+        (("--do_eval",), (False, True, False), "epoch"),
+        (("--do_train",), (True, False, False), "no"),
+        (("--do_train", "--do_eval"), (True, True, False), "epoch"),
+        (("--do_predict",), (False, False, True), "no"),
+        (("--do_train", "False", "--do_eval"), (False, True, False), "epoch"),
+        (("--do_train", "--eval_strategy", "epoch"), (True, False, False), "epoch"),
+    ],
+)
+def test_tasks_are_those_of_transformers_scripts(words, tasks, strategy):
+    args = parse([*words, "--use_cpu"])[3]
+    assert (args.do_train, args.do_eval, args.do_predict) == tasks
+    assert args.eval_strategy == strategy
+
+
+def test_debug_is_a_switch_and_transformers_argument():
+    assert parse(["--debug", "underflow_overflow", "--use_cpu"])[3].debug[0] == "underflow_overflow"
+    Debug.on = False
+    parse(["--debug", "--use_cpu"])
+    assert Debug.on
+
+
+def test_launcher_and_script_share_no_word():
+    own = parser()._option_string_actions
+    words = ["--num_processes", "2", "--mix", "cutmix", "--seed", "3", "--config_file=x.yaml", "--mixed-precision", "no", "--bf16"]
+    assert divided(words, own) == (
+        ["--mix", "cutmix", "--seed", "3", "--bf16"],
+        ["--num_processes", "2", "--config_file=x.yaml", "--mixed-precision", "no"],
+    )
+
+
+# -- help -------------------------------------------------------------------------------------------------------------------
+
+
+def shown(capsys, *words):
+    with pytest.raises(SystemExit) as ended:
+        parse([*words])
+    assert ended.value.code == 0
+    return capsys.readouterr().out
+
+
+def test_help_is_short_grouped_and_holds(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    short = shown(capsys, "--help")
+    assert len(short.splitlines()) < 160
+    assert max(map(len, short.splitlines())) <= 80
+    titles = [line for line in short.splitlines() if line.endswith(":") and not line.startswith(" ")]
+    assert titles[0] == "mixing:"
+    assert short.index("--mix ") < short.index("--model_name_or_path") < short.index("--num_train_epochs")
+    every = shown(capsys, "--help-all")
+    assert len(every.splitlines()) > 2 * len(short.splitlines())
+    for name in ("--mixer_learning_rate", "--fsdp ", "--model_type", "--config_name", "--image_processor_name"):
+        assert name in every
+        assert name not in short
+
+    def learning_rate(text):
+        return text[text.index("--learning_rate") :].partition("(default: ")[2].partition(")")[0]
+
+    assert learning_rate(short) == "0.003"
+    assert learning_rate(shown(capsys, "--train_dir", "x", "--help")) == "0.001"
+    assert learning_rate(shown(capsys, "--train_dir", "x", "--model_name_or_path", "y", "-h")) == "0.0001"
+    assert learning_rate(shown(capsys, "--learning_rate", "7", "--help")) == "7.0"
+
+
+@pytest.mark.parametrize("name", ["evaluate", "benchmark", "visualize", "convert"])
+def test_help_of_the_other_commands(name, capsys):
+    with pytest.raises(SystemExit) as ended:
+        script(name).main(["--help"], f"hf-mixup {name}")
+    assert ended.value.code == 0
+    text = capsys.readouterr().out
+    assert text.startswith(f"usage: hf-mixup {name} ")
+    for idle in ("--train_crop", "--random_erasing", "--augment_on_device"):
+        assert idle not in text
+
+
+def test_the_command_itself_is_fast_and_light():
+    code = "import sys; from hf_mixup.cli.main import main; main(['--help']); print([m for m in ('torch', 'transformers', 'accelerate') if m in sys.modules])"
+    start = time.process_time()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.splitlines()[-1] == "[]"
+    assert time.process_time() - start < 1
+    for name in (*command.SCRIPT_OF, *command.OTHERS):
+        assert f"\n  {name} " in done.stdout
+
+
+def test_methods_and_environment(capsys):
+    from hf_mixup import METHODS
+
+    assert command.main(["methods"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[1:]] == list(METHODS)
+    assert max(map(len, lines)) <= 80
+    assert command.main(["env"]) == 0
+    text = capsys.readouterr().out
+    for name in ("hf_mixup", "Python", "torch ", "transformers", "accelerate", "timm", "devices"):
+        assert f"\n{name}" in f"\n{text}"
+
+
+# -- refusals ---------------------------------------------------------------------------------------------------------------
+
+# what was typed, and what the sentence must say
+MISTAKES = [
+    (("--mix", "cutmx"), "did you mean 'cutmix'"),
+    (("--mix", "CutMix"), "did you mean 'cutmix'"),
+    (("--mix", "mixup,cutmix"), "separated by spaces, got 'mixup,cutmix'; write --mix mixup cutmix"),
+    (("--mix",), "--mix must be followed by a value"),
+    (("--alpha", "auto"), "--alpha must be a number, got 'auto'"),
+    (("--alpha", "-1"), "alpha"),
+    (("--mix", "mixup", "cutmix", "--alpha", "1", "2", "3"), "alpha"),
+    (("--mix_prob", "0.5", "0.6"), "mix_prob must sum to 1"),
+    (("--mix_rate", "50"), "mix_rate"),
+    (("--mix_args", '{"cutmix": {"alhpa": 1}}'), "did you mean 'alpha'"),
+    (("--mix_args", "cutmix"), "mix_args must be JSON"),
+    (("--mix", "vanilla", "--mix_args", '{"cutmix": {"alpha": 1}}'), "mix_args"),
+    (("--loss", "crossentrpy"), "did you mean 'crossentropy'"),
+    (("--mode", "bacth"), "did you mean 'batch'"),
+    (("--epochs", "2"), "did you mean '--num_train_epochs'"),
+    (("--lr", "1"), "did you mean '--learning_rate'"),
+    (("--batch-size", "1"), "did you mean '--per_device_train_batch_size'"),
+    (("--mixup_alpha", "1"), "every argument must be known, got '--mixup_alpha'"),
+    (("--mixx", "cutmix"), "did you mean '--mix'"),
+    (("cutmix",), "every argument must start with --, got 'cutmix'"),
+    (("--optim", "adam"), "--optim must be a known choice, got 'adam'"),
+    (("--seed", "one"), "--seed must be a whole number, got 'one'"),
+    (("--bf16", "maybe"), "--bf16 must be true or false, got 'maybe'"),
+    (("--learning_rate",), "--learning_rate must be followed by a value"),
+    (("--num_train_epochs", "many"), "--num_train_epochs must be a number, got 'many'"),
+    (("--recipe", "digit"), "did you mean 'digits'"),
+    (("--recipe", "none.yaml"), "recipe must be a YAML file that exists"),
+    (("--dataset_name", "/no/such/folder"), "dataset_name must be"),
+    (("--train_dir", "/no/such/folder"), "train_dir"),
+    (("--dataset_name", "digits", "--image_column_name", "imag"), "did you mean 'image'"),
+    (("--dataset_name", "digits", "--label_column_name", "labl"), "did you mean 'label'"),
+    (("--architecture", "resnet81"), "architecture must be a name of timm or of ours"),
+    (("--architecture", "resnet18", "--model_name_or_path", "x"), "a run must have one network"),
+    (("--model_name_or_path", "/no/such/checkpoint"), "/no/such/checkpoint"),
+    (("--model_type", "vti"), "model_type must be"),
+    (("--mix", "transmix", "--architecture", "cifar_resnet20"), "attention"),
+    (("--per_device_train_batch_size", "1"), "at least 2 images"),
+    (("--label_smoothing_factor", "0.1"), "label_smoothing_factor must be 0"),
+    (("--warmup_epochs", "1", "--warmup_steps", "5"), "warmup_epochs"),
+    (("--resume_from_checkpoint", "True"), "expected to hold a whole checkpoint, got none"),
+    (("--load_best_model_at_end", "--save_strategy", "steps"), "load_best_model_at_end"),
+    (("--hub_tokn", SECRET), "did you mean '--hub_token'"),
+    ((f"--tokn={SECRET}",), "did you mean"),
+    (("--seed", SECRET), f"got '{HIDDEN}'"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("words", "message"), MISTAKES, ids=lambda value: " ".join(value) if isinstance(value, tuple) else "")
+def test_a_mistake_is_one_sentence_at_the_end_and_leaves_nothing(words, message, capsys, tmp_path):
+    folder = tmp_path / "runs" / "out"
+    status, text = told(capsys, script("train").main, "--output_dir", folder, *words)
+    last = text.strip().splitlines()[-1]
+    assert status == 2, text
+    assert last.startswith("hf-mixup: error: "), text
+    assert message in last
+    assert text.count("error:") == 1
+    assert "Traceback" not in text
+    assert SECRET not in text
+    assert not (tmp_path / "runs").exists()
+
+
+def test_debug_shows_where(capsys):
+    with pytest.raises(ValueError, match="cutmx"):
+        run(script("train").main, ["--debug", "--mix", "cutmx"], "hf-mixup")
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "message"),
+    [
+        ("evaluate", (), "checkpoint must be given"),
+        ("evaluate", ("x", "--protocols", "fgms"), "did you mean 'fgsm'"),
+        ("evaluate", ("/no/such",), "/no/such"),
+        ("evaluate", ("x", "--epps", "3"), "did you mean '--eps'"),
+        ("benchmark", ("--seeds", "0"), "seeds must be a whole number of at least 1, got 0"),
+        ("benchmark", ("--", "--learning_rat", "9"), "did you mean '--learning_rate'"),
+        ("benchmark", ("--summarize", "/no/such"), "train_log.jsonl"),
+        ("visualize", ("--activations",), "give one with --checkpoint"),
+        ("visualize", ("--images", "/no/a.png", "/no/b.png"), "images must be files that can be read"),
+        ("convert", ("a.pth", "out"), "--architecture must be given"),
+        ("convert", ("/no/a.pth", "out", "--architecture", "resnet18"), "/no/a.pth"),
+    ],
+)
+def test_mistakes_in_the_other_commands(name, words, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    status, text = told(capsys, script(name).main, *words, prog=f"hf-mixup {name}")
+    assert status == 2, text
+    assert message in text.strip().splitlines()[-1]
+    assert not list(tmp_path.iterdir())
+
+
+def test_unknown_commands(capsys):
+    assert command.main(["trian"]) == 2
+    assert "did you mean 'train'?" in capsys.readouterr().err
+    assert command.main(["env", "please"]) == 2
+
+
+@pytest.mark.slow
+def test_refusals_of_several_processes(tmp_path):
+    """By every process at once, and told once."""
+    words = [sys.executable, "-m", "hf_mixup", "train", "--num_processes", "2", "--mix", "cutmx", "--output_dir", tmp_path / "out"]
+    done = subprocess.run(
+        list(map(str, words)), capture_output=True, text=True, check=False, cwd=ROOT, env={**os.environ, "HF_HUB_OFFLINE": "1"}
+    )
+    assert done.returncode == 2
+    assert done.stderr.strip().splitlines()[-1].startswith("hf-mixup: error: method must be a known name, got 'cutmx'")
+    assert done.stderr.count("error:") == 1
+    assert "not passed to" not in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+# -- secrets ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--hub_token", "my-secret"),
+        ("--hub-token", "my-secret"),
+        ("--token=my-secret",),
+        ("--hub_token", "my-secret", "--license", "by my-secret"),
+        ("--mix_args", json.dumps({"cutmix": {"teacher": SECRET}})),
+    ],
+)
+def test_no_form_of_a_token_is_published(words):
+    parser().typed(list(words))
+    text = " ".join(without_secrets(["--mix", "cutmix", *words, "--bf16"]))
+    assert "my-secret" not in text
+    assert SECRET not in text
+    assert text.startswith("--mix cutmix")
+    assert text.endswith("--bf16")
+
+
+def test_what_is_no_token_stays(monkeypatch):
+    assert redacted("hf_mixup/report and hf_hub_download") == "hf_mixup/report and hf_hub_download"
+    monkeypatch.setenv("HF_TOKEN", "of-the-environment")
+    assert redacted("x of-the-environment y") == f"x {HIDDEN} y"
+
+
+def test_a_run_leaves_no_token(tmp_path, capsys):
+    """Typed as a token, and by mistake in the licence."""
+    words = ("--output_dir", tmp_path / "out", *SMALL, "--hub_token", "my-secret-2", "--license", f"my-secret-2 {SECRET}")
+    status, text = told(capsys, script("train").main, *words)
+    assert status == 0, text
+    assert (tmp_path / "out/README.md").is_file()
+    for path in (tmp_path / "out").rglob("*"):
+        if path.is_file():
+            data = path.read_bytes()
+            assert b"my-secret-2" not in data, path
+            assert SECRET.encode() not in data, path
+    assert "my-secret-2" not in text
