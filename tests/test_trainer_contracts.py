@@ -512,7 +512,7 @@ def test_epochs_reach_a_data_set_through_its_wrappers(tmp_path, wrap, on_device)
     assert torch.isfinite(torch.tensor(run.evaluate()["eval_loss"]))
 
 
-@pytest.mark.parametrize("index", [int, np.int64, np.uint8, torch.tensor], ids=str)
+@pytest.mark.parametrize("index", [int, np.int64, np.uint8, torch.tensor], ids=["int", "int64", "uint8", "tensor"])
 def test_numbers_of_rows_of_every_type(index):
     data = keyed_images(4)
     assert torch.equal(data[index(3)]["pixel_values"], data[3]["pixel_values"])
