@@ -15,7 +15,8 @@ from PIL import Image as Pillow
 from hf_mixup.arguments import DataArguments
 from hf_mixup.core.losses import BCE, CrossEntropy
 from hf_mixup.data.labels import matched, of_network
-from hf_mixup.data.sources import KnownClasses, check_loss, digits, held_out, load_images, record_held_out
+from hf_mixup.data.sources import KnownClasses, check_loss, digits, load_images
+from hf_mixup.report.run_folder import RunFolder, facts_of
 from refusals import refuses
 
 SHADES = {"cat": 40, "dog": 120, "owl": 200}  # of the images of a class
@@ -231,15 +232,13 @@ def test_the_evaluation_of_a_run_sees_what_it_held_out(tmp_path):
     path = saved(tmp_path / "x", train=digits()["train"].select(range(200)))
     run = load_images(DataArguments(dataset_name=str(path), train_val_split=0.3), seed=1)
     (tmp_path / "run/checkpoint-1").mkdir(parents=True)
-    (tmp_path / "run/mixup_run.json").write_text('{"processes": 1}')
-    record_held_out(tmp_path / "run", run)
-    assert json.loads((tmp_path / "run/mixup_run.json").read_text())["processes"] == 1
+    RunFolder(tmp_path / "run/checkpoint-1").record(processes=1)
+    RunFolder(tmp_path / "run").record(held_out=run.held_out)
     for place in ("run", "run/checkpoint-1"):
-        again = load_images(DataArguments(dataset_name=str(path)), seed=42, training=False, held_out=held_out(tmp_path / place))
+        again = load_images(DataArguments(dataset_name=str(path)), seed=42, training=False, held_out=facts_of(tmp_path / place)["held_out"])
         assert [row["bytes"] for row in again.evaluation.cast_column("image", Image(decode=False))["image"]] == [
             row["bytes"] for row in run.evaluation.cast_column("image", Image(decode=False))["image"]
         ]
-    assert held_out(tmp_path / "x") is None
     with refuses("train_val_split must be that of the run, 0.3, got 0.2"):
         load_images(DataArguments(dataset_name=str(path), train_val_split=0.2), held_out=run.held_out)
 

@@ -77,13 +77,15 @@ def settings(argv: list[str], prog: str = "run_mixup.py") -> tuple[Parser, dict[
     values, recipe = {**DEFAULTS, **typed}, {}
     network = [name for name in ("model_name_or_path", "architecture", "model_type", "config_name") if name in typed]
     if "recipe" not in typed:
-        own = "dataset_name" in typed or "train_dir" in typed
+        own = {"dataset_name", "train_dir", "validation_dir"} & set(typed)
         values["recipe"] = "digits" if not own else "finetune" if "model_name_or_path" in typed else "from_scratch"
     mix = typed.get("mix")
     if mix is not None and any("," in name for name in mix):
         raise ValueError(f"methods must be separated by spaces, got {' '.join(mix)!r}; write --mix {' '.join(mix).replace(',', ' ')}")
     if values["recipe"] is not None:
         recipe = read_recipe(values["recipe"], RECIPES, mix=mix, architecture=typed.get("architecture"))
+        if "train_dir" in typed or "validation_dir" in typed:  # what is typed stands for the data set of the recipe
+            recipe = {name: value for name, value in recipe.items() if not name.startswith("dataset_")}
         if network:  # what is typed stands for the network of the recipe, of either kind
             recipe = {name: value for name, value in recipe.items() if name not in ("model_name_or_path", "architecture")}
         recipe = reader.converted(recipe, f"recipe {values['recipe']!r}")

@@ -40,6 +40,8 @@ class Loss(ABC):
     @property
     def problem_type(self) -> str:
         """What it teaches a network, as transformers' configs name it: their pipelines choose softmax or sigmoid by that."""
+        if self.regression:
+            return "regression"
         return "multi_label_classification" if self.multi_label else "single_label_classification"
 
     @abstractmethod

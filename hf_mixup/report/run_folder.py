@@ -87,9 +87,14 @@ class RunFolder:
 
 
 def facts_of(repo_or_folder: str | os.PathLike, **hub: Any) -> dict[str, Any]:
-    """The facts of a run, of its folder or of its repository on the Hub; an empty dictionary where there are none."""
-    if Path(repo_or_folder).is_dir():
-        return RunFolder(repo_or_folder).read()
+    """The facts of a run, of its folder or of its repository on the Hub; an empty dictionary where there are none.
+
+    A checkpoint in the folder of a run has that run's facts too.
+    """
+    folder = Path(repo_or_folder).absolute()
+    if folder.is_dir():
+        around = RunFolder(folder.parent).read() if folder.name.startswith("checkpoint-") else {}
+        return {**around, **RunFolder(folder).read()}
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError
 
