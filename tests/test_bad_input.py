@@ -15,7 +15,6 @@ from pathlib import Path
 import PIL.Image
 import pytest
 import torch
-import transformers
 from torch.testing import assert_close
 from transformers import Trainer
 
@@ -363,7 +362,7 @@ def test_row_44_broken_torchvision(tmp_path):
 
 def test_row_45_older_transformers(tmp_path, monkeypatch):
     """Resumed runs were seen to be wrong there."""
-    monkeypatch.setattr(transformers, "__version__", "5.13.0.dev0")
+    monkeypatch.setattr(sys.modules["transformers"], "__version__", "5.13.0.dev0")
     with refuses(r"MixupTrainer needs transformers 5\.14 or newer, got 5\.13\.0\.dev0; upgrade it", ImportError):
         trainer(tmp_path)
 
