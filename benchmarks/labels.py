@@ -34,7 +34,7 @@ def step(model: MixupModel) -> None:
     network.zero_grad()
 
 
-# one network for all: each method's hooks sleep while another one trains
+# one network for all
 models = {name: MixupModel(network, METHODS[name]).to(args.device).train() for name in ["cutmix", *args.methods]}
 rows = interleaved({name: functools.partial(step, model) for name, model in models.items()}, args.rounds, args.device)
 title = f"DeiT-S, {args.batch}x3x{args.size}x{args.size}"

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import TrainingArguments
 
-from hf_mixup.core.checks import check_between, check_count, check_known
+from hf_mixup.core.checks import check_between, check_count, check_known, check_range
 from hf_mixup.core.losses import Loss
 from hf_mixup.core.rng import MODES
 from hf_mixup.method import Method
@@ -213,9 +213,22 @@ class DataArguments:
     """Which images."""
 
     dataset_name: str | None = field(
-        default=None, metadata={"help": "A data set of the Hub, a folder of parquet files or of save_to_disk, or 'digits' (embedded)."}
+        default=None,
+        metadata={
+            "help": "A data set of the Hub, a folder of images, of parquet files or of save_to_disk, a file (csv, json, jsonl, parquet, arrow, "
+            "tar of WebDataset), or 'digits' (embedded)."
+        },
     )
     dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of the data set."})
+    dataset_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the data set on the Hub."})
+    train_split: str | None = field(
+        default=None, metadata={"help": "Split to train on, or a slice of it, such as train[:10%]; the one called train if not given."}
+    )
+    eval_split: str | None = field(
+        default=None,
+        metadata={"help": "Split to evaluate on, or a slice of it; the first of validation, val, valid, dev, eval, test if not given."},
+    )
+    allow_unseen_classes: bool = field(default=False, metadata={"help": "Evaluate on classes that the training images lack, too."})
     train_dir: str | None = field(default=None, metadata={"help": "Folder of training images, one folder a class."})
     validation_dir: str | None = field(default=None, metadata={"help": "Folder of evaluation images, one folder a class."})
     train_val_split: float = field(
@@ -229,13 +242,24 @@ class DataArguments:
     )
     image_size: int | None = field(
         default=None,
-        metadata={"help": "Side of the square images the network sees; the checkpoint's, else 32 or 64 for small images and 224."},
+        metadata={
+            "help": "Side of the square images the network sees; the checkpoint's, else 32 or 64 where most images are that small and 224."
+        },
+    )
+    channels: int | None = field(
+        default=None, metadata={"help": "Channels of the images: 1 for grey, 4 for RGBA, any number for arrays; the checkpoint's, else 3."}
     )
     train_image_size: int | None = field(default=None, metadata={"help": "Side of the training images, where it is not image_size."})
-    image_mean: list[float] | None = field(default=None, metadata={"help": "Mean of the normalisation, pixels in [0, 1]; ImageNet's."})
+    image_mean: list[float] | None = field(
+        default=None,
+        metadata={"help": "Mean of the normalisation, pixels in [0, 1], a value a channel; the checkpoint's, else ImageNet's."},
+    )
     image_std: list[float] | None = field(default=None, metadata={"help": "Its standard deviation."})
     crop_ratio: float | None = field(
-        default=None, metadata={"help": "Share of the resized image that is evaluated; 0.875 above 64 pixels, else 1."}
+        default=None,
+        metadata={
+            "help": "Share of the resized image that is evaluated, from scratch; 0.875 where training crops at random sizes, else 1."
+        },
     )
     train_crop: str | None = field(
         default=None,
@@ -254,6 +278,33 @@ class DataArguments:
     augment_on_device: bool = field(
         default=False, metadata={"help": "Crop, mirror and normalise training images on the device, where they arrive as bytes."}
     )
+    check_images: bool = field(default=False, metadata={"help": "Read all images once before training, and list those that are broken."})
+
+    def __post_init__(self):
+        if self.dataset_name is not None and (self.train_dir is not None or self.validation_dir is not None):
+            folder = f"train_dir {self.train_dir!r}" if self.train_dir is not None else f"validation_dir {self.validation_dir!r}"
+            raise ValueError(f"give one of dataset_name and train_dir or validation_dir, got {self.dataset_name!r} and {folder}; drop one.")
+        for name in ("dataset_config_name", "dataset_revision"):
+            if self.dataset_name is None and getattr(self, name) is not None and (self.train_dir or self.validation_dir):
+                raise ValueError(f"{name} is for dataset_name, got {getattr(self, name)!r} with folders of images; leave it out.")
+        if not (isinstance(self.train_val_split, float) and 0 < self.train_val_split < 1):
+            raise ValueError(f"train_val_split must be a share between 0 and 1, got {self.train_val_split}; give one such as 0.15.")
+        counts = ("max_train_samples", "max_eval_samples", "image_size", "train_image_size", "train_resize")
+        check_count(1, **{name: getattr(self, name) for name in counts if getattr(self, name) is not None})
+        check_between(0, 1, random_erasing=self.random_erasing)
+        if self.crop_ratio is not None:
+            check_between(0.01, 1, crop_ratio=self.crop_ratio)
+        if self.crop_scale is not None:
+            check_range(0, 1, crop_scale=self.crop_scale)
+        for value in self.image_mean or ():
+            check_between(0, 1, image_mean=value)
+        for value in self.image_std or ():
+            check_between(0.001, 1, image_std=value)
+        if self.image_mean and self.image_std and len(self.image_mean) != len(self.image_std):
+            raise ValueError(
+                f"image_mean and image_std must have one value for each channel, got {len(self.image_mean)} and {len(self.image_std)}; "
+                "give as many of both."
+            )
 
 
 @dataclass

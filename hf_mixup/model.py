@@ -247,6 +247,9 @@ class MixupModel(PreTrainedModel):
             # as timm itself names them, so that timm.create_model reads the folder too; transformers knows both
             classifier = {key.removeprefix("timm_model."): value for key, value in classifier.items()}
             describe_for_timm(self.deployed)
+        taught, config = self.choice.methods[0].loss.problem_type, self.deployed.config
+        if taught != (config.problem_type or "single_label_classification"):  # which None stands for
+            config.problem_type = taught
         save_network(self.deployed, save_directory, classifier, is_main_process=is_main_process, **kwargs)
         if not is_main_process:
             return

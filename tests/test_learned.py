@@ -24,7 +24,7 @@ from hf_mixup.mixers.masks import adjust_mask, mask_loss, rescale_lam
 from hf_mixup.networks.average import ema_momentum
 from hf_mixup.policies import MultiMixup
 from hf_mixup.report.examples import LAMS, MaskPictures, masks_of_mixers
-from hf_mixup.steps.learned.automix import decay, eta_cross_entropy
+from hf_mixup.steps.learned.automix import decay
 from hf_mixup.steps.learned.mixing import EVAL_NETS, pair_plan, within_margin
 from hf_mixup.steps.learned.state import LearnedState
 from run_script import run_mixup, run_script
@@ -410,22 +410,6 @@ def test_shares_of_several_images():
     assert counts == {2, 3, 4}
     shares = torch.stack(shares)
     assert abs(shares.mean() - 1) < 4 * shares.std() / 500**0.5
-
-
-def test_cross_entropy_with_eta():
-    """With eta 1 it is the usual one; with eta 0 classes absent from both images do not count."""
-    logits = torch.randn(4, 5)
-    targets = torch.tensor([[0.3, 0.7, 0, 0, 0]]).expand(4, 5)
-    usual = -(targets * logits.log_softmax(1)).sum(1)
-    assert_close(eta_cross_entropy(logits, targets, 1.0), usual)
-    assert_close(eta_cross_entropy(logits, targets, 0.0), -(targets[:, :2] * logits[:, :2].log_softmax(1)).sum(1))
-
-
-@pytest.mark.parametrize("kind", ["pbce", "ce_eta"])
-def test_losses_of_the_mixer_reach_the_mixer_alone(kind):
-    usual, other = gradients("samix"), gradients("samix", mixer_loss=kind, eta=0.3)
-    assert not torch.allclose(usual["mixer"], other["mixer"], atol=1e-5)
-    assert_close(usual["backbone"], other["backbone"])
 
 
 def test_masks_are_adjusted_to_the_students_lam_or_as_published():

@@ -299,22 +299,22 @@ def test_averages_of_weights_follow_and_are_shipped(tmp_path):
     """The EMA is what is evaluated and saved; a resumed run has both; the average is `decay * ema + (1 - decay) * weights`."""
     changes = {"mix": ["cutmix"], "ema_decay": 0.9, "max_steps": 4, "save_strategy": "steps", "save_steps": 2}
     done = trainer(tmp_path / "a", resnet(), **changes)
-    before = {name: p.clone() for name, p in done.mixup_model.ema.named_parameters()}
+    before = {name: p.clone() for name, p in done.mixup_model.ema.network.named_parameters()}
     seen = []
-    original = done.mixup_model.follow
-    done.mixup_model.follow = lambda decay: (
-        original(decay),
+    original = done.mixup_model.after_optimizer_step
+    done.mixup_model.after_optimizer_step = lambda *args: (
+        original(*args),
         seen.append({n: p.clone() for n, p in done.mixup_model.backbone.named_parameters()}),
     )
     done.train()
-    for name, average in done.mixup_model.ema.named_parameters():
+    for name, average in done.mixup_model.ema.network.named_parameters():
         expected = before[name]
         for weights in seen:
             expected = 0.9 * expected + 0.1 * weights[name]
         torch.testing.assert_close(average, expected)
     done.save_model(str(tmp_path / "saved"))
     plain = AutoModelForImageClassification.from_pretrained(tmp_path / "saved")
-    assert difference(plain.state_dict(), done.mixup_model.ema.state_dict()) == 0
+    assert difference(plain.state_dict(), done.mixup_model.ema.network.state_dict()) == 0
     from hf_mixup import MixupModel
 
     again = MixupModel.from_pretrained(tmp_path / "saved")
@@ -325,8 +325,45 @@ def test_averages_of_weights_follow_and_are_shipped(tmp_path):
 
 
 def test_teachers_need_no_second_average(tmp_path):
-    done = trainer(tmp_path, resnet(), mix=["automix"], ema_decay=0.9)
-    assert done.mixup_model.ema is None
+    with pytest.raises(ValueError, match=r"ema_decay must be left out for automix, whose teacher is an average .* already, got 0\.9"):
+        trainer(tmp_path, resnet(), mix=["automix"], ema_decay=0.9)
+
+
+def test_an_average_of_half_precision_weights_moves():
+    """A step of a thousandth is lost in bfloat16; the average is kept in float32."""
+    from hf_mixup import MixupModel
+
+    model = MixupModel(resnet().bfloat16(), "cutmix", ema_decay=0.999)
+    before = {name: p.clone() for name, p in model.ema.named_parameters()}
+    with torch.no_grad():
+        for parameter in model.backbone.parameters():
+            parameter.add_(1.0)
+    model.after_optimizer_step(0, 100)
+    for name, average in model.ema.named_parameters():
+        torch.testing.assert_close(average, before[name] + 0.001, atol=1e-5, rtol=0)
+    assert model.eval()(torch.randn(2, 3, 16, 16, dtype=torch.bfloat16)).logits.dtype == torch.float32
+
+
+def test_a_run_with_an_average_is_trained_on_with_it(tmp_path):
+    """The decay and the repeats are part of the saved model."""
+    from hf_mixup import MixupModel
+
+    first = MixupModel(resnet(), "cutmix", ema_decay=0.9, mix_repeat=3)
+    first.save_pretrained(tmp_path / "saved")
+    model = MixupModel.from_pretrained(tmp_path / "saved")
+    assert (model.ema_decay, model.mix_repeat) == (0.9, 3)
+    done = trainer(tmp_path / "run", model, mix=["cutmix"], ema_decay=0.9, mix_repeat=3, max_steps=2)
+    done.train()
+    assert difference(done.mixup_model.ema.network.state_dict(), done.mixup_model.backbone.state_dict()) > 0
+
+
+@pytest.mark.parametrize(("then", "now"), [(0.9, None), (None, 0.9)])
+def test_an_average_switched_on_or_off_is_refused_by_its_name(tmp_path, then, now):
+    from hf_mixup import MixupModel
+
+    MixupModel(resnet(), "cutmix", ema_decay=then).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"with(out)? an average of the weights \(EMA\), got ema_decay="):
+        MixupModel(resnet(), "cutmix", ema_decay=now).restore(tmp_path)
 
 
 def test_settings_that_do_not_go_together(tmp_path):

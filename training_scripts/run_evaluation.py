@@ -17,10 +17,10 @@ from transformers.utils import logging as transformers_logging
 
 from hf_mixup.arguments import DataArguments
 from hf_mixup.core.checks import nearest
-from hf_mixup.data.processor import ImageFormat
-from hf_mixup.data.sources import load_images
+from hf_mixup.data.processor import format_of_checkpoint
+from hf_mixup.data.sources import held_out, load_images
 from hf_mixup.evaluation.evaluate import EvaluationArguments, Evaluator, evaluate, pixel_model
-from hf_mixup.networks.backbones import load_classifier
+from hf_mixup.networks.backbones import channels_of, check_takes, load_classifier
 from hf_mixup.report.card import evaluated, weights_hash, write_evaluation
 from hf_mixup.training.hub import without_secrets
 
@@ -48,9 +48,11 @@ def main(argv: list[str]) -> None:
         data.dataset_name = "digits"
     transformers_logging.disable_progress_bar()
     hub = {"revision": where.model_revision, "token": where.token, "trust_remote_code": where.trust_remote_code}
-    network = load_classifier(rest.checkpoint, **hub)
-    form = ImageFormat.of_checkpoint(rest.checkpoint, data.image_size, **hub)
-    images = load_images(data, args.seed, token=where.token, training=False)
+    network = load_classifier(rest.checkpoint, image_size=data.image_size, **hub)
+    form = format_of_checkpoint(data, rest.checkpoint, channels_of(network), **hub)
+    if form.size is not None:
+        check_takes(network, form.channels, *form.sides)
+    images = load_images(data, args.seed, token=where.token, training=False, held_out=held_out(rest.checkpoint))
     evaluator = Evaluator(pixel_model(network, form, images), form, args)
     main_process = evaluator.accelerator.is_main_process
     logging.basicConfig(level=logging.INFO if main_process else logging.WARNING, format="%(message)s")

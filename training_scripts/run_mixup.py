@@ -16,17 +16,18 @@ from pathlib import Path
 
 import torch
 from accelerate.utils import broadcast_object_list
-from transformers import HfArgumentParser, set_seed
+from transformers import HfArgumentParser, PreTrainedModel, set_seed
 from transformers.utils import logging as transformers_logging
 
 from hf_mixup import MixupTrainer, MixupTrainingArguments
 from hf_mixup.arguments import DataArguments, ModelArguments, RunArguments
 from hf_mixup.core.checks import nearest
-from hf_mixup.data.dataset import ImageDataset
-from hf_mixup.data.processor import ImageFormat
-from hf_mixup.data.sources import ImageData, load_images
+from hf_mixup.data.dataset import ImageDataset, check_readable
+from hf_mixup.data.labels import network_classes
+from hf_mixup.data.processor import ImageFormat, format_from_scratch, format_of_checkpoint
+from hf_mixup.data.sources import ImageData, KnownClasses, check_loss, load_images, record_held_out
 from hf_mixup.methods import taught_by_the_network
-from hf_mixup.networks.backbones import describe_for_timm, from_scratch, load_classifier
+from hf_mixup.networks.backbones import channels_of, check_takes, checkpoint_config, describe_for_timm, from_scratch, load_classifier
 from hf_mixup.recipes import read_recipe
 from hf_mixup.report.examples import MaskPictures, default_architecture, mixed_examples, varied
 from hf_mixup.report.plots import gallery
@@ -59,6 +60,8 @@ def parse(argv: list[str]) -> Arguments:
         run.recipe = "digits"
     if run.recipe is not None:
         values = read_recipe(run.recipe, RECIPES, mix=typed.mix, architecture=model.architecture)
+        if data.train_dir or data.validation_dir:  # what is typed stands for the data set of the recipe
+            values = {key: value for key, value in values.items() if not key.startswith("dataset_")}
         if model.model_name_or_path or model.architecture:  # what is typed stands for the network of the recipe, of either kind
             values = {key: value for key, value in values.items() if key not in ("model_name_or_path", "architecture")}
         parser.set_defaults(**values)
@@ -86,33 +89,58 @@ def prepare_folder(run: RunArguments, args: MixupTrainingArguments, argv: list[s
     folder.mkdir(parents=True, exist_ok=True)
 
 
-def build_model(model: ModelArguments, data: DataArguments, args: MixupTrainingArguments, images: ImageData):
-    """The network and the format of its images."""
-    labels = {"id2label": dict(enumerate(images.label_names)), "label2id": {name: i for i, name in enumerate(images.label_names)}}
-    if model.model_name_or_path is None:
-        given = {"crop_ratio": data.crop_ratio, "mean": data.image_mean, "std": data.image_std}
-        given = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items() if value is not None}
-        form = ImageFormat.of_images(images.train, images.image_column, data.image_size, **given)
-        architecture = model.architecture or default_architecture(args.method_choice())
-        return from_scratch(architecture, len(images.label_names), form.size, drop_path=model.drop_path, **labels), form
-    if model.architecture is not None:
-        raise ValueError(
-            f"give one of model_name_or_path and architecture, got {model.model_name_or_path} and {model.architecture}; drop one."
-        )
-    hub = {
+def hub_of(model: ModelArguments) -> dict:
+    """How to read the checkpoint."""
+    return {
         "revision": model.model_revision,
         "cache_dir": model.cache_dir,
         "token": model.token,
         "trust_remote_code": model.trust_remote_code,
     }
+
+
+def classes_of_checkpoint(model: ModelArguments, args: MixupTrainingArguments) -> KnownClasses | None:
+    if model.model_name_or_path is None:
+        return None
+    if model.architecture is not None:
+        raise ValueError(
+            f"give one of model_name_or_path and architecture, got {model.model_name_or_path} and {model.architecture}; drop one."
+        )
+    names = network_classes(checkpoint_config(model.model_name_or_path, **hub_of(model)))
+    trains = args.max_steps > 0 or args.num_train_epochs > 0
+    return KnownClasses(names, fresh=model.ignore_mismatched_sizes, trains=trains)
+
+
+def build_model(model: ModelArguments, data: DataArguments, args: MixupTrainingArguments, images: ImageData):
+    """The network and the format of its images."""
+    labels = {"id2label": dict(enumerate(images.label_names)), "label2id": {name: i for i, name in enumerate(images.label_names)}}
+    if model.model_name_or_path is None:
+        form = format_from_scratch(data, images.train, images.image_column)
+        architecture = model.architecture or default_architecture(args.method_choice())
+        classes = len(images.label_names)
+        network = from_scratch(architecture, classes, form.size, channels=form.channels, drop_path=model.drop_path, **labels)
+        return described(network, form.of_timm() if network.config.model_type == "timm_wrapper" else form, data.train_image_size)
+    hub = hub_of(model)
     network = load_classifier(
         model.model_name_or_path,
+        image_size=data.image_size,
         num_labels=len(images.label_names),
         **labels,
         ignore_mismatched_sizes=model.ignore_mismatched_sizes,
         **hub,
     )
-    return network, ImageFormat.of_checkpoint(model.model_name_or_path, data.image_size, **hub)
+    form = format_of_checkpoint(data, model.model_name_or_path, channels_of(network), **hub)
+    check_takes(network, form.channels, *form.sides)
+    return described(network, form, data.train_image_size)
+
+
+def described(network: PreTrainedModel, form: ImageFormat, train_size: int | None):
+    """Both, with the form written into the config of a timm network, where timm and transformers read it."""
+    if train_size is not None:
+        check_takes(network, form.channels, train_size, train_size)
+    if network.config.model_type == "timm_wrapper":
+        describe_for_timm(network, **form.timm_config())
+    return network, form
 
 
 def main(argv: list[str]) -> None:
@@ -123,9 +151,22 @@ def main(argv: list[str]) -> None:
     prepare_folder(run, args, argv)
     set_seed(args.seed)
 
-    images = load_images(data_args, args.seed, token=model_args.token, cache_dir=model_args.cache_dir)
+    known = classes_of_checkpoint(model_args, args)
+    losses = [method.loss for method in args.method_choice().methods]
+    images = load_images(
+        data_args,
+        args.seed,
+        token=model_args.token,
+        cache_dir=model_args.cache_dir,
+        known=known,
+        regression=any(loss.problem_type == "regression" for loss in losses),
+    )
+    check_loss(images, losses)
+    if data_args.check_images:
+        for split, name in ((images.train, "training"), (images.evaluation, "evaluation")):
+            check_readable(split, images.image_column, name, args.dataloader_num_workers)
     network, form = build_model(model_args, data_args, args, images)
-    flip = images.name != "digits" if data_args.horizontal_flip is None else data_args.horizontal_flip
+    flip = data_args.dataset_name != "digits" if data_args.horizontal_flip is None else data_args.horizontal_flip
     columns = (images.image_column, images.label_column)
     augmentation = form.train_transform(
         flip,
@@ -140,12 +181,12 @@ def main(argv: list[str]) -> None:
     train = ImageDataset(images.train, *columns, augmentation, seed=args.seed, **how)
     evaluation = ImageDataset(images.evaluation, *columns, form.eval_transform(), cache=data_args.cache_images)
     logger.info(
-        "%s: %d training and %d evaluation images of %d classes, %d px; %s, %.2f M parameters; mixing by %s",
+        "%s: %d training and %d evaluation images of %d classes, %s px; %s, %.2f M parameters; mixing by %s",
         images.name,
         len(train),
         len(evaluation),
         len(images.label_names),
-        form.size,
+        "x".join(map(str, dict.fromkeys(form.sides))),
         network.config.to_dict().get("architecture") or type(network).__name__,
         sum(p.numel() for p in network.parameters()) / 1e6,
         args.method_choice(),
@@ -157,15 +198,16 @@ def main(argv: list[str]) -> None:
         network = torch.nn.SyncBatchNorm.convert_sync_batchnorm(network)
     if model_args.channels_last:
         network = network.to(memory_format=torch.channels_last)  # convolutions take the form of their images from it
-    if network.config.model_type == "timm_wrapper":
-        shape = {"input_size": (3, form.size, form.size), "interpolation": form.interpolation, "crop_pct": form.crop_ratio}
-        describe_for_timm(network, **shape, mean=form.mean, std=form.std)
     trainer = MixupTrainer(network, args, train_dataset=train, eval_dataset=evaluation, processing_class=form.processor())
     looked_at = torch.stack([example["pixel_values"] for example in varied(evaluation, 3)])
     trainer.add_callback(MaskPictures(run.report_dir or args.output_dir, looked_at, form))
     resume = {"true": True}.get(str(args.resume_from_checkpoint).lower(), args.resume_from_checkpoint)
+    if args.should_save:
+        record_held_out(args.output_dir, images)  # for evaluations of the checkpoints of a run that is cut off
     result = trainer.train(resume_from_checkpoint=resume)
     trainer.save_model(_internal_call=True)  # pushed at the end, with the results
+    if args.should_save:
+        record_held_out(args.output_dir, images)
     metrics = {"train_loss": result.metrics["train_loss"], "train_images_per_second": result.metrics["train_samples_per_second"]}
     last = next((row for row in reversed(trainer.state.log_history) if "eval_loss" in row), {})
     evaluated = last.get("step") == trainer.state.global_step and not args.load_best_model_at_end
@@ -175,7 +217,7 @@ def main(argv: list[str]) -> None:
     card = {
         "model_name": f"{network.config.to_dict().get('architecture') or network.config.model_type}-{Path(images.name).name}-{'-'.join(args.mix)}",
         "dataset": images.name,
-        "dataset_tags": None if data_args.train_dir or images.name == "digits" or Path(images.name).exists() else images.name,
+        "dataset_tags": images.repository,
         "dataset_args": images.evaluation_split,
         "command": shlex.join(["accelerate", "launch", "training_scripts/run_mixup.py", *without_secrets(argv)]),
         "finetuned_from": model_args.model_name_or_path,

@@ -19,11 +19,13 @@ from hf_mixup import MixupModel
 from hf_mixup.arguments import DataArguments, parse_json
 from hf_mixup.core.checks import nearest
 from hf_mixup.data.dataset import ImageDataset
-from hf_mixup.data.processor import ImageFormat
-from hf_mixup.data.sources import load_images
+from hf_mixup.data.labels import network_classes
+from hf_mixup.data.pixels import read_image
+from hf_mixup.data.processor import ImageFormat, format_from_scratch, format_of_checkpoint
+from hf_mixup.data.sources import KnownClasses, load_images
 from hf_mixup.method import CONFIG_NAME
 from hf_mixup.methods import METHODS, MethodChoice
-from hf_mixup.networks.backbones import from_scratch, load_classifier
+from hf_mixup.networks.backbones import channels_of, check_takes, checkpoint_config, from_scratch, load_classifier
 from hf_mixup.report.examples import LAMS, default_architecture, drawn, masks_of_mixers, pairs_of_every_method, varied
 from hf_mixup.report.plots import gallery, masks_by_lam, overview
 
@@ -63,19 +65,39 @@ def photographs() -> dict[str, Image.Image]:
     return {name: Image.fromarray(np.array(a[top : top + side, left : left + side])) for name, (a, left, top, side) in shown.items()}
 
 
+def named(paths: list[str], channels: int) -> tuple[list[str], list]:
+    """The pictures with a name each: that of the file, and of its folders where files have the same name."""
+    pictures = []
+    for path in paths:
+        try:
+            pictures.append(read_image(path, channels))
+        except (OSError, ValueError, Image.DecompressionBombError) as error:
+            raise ValueError(f"images must be files that can be read, got {path} ({error}); check the path.") from None
+    parts = [Path(path).absolute().with_suffix("").parts for path in paths]
+    names = [own[-1] for own in parts]
+    for depth in range(2, max(map(len, parts)) + 1):
+        names = ["/".join(own[-depth:]) if names.count(name) > 1 else name for own, name in zip(parts, names, strict=True)]
+    return names, pictures
+
+
 def read(data: DataArguments, args: PictureArguments, form: ImageFormat | None) -> tuple[torch.Tensor, list[int], list[str], ImageFormat]:
     """Normalised images, their classes, the classes' names, and the format."""
     if data.dataset_name or data.train_dir or data.validation_dir:
-        images = load_images(data, args.seed, training=False)
-        form = form or ImageFormat.of_images(images.evaluation, images.image_column, data.image_size)
+        known = None
+        if args.checkpoint is not None:  # what methods look at depends on the class
+            known = KnownClasses(network_classes(checkpoint_config(args.checkpoint)), trains=False)
+        images = load_images(data, args.seed, training=False, known=known)
+        form = form or format_from_scratch(data, images.evaluation, images.image_column)
         batch = varied(ImageDataset(images.evaluation, images.image_column, images.label_column, form.eval_transform()), max(args.count, 2))
         return torch.stack([e["pixel_values"] for e in batch]), [e["labels"] for e in batch], images.label_names, form
     if args.images is not None and len(args.images) < 2:
         raise ValueError(f"mixing needs at least 2 images, got {len(args.images)}; give another one.")
-    pictures = {Path(path).stem: Image.open(path).convert("RGB") for path in args.images} if args.images else photographs()
-    form = form or ImageFormat(data.image_size or 128)
-    pixels = torch.stack([form.eval_transform()(picture) for picture in pictures.values()])
-    return pixels, list(range(len(pictures))), list(pictures), form
+    if form is None:
+        data.image_size = data.image_size or 128
+        form = format_from_scratch(data)
+    names, pictures = named(args.images, form.channels) if args.images else map(list, zip(*photographs().items(), strict=True))
+    pixels = torch.stack([form.eval_transform()(picture) for picture in pictures])
+    return pixels, list(range(len(names))), names, form
 
 
 def main(argv: list[str]) -> None:
@@ -91,14 +113,15 @@ def main(argv: list[str]) -> None:
         raise ValueError(
             f"masks need the folder of a run of a method with a mixer, such as automix, got {args.checkpoint}; give --checkpoint."
         )
-    form = None
+    form = network = None
     if args.checkpoint is not None:
-        form = ImageFormat.of_checkpoint(args.checkpoint, data.image_size)
+        network = load_classifier(args.checkpoint, image_size=data.image_size)
+        form = format_of_checkpoint(data, args.checkpoint, channels_of(network))
+        check_takes(network, form.channels, *form.sides)
     pixels, labels, names, form = read(data, args, form)
     Path(args.output).parent.mkdir(parents=True, exist_ok=True)
 
     if args.all:
-        network = load_classifier(args.checkpoint) if args.checkpoint is not None else None
         columns = pairs_of_every_method(pixels[:2], form, args.seed, args.mix or [name for name in METHODS if name != "vanilla"], network)
         overview(args.output, columns, [names[labels[0]], names[labels[1]]])
     elif args.masks:
@@ -119,10 +142,8 @@ def main(argv: list[str]) -> None:
         else:
             choice = choice or MethodChoice.build(["mixup", "cutmix"])
             torch.manual_seed(args.seed)
-            if args.checkpoint is not None:
-                network = load_classifier(args.checkpoint)
-            else:
-                network = from_scratch(default_architecture(choice), max(len(names), 2), form.size)
+            if network is None:
+                network = from_scratch(default_architecture(choice), max(len(names), 2), form.size, channels=form.channels)
             model = MixupModel(network, choice)
         if args.checkpoint is not None and not (data.dataset_name or data.train_dir or data.validation_dir):
             # images of no known class are what the network takes them for

@@ -74,6 +74,11 @@ def check_channels(images: Tensor, **values: Sequence[float]) -> None:
             )
 
 
+def check_channel_values(name: str, values: Sequence[float], channels: int) -> None:
+    if len(values) != channels:
+        raise ValueError(f"{name} must have a value for each of {channels} channels, got {list(values)}; give as many.")
+
+
 def check_switch(**values: bool) -> None:
     for name, value in values.items():
         if not isinstance(value, bool):

@@ -37,6 +37,11 @@ class Loss(ABC):
     multi_label: ClassVar[bool] = False
     regression: ClassVar[bool] = False
 
+    @property
+    def problem_type(self) -> str:
+        """What it teaches a network, as transformers' configs name it: their pipelines choose softmax or sigmoid by that."""
+        return "multi_label_classification" if self.multi_label else "single_label_classification"
+
     @abstractmethod
     def __call__(self, logits: Tensor, targets: Tensor, plan: MixPlan | None = None) -> Tensor:
         """`logits` (B, num_labels); `targets` (B, num_labels), mixed; `plan`, where there is one, tells the pairs."""

@@ -7,6 +7,7 @@ import functools
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -15,6 +16,7 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
 
 from hf_mixup.core.rng import hashed_integers, keyed
+from hf_mixup.data.pixels import read_image
 
 
 @dataclass(frozen=True)
@@ -22,10 +24,12 @@ class Augmentation:
     """Random crop, mirror and normalisation of a batch in one go, on any device.
 
     Attributes:
-        mean, std: of the normalisation, on pixels in [0, 1].
+        mean, std: of the normalisation, on bytes times `scale`.
         padding: pixels added to each side before the crop back to the size of before.
         reflect: what is added is mirrored; else it is black.
         flip: mirror one half of the images.
+        order: the image's channel that each channel of the result shows, such as (2, 1, 0) for BGR; None keeps them.
+        scale: what bytes are multiplied by first.
     """
 
     mean: tuple[float, ...]
@@ -33,14 +37,18 @@ class Augmentation:
     padding: int = 0
     reflect: bool = False
     flip: bool = False
+    order: tuple[int, ...] | None = None
+    scale: float = 1 / 255
 
     def __call__(self, images: Tensor | Sequence[Tensor], keys: Tensor) -> Tensor:
-        """(B, 3, H, W) float32 of images (B, 3, H, W) uint8. What is drawn for one follows from its key (B,) int64 alone."""
+        """(B, C, H, W) float32 of images (B, C, H, W) uint8. What is drawn for one follows from its key (B,) int64 alone."""
         images = images if isinstance(images, Tensor) else torch.stack(images)
         if self.padding or self.flip:
             images = self._moved(images, keys)
         mean, std = (_per_channel(values, images.device) for values in (self.mean, self.std))
-        return images.float().mul_(1 / 255).sub_(mean).div_(std)
+        images = images if self.order is None else images[:, list(self.order)]
+        # a copy, also of images that are float32 already: those of a cache
+        return images.to(torch.float32, copy=True).mul_(self.scale).sub_(mean).div_(std)
 
     def _moved(self, images: Tensor, keys: Tensor) -> Tensor:
         height, width = images.shape[2:]
@@ -66,16 +74,16 @@ def _per_channel(values: tuple[float, ...], device: torch.device) -> Tensor:
 
 @dataclass(frozen=True)
 class OneByOne:
-    """Transforms of single PIL images that draw from the global streams, by keys all the same."""
+    """Transforms of single images that draw from the global streams, by keys all the same: of PIL images, or of tensors where PIL has no mode."""
 
-    transform: Callable[[PIL.Image.Image], Tensor]
+    transform: Callable[[PIL.Image.Image | Tensor], Tensor]
 
     def __call__(self, images: Iterable[Tensor], keys: Tensor) -> Tensor:
-        """(B, 3, S, S) float32 of uint8 images of any sizes."""
+        """(B, C, H, W) float32 of uint8 images of any sizes."""
         done = []
         for image, key in zip(images, keys.tolist(), strict=True):
             with seeded_streams(key):
-                done.append(self.transform(to_pil_image(image)))
+                done.append(self.transform(to_pil_image(image) if len(image) in (1, 3) else image))
         return torch.stack(done)
 
 
@@ -84,19 +92,22 @@ class Transform:
     """What becomes of an image, in two halves.
 
     Attributes:
-        head: from a PIL image to one; draws nothing, so that its pixels can be kept.
-        tail: from uint8 pixels, and a key for each image, to what a network sees.
+        head: from an image as `read_image` returns it to one, or to its pixels; draws nothing, so that they can be kept.
+        tail: from pixels, and a key for each image, to what a network sees.
+        channels: of the images.
     """
 
-    head: Callable[[PIL.Image.Image], PIL.Image.Image]
+    head: Callable[[PIL.Image.Image | Tensor], PIL.Image.Image | Tensor]
     tail: Augmentation | OneByOne
+    channels: int = 3
 
-    def pixels(self, image: PIL.Image.Image) -> Tensor:
-        """(3, H, W) uint8."""
-        return pil_to_tensor(self.head(image.convert("RGB")))
+    def pixels(self, image: Any) -> Tensor:
+        """(C, H, W), of 0 to 255: uint8, or float32 where a processor's resizing leaves more than whole numbers. Of what `read_image` takes."""
+        made = self.head(read_image(image, self.channels))
+        return made if isinstance(made, Tensor) else pil_to_tensor(made)
 
-    def __call__(self, image: PIL.Image.Image, key: int = 0) -> Tensor:
-        """(3, S, S) float32 of one image."""
+    def __call__(self, image: Any, key: int = 0) -> Tensor:
+        """(C, H, W) float32 of one image."""
         return self.tail([self.pixels(image)], torch.tensor([key]))[0]
 
 

@@ -2,28 +2,37 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import operator
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import PIL.Image
 import torch
-from datasets import Dataset
+from datasets import Array2D, Array3D, Dataset, Image, List
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from hf_mixup.core.checks import check_cached_size, refuse_augmentation_on_device
 from hf_mixup.core.rng import hashed, keyed
 from hf_mixup.data.augment import Augmentation, Transform
+from hf_mixup.data.pixels import read_image
+
+logger = logging.getLogger(__name__)
+
+_ARRAYS = (Array2D, Array3D, List)
 
 
 class ImageDataset(torch.utils.data.Dataset):
-    """`{"pixel_values": (3, H, W) float32, "labels": int}` of a data set of images.
+    """`{"pixel_values": (C, H, W) float32, "labels": int}` of a data set of images.
 
     What a transform draws follows from (seed, epoch, row), not from a global stream: the same images come in batches of any size, at
     any number of workers, and to a resumed run.
 
     Args:
-        data: with an image and a label column; images of any mode become RGB.
+        data: with an image and a label column: images of any mode, or arrays (H, W, C) or (C, H, W), as `read_image` takes them.
         cache: decode and resize all images now, and keep them in memory, one copy for all workers of this process.
         on_device: give uint8 pixels, and `augmentation_keys` for `transform.tail`, which MixupTrainer then applies on the device.
 
@@ -46,6 +55,8 @@ class ImageDataset(torch.utils.data.Dataset):
         if on_device and not isinstance(transform.tail, Augmentation):
             refuse_augmentation_on_device()
         self.data = data.select_columns([image_column, label_column])
+        if isinstance(data.features[image_column], _ARRAYS):  # as lists they would lose their dtype, and so the depth of their pixels
+            self.data = self.data.with_format("numpy", columns=[image_column], output_all_columns=True)
         self.image_column, self.label_column = image_column, label_column
         self.transform, self.seed, self.on_device = transform, seed, on_device
         # in shared memory, because persistent workers keep the copy of the data set that they started with
@@ -86,13 +97,11 @@ class ImageDataset(torch.utils.data.Dataset):
             example = self.data[row]
             pixels = self.transform.pixels(example[self.image_column])
         except Exception as error:
-            raise ValueError(
-                f"every row must hold a readable image, got an error at row {row} ({error}); repair or drop that row."
-            ) from None
+            raise unreadable(self.data, self.image_column, row, error) from None
         return pixels, example[self.label_column]
 
     def _decoded(self) -> tuple[Tensor, list]:
-        """(N, 3, H, W) uint8 and the labels. Not in shared memory, which containers have little of: forked workers share it as it is."""
+        """(N, C, H, W), as `Transform.pixels` gives them, and the labels. Not in shared memory, which containers have little of: forked workers share it as it is."""
         labels = []
         for row in tqdm(range(len(self)), desc="decoding images", disable=None):
             pixels, label = self._read(row)
@@ -137,6 +146,65 @@ def tail_on_device(data: Any) -> Augmentation | None:
             f"data sets that are joined must be augmented alike on the device, got {len(tails)} ways of it; make them with one transform, or on_device=False."
         )
     return next(iter(tails), None)
+
+
+def check_readable(data: Dataset, column: str, name: str, workers: int = 0) -> None:
+    """Reads all images, logs those that cannot be read, a line each, and raises ValueError if there are any.
+
+    Args:
+        name: of the data set, for the message and the progress bar.
+        workers: processes that read.
+    """
+    found = torch.utils.data.DataLoader(_Faults(data.select_columns([column]), column), batch_size=None, num_workers=workers)
+    broken = [fault for fault in tqdm(found, total=len(data), desc=f"checking {name}", disable=None) if fault]
+    for fault in broken:
+        logger.warning("%s", fault)
+    if broken:
+        first = "; ".join(broken[:3]) + (", ..." if len(broken) > 3 else "")
+        raise ValueError(
+            f"every {name} image must be readable, got {len(broken)} of {len(data)} that are not, listed above ({first}); repair or remove them."
+        )
+
+
+@dataclass(frozen=True)
+class _Faults(torch.utils.data.Dataset):
+    """What is wrong with each image of a data set; empty where it can be read."""
+
+    data: Dataset
+    column: str
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, row: int) -> str:
+        try:
+            value = self.data[row][self.column]
+            if value is None or isinstance(value, PIL.Image.Image):
+                read_image(value)
+        except Exception as error:
+            return f"{place(self.data, self.column, row)} ({one_line(error)})"
+        return ""
+
+
+def unreadable(data: Dataset, column: str, row: int, error: Exception) -> ValueError:
+    """For a row without a readable image, with the name of its file, if it has one."""
+    return ValueError(
+        f"every row must hold a readable image, got an error at {place(data, column, row)} ({one_line(error)}); "
+        "repair or drop that row (--check_images lists all such)."
+    )
+
+
+def place(data: Dataset, column: str, row: int) -> str:
+    """`row 5, dogs/1.jpg`."""
+    path = None
+    if isinstance(data.features[column], Image):
+        with contextlib.suppress(Exception):
+            path = data.cast_column(column, Image(decode=False))[row][column]["path"]
+    return f"row {row}" + (f", {path}" if path else "")
+
+
+def one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 class RepeatedAugmentation(torch.utils.data.Sampler):

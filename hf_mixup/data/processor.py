@@ -1,77 +1,175 @@
-"""What a network wants to see of an image: size, crop, normalisation, and the image processor that says so."""
+"""What a network wants to see of an image: size, geometry, normalisation, and the image processor that says so."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from io import BytesIO
 from typing import Any
 
+import numpy as np
+import PIL.Image
 import torch
-from datasets import Dataset
+from datasets import Dataset, Image
 from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 
-from hf_mixup.core.checks import check_known
+from hf_mixup.arguments import DataArguments
+from hf_mixup.core.checks import check_channel_values, check_known
 from hf_mixup.core.hub import told_plainly
 from hf_mixup.data.augment import Augmentation, OneByOne, Transform
+from hf_mixup.data.dataset import unreadable
+from hf_mixup.data.probe import is_timm, pixels_of, probe, processed
+
+logger = logging.getLogger(__name__)
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+# the filters by Pillow's numbers, which image processors use
+FILTERS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
 
 
 @dataclass(frozen=True)
 class ImageFormat:
-    """What a network wants to see. Also what the saved image processor says.
+    """What a network wants to see, and the image processor that is saved beside it: evaluation shows what that processor gives.
 
     Attributes:
-        size: side of the square image, in pixels.
-        crop_ratio: share of the resized image's shorter side that the central crop of evaluation keeps.
-        mean, std: of the normalisation, on pixels in [0, 1].
+        size: of the images, in pixels: the side of square ones, or (height, width); None for a processor whose images differ in size.
+        crop_ratio: share of the resized image's side that the central crop of evaluation keeps.
+        mean, std: of the normalisation, on pixels in [0, 1]; one value a channel.
+        interpolation: one of `FILTERS`.
+        squash: fit both sides to the size, whatever the aspect ratio, in training too; else crop the longer one. By default up to 64 pixels.
+        order: the image's channel that each channel of the result shows; None keeps them.
+        own: the image processor of a checkpoint, which decides about evaluation; `of_processor` reads the other attributes from what it does.
+        whole: bytes hold what its resizing gives.
     """
 
-    size: int
+    size: int | tuple[int, int] | None
     crop_ratio: float = 1.0
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
     interpolation: str = "bicubic"
+    squash: bool | None = None
+    order: tuple[int, ...] | None = None
+    own: Any = field(default=None, compare=False, repr=False)
+    whole: bool = True
+
+    def __post_init__(self):
+        if self.squash is None:
+            object.__setattr__(self, "squash", max(self.sides) <= 64)
+
+    @property
+    def sides(self) -> tuple[int, int]:
+        """(height, width). Raises ValueError for a processor that resizes nothing, or to sizes that depend on the image."""
+        if self.size is None:
+            raise ValueError(
+                f"{type(self.own).__name__} must give images of one size, got one whose size depends on the image; "
+                "set do_resize, size and crop_size in preprocessor_config.json."
+            )
+        return (self.size, self.size) if isinstance(self.size, int) else self.size
+
+    @property
+    def channels(self) -> int:
+        return len(self.mean)
+
+    @property
+    def neutral(self) -> tuple[float, ...]:
+        """The colour that is normalised to 0: pixels in [0, 1], in the image's order of channels."""
+        return tuple(self.mean) if self.order is None else tuple(self.mean[place] for place in np.argsort(self.order))
 
     @classmethod
     def of_images(
-        cls, dataset: Dataset, column: str, size: int | None = None, crop_ratio: float | None = None, **fields: Any
+        cls,
+        dataset: Dataset | None,
+        column: str,
+        size: int | None = None,
+        crop_ratio: float | None = None,
+        *,
+        channels: int = 3,
+        train_crop: str | None = None,
+        **fields: Any,
     ) -> ImageFormat:
-        """For training from scratch. Images of up to 64 pixels keep their size, tiny ones come at 32, the others at 224."""
-        longest = max(dataset[0][column].size)
-        size = size or (32 if longest <= 32 else 64 if longest <= 64 else 224)
-        return cls(size, crop_ratio=crop_ratio or (0.875 if size > 64 else 1.0), **fields)
+        """For training from scratch. Where most images have up to 64 pixels they are shown at 32 or 64, else at 224.
+
+        Args:
+            size: instead of that.
+            crop_ratio: by default 0.875 above 64 pixels for training with resized crops, else 1: what training sees.
+            channels: of the network; other than 3 are normalised by 0.5 and 0.5 by default.
+            train_crop: as `train_transform` takes it.
+        """
+        if size is None:
+            longest, count = _median_side(dataset, column)
+            size = 32 if longest <= 32 else 64 if longest <= 64 else 224
+            logger.info("image_size %d: the longer side of the middle one of %d images is %d pixels", size, count, longest)
+        if channels != 3:
+            fields = {"mean": (0.5,) * channels, "std": (0.5,) * channels, **fields}
+        resized = train_crop == "resized" or (train_crop is None and size > 64)
+        return cls(size, crop_ratio=crop_ratio or (0.875 if size > 64 and resized else 1.0), **fields)
 
     @classmethod
-    def of_checkpoint(cls, repo_or_folder: str, size: int | None = None, **hub: Any) -> ImageFormat:
+    def of_checkpoint(
+        cls,
+        repo_or_folder: str,
+        size: int | None = None,
+        *,
+        channels: int = 3,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        **hub: Any,
+    ) -> ImageFormat:
         """That of a folder or a repository of the Hub. Raises ValueError where it cannot be had. `hub` is `revision`, `token` and so on."""
         from transformers import AutoImageProcessor
 
         with told_plainly(repo_or_folder, hub.get("revision")):
             processor = AutoImageProcessor.from_pretrained(repo_or_folder, **{"trust_remote_code": False, **hub})
-        return cls.of_processor(processor, size)
+        return cls.of_processor(processor, size, channels=channels, mean=mean, std=std)
 
     @classmethod
-    def of_processor(cls, processor: Any, size: int | None = None) -> ImageFormat:
-        """From the image processor of a checkpoint."""
-        timm_config = getattr(processor, "data_config", None)
-        if timm_config is not None:
-            fields = {
-                "size": timm_config["input_size"][-1],
-                "crop_ratio": timm_config["crop_pct"],
-                "interpolation": timm_config["interpolation"],
-            }
-            mean, std = timm_config["mean"], timm_config["std"]
-        else:
-            wanted, crop = dict(processor.size), getattr(processor, "crop_size", None)
-            side = wanted.get("shortest_edge", wanted.get("height"))
-            cropped = dict(crop).get("height", side) if crop and getattr(processor, "do_center_crop", False) else side
-            ratio = getattr(processor, "crop_pct", None) or cropped / side
-            fields = {"size": cropped, "crop_ratio": ratio if cropped < 384 else 1.0}
-            mean, std = processor.image_mean, processor.image_std
-        fields["size"] = size or fields["size"]
-        return cls(**fields, mean=tuple(mean), std=tuple(std))
+    def of_processor(
+        cls,
+        processor: Any,
+        size: int | None = None,
+        *,
+        channels: int = 3,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+    ) -> ImageFormat:
+        """From the image processor of a checkpoint, of transformers or timm.
+
+        Args:
+            size: side of square images, in place of the processor's; what it crops keeps its share.
+            channels: of the network.
+            mean, std: in place of the processor's.
+
+        Raises:
+            ValueError: for a processor that cannot be followed, by its name.
+        """
+        processor = _normalising(processor, channels, mean, std)
+        seen = probe(processor, channels)
+        if size is not None and seen.size != (size, size):
+            processor = _of_size(processor, seen.size, size)
+            seen = probe(processor, channels)
+            if seen.size != (size, size):
+                raise ValueError(f"image_size must be one that {type(processor).__name__} can give, got {size}; leave it out.")
+        for name, wanted, found in (("image_mean", mean, seen.mean), ("image_std", std, seen.std)):
+            if wanted is not None and not np.allclose(wanted, found, rtol=1e-4, atol=1e-6):
+                raise ValueError(
+                    f"{name} must be followed by {type(processor).__name__}, got one that normalises by {found}; leave it out."
+                )
+        given = processor.data_config["interpolation"] if is_timm(processor) else getattr(processor, "resample", None)
+        given = FILTERS[int(given)] if isinstance(given, int) else getattr(given, "value", given)
+        height, width = seen.size or (None, None)
+        return cls(
+            size=height if height == width else seen.size,
+            crop_ratio=processor.data_config["crop_pct"] if is_timm(processor) else 1.0,
+            mean=seen.mean,
+            std=seen.std,
+            interpolation=given if given in FILTERS else "bicubic",
+            squash=seen.squashes,
+            order=None if seen.order == tuple(range(channels)) else seen.order,
+            own=processor,
+            whole=seen.whole,
+        )
 
     def train_transform(
         self,
@@ -86,6 +184,8 @@ class ImageFormat:
     ) -> Transform:
         """Random crop, flip, timm's automatic augmentation, tensor, normalise, timm's random erasing with noise.
 
+        The aspect ratio of objects, the range of values and the order of channels are those of evaluation.
+
         Args:
             size: of the images, where it is not that of evaluation.
             crop: `pad` with zeros by an eighth, or `reflect`, and crop; `resized`; or `none`. By default the first up to 64 pixels.
@@ -94,29 +194,37 @@ class ImageFormat:
             auto_augment: a policy of timm, such as `rand-m9-mstd0.5-inc1`.
             random_erasing: its probability.
         """
-        interpolation, size = InterpolationMode(self.interpolation), size or self.size
-        crop = crop or ("pad" if size <= 64 else "resized")
+        form = self if size in (None, self.size) else self.at(size)
+        sides, interpolation = form.sides, InterpolationMode(form.interpolation)
+        crop = crop or ("pad" if max(sides) <= 64 else "resized")
         check_known("train_crop", crop, ["pad", "reflect", "resized", "none"])
-        head = [v2.Resize(resize, interpolation) if resize else v2.Identity()]
-        if crop != "resized":
-            head += [v2.Resize((size, size), interpolation)]
-        padding, reflect = size // 8 if crop in ("pad", "reflect") else 0, crop == "reflect"
+        if auto_augment and form.channels != 3:
+            raise ValueError(f"auto_augment needs images of 3 channels, got {form.channels}; leave it out.")
+        head: list[Callable] = [v2.Resize(resize, interpolation)] if resize else []
+        if crop != "resized" and form.own is not None:
+            head.append(replace(form, whole=True).geometry())
+        elif crop != "resized":
+            head += [v2.Resize(sides, interpolation)] if form.squash else [v2.Resize(sides[0], interpolation), v2.CenterCrop(sides)]
+        head_ = v2.Compose(head or [v2.Identity()])
+        padding, reflect = max(sides) // 8 if crop in ("pad", "reflect") else 0, crop == "reflect"
         if crop != "resized" and not auto_augment and not random_erasing:
-            return Transform(v2.Compose(head), Augmentation(self.mean, self.std, padding, reflect, horizontal_flip))
-        steps = []
+            return Transform(head_, form.normalisation(padding, reflect, horizontal_flip), form.channels)
+        steps: list[Callable] = []
         if crop == "resized":
-            steps += [v2.RandomResizedCrop(size, tuple(scale), interpolation=interpolation)]
+            steps += [ResizedCrop(sides, tuple(scale), interpolation, form.squash)]
         elif padding:
-            steps += [v2.RandomCrop(size, padding=padding, padding_mode="reflect" if reflect else "constant")]
+            steps += [v2.RandomCrop(sides, padding=padding, padding_mode="reflect" if reflect else "constant")]
         steps += [v2.RandomHorizontalFlip()] if horizontal_flip else []
         if auto_augment:
-            steps.append(self._auto_augment(auto_augment, size))
-        steps += [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(self.mean, self.std)]
+            steps.append(form._auto_augment(auto_augment, max(sides)))
+        steps += [v2.ToImage(), v2.ToDtype(torch.float32, scale=True)]
+        steps += [] if form.order is None else [Reordered(form.order)]
+        steps += [v2.Normalize(form.mean, form.std)]
         if random_erasing:
             from timm.data.random_erasing import RandomErasing
 
             steps.append(RandomErasing(random_erasing, mode="pixel", device="cpu"))
-        return Transform(v2.Compose(head), OneByOne(v2.Compose(steps)))
+        return Transform(head_, OneByOne(v2.Compose(steps)), form.channels)
 
     def _auto_augment(self, policy: str, size: int) -> Callable:
         from timm.data.auto_augment import augment_and_mix_transform, auto_augment_transform, rand_augment_transform
@@ -124,7 +232,7 @@ class ImageFormat:
 
         settings = {
             "translate_const": int(size * 0.45),
-            "img_mean": tuple(min(255, round(255 * mean)) for mean in self.mean),
+            "img_mean": tuple(max(0, min(255, round(255 * mean))) for mean in self.neutral),
             "interpolation": str_to_pil_interp(self.interpolation),
         }
         made_by = {"rand": rand_augment_transform, "augmix": augment_and_mix_transform}
@@ -132,28 +240,204 @@ class ImageFormat:
             return made_by.get(policy.split("-")[0], auto_augment_transform)(policy, settings)
         except (AssertionError, ValueError, KeyError, IndexError) as error:
             raise ValueError(
-                f"auto_augment must be a policy of timm such as 'rand-m9-mstd0.5-inc1', got {policy!r} ({error}); mend it."
+                f"auto_augment must be a policy of timm such as 'rand-m9-mstd0.5-inc1', got {policy!r} ({error}); check the spelling."
             ) from None
 
-    def eval_transform(self) -> Transform:
-        resized = v2.Resize(round(self.size / self.crop_ratio), InterpolationMode(self.interpolation))
-        return Transform(v2.Compose([resized, v2.CenterCrop(self.size)]), Augmentation(self.mean, self.std))
+    def eval_transform(self, *, normalise: bool = True) -> Transform:
+        """What `processor` gives for an image. Without `normalise`, the pixels of it, in [0, 1] and in the image's order of channels."""
+        plain = Augmentation((0.0,) * self.channels, (1.0,) * self.channels)
+        return Transform(self.geometry(), self.normalisation() if normalise else plain, self.channels)
 
-    def processor(self):
-        """The transformers image processor that does what `eval_transform` does."""
+    def geometry(self) -> Geometry:
+        """From an image to the pixels that `processor` gives of it."""
+        return Geometry(self.processor(), self.mean, self.std, self.order or tuple(range(self.channels)), self.whole)
+
+    def normalisation(self, padding: int = 0, reflect: bool = False, flip: bool = False) -> Augmentation:
+        """Of batches of pixels of 0 to 255, moved at random before."""
+        if min(map(abs, self.std)) > 1 / 50:
+            return Augmentation(tuple(self.mean), tuple(self.std), padding, reflect, flip, self.order)
+        # a processor that leaves pixels at 0 to 255: their rounding would show if they were divided first
+        mean, std = (tuple(255 * value for value in values) for values in (self.mean, self.std))
+        return Augmentation(mean, std, padding, reflect, flip, self.order, scale=1.0)
+
+    def at(self, size: int) -> ImageFormat:
+        """The same for square images of another size."""
+        if self.own is None:
+            return replace(self, size=size)
+        return self.of_processor(self.own, size, channels=self.channels)
+
+    def processor(self) -> Any:
+        """The image processor that is saved beside the network, and does what `eval_transform` does."""
+        if self.own is not None:
+            return self.own
         from transformers import BitImageProcessor
 
-        resample = {"bilinear": 2, "bicubic": 3}[self.interpolation]
+        height, width = (round(side / self.crop_ratio) for side in self.sides)
         return BitImageProcessor(
-            size={"shortest_edge": round(self.size / self.crop_ratio)},
-            crop_size={"height": self.size, "width": self.size},
-            resample=resample,
+            size={"height": height, "width": width} if self.squash else {"shortest_edge": height},
+            crop_size=dict(zip(("height", "width"), self.sides, strict=True)),
+            resample=FILTERS.index(self.interpolation),
             image_mean=list(self.mean),
             image_std=list(self.std),
-            do_convert_rgb=True,
+            do_convert_rgb=self.channels == 3,
         )
 
+    def timm_config(self) -> dict[str, Any]:
+        """The same in timm's words, which a timm network keeps in its own config."""
+        if self.own is not None and is_timm(self.own):
+            return dict(self.own.data_config)
+        return {
+            "input_size": (self.channels, *self.sides),
+            "interpolation": self.interpolation,
+            "crop_pct": self.crop_ratio,
+            "crop_mode": "squash" if self.squash else "center",
+            "mean": self.mean,
+            "std": self.std,
+        }
+
+    def of_timm(self) -> ImageFormat:
+        """For a timm network: its processor is timm's own transform, which is read from the network's config and not saved a second time."""
+        from transformers import TimmWrapperImageProcessor
+
+        return replace(self, own=TimmWrapperImageProcessor(self.timm_config()))
+
     def unnormalised(self, images: Tensor) -> Tensor:
-        """(B, C, H, W) in [0, 1], for looking at."""
+        """(B, 3, H, W) in [0, 1], for looking at: of four and more channels the first three, of fewer the first, in grey."""
         mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (self.mean, self.std))
-        return (images.cpu().float() * std + mean).clamp(0, 1)
+        pixels = (images.cpu().float() * std + mean).clamp(0, 1)
+        pixels = pixels if self.order is None else pixels[:, list(np.argsort(self.order))]
+        return pixels[:, :3] if self.channels >= 3 else pixels[:, :1].expand(-1, 3, -1, -1)
+
+
+def format_from_scratch(args: DataArguments, dataset: Dataset | None = None, column: str = "image") -> ImageFormat:
+    """For a new network, as the arguments and the images say, which may be missing where `image_size` is given."""
+    given = {"mean": args.image_mean, "std": args.image_std}
+    given = {name: tuple(values) for name, values in given.items() if values is not None}
+    channels = args.channels or 3
+    for name, values in given.items():
+        check_channel_values(f"image_{name}", values, channels)
+    return ImageFormat.of_images(dataset, column, args.image_size, args.crop_ratio, channels=channels, train_crop=args.train_crop, **given)
+
+
+def format_of_checkpoint(args: DataArguments, repo_or_folder: str, channels: int, **hub: Any) -> ImageFormat:
+    """Of a checkpoint whose network takes images of so many channels. Raises ValueError for arguments that do not fit it."""
+    if args.channels not in (None, channels):
+        raise ValueError(f"channels must be those of the checkpoint, {channels}, got {args.channels}; leave it out.")
+    if args.crop_ratio is not None:
+        raise ValueError(
+            f"crop_ratio must be left out with a checkpoint, whose image processor says it, got {args.crop_ratio}; leave it out."
+        )
+    return ImageFormat.of_checkpoint(repo_or_folder, args.image_size, channels=channels, mean=args.image_mean, std=args.image_std, **hub)
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """What an image processor makes of an image before it normalises: the pixels, found by undoing the normalisation."""
+
+    processor: Any
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    order: tuple[int, ...]
+    whole: bool
+
+    def __call__(self, image: PIL.Image.Image | Tensor) -> Tensor:
+        """(C, H, W): uint8, or float32 of 0 to 255 where they are no whole numbers."""
+        pixels = pixels_of(processed(self.processor, image), self.mean, self.std, self.order)
+        return pixels.round_().clamp_(0, 255).to(torch.uint8) if self.whole else pixels
+
+
+@dataclass(frozen=True)
+class ResizedCrop:
+    """A random part of an image, resized: at the aspect ratio of what evaluation sees, within a third.
+
+    Where evaluation squashes images the part has the image's own aspect ratio, which comes to the same as squashing it first.
+    """
+
+    sides: tuple[int, int]
+    scale: tuple[float, float]
+    interpolation: InterpolationMode
+    squash: bool
+
+    def __call__(self, image: PIL.Image.Image | Tensor) -> PIL.Image.Image | Tensor:
+        width, height = image.size if isinstance(image, PIL.Image.Image) else (image.shape[-1], image.shape[-2])
+        aspect = width / height if self.squash else self.sides[1] / self.sides[0]
+        ratio = (3 / 4 * aspect, 4 / 3 * aspect)
+        return v2.RandomResizedCrop(self.sides, self.scale, ratio, self.interpolation)(image)
+
+
+@dataclass(frozen=True)
+class Reordered:
+    """Channels of an image (C, H, W) in another order."""
+
+    order: tuple[int, ...]
+
+    def __call__(self, image: Tensor) -> Tensor:
+        return image[list(self.order)]
+
+
+def _median_side(dataset: Dataset, column: str) -> tuple[int, int]:
+    """The median of the longer sides of up to 1000 images from all over the data set, and how many these are."""
+    rows = np.unique(np.linspace(0, len(dataset) - 1, 1000).astype(int)).tolist()
+    files = dataset.select_columns([column])
+    encoded = isinstance(files.features[column], Image)
+    if encoded:  # the sides are in the first bytes of a file
+        files = files.cast_column(column, Image(decode=False))
+    sides = []
+    for row in rows:
+        try:
+            value = files[row][column]
+            if encoded:
+                with PIL.Image.open(value["path"] if value["bytes"] is None else BytesIO(value["bytes"])) as image:
+                    sides.append(max(image.size))
+            else:
+                sides.append(max(value.size if isinstance(value, PIL.Image.Image) else np.shape(value)))
+        except Exception as error:
+            raise unreadable(dataset, column, row, error) from None
+    return int(np.median(sides)), len(rows)
+
+
+def _normalising(processor: Any, channels: int, mean: Sequence[float] | None, std: Sequence[float] | None) -> Any:
+    """The processor, with a mean and a standard deviation for each channel: those given, or one that its channels share."""
+    timm = is_timm(processor)
+    changes = {}
+    for name, flag, given in (("mean", "image_mean", mean), ("std", "image_std", std)):
+        old = processor.data_config[name] if timm else getattr(processor, flag, None)
+        if given is None and isinstance(old, Sequence) and len(old) != channels:
+            if len(set(old)) > 1:
+                raise ValueError(
+                    f"{flag} of the image processor must have a value for each of {channels} channels, got {list(old)}; "
+                    "pass --image_mean and --image_std."
+                )
+            given = [old[0]] * channels
+        if given is not None:
+            check_channel_values(flag, given, channels)
+            changes[name if timm else flag] = list(given)
+    return _changed(processor, changes) if changes else processor
+
+
+def _of_size(processor: Any, old: tuple[int, int] | None, size: int) -> Any:
+    """The processor for square images of another size; what it resizes to and what it crops grow or shrink alike."""
+    if is_timm(processor):
+        return _changed(processor, {"input_size": (processor.data_config["input_size"][0], size, size)})
+    if old is None:
+        raise ValueError(
+            f"image_size needs an image processor that gives images of one size, got {type(processor).__name__} whose size depends on the "
+            "image; set do_resize, size and crop_size in preprocessor_config.json."
+        )
+    by = {"height": size / old[0], "max_height": size / old[0], "width": size / old[1], "max_width": size / old[1]}
+    changes: dict[str, Any] = {}
+    for name in ("size", "crop_size", "pad_size", "resize_short"):
+        value = getattr(processor, name, None)
+        if isinstance(value, int):
+            changes[name] = round(value * size / min(old))
+        elif value is not None:
+            sides = {key: side for key, side in dict(value).items() if side is not None}
+            changes[name] = {key: round(side * by.get(key, size / min(old))) for key, side in sides.items()}
+    return _changed(processor, changes)
+
+
+def _changed(processor: Any, changes: dict[str, Any]) -> Any:
+    """A copy with other settings."""
+    if is_timm(processor):
+        return type(processor)({**processor.data_config, **changes})
+    return type(processor).from_dict({**processor.to_dict(), **changes})

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from datasets import ClassLabel, Dataset, concatenate_datasets
+from datasets import ClassLabel, Dataset, List, concatenate_datasets
 from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
@@ -19,8 +19,9 @@ from hf_mixup.arguments import DataArguments
 from hf_mixup.core.checks import check_known
 from hf_mixup.core.rng import Draws
 from hf_mixup.data.dataset import ImageDataset
+from hf_mixup.data.labels import ONE_CLASS, moved, network_classes, of_network, read_labels, with_labels
 from hf_mixup.data.processor import ImageFormat
-from hf_mixup.data.sources import ImageData, load_splits
+from hf_mixup.data.sources import ImageData, load_splits, with_images
 from hf_mixup.evaluation.corruptions import COMMON_CORRUPTIONS, EXTRA_CORRUPTIONS, SEVERITIES, corruption, mean_corruption_error
 from hf_mixup.evaluation.metrics import all_measures, confidence_bins, top_k_accuracy
 from hf_mixup.evaluation.robustness import PixelModel, fgsm, occlude, pgd
@@ -44,8 +45,8 @@ class EvaluationArguments:
     seed: int = field(
         default=42,
         metadata={
-            "help": "Of everything random: starts of PGD, noise, hidden patches. A data set without a split for evaluation is split as in "
-            "training with this --seed."
+            "help": "Of everything random: starts of PGD, noise, hidden patches. A data set without a split for evaluation is split as the run "
+            "of the checkpoint split it, or, where that is not known, as in training with this --seed."
         },
     )
     eps: float = field(default=8.0, metadata={"help": "Largest change of a pixel by an attack, of 255."})
@@ -81,14 +82,19 @@ class Numbered(torch.utils.data.Dataset):
 
 
 def pixel_model(network: PreTrainedModel, form: ImageFormat, images: ImageData) -> PixelModel:
-    """The network as one of the data set's classes, in their order. Raises ValueError where it does not know them."""
-    named = isinstance(images.evaluation.features[images.label_column], ClassLabel)
-    known, wanted = network.config.num_labels, len(images.label_names)
-    if wanted != known if named else wanted > known:
-        raise ValueError(f"the network must know the classes of the data set, got {known} and {wanted}; look at both names.")
-    numbers = {str(name): int(number) for name, number in (network.config.label2id or {}).items()}
-    same = named and set(images.label_names) == set(numbers)
-    return PixelModel(network, form.mean, form.std, [numbers[name] for name in images.label_names] if same else None)
+    """The network with its outputs in the order of the data set's classes, then those that the data set lacks.
+
+    Raises ValueError where it does not know all classes of the data set, or an image has several classes or none.
+    """
+    if images.problem_type != ONE_CLASS or isinstance(images.evaluation.features[images.label_column], List):
+        raise ValueError(
+            f"evaluation needs one class for each image, got {images.problem_type.replace('_', ' ')} in column {images.label_column!r}; "
+            "choose another column with --label_column_name."
+        )
+    known = network_classes(network.config)
+    found = of_network(known, images.label_names, numbered=images.numbered)
+    order = [*found, *(number for number in range(len(known)) if number not in set(found))]
+    return PixelModel(network, form.mean, form.std, None if order == list(range(len(known))) else order, form.order)
 
 
 class Evaluator:
@@ -99,7 +105,7 @@ class Evaluator:
         self.model = self.accelerator.prepare_model(model, evaluation_mode=True)
         self.form, self.args = form, args
         # pixels, not normalised: that is the model's first step
-        self.transform = dataclasses.replace(form, mean=(0.0,) * 3, std=(1.0,) * 3).eval_transform()
+        self.transform = form.eval_transform(normalise=False)
 
     def run(
         self, data: Dataset, columns: tuple[str, str], changes: dict[str, Change], text: str
@@ -151,8 +157,9 @@ def evaluate(evaluator: Evaluator, images: ImageData, token: str | None = None) 
         top1 = ready_corruptions(evaluator, images, token) if ready else corrupted_here(run(corruptions(args), "corruptions"))
         results["corruptions"] = {"top1": top1, **corruption_errors(top1, alexnet=ready and len(images.label_names) == 1000)}
     if "occlusion" in args.protocols:
-        patch = args.patch or (16 if form.size > 64 else form.size // 8)
-        fill = torch.tensor(form.mean).view(1, -1, 1, 1)
+        side = min(form.sides)
+        patch = args.patch or (16 if side > 64 else side // 8)
+        fill = torch.tensor(form.neutral).view(1, -1, 1, 1)
         top1 = [top_k_accuracy(*found, 1) for _, *found in run(occlusions(patch, fill, args.seed), "occlusion")]
         results["occlusion"] = {"patch": patch, "ratios": RATIOS, "top1": top1}
     return results
@@ -210,6 +217,10 @@ def ready_corruptions(evaluator: Evaluator, images: ImageData, token: str | None
     data = concatenate_datasets(list(load_splits(DataArguments(dataset_name=args.corrupted_dataset_name), token).values()))
     for name in (args.corruption_column_name, args.severity_column_name, images.image_column, images.label_column):
         check_known("a column of the corrupted set", name, data.column_names)
+    data = with_images(data, images.image_column, "corrupted")
+    labels = read_labels(data, images.label_column, "corrupted")
+    places = of_network(images.label_names, labels.names, numbered=labels.numbered and not images.numbered)
+    data = with_labels(data, images.label_column, moved(labels, places, images.label_names))
     kinds, severities = (np.array(data[name]).astype(str) for name in (args.corruption_column_name, args.severity_column_name))
     if isinstance(data.features[args.corruption_column_name], ClassLabel):
         names = data.features[args.corruption_column_name].names

@@ -19,17 +19,27 @@ class PixelModel(nn.Module):
         network: takes `pixel_values` and returns `logits`.
         mean, std: of the normalisation.
         classes: the network's output for each class of the data, where they are not in one order.
+        order: the pixels' channel that each channel of the network's input shows, such as (2, 1, 0) for BGR.
     """
 
-    def __init__(self, network: nn.Module, mean: Sequence[float], std: Sequence[float], classes: Sequence[int] | None = None):
+    def __init__(
+        self,
+        network: nn.Module,
+        mean: Sequence[float],
+        std: Sequence[float],
+        classes: Sequence[int] | None = None,
+        order: Sequence[int] | None = None,
+    ):
         super().__init__()
         self.network = network.requires_grad_(False)
         self.classes = None if classes is None else list(classes)
+        self.order = None if order is None else list(order)
         for name, value in (("mean", mean), ("std", std)):
             self.register_buffer(name, torch.tensor(value).view(1, -1, 1, 1))
         self.eval()
 
     def forward(self, pixels: Tensor) -> Tensor:
+        pixels = pixels if self.order is None else pixels[:, self.order]
         logits = self.network(pixel_values=(pixels - self.mean) / self.std).logits.float()
         return logits if self.classes is None else logits[:, self.classes]
 

@@ -107,8 +107,12 @@ def numbered(network: nn.Module, pattern: str) -> list[str]:
 
 
 def module_of(network: nn.Module, name: str) -> nn.Module:
-    """The module of a name that `stage_names` or `numbered` gave."""
-    return bare(network).get_submodule(name)
+    """The module of a name that `stage_names` or `numbered` gave; of a sequence of modules the last, which gives the same."""
+    module = bare(network).get_submodule(name)
+    # timm's activation checkpointing runs what is in the sequence, but not the sequence itself
+    while type(module) is nn.Sequential and len(module):
+        module = module[-1]
+    return module
 
 
 @dataclass(frozen=True)

@@ -26,14 +26,12 @@ class SnapMix(SamplePolicy):
 
     Args:
         alpha: both parameters of the Betas.
-        double_same: two images of one class weigh the sum of both weights each, so twice in all, as in the authors' code.
         mode: whose boxes are shared; `batch` is the authors' code.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"images", "activation", "targets"})
 
     alpha: float = 5.0
-    double_same: bool = True
     mode: str = "sample"
 
     def __post_init__(self):
@@ -45,8 +43,8 @@ class SnapMix(SamplePolicy):
         pairing = partners(shape[0], self.mode, rng)
         into, taken = (pairing.spread(random_boxes(1 - beta(self.alpha, pairing.draws, rng), size, rng)) for _ in range(2))
         maps = semantic_maps(signals["activation"], size)
-        targets = signals["targets"] if self.double_same else None
-        return snap_plan(signals["images"], pairing.partner, into, taken, maps, targets)
+        # two images of one class weigh the sum of both weights each, so twice in all, as in the authors' code
+        return snap_plan(signals["images"], pairing.partner, into, taken, maps, signals["targets"])
 
 
 def semantic_maps(activation: Tensor, size: tuple[int, int]) -> Tensor:

@@ -141,6 +141,7 @@ def write_model_card(
             *((plain(name), plain(str(value))) for name, value in {**_facts(folder, network), **size}.items()),
             *((f"paper of {name}", link) for name, link in _papers(network, methods).items()),
         ],
+        channels=_channels(network),
         shapes=shapes,
         embedding=embedding,
         watched=_watched(),
@@ -340,7 +341,7 @@ def _measured(folder: Path, network: Mapping[str, Any]) -> tuple[dict[str, str],
             model = AutoModelForImageClassification.from_config(AutoConfig.from_pretrained(folder, trust_remote_code=False)).eval()
             facts["parameters"] = f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M"
             if side:
-                image = torch.zeros(1, 3, side, side)
+                image = torch.zeros(1, _channels(network), side, side)
                 with FlopCounterMode(display=False) as counter, Activations() as activations:
                     model(pixel_values=image)
                 facts["cost of an image"] = f"{counter.get_total_flops() / 2e9:.3f} GMACs, {activations.count / 1e6:.2f} M activations"
@@ -359,6 +360,10 @@ def _measured(folder: Path, network: Mapping[str, Any]) -> tuple[dict[str, str],
     except (ImportError, NotImplementedError, RuntimeError, ValueError):
         pass  # an architecture that cannot be built without its code, or counted: the card goes without
     return facts, shapes, embedding
+
+
+def _channels(network: Mapping[str, Any]) -> int:
+    return (network.get("model_args") or {}).get("in_chans") or network.get("num_channels") or 3
 
 
 def _side(folder: Path, network: Mapping[str, Any]) -> int | None:

@@ -189,10 +189,12 @@ def pairs_of_every_method(
     for name in names or METHODS:
         choice = MethodChoice.build(name)
         torch.manual_seed(seed + 1)  # of the untrained networks; the mixing has keys of its own
-        network = copy.deepcopy(model) if model is not None else from_scratch(default_architecture(choice), 2, form.size)
+        network = (
+            copy.deepcopy(model) if model is not None else from_scratch(default_architecture(choice), 2, form.size, channels=form.channels)
+        )
         mixing = MixupModel(network, choice)
         # some mix more than two images, or none of too few: then mirrored and shifted ones come in
-        more = torch.cat([images.roll(form.size * k // 32, 3) for k in range(4) for images in (pixels, pixels.flip(3))])
+        more = torch.cat([images.roll(images.shape[3] * k // 32, 3) for k in range(4) for images in (pixels, pixels.flip(3))])
         found = []
         for batch, step in ((batch, step) for batch in (pixels, more) for step in range(12)):
             labels = torch.arange(len(batch)) % 2
@@ -210,7 +212,7 @@ def varied(images: ImageDataset, count: int) -> list[dict]:
     spare: list[dict] = []
     for row in torch.linspace(0, len(images) - 1, min(len(images), 8 * count)).int().tolist():
         example = images[row]
-        known = {other["labels"] for other in found}
+        known = [other["labels"] for other in found]  # lists, where an image has several classes
         (spare if example["labels"] in known else found).append(example)
         if len(found) == count:
             return found

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import copy
+import math
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import (
     AutoConfig,
     AutoModelForImageClassification,
@@ -97,13 +101,16 @@ def same_architecture(one: str, other: str) -> bool:
     return one == other or one in TABLE_NAMES.get(other, ()) or other in TABLE_NAMES.get(one, ())
 
 
-def from_scratch(architecture: str, num_labels: int, image_size: int, *, drop_path: float = 0.0, **labels: Any) -> PreTrainedModel:
+def from_scratch(
+    architecture: str, num_labels: int, image_size: int, *, channels: int = 3, drop_path: float = 0.0, **labels: Any
+) -> PreTrainedModel:
     """A network with fresh weights.
 
     Args:
         architecture: a name of `TABLE_NAMES`, of `ARCHITECTURES`, or any model of timm, with timm's own initialisation.
         num_labels: classes.
         image_size: of square images, in pixels; vision transformers are built for it.
+        channels: of the images.
         drop_path: rate of the last block, rising linearly from 0, for networks that have such a thing.
         **labels: `id2label` and `label2id` for the config.
 
@@ -112,9 +119,9 @@ def from_scratch(architecture: str, num_labels: int, image_size: int, *, drop_pa
     """
     architecture = architecture_of(architecture, image_size)
     if architecture not in ARCHITECTURES:
-        return _timm_from_scratch(architecture, num_labels, image_size, drop_path, **labels)
+        return _timm_from_scratch(architecture, num_labels, image_size, channels, drop_path, **labels)
     config, fields = ARCHITECTURES[architecture]
-    fields = {**fields, "num_labels": num_labels, **labels}
+    fields = {**fields, "num_labels": num_labels, "num_channels": channels, **labels}
     if drop_path:
         if not hasattr(config, "drop_path_rate"):
             raise ValueError(f"drop_path must be 0 for {architecture!r}, which drops no paths, got {drop_path}; leave it out.")
@@ -124,7 +131,9 @@ def from_scratch(architecture: str, num_labels: int, image_size: int, *, drop_pa
     return AutoModelForImageClassification.from_config(config(**fields))
 
 
-def _timm_from_scratch(architecture: str, num_labels: int, image_size: int, drop_path: float = 0.0, **labels: Any) -> PreTrainedModel:
+def _timm_from_scratch(
+    architecture: str, num_labels: int, image_size: int, channels: int, drop_path: float, **labels: Any
+) -> PreTrainedModel:
     import timm
     from transformers import TimmWrapperConfig, TimmWrapperForImageClassification
 
@@ -133,6 +142,7 @@ def _timm_from_scratch(architecture: str, num_labels: int, image_size: int, drop
             f"architecture must be a name of timm or of ours, got {architecture!r}; {nearest(architecture, [*timm.list_models(), *ARCHITECTURES, *TABLE_NAMES])}"
         )
     model_args: dict[str, Any] = {"drop_path_rate": drop_path} if drop_path else {}
+    model_args |= {"in_chans": channels} if channels != 3 else {}
     default = timm.get_pretrained_cfg(architecture)
     if default is not None and default.input_size[-1] != image_size:
         try:
@@ -153,7 +163,7 @@ def describe_for_timm(network: PreTrainedModel, **image: Any) -> None:
     """Completes the config of a timm network by what timm itself asks for: the form of its images, timm's own if not given.
 
     Args:
-        **image: `input_size` (channels, height, width), `mean`, `std`, `interpolation`, `crop_pct`.
+        **image: `input_size` (channels, height, width), `mean`, `std`, `interpolation`, `crop_pct`, `crop_mode`.
     """
     config = network.config
     config.model_args = config.model_args or {}
@@ -161,25 +171,167 @@ def describe_for_timm(network: PreTrainedModel, **image: Any) -> None:
     if "img_size" in config.model_args and "input_size" not in image:
         side = config.model_args["img_size"]
         known["input_size"] = (known["input_size"][0], *((side, side) if isinstance(side, int) else side))
-    wanted = ("input_size", "fixed_input_size", "interpolation", "crop_pct", "mean", "std", "pool_size", "first_conv", "classifier")
+    wanted = (
+        "input_size",
+        "fixed_input_size",
+        "interpolation",
+        "crop_pct",
+        "crop_mode",
+        "mean",
+        "std",
+        "pool_size",
+        "first_conv",
+        "classifier",
+    )
     config.pretrained_cfg = {key: known[key] for key in wanted if known.get(key) is not None}
 
 
-def load_classifier(repo_or_folder: str | os.PathLike, **kwargs: Any) -> PreTrainedModel:
+def checkpoint_config(repo_or_folder: str | os.PathLike, **kwargs: Any) -> PreTrainedConfig:
+    """The config of a checkpoint from a folder or the Hub, without its weights.
+
+    Args:
+        **kwargs: `revision`, `token`, `cache_dir`, `trust_remote_code`, and fields to replace, such as `num_labels`.
+    """
+    kwargs.setdefault("trust_remote_code", False)  # transformers would ask at the keyboard
+    with told_plainly(repo_or_folder, kwargs.get("revision")):
+        return AutoConfig.from_pretrained(repo_or_folder, **kwargs)
+
+
+def load_classifier(repo_or_folder: str | os.PathLike, *, image_size: int | None = None, **kwargs: Any) -> PreTrainedModel:
     """An image classifier from a folder or the Hub: of transformers, timm or ours. Safetensors only, and no code of the repository.
 
     Args:
+        image_size: of square images, where it may be another than the checkpoint's, as `at_resolution` takes it.
         **kwargs: of `from_pretrained`, such as `num_labels`, `revision`, `ignore_mismatched_sizes`, `trust_remote_code`.
+
+    Raises:
+        ValueError: for a checkpoint that cannot be had, and for one with another number of classes, unless `ignore_mismatched_sizes`.
     """
-    kwargs.setdefault("trust_remote_code", False)  # transformers would ask at the keyboard
+    kwargs.setdefault("trust_remote_code", False)
     config_kwargs = {key: kwargs.pop(key) for key in ("num_labels", "id2label", "label2id") if key in kwargs}
     hub_kwargs = {key: kwargs[key] for key in ("revision", "token", "cache_dir", "trust_remote_code") if key in kwargs}
+    config = checkpoint_config(repo_or_folder, **config_kwargs, **hub_kwargs)
+    if config.model_type == "timm_wrapper" and config.model_args:
+        # timm writes its own num_classes there, which the wrapper passes a second time
+        config.model_args.pop("num_classes", None)
     with told_plainly(repo_or_folder, kwargs.get("revision")):
-        config = AutoConfig.from_pretrained(repo_or_folder, **config_kwargs, **hub_kwargs)
-        if config.model_type == "timm_wrapper" and config.model_args:
-            # timm writes its own num_classes there, which the wrapper passes a second time
-            config.model_args.pop("num_classes", None)
-        return AutoModelForImageClassification.from_pretrained(repo_or_folder, config=config, use_safetensors=True, **kwargs)
+        try:
+            network = AutoModelForImageClassification.from_pretrained(repo_or_folder, config=config, use_safetensors=True, **kwargs)
+        except RuntimeError as error:
+            own_classes = checkpoint_config(repo_or_folder, **hub_kwargs).num_labels
+            if "ignore_mismatched_sizes" not in str(error) or config.num_labels == own_classes:
+                raise
+            raise ValueError(
+                f"the checkpoint and the data set must have as many classes, got {own_classes} in {repo_or_folder} and {config.num_labels} "
+                "in the data set; pass --ignore_mismatched_sizes to start the classifier afresh."
+            ) from None
+    return network if image_size is None else at_resolution(network, image_size)
+
+
+def channels_of(network: PreTrainedModel) -> int:
+    """How many channels its images have."""
+    config = network.config
+    if config.model_type == "timm_wrapper":
+        return (config.model_args or {}).get("in_chans", 3)
+    return next((found for part in _parts(config) if isinstance(found := getattr(part, "num_channels", None), int)), 3)
+
+
+def at_resolution(network: PreTrainedModel, image_size: int) -> PreTrainedModel:
+    """The network for square images of another size: weights for each place in the image are interpolated, as their papers do it.
+
+    Absolute positions bicubically (ViT, DeiT, DINOv2, Swin), tables of relative ones bilinearly (BEiT), as transformers does on the fly;
+    those of timm as timm does. Networks without such weights come back as they are. `config` says the new size.
+
+    Raises:
+        ValueError: for a network that cannot be had at this size.
+    """
+    try:
+        with torch.random.fork_rng(devices=[]):
+            return _timm_at(network, image_size) if network.config.model_type == "timm_wrapper" else _transformers_at(network, image_size)
+    except (AssertionError, AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"image_size must be one that {type(network).__name__} can be brought to, got {image_size} ({' '.join(str(error).split())[:200]}); "
+            "leave it out, or take a checkpoint of that size."
+        ) from None
+
+
+def _parts(config: PreTrainedConfig) -> list[PreTrainedConfig]:
+    """The config, and that of the part that looks at images, where it is one of several."""
+    return [config, *(part for part in [getattr(config, "vision_config", None)] if isinstance(part, PreTrainedConfig))]
+
+
+def _transformers_at(network: PreTrainedModel, image_size: int) -> PreTrainedModel:
+    config = copy.deepcopy(network.config)
+    sized = [part for part in _parts(config) if getattr(part, "image_size", None) is not None]
+    if all(part.image_size in (image_size, [image_size] * 2, (image_size,) * 2) for part in sized):
+        return network
+    for part in sized:
+        part.image_size = image_size
+    new = type(network)(config).to(network.dtype).train(network.training)
+    wanted, weights = new.state_dict(), network.state_dict()
+    new.load_state_dict({name: _interpolated(name, weights[name], wanted[name].shape) for name in wanted})
+    return new
+
+
+def _interpolated(name: str, weights: Tensor, shape: torch.Size) -> Tensor:
+    if weights.shape == shape:
+        return weights
+    if name.endswith("relative_position_bias_table"):  # (places, heads), of which the last three are for the class token
+        grid = _resized(weights[:-3], math.isqrt(shape[0] - 3), "bilinear")
+        return torch.cat([grid, weights[-3:]])
+    flat = weights.flatten(0, -2)  # (tokens, width)
+    count = math.prod(shape[:-1])
+    # class tokens come first, and squares do not lie close together
+    first = next((n for n in range(3) if all(math.isqrt(rows - n) ** 2 == rows - n for rows in (len(flat), count))), None)
+    if first is None or weights.shape[-1] != shape[-1] or "position" not in name:
+        raise ValueError(f"{name} must have the shape {tuple(shape)}, got {tuple(weights.shape)}; it cannot be interpolated")
+    return torch.cat([flat[:first], _resized(flat[first:], math.isqrt(count - first), "bicubic")]).view(shape)
+
+
+def _resized(grid: Tensor, side: int, mode: str) -> Tensor:
+    """(side * side, width) of (old * old, width)."""
+    old = math.isqrt(len(grid))
+    images = grid.float().view(1, old, old, -1).permute(0, 3, 1, 2)
+    return (
+        F.interpolate(images, size=(side, side), mode=mode, align_corners=False).permute(0, 2, 3, 1).reshape(side * side, -1).to(grid.dtype)
+    )
+
+
+def _timm_at(network: PreTrainedModel, image_size: int) -> PreTrainedModel:
+    from transformers import TimmWrapperForImageClassification
+
+    old, config = network.timm_model, copy.deepcopy(network.config)
+    model_args = config.model_args or {}
+    known = {**old.pretrained_cfg, **(getattr(config, "pretrained_cfg", None) or {})}
+    if model_args.get("img_size", known["input_size"][-1]) in (image_size, (image_size,) * 2, [image_size] * 2):
+        return network
+    config.model_args = {**model_args, "img_size": image_size}
+    try:
+        new = TimmWrapperForImageClassification(config)
+    except TypeError:  # a convolutional network takes any size
+        return network
+    weights = old.state_dict()
+    if any(weights[name].shape != value.shape for name, value in new.timm_model.state_dict().items() if name in weights):
+        weights = sys.modules[type(old).__module__].checkpoint_filter_fn(weights, new.timm_model)
+    new.timm_model.load_state_dict(weights)
+    return new.to(network.dtype).train(network.training)
+
+
+def check_takes(network: PreTrainedModel, channels: int, height: int, width: int) -> None:
+    """Raises ValueError for images that the network cannot take."""
+    training = network.training
+    try:
+        with torch.no_grad():
+            network.eval()(pixel_values=torch.zeros(1, channels, height, width, dtype=network.dtype, device=network.device))
+    except (AssertionError, RuntimeError, TypeError, ValueError) as error:
+        if "not implemented for" in str(error):  # this device lacks the dtype, which says nothing about the images
+            return
+        raise ValueError(
+            f"{type(network).__name__} must take images of {height}x{width} pixels and {channels} channels, "
+            f"got {type(error).__name__} ({' '.join(str(error).split())[:200]}); pass the --image_size that it was trained with."
+        ) from None
+    finally:
+        network.train(training)
 
 
 def load_strictly(model: nn.Module, folder: str | os.PathLike) -> None:
@@ -216,9 +368,13 @@ __all__ = [
     "MogaNetConfig",
     "MogaNetForImageClassification",
     "architecture_of",
+    "at_resolution",
+    "channels_of",
+    "check_takes",
     "describe_for_timm",
     "from_scratch",
     "load_classifier",
     "load_strictly",
+    "read_config",
     "same_architecture",
 ]

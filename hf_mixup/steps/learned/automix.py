@@ -10,18 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from hf_mixup.core.checks import check_between, check_known
-from hf_mixup.core.losses import DecoupledBCE, Loss
-from hf_mixup.core.plan import Dense, MixPlan, blend, mix_targets
+from hf_mixup.core.plan import Dense, blend, mix_targets
 from hf_mixup.core.policy import Signals
 from hf_mixup.core.rng import MixKey
-from hf_mixup.mixers.masks import MASK_LOSSES, UPSAMPLING, adjust_mask, check_mixer, mask_loss
+from hf_mixup.mixers.masks import MASK_LOSSES, adjust_mask, check_mixer, mask_loss
 from hf_mixup.steps.learned.mixing import Drawn, MixerStep, load_mixer, pair_plan, pick
 from hf_mixup.steps.learned.state import LearnedState
 from hf_mixup.steps.standard import finish
 from hf_mixup.steps.step import Parts, StepOutput
 
 SCHEDULES = ("constant", "cosine", "compounding")
-MIXER_LOSSES = ("ce", "pbce", "ce_eta")
 
 
 # -- the schedule of the mask loss: a function of the step, so that nothing has to be remembered -----------------------------
@@ -70,11 +68,6 @@ class LearnedMixing(MixerStep):
         stage, mixer, lam_margin, switch_off, momentum, end_momentum, momentum_scope, momentum_warmup, eval_net: see `MixerStep`.
         reduction, lam_input, lam_mul_k, value_neck, value_norm, value_dropout, x_qk_concat, x_v_concat, attention_norm, upsampling:
             of the mixer, see `MixBlock`. Several `lam_mul_k` or `upsampling` are chosen from at random for every mask.
-        mask_up_override: upsampling of the masks that train the mixer, where it is not to be `upsampling`.
-        mixer_loss: of the teacher on mixed images. `ce` is the method's loss, and that of all published runs: the eta of SAMix's
-            configurations multiplies terms that are 0. `pbce` is what it does with a sigmoid, a binary cross-entropy with weight
-            `eta` on classes absent from both images; `ce_eta` is our reading of the paper, see `eta_cross_entropy`.
-        eta: see there.
         mask_loss: weight of the loss on the masks' area.
         mask_loss_mode: `L1`, `L1+Variance`, `L2+Variance` or `Sparsity`.
         mask_loss_margin: how far the area may be from lam.
@@ -97,9 +90,6 @@ class LearnedMixing(MixerStep):
     x_v_concat: bool = False
     attention_norm: str = "none"
     upsampling: str | tuple[str, ...] = "nearest"
-    mask_up_override: str | None = None
-    mixer_loss: str = "ce"
-    eta: float = 0.5
     mask_loss: float = 0.1
     mask_loss_mode: str = "L1"
     mask_loss_margin: float = 0.1
@@ -114,13 +104,10 @@ class LearnedMixing(MixerStep):
     def __post_init__(self):
         super().__post_init__()
         check_mixer(**{name: getattr(self, name) for name in CHECKED})
-        if self.mask_up_override is not None:
-            check_known("mask_up_override", self.mask_up_override, UPSAMPLING)
-        check_known("mixer_loss", self.mixer_loss, MIXER_LOSSES)
         check_known("mask_loss_mode", self.mask_loss_mode, MASK_LOSSES)
         check_known("mask_loss_schedule", self.mask_loss_schedule, SCHEDULES)
         check_known("mask_adjust_to", self.mask_adjust_to, ["student", "mixer"])
-        check_between(0, 1, eta=self.eta, mask_loss_margin=self.mask_loss_margin, mask_adjust=self.mask_adjust)
+        check_between(0, 1, mask_loss_margin=self.mask_loss_margin, mask_adjust=self.mask_adjust)
         weights = ("mask_loss", "onehot_weight", "mix_weight", "mixer_weight")
         check_between(0, 1e6, **{name: getattr(self, name) for name in weights})
 
@@ -144,7 +131,7 @@ class LearnedMixing(MixerStep):
         keep = float(torch.rand((), generator=shared)) < self.switch_off
         k = pick(mixer.lam_mul_ks, shared), pick(mixer.lam_mul_ks, shared)
         ups = pick(mixer.upsamplings, shared), pick(mixer.upsamplings, shared)
-        return Drawn(plans, (ups[0], self.mask_up_override or ups[1]), k, keep, adjust)
+        return Drawn(plans, ups, k, keep, adjust)
 
     def step(
         self,
@@ -170,7 +157,7 @@ class LearnedMixing(MixerStep):
             if drawn.keep:
                 plan = replace(for_mixer, mask=Dense(mask), sources=None)
                 logits = state.teacher_logits(blend(plan, images), clean=False)
-                loss = loss + self.mixer_weight * self._teacher_loss(parts.loss, logits, mix_targets(plan, targets), plan).mean()
+                loss = loss + self.mixer_weight * parts.loss(logits, mix_targets(plan, targets), plan).mean()
         with torch.no_grad():
             mask = state.mixer(features, for_student.index, for_student.weight, size, drawn.upsampling[0], drawn.k[0])
             if drawn.adjust:
@@ -183,15 +170,6 @@ class LearnedMixing(MixerStep):
             logits = state.student_logits(network, mixed, clean=False)
         output = finish(parts, plan, logits, targets, signals)
         return output._replace(loss=loss + self.mix_weight * output.loss, plan=plan)
-
-    def _teacher_loss(self, loss: Loss, logits: Tensor, targets: Tensor, plan: MixPlan) -> Tensor:
-        match self.mixer_loss:
-            case "ce":
-                return loss(logits, targets, plan)
-            case "pbce":
-                return DecoupledBCE(negative_weight=self.eta, reduction="sum")(logits, targets, plan)
-            case "ce_eta":
-                return eta_cross_entropy(logits, targets, self.eta)
 
 
 MIXBLOCK = (
@@ -207,13 +185,3 @@ MIXBLOCK = (
     "upsampling",
 )
 CHECKED = tuple(name for name in MIXBLOCK if name not in ("value_neck", "x_v_concat"))
-
-
-def eta_cross_entropy(logits: Tensor, targets: Tensor, eta: float) -> Tensor:
-    """Cross-entropy (B,) whose softmax counts classes absent from both images at weight eta, so that the two compete locally.
-
-    Our reading of SAMix's balance of local and global terms (arXiv:2111.15454), not found in the authors' code.
-    """
-    logits = logits.float()
-    counted = logits + torch.where(targets > 0, 1.0, eta).log()
-    return -(targets * (logits - counted.logsumexp(-1, keepdim=True))).sum(-1)

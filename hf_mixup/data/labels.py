@@ -1,0 +1,323 @@
+"""What a column of labels means: classes with names, several classes an image, or a number. And whose class is whose, by name."""
+
+from __future__ import annotations
+
+import logging
+import re
+import unicodedata
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from datasets import ClassLabel, Dataset, DatasetInfo, Features, LargeList, List, Value, concatenate_datasets
+
+logger = logging.getLogger(__name__)
+
+# as transformers' configs name them
+ONE_CLASS, SEVERAL_CLASSES, NUMBER = "single_label_classification", "multi_label_classification", "regression"
+UNNAMED = "LABEL_"  # transformers' names of classes that have none
+
+
+@dataclass(frozen=True)
+class Labels:
+    """The labels of one split.
+
+    Attributes:
+        problem_type: what they are, as transformers' configs name it.
+        names: of the classes; of a regression, the name of its column.
+        values: class numbers, (N,) int64; shares of the classes, (N, len(names)) float32; or numbers, (N,) float32.
+        labelled: (N,) bool. Rows of None, and of -1 where labels are class numbers, have no label.
+        numbered: classes are bare whole numbers, which the names only repeat.
+        declared: the data set itself lists the names, so that some of them may have no row.
+    """
+
+    problem_type: str
+    names: list[str]
+    values: np.ndarray
+    labelled: np.ndarray
+    numbered: bool = False
+    declared: bool = False
+
+    @property
+    def used(self) -> list[str]:
+        """Names of the classes that some row has."""
+        if self.problem_type == NUMBER:
+            return self.names
+        if self.values.ndim == 2:
+            return [name for name, some in zip(self.names, self.values.any(0), strict=True) if some]
+        return [self.names[number] for number in np.unique(self.values[self.labelled])]
+
+
+def whole_numbers(names: Iterable[str]) -> list[int] | None:
+    """The names as numbers, where all of them are whole numbers and differ: '3' or '003', but no '-1'."""
+    names = list(names)
+    if not names or not all(re.fullmatch("[0-9]+", name) for name in names):
+        return None
+    numbers = list(map(int, names))
+    return numbers if len(set(numbers)) == len(numbers) else None
+
+
+def in_order(names: Iterable[str]) -> list[str]:
+    """Names in the order of their class numbers: whole numbers as numbers, others by their letters."""
+    names = sorted(names)
+    numbers = whole_numbers(names)
+    return names if numbers is None else [name for _, name in sorted(zip(numbers, names, strict=True))]
+
+
+def listed(names: Iterable[str], most: int = 3) -> str:
+    """For a sentence: 'cat', 'dog', 'owl' and 7 more."""
+    names = list(names)
+    shown = ", ".join(map(repr, names[:most]))
+    return f"{shown} and {len(names) - most} more" if len(names) > most else shown
+
+
+# -- reading a column -----------------------------------------------------------------------------------------------------
+
+
+def read_labels(data: Dataset, column: str, split: str, *, numbers: bool = False) -> Labels:
+    """What a column of a split says. Raises ValueError for what is no label, with the row.
+
+    Whole numbers and names are classes, and so are True and False. A list of classes, or of one share for each class, is several
+    classes, and one class where the shares sum to 1. Other numbers are a regression.
+
+    Args:
+        split: its name, for the refusals.
+        numbers: labels are the numbers of a regression, even where all are whole.
+    """
+    array = data.select_columns([column]).with_format("arrow")[:].column(0).combine_chunks()
+    feature = data.features[column]
+    if isinstance(array, pa.ChunkedArray):  # of no rows
+        array = pa.array([], array.type)
+    kind = array.type
+    if pa.types.is_null(kind):
+        return Labels(ONE_CLASS, [], np.zeros(len(array), np.int64), np.zeros(len(array), bool))
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        return _of_lists(array, feature, column, split)
+    if isinstance(feature, ClassLabel):
+        return _of_numbers(array, column, split, feature.names or [str(n) for n in range(feature.num_classes)])
+    if numbers and (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
+        return _of_floats(array, column)
+    if pa.types.is_boolean(kind):
+        return _of_numbers(array, column, split, ["False", "True"])
+    if pa.types.is_integer(kind):
+        return _of_numbers(array, column, split, None)
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        return _of_names(array)
+    if pa.types.is_floating(kind):
+        known = array.to_numpy(zero_copy_only=False)
+        known = known[~np.isnan(known.astype(np.float64))]
+        # tables with holes keep whole numbers as floats
+        if len(known) < len(array) and len(known) and (known == np.round(known)).all():
+            return _of_numbers(pc.if_else(pc.is_nan(array), None, array), column, split, None)
+        return _of_floats(array, column)
+    raise ValueError(f"labels must be classes, lists of classes or numbers, got {feature} in column {column!r}; pass --label_column_name.")
+
+
+def _of_numbers(array: pa.Array, column: str, split: str, names: list[str] | None) -> Labels:
+    array = array.cast(pa.int64())
+    labelled = pc.fill_null(pc.not_equal(array, -1), False).to_numpy(zero_copy_only=False)
+    values = pc.fill_null(array, -1).to_numpy(zero_copy_only=False).astype(np.int64)
+    highest = np.iinfo(np.int64).max if names is None else len(names) - 1
+    wrong = np.flatnonzero((values < -1) | (values > highest))
+    if len(wrong):
+        row = int(wrong[0])
+        limit = "0 or more" if names is None else f"0 to {highest}"
+        raise ValueError(
+            f"labels must be class numbers, {limit}, got {values[row]} at row {row} of {split!r} in column {column!r}; "
+            "correct the label, or write -1 where there is none."
+        )
+    if names is not None:
+        return Labels(ONE_CLASS, list(names), values, labelled, declared=True)
+    found = np.unique(values[labelled])
+    placed = np.searchsorted(found, values) if len(found) else values
+    return Labels(ONE_CLASS, list(map(str, found)), np.where(labelled, placed, -1), labelled, numbered=True)
+
+
+def _of_names(array: pa.Array) -> Labels:
+    labelled = pc.fill_null(pc.not_equal(array, ""), False).to_numpy(zero_copy_only=False)
+    names = in_order(pc.unique(array.filter(pa.array(labelled))).to_pylist())
+    found = pc.index_in(array, pa.array(names, array.type))
+    return Labels(ONE_CLASS, names, pc.fill_null(found, -1).to_numpy(zero_copy_only=False).astype(np.int64), labelled)
+
+
+def _of_floats(array: pa.Array, column: str) -> Labels:
+    values = pc.fill_null(array.cast(pa.float64()), np.nan).to_numpy(zero_copy_only=False).astype(np.float32)
+    return Labels(NUMBER, [column], values, np.isfinite(values))
+
+
+def _of_lists(array: pa.Array, feature: List | LargeList, column: str, split: str) -> Labels:
+    labelled = array.is_valid().to_numpy(zero_copy_only=False)
+    full = array.filter(array.is_valid())
+    lengths = pc.list_value_length(full).to_numpy(zero_copy_only=False)
+    flat = pc.list_flatten(full)
+    inner = getattr(feature, "feature", None)
+    rows = np.repeat(np.flatnonzero(labelled), lengths)
+    if flat.null_count:
+        row = int(rows[np.flatnonzero(flat.is_null().to_numpy(zero_copy_only=False))[0]])
+        raise ValueError(f"lists of labels must hold no None, got one at row {row} of {split!r} in column {column!r}; correct the label.")
+    if isinstance(inner, ClassLabel):
+        found = _of_numbers(flat, column, split, inner.names)
+    elif pa.types.is_string(flat.type) or pa.types.is_large_string(flat.type):
+        found = _of_names(flat)
+    elif pa.types.is_integer(flat.type) or pa.types.is_floating(flat.type) or pa.types.is_boolean(flat.type):
+        numbers = flat.cast(pa.float32()).to_numpy(zero_copy_only=False)
+        width = int(lengths[0]) if len(lengths) else 0
+        shares = width > 1 and (lengths == width).all() and ((numbers >= 0) & (numbers <= 1)).all()
+        if shares:
+            values = np.zeros((len(array), width), np.float32)
+            values[labelled] = numbers.reshape(-1, width)
+            one = np.allclose(values[labelled].sum(1), 1, atol=1e-3)
+            return Labels(ONE_CLASS if one else SEVERAL_CLASSES, [str(n) for n in range(width)], values, labelled, numbered=True)
+        if not pa.types.is_integer(flat.type):
+            row = int(rows[np.flatnonzero((numbers < 0) | (numbers > 1))[0]]) if ((numbers < 0) | (numbers > 1)).any() else 0
+            raise ValueError(
+                f"a list of labels must hold one share from 0 to 1 for each class, got {array[row].as_py()!r} at row {row} of {split!r} "
+                f"in column {column!r}; correct the label."
+            )
+        found = _of_numbers(flat, column, split, None)
+    else:
+        raise ValueError(
+            f"labels must be classes, lists of classes or numbers, got {feature} in column {column!r}; pass --label_column_name."
+        )
+    if not found.labelled.all():
+        row = int(rows[np.flatnonzero(~found.labelled)[0]])
+        raise ValueError(
+            f"lists of labels must hold classes, got {array[row].as_py()!r} at row {row} of {split!r} in column {column!r}; "
+            "leave the list empty where there is none."
+        )
+    values = np.zeros((len(array), len(found.names)), np.float32)
+    values[rows, found.values] = 1
+    return Labels(SEVERAL_CLASSES, found.names, values, labelled, found.numbered, found.declared)
+
+
+# -- whose class is whose -------------------------------------------------------------------------------------------------
+
+
+def places(known: Sequence[str], wanted: Sequence[str], *, numbered: bool = False) -> list[int | None]:
+    """For each class of `wanted`, its number among the classes of `known`, or None where that is not among them.
+
+    1. Classes are the same where their names are. Whole numbers are compared as numbers: '7' is '007'.
+    2. Names of `wanted` that are whole numbers, where those of `known` are other names, are class numbers.
+
+    Args:
+        numbered: `wanted` are bare numbers, not names: class numbers of `known`, unless `known` comes from such numbers itself.
+    """
+    if not wanted:
+        return []
+    wanted_numbers, known_numbers = whole_numbers(wanted), whole_numbers(known)
+    from_numbers = known_numbers is not None and known_numbers == sorted(known_numbers)
+    if wanted_numbers is not None and (known_numbers is None or (numbered and not from_numbers)):
+        by_number = [number if number < len(known) else None for number in wanted_numbers]
+        if numbered:
+            return by_number
+        if not set(wanted) & set(known):
+            if None in by_number:
+                return [None] * len(wanted)
+            logger.warning("the names %s are taken for the numbers of the classes %s", listed(wanted), listed(known))
+            return by_number
+    if list(known) == list(wanted):
+        return list(range(len(known)))
+    if known_numbers is not None and wanted_numbers is not None:
+        names, looked_for = known_numbers, wanted_numbers
+    else:
+        names, looked_for = ([unicodedata.normalize("NFC", name) for name in some] for some in (known, wanted))
+    numbers = {name: number for number, name in enumerate(names)}
+    if len(numbers) < len(names) or len(set(looked_for)) < len(looked_for):  # two classes of one name
+        return [None] * len(wanted)
+    return [numbers.get(name) for name in looked_for]
+
+
+def matched(known: Sequence[str], wanted: Sequence[str], *, numbered: bool = False) -> list[int] | None:
+    """For each class of `wanted`, the number of a network's output, whose classes are `known`. None where they are other classes.
+
+    `places`, also of ImageNet's folders, such as n01440764, among its names, such as 'tench, Tinca tinca'. In order, with a warning, where
+    one name in ten or fewer is another, and where the network's classes have no names and are as many.
+    """
+    found = places(known, wanted, numbered=numbered)
+    if None not in found:
+        return found
+    if numbered:
+        return None
+    if wanted and all(re.fullmatch("n[0-9]{8}", name) for name in wanted):
+        return _of_imagenet(known, wanted)
+    if len(known) == len(wanted):
+        others = [(theirs, ours) for theirs, ours in zip(known, wanted, strict=True) if theirs != ours]
+        spelled = len(others) <= len(known) // 10 and not {ours for _, ours in others} & set(known)
+        if spelled:  # the others stand in the same order
+            pairs = ", ".join(f"{ours!r} for {theirs!r}" for theirs, ours in others[:3])
+            logger.warning("%d of %d classes are spelled otherwise in the network; taken are %s", len(others), len(known), pairs)
+        elif unnamed(known) and not set(known) & set(wanted):
+            logger.warning("the network's classes have no names: they are taken to be %s, in this order", listed(wanted))
+        else:
+            return None
+        return list(range(len(known)))
+    return None
+
+
+def _of_imagenet(known: Sequence[str], synsets: Sequence[str]) -> list[int] | None:
+    """`matched`, of ImageNet's synsets: by their numbers in ImageNet-1k, where the network's names are theirs, else by their descriptions."""
+    from timm.data import ImageNetInfo
+
+    thousand, every = ImageNetInfo("imagenet-1k").label_names(), ImageNetInfo("imagenet-22k").label_descriptions(as_dict=True)
+    texts, numbers = [every.get(name, name) for name in synsets], {name: number for number, name in enumerate(thousand)}
+    if len(known) == len(thousand) and all(name in numbers for name in synsets):
+        # two of the thousand are called crane
+        same = [known[numbers[name]].split(",")[0] == text.split(",")[0] for name, text in zip(synsets, texts, strict=True)]
+        if sum(same) >= 0.9 * len(same) or unnamed(known):
+            return [numbers[name] for name in synsets]
+    found = places(known, texts)
+    return None if None in found else found
+
+
+def network_classes(config: Any) -> list[str]:
+    """The names of a network's outputs, in their order, by its config."""
+    names = {int(number): str(name) for number, name in (config.id2label or {}).items()}
+    return [names.get(number, f"{UNNAMED}{number}") for number in range(config.num_labels)]
+
+
+def unnamed(names: Sequence[str]) -> bool:
+    """Whether a checkpoint's classes have no names: LABEL_0, LABEL_1, ..., or 0, 1, ..."""
+    return all(name in (f"{UNNAMED}{number}", str(number)) for number, name in enumerate(names))
+
+
+def of_network(known: Sequence[str], wanted: Sequence[str], *, numbered: bool = False) -> list[int]:
+    """`matched`, for a network that is evaluated as it is. Raises ValueError where it does not know all classes."""
+    found = matched(known, wanted, numbered=numbered)
+    if found is None:
+        raise ValueError(
+            f"the network must know the classes of the data set, got {len(known)} classes, {listed(known)}, and {len(wanted)} of the data set, "
+            f"{listed(wanted)}; rename the folders or labels, or number them 0 to {len(known) - 1} as the network's outputs."
+        )
+    return found
+
+
+def moved(labels: Labels, places: Sequence[int], names: list[str]) -> Labels:
+    """The same labels among other classes: class `c` becomes `places[c]` of `names`, which for a class without a row may be any."""
+    if labels.values.ndim == 2:
+        values = np.zeros((len(labels.values), len(names)), np.float32)
+        np.maximum.at(values, (slice(None), list(places)), labels.values)
+    else:
+        values = np.append(np.asarray(places, np.int64), -1)[labels.values]
+    return Labels(labels.problem_type, names, values, labels.labelled, labels.numbered, labels.declared)
+
+
+def with_labels(data: Dataset, column: str, labels: Labels) -> Dataset:
+    """The rows of a split that have a label, whose column holds class numbers, lists of shares, or numbers."""
+    if labels.problem_type == NUMBER:
+        feature, array = Value("float32"), pa.array(labels.values)
+    elif labels.values.ndim == 2:
+        feature = List(Value("float32"))
+        width = labels.values.shape[1]
+        array = pa.ListArray.from_arrays(np.arange(len(labels.values) + 1, dtype=np.int32) * width, pa.array(labels.values.reshape(-1)))
+    else:
+        feature = ClassLabel(names=labels.names) if len(set(labels.names)) == len(labels.names) else Value("int64")
+        array = pa.array(labels.values)
+    raw = data.select_columns([column]).with_format("arrow")[:].column(0)
+    if data.features[column] != feature or not raw.equals(pa.chunked_array([array])):
+        features = Features({column: feature})
+        new = Dataset(pa.table({column: array}, schema=features.arrow_schema), info=DatasetInfo(features=features))
+        data = concatenate_datasets([data.remove_columns(column), new], axis=1)
+    return data if labels.labelled.all() else data.select(np.flatnonzero(labels.labelled))
