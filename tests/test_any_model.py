@@ -140,19 +140,17 @@ def test_what_is_no_classifier_is_refused(tmp_path, model, message, kind):
 
 def test_model_init_makes_the_model_anew(tmp_path):
     def run(**given):
-        done = MixupTrainer(given.pop("model", None), arguments(tmp_path, mix=["automix"], max_steps=2, mixer_learning_rate=0.1), train_dataset=Images(), **given)  # fmt: skip
+        done = MixupTrainer(None, arguments(tmp_path, mix=["automix"], max_steps=2, mixer_learning_rate=0.1), train_dataset=Images(), **given)  # fmt: skip
         done.train()
         return done
 
-    torch.manual_seed(3)
-    expected = run(model=vit())
     for init in (lambda: vit(), lambda trial: vit()):
         done = run(model_init=init)
-        first = done.mixup_model
+        first, expected = done.mixup_model, losses(done)
         done.train()
         assert done.mixup_model is not first
         assert done.model is done.mixup_model
-        assert losses(done) == losses(expected)
+        assert losses(done) == expected
         mixer = {id(p) for p in done.mixup_model.states["automix"].mixer.parameters()}
         assert mixer & {id(p) for group in done.optimizer.param_groups for p in group["params"]}
 
@@ -234,5 +232,6 @@ def test_lora_upon_a_checkpoint_finds_its_base(tmp_path):
     run = trainer(tmp_path / "run", network, max_steps=2)
     run.train()
     run.save_model()
-    again = MixupModel.from_pretrained(tmp_path / "run")
-    assert difference(weights(again), weights(run.mixup_model)) == 0
+    again = MixupModel.from_pretrained(tmp_path / "run").eval()
+    with torch.no_grad():
+        assert_close(again(Images(6).pixels).logits, predicted(run), atol=1e-6, rtol=1e-5)

@@ -363,10 +363,10 @@ def test_row_44_broken_torchvision(tmp_path):
 def test_row_45_older_transformers(tmp_path, monkeypatch):
     """The number is the lower bound of setup.py."""
     bound = re.search(r'"transformers>=([\d.]+)"', (ROOT / "setup.py").read_text())[1]
-    monkeypatch.setattr("transformers.__version__", "5.16.1")
+    monkeypatch.setattr(sys.modules["transformers"], "__version__", "5.16.1")
     with refuses(rf"MixupTrainer needs transformers {re.escape(bound)} or newer, got 5\.16\.1; run `pip install", ImportError):
         trainer(tmp_path)
-    monkeypatch.setattr("transformers.__version__", "6.0.0.dev0")
+    monkeypatch.setattr(sys.modules["transformers"], "__version__", "6.0.0.dev0")
     trainer(tmp_path)
 
 

@@ -33,6 +33,8 @@ class Wrapping:
         return model
 
     def call_model_init(self, trial: Any = None) -> MixupModel:
+        if trial is not None:
+            self._hp_search_setup(trial)  # the Trainer does it after; mixing settings would be those of the trial before
         return self._ready(super().call_model_init(trial), self.args)
 
     def _build_accelerator_args(self, **kwargs) -> dict[str, Any]:
