@@ -319,6 +319,13 @@ class DataArguments:
             )
 
 
+# of DataArguments, those that are about training alone
+FOR_TRAINING = (
+    "train_split", "max_train_samples", "train_image_size", "train_crop", "train_resize", "crop_scale", "auto_augment", "random_erasing",
+    "horizontal_flip", "cache_images", "augment_on_device", "check_images",
+)  # fmt: skip
+
+
 @dataclass
 class RunArguments:
     """Where things come from and go to."""

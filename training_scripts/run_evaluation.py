@@ -17,7 +17,7 @@ from typing import Any
 
 from transformers.utils import logging as transformers_logging
 
-from hf_mixup.arguments import DataArguments
+from hf_mixup.arguments import FOR_TRAINING, DataArguments
 from hf_mixup.cli.parser import Parser
 from hf_mixup.cli.refusals import log_to_screen, run
 from hf_mixup.core.secrets import without_secrets
@@ -51,8 +51,9 @@ class CheckpointArguments:
 
 def parser(prog: str = "run_evaluation.py") -> Parser:
     made = Parser(
-        (DataArguments, EvaluationArguments, CheckpointArguments), prog, "CHECKPOINT [...]", __doc__.splitlines()[0], GROUPS, SHORT
-    )
+        (DataArguments, EvaluationArguments, CheckpointArguments), prog, "CHECKPOINT [...]", __doc__.splitlines()[0], GROUPS, SHORT,
+        without=FOR_TRAINING,
+    )  # fmt: skip
     made.add_argument("checkpoint", help="A folder, or a repository of the Hub: of transformers, timm or ours.")
     return made
 

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from hf_mixup import MixupModel
-from hf_mixup.arguments import DataArguments, parse_json
+from hf_mixup.arguments import FOR_TRAINING, DataArguments, parse_json
 from hf_mixup.cli.parser import Parser
 from hf_mixup.cli.refusals import log_to_screen, run
 from hf_mixup.data.dataset import ImageDataset
@@ -104,7 +104,9 @@ def read(data: DataArguments, args: PictureArguments, form: ImageFormat | None) 
 def parser(prog: str = "visualize_mixup.py") -> Parser:
     data = ["dataset_name", "dataset_config_name", "train_dir", "validation_dir", "image_column_name", "label_column_name", "image_size"]
     groups = {"picture": list(PictureArguments.__dataclass_fields__), "data": data}
-    return Parser((DataArguments, PictureArguments), prog, "[...]", __doc__.splitlines()[0], groups, [*groups["picture"], *data])
+    return Parser(
+        (DataArguments, PictureArguments), prog, "[...]", __doc__.splitlines()[0], groups, [*groups["picture"], *data], without=FOR_TRAINING
+    )
 
 
 def main(argv: list[str], prog: str = "visualize_mixup.py") -> None:

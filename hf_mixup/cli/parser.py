@@ -45,6 +45,7 @@ class Parser(HfArgumentParser):
         groups: of the help, titles and names of arguments in order. Arguments that no group names come last, with --help-all.
         short: names that --help shows; all if None.
         told: help texts by name, in the place of those of the fields.
+        without: names of fields that are no arguments here.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class Parser(HfArgumentParser):
         groups: Mapping[str, Iterable[str]] | None = None,
         short: Iterable[str] | None = None,
         told: Mapping[str, str] | None = None,
+        without: Iterable[str] = (),
     ):
         super().__init__(
             kinds,
@@ -66,6 +68,10 @@ class Parser(HfArgumentParser):
             allow_abbrev=False,
             conflict_handler="resolve",
         )
+        for action in [action for action in self._actions if action.dest in set(without)]:
+            self._remove_action(action)
+            for option in action.option_strings:
+                self._option_string_actions.pop(option, None)
         self.groups = {title: list(names) for title, names in (groups or {}).items()}
         self.short = None if short is None else set(short)
         of_transformers = any(action.dest == "debug" for action in self._actions)
