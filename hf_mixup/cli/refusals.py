@@ -60,6 +60,10 @@ def _tell(error: BaseException, prog: str) -> None:
     print(f"{prog.split()[0]}: error: {redacted(text) or type(error).__name__}", file=sys.stderr, flush=True)
 
 
+# transformers says it of quick saves, and sorts checkpoints by their numbers then, which is right
+NOISE = ("mtime may not be reliable",)
+
+
 class _Redacting(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         return redacted(super().format(record))
@@ -69,7 +73,9 @@ class _Screen(logging.Handler):
     """Writes to the standard error, above the bars that are drawn there."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(self.format(record), file=sys.stderr)
+        text = self.format(record)
+        if not text.startswith(NOISE):
+            tqdm.write(text, file=sys.stderr)
 
 
 def log_to_screen(level: int = logging.INFO) -> None:
