@@ -47,15 +47,14 @@ setup(
         "Typing :: Typed",
     ],
     # scripts, recipes and published results stay where people look for them, and are installed inside the package
-    packages=[*find_packages(include=["hf_mixup", "hf_mixup.*"]), "hf_mixup.scripts", "hf_mixup.scripts.recipes", "hf_mixup.model_cards"],
+    packages=[*find_packages(include=["hf_mixup", "hf_mixup.*"]), "hf_mixup.scripts", "hf_mixup.model_cards"],
     package_dir={
         "hf_mixup.scripts": "training_scripts",
-        "hf_mixup.scripts.recipes": "training_scripts/recipes",
         "hf_mixup.model_cards": "model_cards",
     },
     package_data={
         "hf_mixup": ["py.typed", "report/templates/*"],
-        "hf_mixup.scripts.recipes": ["*.yaml"],
+        "hf_mixup.scripts": ["recipes/*.yaml"],
         "hf_mixup.model_cards": ["published_results.csv"],
     },
     include_package_data=False,

@@ -7,6 +7,7 @@ import sys
 import time
 
 import pytest
+from transformers.hf_argparser import string_to_bool
 
 from hf_mixup.cli import main as command
 from hf_mixup.cli.launch import divided
@@ -40,9 +41,10 @@ def test_every_flag_of_the_help_can_be_typed(words):
 def test_every_option_is_only_itself():
     """Every flag of the training, typed alone with a value of its kind, sets its own argument and nothing else."""
     reader = parser()
+    values = {int: "1", float: "0.5", str: "x", string_to_bool: "true", None: "x"}  # objects of transformers are no text
     for option, action in reader._option_string_actions.items():
-        if option.startswith("--") and action.dest not in ("help", "help_all", "debug") and "dict" not in str(action.type):
-            value = next(iter(action.choices)) if action.choices else {int: "1", float: "0.5", str: "x"}.get(action.type, "true")
+        if action.dest not in ("help", "help_all", "debug") and (action.choices or action.type in values):
+            value = next(iter(action.choices)) if action.choices else values[action.type]
             words = [option] if action.nargs == 0 else [option, str(value)]
             assert set(reader.typed(words)) == {action.dest}, option
 

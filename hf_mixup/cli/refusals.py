@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from tqdm import tqdm
+
 from hf_mixup.core.secrets import redacted
 
 # what people are told in one sentence: settings that are refused, and what stopped a run that was under way
@@ -49,7 +51,7 @@ def run(main: Callable[..., None], argv: list[str], prog: str) -> int:
 def _tell(error: BaseException, prog: str) -> None:
     if os.environ.get("RANK", "0") != "0":
         time.sleep(WAIT)
-    for bar in list(getattr(getattr(sys.modules.get("tqdm.std"), "tqdm", None), "_instances", ())):
+    for bar in list(getattr(tqdm, "_instances", ())):
         bar.close()  # or the sentence stands behind it
     text = "interrupted; go on with --resume_from_checkpoint True" if isinstance(error, KeyboardInterrupt) else str(error)
     # a command to copy keeps its line
@@ -58,16 +60,33 @@ def _tell(error: BaseException, prog: str) -> None:
     print(f"{prog.split()[0]}: error: {redacted(text) or type(error).__name__}", file=sys.stderr, flush=True)
 
 
+# transformers says it of quick saves, and sorts checkpoints by their numbers then, which is right
+NOISE = ("mtime may not be reliable",)
+
+
 class _Redacting(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         return redacted(super().format(record))
 
 
+class _Screen(logging.Handler):
+    """Writes to the standard error, above the bars that are drawn there."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = self.format(record)
+        if not text.startswith(NOISE):
+            tqdm.write(text, file=sys.stderr)
+
+
 def log_to_screen(level: int = logging.INFO) -> None:
-    """Messages go to the standard error as plain sentences, without tokens. Bars are drawn on a terminal only."""
-    handler = logging.StreamHandler()
+    """Messages, of libraries too, go to the standard error as plain sentences, without tokens. Bars are drawn on a terminal only."""
+    from transformers.utils import logging as of_transformers
+
+    handler = _Screen()
     handler.setFormatter(_Redacting("%(message)s"))
     logging.basicConfig(level=level, handlers=[handler], force=True)
+    of_transformers.disable_default_handler()
+    of_transformers.enable_propagation()
     for name in ("httpx", "httpx2"):
         logging.getLogger(name).setLevel(logging.WARNING)  # a line for every request to the Hub
     if not sys.stderr.isatty():

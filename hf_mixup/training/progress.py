@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 import time
 from typing import Any
 
@@ -41,7 +40,7 @@ class EpochTable(TrainerCallback):
         self.first, self.began = state.global_step, time.monotonic()
         self.from_step, self.from_epoch, self.since = state.global_step, state.epoch or 0.0, self.began
         self.bar = tqdm(total=state.max_steps, initial=state.global_step, leave=False, disable=None, unit="step", dynamic_ncols=True)
-        self._say(HEAD)
+        logger.info(HEAD)
 
     def on_step_begin(self, args, state, control, **kwargs):
         if self.row:
@@ -106,12 +105,7 @@ class EpochTable(TrainerCallback):
             f"{row['speed']:8.0f}" if "speed" in row else f"{'-':>8}",
             f"{duration(left):>9}" if left is not None else f"{'-':>9}",
         )
-        self._say("  ".join(cells))
-
-    @staticmethod
-    def _say(line: str) -> None:
-        with tqdm.external_write_mode(file=sys.stderr):
-            logger.info(line)
+        logger.info("  ".join(cells))
 
 
 def duration(seconds: float) -> str:

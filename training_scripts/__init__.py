@@ -1,0 +1,1 @@
+"""The scripts, installed as `hf_mixup.scripts`."""
