@@ -73,6 +73,8 @@ setup(
             "scipy>=1.13",
             "torchmetrics>=1.4",
             "foolbox>=3.3",
+            "peft>=0.18",
+            "optuna>=4.0",
         ],
         "benchmarks": ["kornia>=0.8"],
     },
