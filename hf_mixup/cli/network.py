@@ -42,22 +42,24 @@ def build_model(
 ) -> tuple[PreTrainedModel, ImageFormat]:
     """The network and the format of its images."""
     labels = {"id2label": dict(enumerate(images.label_names)), "label2id": {name: i for i, name in enumerate(images.label_names)}}
-    hub, processor = hub_of(model), model.image_processor_name or model.model_name_or_path
+    hub = hub_of(model)
     if model.model_name_or_path is not None:
+        processor = model.image_processor_name or model.model_name_or_path
         network = load_classifier(
             model.model_name_or_path, image_size=data.image_size, config_name=model.config_name, num_labels=len(images.label_names),
             ignore_mismatched_sizes=model.ignore_mismatched_sizes, **labels, **hub,
         )  # fmt: skip
         return described(network, format_of_checkpoint(data, processor, channels_of(network), **hub), data.train_image_size)
     form = format_from_scratch(data, images.train, images.image_column)
-    if processor is not None:
-        form = format_of_checkpoint(data, processor, form.channels, **hub)
-    if model.config_name is not None or model.model_type is not None:
-        if model.config_name is not None:
-            config = AutoConfig.from_pretrained(model.config_name, **labels, **hub)
-        else:
-            check_known("model_type", model.model_type, MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES)
-            config = AutoConfig.for_model(model.model_type, **labels)
+    if model.image_processor_name is not None:
+        form = format_of_checkpoint(data, model.image_processor_name, form.channels, **hub)
+    config = None
+    if model.config_name is not None:
+        config = AutoConfig.from_pretrained(model.config_name, **labels, **hub)
+    elif model.model_type is not None:
+        check_known("model_type", model.model_type, MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES)
+        config = AutoConfig.for_model(model.model_type, **labels)
+    if config is not None:
         if hasattr(config, "image_size"):
             config.image_size = form.sides[0]
         network = AutoModelForImageClassification.from_config(config, trust_remote_code=model.trust_remote_code)
@@ -67,7 +69,7 @@ def build_model(
     if model.architecture is None and size > 64:
         architecture = LARGE[architecture]
     network = from_scratch(architecture, len(images.label_names), size, channels=form.channels, drop_path=model.drop_path, **labels)
-    return described(network, form.of_timm() if is_timm(network) and processor is None else form, data.train_image_size)
+    return described(network, form.of_timm() if is_timm(network) and model.image_processor_name is None else form, data.train_image_size)
 
 
 def described(network: PreTrainedModel, form: ImageFormat, train_size: int | None) -> tuple[PreTrainedModel, ImageFormat]:
