@@ -117,7 +117,7 @@ class MixupModel(PreTrainedModel):
                     "teacher's momentum in mix_args instead."
                 )
             self.ema = Average(backbone)
-        self._check_changeable()
+        self.check_checkpointing(False)
         json.dumps(self.to_dict())  # now, not when a trained model is saved
         self.normalisation = None
 
@@ -352,12 +352,18 @@ class MixupModel(PreTrainedModel):
         for network in (self.backbone, *averages):
             if isinstance(bare(network), PreTrainedModel):
                 bare(network)._set_gradient_checkpointing(enable=enable, **kwargs)
-        self._check_changeable()
+        self.check_checkpointing(enable)
 
-    def _check_changeable(self) -> None:
+    def check_checkpointing(self, enable: bool) -> None:
+        """Refuses activation checkpointing for a network, or a method, that cannot do with it. Raises ValueError by name."""
+        if enable and not self.supports_gradient_checkpointing:
+            raise ValueError(
+                f"activation checkpointing needs a network that has it, got {type(bare(self.backbone)).__name__}; leave out "
+                "gradient_checkpointing."
+            )
         for name, state in self.states.items():
             if state.changed:
-                check_changeable(self.backbone, name)
+                check_changeable(self.backbone, name, checkpointed=enable)
 
     def get_input_embeddings(self):
         return None

@@ -123,6 +123,24 @@ def test_every_method(tmp_path, name):
     assert apart.max() < 1e-4
 
 
+def unmixed(folder, *methods) -> None:
+    one, two = both(folder, launch("--multi_gpu", SCRIPTS / "unmixed.py", folder, *methods, timeout=580))
+    assert len(one) == 2 * len(methods)
+    for name in one:
+        assert one[name]["steps"] == two[name]["steps"] == 10
+        assert one[name]["checksum"] == pytest.approx(two[name]["checksum"], abs=1e-9), name
+
+
+def test_a_mixer_waits_for_no_gradient_of_an_unmixed_batch(tmp_path):
+    """With activation checkpointing, `mix_rate` below 1 and `mix_off_epoch`, both processes train through."""
+    unmixed(tmp_path, "automix")
+
+
+@pytest.mark.slow
+def test_every_method_with_unmixed_batches(tmp_path):
+    unmixed(tmp_path, *sorted(METHODS))
+
+
 @pytest.mark.slow
 def test_fsdp(tmp_path):
     """FSDP2 trains as one process would, and goes on to the bit: by input gradients, attention, a teacher and a mixer, too."""

@@ -9,12 +9,13 @@ import torch
 from torch.testing import assert_close
 from transformers import AutoModelForImageClassification, Trainer, TrainerCallback, TrainingArguments
 
+import tiny
 from hf_mixup import METHODS, Method, MethodChoice, MixupCollator, MixupModel, MixupTrainer
 from hf_mixup.core.rng import MixKey
 from hf_mixup.data.collator import MixedBatch
 from hf_mixup.evaluation.metrics import mixed_accuracy
 from hf_mixup.training.callbacks import epoch_rows
-from small import NETWORKS, Images, arguments, difference, losses, trainer, vit, weights
+from small import NETWORKS, Images, arguments, difference, losses, resnet, trainer, vit, weights
 
 every_network = pytest.mark.parametrize("network", sorted(NETWORKS))
 
@@ -338,3 +339,28 @@ def test_second_train_goes_on_with_the_same_groups(tmp_path):
     sizes = [len(group["params"]) for group in run.optimizer.param_groups]
     run.train()
     assert [len(group["params"]) for group in run.optimizer.param_groups] == sizes
+
+
+@pytest.mark.parametrize("name", ["manifoldmix", "alignmix"])
+def test_checkpointing_that_cannot_work_is_refused_before_training(tmp_path, name):
+    with pytest.raises(ValueError, match=rf"{name} changes features inside the blocks that timm's activation checkpointing runs again"):
+        trainer(tmp_path, tiny.network("timm_vit"), mix=[name], gradient_checkpointing=True)
+
+
+def test_checkpointing_of_a_network_without_it_is_refused_by_the_networks_name(tmp_path):
+    with pytest.raises(ValueError, match="activation checkpointing needs a network that has it, got ResNetForImageClassification"):
+        trainer(tmp_path, resnet(), gradient_checkpointing=True)
+
+
+def test_timm_networks_are_checkpointed_by_the_argument(tmp_path):
+    """The losses are those without it."""
+    images = Images(16, size=tiny.SIDE)
+    found = []
+    for checkpointed in (False, True):
+        done = trainer(
+            tmp_path, tiny.network("timm_vit"), images, mix=["mixup"], max_steps=2, logging_steps=1, gradient_checkpointing=checkpointed
+        )
+        done.train()
+        found.append(losses(done))
+        assert done.mixup_model.backbone.timm_model.grad_checkpointing is checkpointed
+    assert found[0] == pytest.approx(found[1], rel=1e-4)

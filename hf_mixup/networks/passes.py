@@ -89,9 +89,14 @@ def changing(module: nn.Module, change: Callable[[Any], Any]) -> Iterator[None]:
             module.gradient_checkpointing = True
 
 
-def check_changeable(network: nn.Module, method: str) -> None:
-    """Refuses timm's activation checkpointing: timm runs whole blocks again, hooks included; transformers keeps hooks outside."""
-    if any(getattr(module, "grad_checkpointing", False) is True for module in network.modules()):
+def check_changeable(network: nn.Module, method: str, *, checkpointed: bool = False) -> None:
+    """Refuses timm's activation checkpointing: timm runs whole blocks again, hooks included; transformers keeps hooks outside.
+
+    Args:
+        checkpointed: it is going to be switched on.
+    """
+    flags = [module.grad_checkpointing for module in network.modules() if hasattr(module, "grad_checkpointing")]
+    if (flags and checkpointed) or any(flag is True for flag in flags):
         raise ValueError(
             f"{method} changes features inside the blocks that timm's activation checkpointing runs again, got it switched on; switch it "
             "off for this method, or take a network of transformers."

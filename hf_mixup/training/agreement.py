@@ -58,6 +58,8 @@ def agreed(
         _refuse(model.ema_decay, args.ema_decay, "ema_decay")
     if args.ema_warmup_epochs and model.ema_decay is None:
         raise ValueError(f"ema_warmup_epochs is for ema_decay, got {args.ema_warmup_epochs} without it; set ema_decay.")
+    if getattr(args, "activation_checkpointing", False) or getattr(args, "gradient_checkpointing", False):  # by the release
+        model.check_checkpointing(True)
     _check_losses(model)
     if loss_func is not None and not isinstance(loss_func, MixupLoss):
         _check_own_loss(model.choice, args)
