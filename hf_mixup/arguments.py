@@ -233,6 +233,13 @@ class DataArguments:
     )
     dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of the data set."})
     dataset_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the data set on the Hub."})
+    streaming: bool = field(
+        default=False,
+        metadata={
+            "help": "Read a data set of the Hub, a folder of parquet, arrow or WebDataset files, or one file while training, without a copy of it; "
+            "needs max_steps."
+        },
+    )
     train_split: str | None = field(
         default=None, metadata={"help": "Split to train on, or a slice of it, such as train[:10%]; the one called train if not given."}
     )
@@ -299,6 +306,15 @@ class DataArguments:
         for name in ("dataset_config_name", "dataset_revision"):
             if self.dataset_name is None and getattr(self, name) is not None and (self.train_dir or self.validation_dir):
                 raise ValueError(f"{name} is for dataset_name, got {getattr(self, name)!r} with folders of images; leave it out.")
+        if self.streaming:
+            whole = ("train_dir", "validation_dir", "cache_images", "augment_on_device", "check_images")
+            refused = [f"{name} {getattr(self, name)!r}" for name in whole if getattr(self, name)]
+            refused += ["dataset_name 'digits'"] if self.dataset_name == "digits" else []
+            refused += [f"train_val_split {self.train_val_split}"] if self.train_val_split != type(self).train_val_split else []
+            if refused:
+                raise ValueError(
+                    f"streaming reads images as they come from files or the Hub, got {refused[0]} with it; leave out one of them."
+                )
         if not (isinstance(self.train_val_split, float) and 0 < self.train_val_split < 1):
             raise ValueError(f"train_val_split must be a share between 0 and 1, got {self.train_val_split}; give one such as 0.15.")
         counts = ("max_train_samples", "max_eval_samples", "image_size", "train_image_size", "train_resize")
@@ -322,7 +338,7 @@ class DataArguments:
 # of DataArguments, those that are about training alone
 FOR_TRAINING = (
     "train_split", "max_train_samples", "train_image_size", "train_crop", "train_resize", "crop_scale", "auto_augment", "random_erasing",
-    "horizontal_flip", "cache_images", "augment_on_device", "check_images",
+    "horizontal_flip", "cache_images", "augment_on_device", "check_images", "streaming",
 )  # fmt: skip
 
 

@@ -25,6 +25,7 @@ from hf_mixup.cli.train import parse
 from hf_mixup.core.secrets import without_secrets
 from hf_mixup.data.dataset import ImageDataset, check_readable
 from hf_mixup.data.sources import check_loss, load_images
+from hf_mixup.data.stream import ImageStream, load_stream
 from hf_mixup.methods import taught_by_the_network
 from hf_mixup.report.card import licence_of
 from hf_mixup.report.examples import MaskPictures, mixed_examples, varied
@@ -84,10 +85,11 @@ def work(
     """The run itself."""
     known = classes_of_checkpoint(model_args, args)
     losses = [method.loss for method in args.method_choice().methods]
-    images = load_images(
-        data_args, args.seed, token=model_args.token, cache_dir=model_args.cache_dir, known=known,
-        regression=any(loss.problem_type == "regression" for loss in losses),
-    )  # fmt: skip
+    where = {"token": model_args.token, "cache_dir": model_args.cache_dir, "known": known}
+    if data_args.streaming:
+        images = load_stream(data_args, **where)
+    else:
+        images = load_images(data_args, args.seed, **where, regression=any(loss.problem_type == "regression" for loss in losses))
     check_loss(images, losses)
     if data_args.check_images:
         for split, name in ((images.train, "training"), (images.evaluation, "evaluation")):
@@ -104,14 +106,18 @@ def work(
         auto_augment=data_args.auto_augment,
         random_erasing=data_args.random_erasing,
     )
-    how = {"cache": data_args.cache_images, "on_device": data_args.augment_on_device}
-    train = ImageDataset(images.train, *columns, augmentation, seed=args.seed, **how)
-    evaluation = ImageDataset(images.evaluation, *columns, form.eval_transform(), cache=data_args.cache_images)
+    if data_args.streaming:
+        train = ImageStream(images.train, augmentation, args.seed, shuffle=True)
+        evaluation = ImageStream(images.evaluation, form.eval_transform())
+        counts = "a stream of"
+    else:
+        how = {"cache": data_args.cache_images, "on_device": data_args.augment_on_device}
+        train = ImageDataset(images.train, *columns, augmentation, seed=args.seed, **how)
+        evaluation = ImageDataset(images.evaluation, *columns, form.eval_transform(), cache=data_args.cache_images)
+        counts = f"{len(train)} training and {len(evaluation)} evaluation"
     name = network.config.to_dict().get("architecture") or type(network).__name__
     logger.info("recipe   %s", run_args.recipe or "none")
-    logger.info(
-        "data     %s: %d training and %d evaluation images of %d classes", images.name, len(train), len(evaluation), len(images.label_names)
-    )
+    logger.info("data     %s: %s images of %d classes", images.name, counts, len(images.label_names))
     sides = "x".join(map(str, dict.fromkeys(form.sides)))
     logger.info("network  %s, %.2f M parameters, %s px", name, sum(p.numel() for p in network.parameters()) / 1e6, sides)
     logger.info("mixing   %s", args.method_choice())
@@ -197,7 +203,7 @@ def measured(trainer: MixupTrainer) -> dict[str, float]:
     return metrics
 
 
-def predict(trainer: MixupTrainer, images: ImageDataset, folder: RunFolder, names: list[str]) -> None:
+def predict(trainer: MixupTrainer, images: ImageDataset | ImageStream, folder: RunFolder, names: list[str]) -> None:
     """Leaves the class that the network sees in every evaluation image: predict_results.txt, in the form of transformers' scripts."""
     found = trainer.predict(images, metric_key_prefix="predict")
     trainer.save_metrics("predict", found.metrics, combined=False)

@@ -109,4 +109,33 @@ def parse(argv: list[str], prog: str = "run_mixup.py") -> Arguments:
     if "output_dir" not in values:
         args.output_dir = None
     run.recipe_hash = recipe_hash
+    if data.streaming:
+        check_streaming(model, data, args)
     return model, data, run, args
+
+
+def check_streaming(model: ModelArguments, data: DataArguments, args: MixupTrainingArguments) -> None:
+    """Raises ValueError for what a stream cannot serve, which has no length and is read as it comes."""
+    for wrong, expected, seen, todo in (
+        (args.do_train and args.max_steps <= 0, "max_steps", f"max_steps {args.max_steps}", "pass --max_steps"),
+        (
+            model.model_name_or_path is None and data.image_size is None,
+            "image_size, where no checkpoint says it",
+            "neither",
+            "pass --image_size",
+        ),
+        (
+            args.repeated_augmentation != 1,
+            "every image once in a pass",
+            f"repeated_augmentation {args.repeated_augmentation}",
+            "leave it out",
+        ),
+        (
+            args.do_predict and args.dataloader_num_workers > 1,
+            "one worker at most to predict in order",
+            f"dataloader_num_workers {args.dataloader_num_workers}",
+            "pass --dataloader_num_workers 1",
+        ),
+    ):
+        if wrong:
+            raise ValueError(f"streaming needs {expected}, got {seen}; {todo}.")

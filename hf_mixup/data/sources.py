@@ -154,8 +154,8 @@ def load_images(
     parts = {role: data for role, data in (("train", train), ("evaluation", evaluation)) if data is not None}
     called = {"train": args.train_split or "train", "evaluation": evaluation_split}  # for people
     described, *_ = parts
-    image_column = _column(parts[described], args.image_column_name, "image", called[described])
-    label_column = _column(parts[described], args.label_column_name, "label", called[described])
+    image_column = column_of(parts[described], args.image_column_name, "image", called[described])
+    label_column = column_of(parts[described], args.label_column_name, "label", called[described])
     for role, data in parts.items():
         for kind, column in (("image", image_column), ("label", label_column)):
             if column not in data.column_names:
@@ -163,11 +163,11 @@ def load_images(
                     f"every split must have the {kind} column {column!r}, got {data.column_names} in {called[role]!r}; "
                     f"rename the column, or pass --{kind}_column_name."
                 )
-    folder = _folder_of(args)
+    folder = folder_of(args)
     parts = {role: with_images(data, image_column, called[role], folder) for role, data in parts.items()}
     labels = {role: read_labels(data, label_column, called[role], numbers=regression) for role, data in parts.items()}
     _refuse_unlabelled(labels, called, training, label_column)
-    labels, names = _joined(labels, called, args.allow_unseen_classes or not training, label_column)
+    labels, names = joined(labels, called, args.allow_unseen_classes or not training, label_column)
     first, numbered = next(iter(labels.values())), all(one.numbered for one in labels.values())
     trains = training and (known is None or known.trains)
     if trains and first.problem_type != NUMBER and len(names) < 2:
@@ -181,7 +181,7 @@ def load_images(
             logger.warning("train: no image of %d of %d classes: %s", len(empty), len(names), listed(empty))
     in_own_order = labels
     if known is not None and first.problem_type != NUMBER:
-        labels, names, numbered = _of_network(labels, names, numbered, known)
+        labels, names, numbered = as_network(labels, names, numbered, known)
     parts = {role: with_labels(data, label_column, labels[role]) for role, data in parts.items()}
     train, evaluation, taken = parts.get("train"), parts.get("evaluation"), None
     if evaluation is None:
@@ -218,8 +218,11 @@ def check_loss(images: ImageData, losses: Sequence[Loss]) -> None:
 # -- splits ---------------------------------------------------------------------------------------------------------------
 
 
-def load_splits(args: DataArguments, token: str | None = None, cache_dir: str | None = None) -> dict[str, Dataset]:
-    """Every split of the data set that the arguments name, as it is there. Raises ValueError when it cannot be had."""
+def load_splits(args: DataArguments, token: str | None = None, cache_dir: str | None = None) -> dict[str, Any]:
+    """Every split of the data set that the arguments name, as it is there: a Dataset, or an IterableDataset with `streaming`.
+
+    Raises ValueError when it cannot be had.
+    """
     folders = {"train": ("train_dir", args.train_dir), "validation": ("validation_dir", args.validation_dir)}
     folders = {split: class_folders(path, argument) for split, (argument, path) in folders.items() if path is not None}
     if folders:
@@ -229,6 +232,11 @@ def load_splits(args: DataArguments, token: str | None = None, cache_dir: str | 
         raise ValueError(f"dataset_revision is for data sets of the Hub, got {args.dataset_revision!r} for {name!r}; leave it out.")
     found = _without_configurations(args, path, cache_dir)
     if found is not None:
+        if args.streaming and path.is_dir():
+            raise ValueError(
+                "a stream must come from the Hub, from one file, or from a folder of parquet, arrow or tar files, got a folder of images or of "
+                f"save_to_disk, {name!r}; leave out --streaming."
+            )
         if args.dataset_config_name is not None:
             raise ValueError(
                 f"dataset_config_name is for data sets with configurations, got {args.dataset_config_name!r} for {name!r}; leave it out."
@@ -236,8 +244,10 @@ def load_splits(args: DataArguments, token: str | None = None, cache_dir: str | 
         return found
     if path.is_dir() and glob.escape(str(path.resolve())) != str(path.resolve()):
         raise ValueError(f"the path of a folder of data files must be free of *, ? and [, got {name!r}; rename the folder.")
-    with _told(args):
-        found = load_dataset(name, args.dataset_config_name, revision=args.dataset_revision, token=token, cache_dir=cache_dir)
+    with told(args):
+        found = load_dataset(
+            name, args.dataset_config_name, revision=args.dataset_revision, token=token, cache_dir=cache_dir, streaming=args.streaming
+        )
     return dict(found)
 
 
@@ -249,7 +259,7 @@ def _without_configurations(args: DataArguments, path: Path, cache_dir: str | No
         return _of_file(args, path, cache_dir)
     listing = path / "dataset_dict.json"
     if listing.is_file() or (path / "state.json").is_file():
-        with _told(args):
+        with told(args):
             parts = json.loads(listing.read_text())["splits"] if listing.is_file() else ["train"]
             return {part: _from_disk(path / part if listing.is_file() else path) for part in parts}
     return split_folders(path) if path.is_dir() else None
@@ -269,12 +279,13 @@ def _of_file(args: DataArguments, path: Path, cache_dir: str | None) -> dict[str
         todo = "unpack it, and name its folder" if extension in ARCHIVES else "convert it, or name its folder"
         raise ValueError(f"dataset_name must be a file of {', '.join(FILES)}, got {str(path)!r}; {todo}.")
     more = {"sep": "\t"} if extension == ".tsv" else {}
-    with _told(args):
-        return dict(load_dataset(FILES[extension], data_files={"train": glob.escape(str(path))}, cache_dir=cache_dir, **more))
+    more |= {"data_files": {"train": glob.escape(str(path))}, "cache_dir": cache_dir, "streaming": args.streaming}
+    with told(args):
+        return dict(load_dataset(FILES[extension], **more))
 
 
 @contextmanager
-def _told(args: DataArguments) -> Iterator[None]:
+def told(args: DataArguments) -> Iterator[None]:
     """Inside, what `datasets` refuses becomes a ValueError of one sentence."""
     try:
         yield
@@ -308,7 +319,7 @@ def name_of(args: DataArguments) -> tuple[str, str | None]:
     return path.name or "images", None
 
 
-def _folder_of(args: DataArguments) -> Path | None:
+def folder_of(args: DataArguments) -> Path | None:
     """Where paths of images in a table start, unless they start at the working folder."""
     path = Path(args.dataset_name) if args.dataset_name is not None else None
     if path is None or not path.exists():
@@ -384,7 +395,7 @@ def _hold_out(labels: Labels, share: float, seed: int) -> tuple[np.ndarray, np.n
 # -- columns --------------------------------------------------------------------------------------------------------------
 
 
-def _column(dataset: Dataset, name: str | None, kind: str, split: str) -> str:
+def column_of(dataset: Dataset, name: str | None, kind: str, split: str) -> str:
     if name is not None:
         if name not in dataset.column_names:
             raise ValueError(f"{kind}_column_name must be a column of the data set, got {name!r}; {nearest(name, dataset.column_names)}")
@@ -430,12 +441,17 @@ def with_images(data: Dataset, column: str, split: str, folder: Path | None = No
             "pass --image_column_name."
         )
     if text and folder is not None and len(data):
-        paths = data[column][:]
-        lost = [path is not None and "://" not in path and not os.path.isabs(path) and not os.path.exists(path) for path in paths]
-        if any(lost):
-            paths = [str(folder / path) if moved else path for path, moved in zip(paths, lost, strict=True)]
+        old = data[column][:]
+        paths = [in_folder(path, folder) for path in old]
+        if paths != old:
             data = data.remove_columns(column).add_column(column, paths)
     return data.cast_column(column, Image())
+
+
+def in_folder(path: str | None, folder: Path) -> str | None:
+    """A path of a table, which may start at the working folder or at the table's."""
+    lost = path is not None and "://" not in path and not os.path.isabs(path) and not os.path.exists(path)
+    return str(folder / path) if lost else path
 
 
 # -- labels ---------------------------------------------------------------------------------------------------------------
@@ -456,7 +472,7 @@ def _refuse_unlabelled(labels: dict[str, Labels], called: Mapping[str, str], tra
             )
 
 
-def _joined(labels: dict[str, Labels], called: Mapping[str, str], allow_unseen: bool, column: str) -> tuple[dict[str, Labels], list[str]]:
+def joined(labels: dict[str, Labels], called: Mapping[str, str], allow_unseen: bool, column: str) -> tuple[dict[str, Labels], list[str]]:
     """The labels of all splits as numbers of the same classes, and the names of these: of the first split, then of those that it lacks."""
     usable = {role: one for role, one in labels.items() if one.labelled.any()}
     kinds = {role: one.problem_type for role, one in usable.items()}
@@ -503,7 +519,7 @@ def _joined(labels: dict[str, Labels], called: Mapping[str, str], allow_unseen: 
     return labels, names
 
 
-def _of_network(
+def as_network(
     labels: dict[str, Labels], names: list[str], numbered: bool, known: KnownClasses
 ) -> tuple[dict[str, Labels], list[str], bool]:
     """The labels as numbers of the checkpoint's outputs, where those are the same classes, so that its classifier goes on as it is."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -13,7 +14,6 @@ from transformers import PreTrainedModel, TrainerCallback
 
 from hf_mixup.core.plan import onehot
 from hf_mixup.core.rng import MixKey
-from hf_mixup.data.dataset import ImageDataset
 from hf_mixup.data.processor import ImageFormat
 from hf_mixup.methods import METHODS, MethodChoice
 from hf_mixup.model import MixupModel
@@ -21,6 +21,10 @@ from hf_mixup.networks.backbones import from_scratch
 from hf_mixup.networks.signals.features import class_activation, last_feature_map
 from hf_mixup.report.plots import masks_by_lam
 from hf_mixup.steps.learned.state import LearnedState
+
+if TYPE_CHECKING:
+    from hf_mixup.data.dataset import ImageDataset
+    from hf_mixup.data.stream import ImageStream
 
 LAMS = (0.1, 0.3, 0.5, 0.7, 0.9)  # at which the masks of mixers are drawn
 
@@ -34,7 +38,7 @@ def default_architecture(choice: MethodChoice) -> str:
     return "vit_mini" if wanted & TOKEN_SIGNALS else "cifar_resnet20"
 
 
-def mixed_examples(model: MixupModel, images: ImageDataset, form: ImageFormat, seed: int, count: int = 6) -> list[dict]:
+def mixed_examples(model: MixupModel, images: ImageDataset | ImageStream, form: ImageFormat, seed: int, count: int = 6) -> list[dict]:
     """Columns for `plots.gallery`: `count` mixtures, one of each method at least, of images spread over the data set."""
     count = max(count, len(model.choice.methods))
     batch = varied(images, count)
@@ -161,9 +165,13 @@ class MaskPictures(TrainerCallback):
     def __init__(self, folder: str | Path, pixels: Tensor, form: ImageFormat):
         self.folder, self.pixels, self.form = Path(folder, "masks"), pixels, form
 
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.tenths = 10 * state.global_step // max(state.max_steps, 1)
+
     def on_epoch_end(self, args, state, control, model=None, **kwargs):
-        epochs, epoch = math.ceil(state.num_train_epochs), round(state.epoch)
-        if not state.is_world_process_zero or 10 * epoch // epochs == 10 * (epoch - 1) // epochs:
+        # by steps, because a stream has no number of epochs
+        before, self.tenths = self.tenths, 10 * state.global_step // max(state.max_steps, 1)
+        if not state.is_world_process_zero or self.tenths == before:
             return
         for name, columns in masks_of_mixers(model, self.pixels, self.form).items():
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -206,12 +214,15 @@ def pairs_of_every_method(
     return columns
 
 
-def varied(images: ImageDataset, count: int) -> list[dict]:
-    """Examples of as many classes as there are, from all over the data set."""
+def varied(images: ImageDataset | ImageStream, count: int) -> list[dict]:
+    """Examples of as many classes as there are, from all over the data set; of a stream, of its first images."""
     found: list[dict] = []
     spare: list[dict] = []
-    for row in torch.linspace(0, len(images) - 1, min(len(images), 8 * count)).int().tolist():
-        example = images[row]
+    if isinstance(images, torch.utils.data.IterableDataset):
+        examples = islice(images, 8 * count)
+    else:
+        examples = (images[row] for row in torch.linspace(0, len(images) - 1, min(len(images), 8 * count)).int().tolist())
+    for example in examples:
         known = [other["labels"] for other in found]  # lists, where an image has several classes
         (spare if example["labels"] in known else found).append(example)
         if len(found) == count:

@@ -1,0 +1,260 @@
+"""Images that are read while training, from files or the Hub, in the place of a data set that lies here as a whole."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import ClassLabel, Image, IterableDataset, Value
+
+from hf_mixup.arguments import DataArguments
+from hf_mixup.core.checks import check_known
+from hf_mixup.core.rng import hashed, keyed
+from hf_mixup.data.augment import Transform
+from hf_mixup.data.dataset import one_line
+from hf_mixup.data.labels import ONE_CLASS, Labels, listed, matched
+from hf_mixup.data.sources import (
+    EVALUATION_SPLITS,
+    ImageData,
+    KnownClasses,
+    as_network,
+    column_of,
+    folder_of,
+    in_folder,
+    joined,
+    load_splits,
+    name_of,
+    told,
+    with_images,
+)
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class StreamedSplit:
+    """The rows of a split that have a label, as they come.
+
+    Attributes:
+        data: with the image column, of `Image(decode=False)`, and the label column.
+        classes: of the class numbers in the column, those of the network. Else the names of the network's classes, among which
+            each label is looked up.
+        numbered: the column holds bare numbers.
+        start, stop: rows before and from these on are left out.
+        folder: where relative paths of images start, if not at the working folder.
+        tokens: of repositories of the Hub.
+    """
+
+    data: IterableDataset
+    name: str
+    image_column: str
+    label_column: str
+    classes: list[int] | list[str]
+    numbered: bool = False
+    start: int = 0
+    stop: int | None = None
+    folder: Path | None = None
+    tokens: dict[str, str | bool | None] = field(default_factory=dict)
+    _known: dict[Any, int] = field(default_factory=dict, repr=False)
+
+    def rows(self, shuffled_by: int | None = None, worker: int = 0, workers: int = 1) -> Iterator[tuple[int, dict[str, Any], int]]:
+        """(place, image, class number) of the rows of one of several workers: a number for each row of the stream, and what is in its columns.
+
+        A worker has files of its own, where there are as many files as workers and all rows of the split are taken. Else it passes over the
+        rows of the others, whose images it does not decode. Raises ValueError for a label that is none.
+        """
+        data, own_files = self.data, workers > 1 and self.data.num_shards >= workers and not self.start and self.stop is None
+        if own_files:
+            data = data.shard(workers, worker, contiguous=False)
+        if self.start:
+            data = data.skip(self.start)
+        if self.stop is not None:
+            data = data.take(self.stop - self.start)
+        if shuffled_by is not None:
+            data = data.shuffle(shuffled_by)
+        # by `iter`, because in a worker `datasets` would deal out files itself
+        for count, row in enumerate(data.iter(1)):
+            place = count * workers + worker if own_files else count
+            label, image = row[self.label_column][0], row[self.image_column][0]
+            if label in (None, "") or (label == -1 and not isinstance(label, str)):
+                continue
+            number = self._number(label, place, image)
+            if own_files or place % workers == worker:
+                yield place, image, number
+
+    def image(self, value: dict[str, Any] | None) -> Any:
+        """The decoded image of what is in the column."""
+        if value is not None and value.get("bytes") is None and self.folder is not None:
+            value = {**value, "path": in_folder(value["path"], self.folder)}
+        return Image().decode_example(value, self.tokens)
+
+    def at(self, place: int, value: dict[str, Any] | None) -> str:
+        """For a sentence."""
+        path = (value or {}).get("path")
+        return f"place {place} of the stream of {self.name!r}" + (f", {path}" if path else "")
+
+    def _number(self, label: Any, place: int, value: Any) -> int:
+        if label not in self._known:
+            if isinstance(self.classes[0], str):
+                found = matched(self.classes, [str(label)], numbered=self.numbered)
+                right, number = f"among the classes of the checkpoint, {listed(self.classes)}", None if found is None else found[0]
+            else:
+                right = f"class numbers, 0 to {len(self.classes) - 1}"
+                number = self.classes[label] if 0 <= label < len(self.classes) else None
+            if number is None:
+                raise ValueError(
+                    f"labels must be {right}, got {label!r} at {self.at(place, value)} in column {self.label_column!r}; "
+                    "correct the label, or write -1 where there is none."
+                )
+            self._known[label] = number
+        return self._known[label]
+
+
+class ImageStream(torch.utils.data.IterableDataset):
+    """`{"pixel_values": (C, H, W) float32, "labels": int}` of a split that is read while training.
+
+    What a transform draws follows from (seed, epoch, place in the stream), so a stream gives the same images in batches of any size. Where a
+    split has as many files as there are workers, or more, its order and places depend on the number of workers.
+
+    Of several workers each gives other rows. Processes are left to accelerate, whose first process reads for all.
+
+    A resumed run reads and drops what it has seen. It goes on exactly within the first pass over the stream, with the same number of workers.
+    After that it is approximate: it goes on with the second pass.
+
+    Args:
+        shuffle: with the buffer of `datasets`, in another order every epoch.
+
+    Raises:
+        ValueError: for images that cannot be read, and for labels that are none.
+    """
+
+    def __init__(self, split: StreamedSplit, transform: Transform, seed: int = 0, *, shuffle: bool = False):
+        self.split, self.transform, self.seed, self.shuffle = split, transform, seed, shuffle
+        # in shared memory, because persistent workers keep the copy of the data set that they started with
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+
+    def set_epoch(self, epoch: int) -> None:
+        self._epoch.fill_(epoch)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        info = torch.utils.data.get_worker_info()
+        worker, workers = (0, 1) if info is None else (info.id, info.num_workers)
+        epoch = keyed(self.seed, int(self._epoch)).initial_seed()
+        for place, value, label in self.split.rows(epoch % 2**32 if self.shuffle else None, worker, workers):
+            try:
+                pixels = self.transform.pixels(self.split.image(value))
+            except Exception as error:
+                raise ValueError(
+                    f"every row must hold a readable image, got an error at {self.split.at(place, value)} ({one_line(error)}); "
+                    "repair or drop that row."
+                ) from None
+            yield {"pixel_values": self.transform.tail([pixels], hashed(torch.tensor([place]), epoch))[0], "labels": label}
+
+
+def load_stream(
+    args: DataArguments, *, token: str | None = None, cache_dir: str | None = None, known: KnownClasses | None = None, training: bool = True
+) -> ImageData:
+    """The splits that the arguments name, as `StreamedSplit`s: `load_images`, of what is not read before it is needed.
+
+    Raises ValueError when it cannot be had, lacks splits or columns, or does not say its classes.
+    """
+    splits, (name, repository) = load_splits(args, token, cache_dir), name_of(args)
+    train = _range(args.train_split or ("train" if "train" in splits else "training"), splits, "train_split") if training else None
+    chosen = args.eval_split or next((name for name in EVALUATION_SPLITS if name in splits and (train is None or name != train[0])), None)
+    if chosen is None:
+        raise ValueError(
+            f"a stream must have a split to evaluate on, got {sorted(splits)}; choose one with --eval_split, such as 'train[:1000]' beside "
+            "--train_split 'train[1000:]'."
+        )
+    evaluation = _range(chosen, splits, "eval_split")
+    if train is not None and train[0] == evaluation[0] and _meet(train[1:], evaluation[1:]):
+        logger.warning("some images of eval_split %r are trained on too", chosen)
+    ranges = {"train": train, "evaluation": evaluation} if train is not None else {"evaluation": evaluation}
+    called = {"train": args.train_split or "train", "evaluation": chosen}
+    parts, columns = {}, None
+    for role, (split, *_) in ranges.items():
+        with told(args):
+            parts[role] = splits[split]._resolve_features()  # of files that do not say their columns, from the first row
+        if columns is None:
+            columns = [column_of(parts[role], getattr(args, f"{kind}_column_name"), kind, called[role]) for kind in ("image", "label")]
+        lacking = [column for column in columns if column not in parts[role].column_names]
+        if lacking:
+            raise ValueError(
+                f"every split must have the column {lacking[0]!r}, got {parts[role].column_names} in {called[role]!r}; rename the column."
+            )
+    image_column, label_column = columns
+    classes, names, numbered = _classes(parts, label_column, called, known, args.allow_unseen_classes or not training)
+    most = {"train": args.max_train_samples, "evaluation": args.max_eval_samples}
+    for role, data in parts.items():
+        _, start, stop = ranges[role]
+        if most[role] is not None:
+            stop = min(start + most[role], start + most[role] if stop is None else stop)
+        feature = data.features[image_column]
+        if not isinstance(feature, (Image, Value, dict)):
+            raise ValueError(f"a stream must hold images, paths or bytes, got {feature} in {image_column!r}; leave out --streaming.")
+        data = with_images(data, image_column, called[role]).cast_column(image_column, Image(decode=False)).select_columns(columns)
+        parts[role] = split = StreamedSplit(
+            data, called[role], *columns, classes[role], numbered, start, stop, folder_of(args), {repository: token} if repository else {}
+        )
+        if next(split.rows(), None) is None:
+            raise ValueError(
+                f"a stream must hold images with labels, got none in {called[role]!r} (-1 or None in column {label_column!r}); "
+                f"choose another split with --{'train' if role == 'train' else 'eval'}_split."
+            )
+    return ImageData(name, parts.get("train"), parts["evaluation"], chosen, *columns, names, ONE_CLASS, False, repository)
+
+
+def _range(text: str, splits: dict[str, IterableDataset], argument: str) -> tuple[str, int, int | None]:
+    """The split, the first row, and the row after the last."""
+    found = re.fullmatch(r"([^\[\]+]+)(?:\[(\d*):(\d*)\])?", text)
+    if found is None:
+        raise ValueError(
+            f"{argument} of a stream must be one split or rows of it, such as train[1000:], got {text!r}; a stream has no length to take a share of, "
+            "so give numbers of rows."
+        )
+    split, start, stop = found.groups()
+    check_known(argument, split, splits)
+    start, stop = int(start or 0), int(stop) if stop else None
+    if stop is not None and stop <= start:
+        raise ValueError(f"{argument} must hold images, got none in {text!r}; make the slice larger.")
+    return split, start, stop
+
+
+def _meet(one: tuple[int, int | None], other: tuple[int, int | None]) -> bool:
+    return (other[1] is None or one[0] < other[1]) and (one[1] is None or other[0] < one[1])
+
+
+def _classes(
+    parts: dict[str, IterableDataset], column: str, called: dict[str, str], known: KnownClasses | None, allow_unseen: bool
+) -> tuple[dict[str, list[int] | list[str]], list[str], bool]:
+    """`StreamedSplit.classes` by role, the names of the classes, and whether the column holds bare numbers."""
+    features = {role: data.features[column] for role, data in parts.items()}
+    first, *others = features.values()
+    fits = isinstance(first, ClassLabel) or (isinstance(first, Value) and ("int" in first.dtype or "string" in first.dtype))
+    if not fits or any(type(other) is not type(first) for other in others):
+        raise ValueError(
+            f"labels of a stream must be one class for each image in every split, got {' and '.join(map(str, features.values()))} in column "
+            f"{column!r}; leave out --streaming, or pass --label_column_name."
+        )
+    if isinstance(first, ClassLabel):
+        # a row of every class
+        labels = {
+            role: Labels(ONE_CLASS, list(feature.names), np.arange(len(feature.names)), np.ones(len(feature.names), bool), declared=True)
+            for role, feature in features.items()
+        }
+        labels, names = joined(labels, called, allow_unseen, column)
+        if known is not None:
+            labels, names, _ = as_network(labels, names, False, known)
+        return {role: one.values.tolist() for role, one in labels.items()}, names, False
+    if known is None:
+        raise ValueError(
+            f"the classes of a stream must be known before it is read, got {first} in column {column!r} and no checkpoint; make it a column of "
+            "type ClassLabel, pass --model_name_or_path, or leave out --streaming."
+        )
+    return {role: list(known.names) for role in parts}, list(known.names), "int" in first.dtype
