@@ -5,6 +5,7 @@ import json
 import shutil
 import tarfile
 
+import datasets
 import pytest
 import torch
 from datasets import Array3D, ClassLabel, Dataset, Features, Image, List, Value
@@ -17,6 +18,13 @@ from hf_mixup.data.sources import KnownClasses, load_images
 from hf_mixup.data.stream import ImageStream, load_stream
 from images import picture, script, train
 from refusals import refuses
+
+
+@pytest.fixture(autouse=True)
+def _no_pause(monkeypatch):
+    """`datasets` waits for five seconds after a pass over several files."""
+    monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0, raising=False)
+
 
 NAMES = ["cat", "dog", "owl"]
 FORM = ImageFormat(16)
@@ -108,12 +116,10 @@ def test_evaluation_shows_the_same_pixels_and_classes(tmp_path, source):
     here, images = both(path, known, **arguments)
     found = list(plain(images.evaluation))
     assert len(found) == len(here) >= 2
-    for one, other in zip(found, here, strict=True):
+    names = here.data.features[here.label_column].names
+    for one, other in zip(found, [here[row] for row in range(len(here))], strict=True):
         assert torch.equal(one["pixel_values"], other["pixel_values"])
-        assert (
-            images.label_names[one["labels"]]
-            == here.data.features["label" if "label" in here.data.column_names else "cls"].names[other["labels"]]
-        )
+        assert images.label_names[one["labels"]] == names[other["labels"]]
 
 
 @pytest.mark.parametrize("workers", [0, 1, 2, 3])
@@ -184,11 +190,8 @@ def test_classes_are_those_of_the_checkpoint_by_name(tmp_path):
     known = KnownClasses(theirs, trains=False)
     here, images = both(parquet(tmp_path / "data"), known)
     assert images.label_names == theirs
-    assert (
-        [e["labels"] for e in plain(images.evaluation)]
-        == [e["labels"] for e in here]
-        == [theirs.index(NAMES[n % 3]) for n in range(100, 110)]
-    )
+    found = [example["labels"] for example in plain(images.evaluation)]
+    assert found == [here[row]["labels"] for row in range(10)] == [theirs.index(NAMES[row % 3]) for row in range(100, 110)]
     named = Features({"image": Image(), "label": Value("string")})
     path = tmp_path / "names.parquet"
     rows(6, named, ["dog", "cat", "", "owl", None, "cat"]).to_parquet(path)
@@ -319,33 +322,44 @@ def test_a_run_leaves_the_usual_files(tmp_path):
     assert json.loads((out / "config.json").read_text())["id2label"] == dict(zip("012", NAMES, strict=True))
     # measured as what lies here is
     again = tmp_path / "again"
-    checkpoint = ("--model_name_or_path", out, "--do_eval", "--dataset_name", tmp_path / "data")
-    assert train(again, *checkpoint, "--image_size", "16")["eval_loss"] == pytest.approx(measured["eval_loss"], abs=1e-5)
+    words = [word for word in words if word not in ("--streaming", "--architecture", "cifar_resnet20")]
+    words += ["--model_name_or_path", out, "--recipe", "from_scratch", "--do_eval"]
+    assert train(again, *words)["eval_loss"] == pytest.approx(measured["eval_loss"], abs=1e-5)
     with refuses("streaming"):
         script("run_evaluation").main([str(out), "--dataset_name", str(tmp_path / "data"), "--streaming"])
 
 
 def test_a_resumed_run_is_the_run(tmp_path):
-    words = (
-        "--dataset_name",
-        parquet(tmp_path / "data", train=8),
-        *SMALL,
-        "--max_steps",
-        "5",
-        "--eval_strategy",
-        "no",
+    data = parquet(tmp_path / "data", train=8)
+    often = [
         "--save_strategy",
         "steps",
-    )
-    words = (*words, "--save_steps", "2", "--logging_strategy", "steps", "--logging_steps", "1")
-    train(tmp_path / "whole", *words)
-    shutil.copytree(
-        tmp_path / "whole/checkpoint-2" if (tmp_path / "whole/checkpoint-2").exists() else tmp_path / "whole/checkpoint-4",
-        tmp_path / "half/checkpoint-4",
-    )
-    train(tmp_path / "half", *words, "--resume_from_checkpoint", "true")
-    losses = [
-        [row["loss"] for row in json.loads((tmp_path / name / "trainer_state.json").read_text())["log_history"] if "loss" in row]
-        for name in ("whole", "half")
+        "--save_steps",
+        "2",
+        "--logging_strategy",
+        "steps",
+        "--logging_steps",
+        "1",
+        "--eval_strategy",
+        "no",
     ]
+    words = (
+        "--dataset_name",
+        data,
+        *SMALL,
+        *often,
+        "--max_steps",
+        "5",
+        "--save_only_model",
+        "false",
+        "--save_total_limit",
+        "9",
+        "--do_train",
+    )
+    train(tmp_path / "whole", *words)
+    shutil.copytree(tmp_path / "whole/checkpoint-2", tmp_path / "half/checkpoint-2")
+    train(tmp_path / "half", *words, "--resume_from_checkpoint", "true")
+    history = [json.loads((tmp_path / name / "trainer_state.json").read_text())["log_history"] for name in ("whole", "half")]
+    losses = [[row["loss"] for row in rows if "loss" in row] for rows in history]
     assert losses[0] == losses[1]
+    assert len(losses[0]) == 5
