@@ -107,8 +107,8 @@ def work(
         random_erasing=data_args.random_erasing,
     )
     if data_args.streaming:
-        train = ImageStream(images.train, augmentation, args.seed, shuffle=True)
-        evaluation = ImageStream(images.evaluation, form.eval_transform())
+        train = ImageStream(images.train, augmentation, args.seed, shuffle=True, batch_size=args.train_batch_size)
+        evaluation = ImageStream(images.evaluation, form.eval_transform(), batch_size=args.eval_batch_size)
         counts = "a stream of"
     else:
         how = {"cache": data_args.cache_images, "on_device": data_args.augment_on_device}
@@ -129,7 +129,9 @@ def work(
         network = torch.nn.SyncBatchNorm.convert_sync_batchnorm(network)
     if model_args.channels_last:
         network = network.to(memory_format=torch.channels_last)  # convolutions take the form of their images from it
-    trainer = MixupTrainer(network, args, train_dataset=train, eval_dataset=evaluation, processing_class=form.processor())
+    trainer = MixupTrainer(
+        network, args, train_dataset=train if args.do_train else None, eval_dataset=evaluation, processing_class=form.processor()
+    )
     EpochTable.replace(trainer)
     looked_at = torch.stack([example["pixel_values"] for example in varied(evaluation, 3)])
     trainer.add_callback(MaskPictures(run_args.report_dir or args.output_dir, looked_at, form))

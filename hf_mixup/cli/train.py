@@ -116,26 +116,9 @@ def parse(argv: list[str], prog: str = "run_mixup.py") -> Arguments:
 
 def check_streaming(model: ModelArguments, data: DataArguments, args: MixupTrainingArguments) -> None:
     """Raises ValueError for what a stream cannot serve, which has no length and is read as it comes."""
-    for wrong, expected, seen, todo in (
-        (args.do_train and args.max_steps <= 0, "max_steps", f"max_steps {args.max_steps}", "pass --max_steps"),
-        (
-            model.model_name_or_path is None and data.image_size is None,
-            "image_size, where no checkpoint says it",
-            "neither",
-            "pass --image_size",
-        ),
-        (
-            args.repeated_augmentation != 1,
-            "every image once in a pass",
-            f"repeated_augmentation {args.repeated_augmentation}",
-            "leave it out",
-        ),
-        (
-            args.do_predict and args.dataloader_num_workers > 1,
-            "one worker at most to predict in order",
-            f"dataloader_num_workers {args.dataloader_num_workers}",
-            "pass --dataloader_num_workers 1",
-        ),
-    ):
-        if wrong:
-            raise ValueError(f"streaming needs {expected}, got {seen}; {todo}.")
+    if args.do_train and args.max_steps <= 0:
+        raise ValueError(f"streaming needs max_steps, got {args.max_steps}; pass --max_steps.")
+    if model.model_name_or_path is None and data.image_size is None:
+        raise ValueError("streaming needs image_size, got neither that nor a checkpoint that says it; pass --image_size.")
+    if args.repeated_augmentation != 1:
+        raise ValueError(f"streaming shows an image once in a pass, got repeated_augmentation {args.repeated_augmentation}; leave it out.")

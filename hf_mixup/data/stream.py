@@ -63,30 +63,16 @@ class StreamedSplit:
     tokens: dict[str, str | bool | None] = field(default_factory=dict)
     _known: dict[Any, int] = field(default_factory=dict, repr=False)
 
-    def rows(self, shuffled_by: int | None = None, worker: int = 0, workers: int = 1) -> Iterator[tuple[int, dict[str, Any], int]]:
-        """(place, image, class number) of the rows of one of several workers: a number for each row of the stream, and what is in its columns.
-
-        A worker has files of its own, where there are as many files as workers and all rows of the split are taken. Else it passes over the
-        rows of the others, whose images it does not decode. Raises ValueError for a label that is none.
-        """
-        data, own_files = self.data, workers > 1 and self.data.num_shards >= workers and not self.start and self.stop is None
-        if own_files:
-            data = data.shard(workers, worker, contiguous=False)
-        if self.start:
-            data = data.skip(self.start)
-        if self.stop is not None:
-            data = data.take(self.stop - self.start)
-        if shuffled_by is not None:
-            data = data.shuffle(shuffled_by)
-        # by `iter`, because in a worker `datasets` would deal out files itself
-        for count, row in enumerate(data.iter(1)):
-            place = count * workers + worker if own_files else count
+    def rows(self, shuffled_by: int | None = None) -> Iterator[tuple[int, dict[str, Any] | None, int]]:
+        """(place in the stream, what the image column holds, class number). Raises ValueError for a label that is none."""
+        data = self.data.skip(self.start) if self.start else self.data
+        data = data if self.stop is None else data.take(self.stop - self.start)
+        data = data if shuffled_by is None else data.shuffle(shuffled_by)
+        # by `iter`, because in a worker `datasets` would deal out files, and give rows to no worker where there are too few
+        for place, row in enumerate(data.iter(1)):
             label, image = row[self.label_column][0], row[self.image_column][0]
-            if label in (None, "") or (label == -1 and not isinstance(label, str)):
-                continue
-            number = self._number(label, place, image)
-            if own_files or place % workers == worker:
-                yield place, image, number
+            if label not in (None, "") and (label != -1 or isinstance(label, str)):
+                yield place, image, self._number(label, place, image)
 
     def image(self, value: dict[str, Any] | None) -> Any:
         """The decoded image of what is in the column."""
@@ -119,23 +105,24 @@ class StreamedSplit:
 class ImageStream(torch.utils.data.IterableDataset):
     """`{"pixel_values": (C, H, W) float32, "labels": int}` of a split that is read while training.
 
-    What a transform draws follows from (seed, epoch, place in the stream), so a stream gives the same images in batches of any size. Where a
-    split has as many files as there are workers, or more, its order and places depend on the number of workers.
+    What a transform draws follows from (seed, epoch, place in the stream): the same images come in batches of any size, and with
+    `batch_size` in the same batches at any number of workers.
 
-    Of several workers each gives other rows. Processes are left to accelerate, whose first process reads for all.
+    Every worker reads the bytes of all rows, and decodes images of its own. Processes are left to accelerate, whose first process reads for all.
 
-    A resumed run reads and drops what it has seen. It goes on exactly within the first pass over the stream, with the same number of workers.
-    After that it is approximate: it goes on with the second pass.
+    A resumed run reads and drops what it has seen. It goes on exactly within the first pass over the stream. After that it is approximate: it
+    goes on with the second pass.
 
     Args:
         shuffle: with the buffer of `datasets`, in another order every epoch.
+        batch_size: of the loader, whose workers take turns by so many images, so that only the last batch may be smaller.
 
     Raises:
         ValueError: for images that cannot be read, and for labels that are none.
     """
 
-    def __init__(self, split: StreamedSplit, transform: Transform, seed: int = 0, *, shuffle: bool = False):
-        self.split, self.transform, self.seed, self.shuffle = split, transform, seed, shuffle
+    def __init__(self, split: StreamedSplit, transform: Transform, seed: int = 0, *, shuffle: bool = False, batch_size: int = 1):
+        self.split, self.transform, self.seed, self.shuffle, self.batch_size = split, transform, seed, shuffle, batch_size
         # in shared memory, because persistent workers keep the copy of the data set that they started with
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
@@ -146,7 +133,9 @@ class ImageStream(torch.utils.data.IterableDataset):
         info = torch.utils.data.get_worker_info()
         worker, workers = (0, 1) if info is None else (info.id, info.num_workers)
         epoch = keyed(self.seed, int(self._epoch)).initial_seed()
-        for place, value, label in self.split.rows(epoch % 2**32 if self.shuffle else None, worker, workers):
+        for count, (place, value, label) in enumerate(self.split.rows(epoch % 2**32 if self.shuffle else None)):
+            if count // self.batch_size % workers != worker:
+                continue
             try:
                 pixels = self.transform.pixels(self.split.image(value))
             except Exception as error:
