@@ -380,3 +380,13 @@ def test_a_resumed_run_is_the_run(tmp_path):
     losses = [[row["loss"] for row in rows if "loss" in row] for rows in history]
     assert losses[0] == losses[1]
     assert len(losses[0]) == 5
+
+
+def test_beyond_the_first_pass(tmp_path):
+    """Masks are drawn at the end of a pass, and a run goes on from there."""
+    data, out = parquet(tmp_path / "data", train=4, files=2), tmp_path / "out"
+    words = ["--dataset_name", data, *SMALL, "--mix", "automix", "--save_strategy", "steps", "--save_steps", "3", "--eval_strategy", "no"]
+    train(out, *words, "--max_steps", "3", "--do_train")
+    assert {path.name for path in (out / "masks").iterdir()} == {"automix-000002.png", "automix-000003.png"}
+    train(out, *words, "--max_steps", "5", "--do_train", "--resume_from_checkpoint", "true")
+    assert json.loads((out / "trainer_state.json").read_text())["global_step"] == 5
