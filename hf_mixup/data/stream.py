@@ -68,7 +68,7 @@ class StreamedSplit:
         data = self.data.skip(self.start) if self.start else self.data
         data = data if self.stop is None else data.take(self.stop - self.start)
         data = data if shuffled_by is None else data.shuffle(shuffled_by)
-        # by `iter`, because in a worker `datasets` would deal out files, and give rows to no worker where there are too few
+        # by `iter`, because `datasets` itself deals out whole files to workers, and none to some where there are too few
         for place, row in enumerate(data.iter(1)):
             label, image = row[self.label_column][0], row[self.image_column][0]
             if label not in (None, "") and (label != -1 or isinstance(label, str)):
