@@ -243,6 +243,7 @@ class MixupModel(PreTrainedModel):
         state_dict = self.state_dict() if state_dict is None else state_dict
         prefix = self._name_of(self.deployed) + "."
         classifier = {key.removeprefix(prefix): value for key, value in state_dict.items() if key.startswith(prefix)}
+        classifier = {name: value for name, value in classifier.items() if name not in self.unsaved}
         if is_timm(self):
             # as timm itself names them, so that timm.create_model reads the folder too; transformers knows both
             classifier = {key.removeprefix("timm_model."): value for key, value in classifier.items()}
@@ -273,6 +274,11 @@ class MixupModel(PreTrainedModel):
             own = f"states.{name}.mixer."
             mixer.save_beside(folder, {key.removeprefix(own): value for key, value in rest.items() if key.startswith(own)})
 
+    @property
+    def unsaved(self) -> frozenset[str]:
+        """Names of the deployed network's weights that are not saved."""
+        return frozenset()
+
     def to_dict(self) -> dict[str, Any]:
         """What `mixup_config.json` holds: the methods, and how they are used."""
         return {**self.choice.to_dict(), "mix_repeat": self.mix_repeat, "ema_decay": self.ema_decay}
@@ -299,7 +305,7 @@ class MixupModel(PreTrainedModel):
             raise ValueError(
                 f"{path} was expected to hold the state of {self.choice}, got other names ({', '.join(odd[:3])}, ...); it belongs to another method."
             )
-        restore_network(self.deployed, folder)
+        restore_network(self.deployed, folder, self.unsaved)
         try:
             super().load_state_dict({**self.state_dict(), **found})
         except RuntimeError as error:
