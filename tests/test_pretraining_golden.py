@@ -43,9 +43,7 @@ class Tiny(nn.Module):
 
     def __init__(self, weights):
         super().__init__()
-        self.c1, self.c2 = (
-            nn.Conv2d(*weights[f"{name}.weight"].shape[1::-1], 3, 2, 1) for name in ("c1", "c2")
-        )
+        self.c1, self.c2 = (nn.Conv2d(*weights[f"{name}.weight"].shape[1::-1], 3, 2, 1) for name in ("c1", "c2"))
         self.load_state_dict({name: weights[name] for name in ("c1.weight", "c1.bias", "c2.weight", "c2.bias")})
         self.classifier = nn.Linear(self.c2.out_channels, 2)
 
@@ -91,7 +89,10 @@ class Case:
             self.state.predictor = head_of(part(case, f"before.{predictor}"))
         if key:
             self.state.key.network.network.load_state_dict(
-                {**self.state.key.network.network.state_dict(), **{n: v for n, v in part(case, f"before.{key}").items() if n.startswith("c")}}
+                {
+                    **self.state.key.network.network.state_dict(),
+                    **{n: v for n, v in part(case, f"before.{key}").items() if n.startswith("c")},
+                }
             )
             self.state.key_projector.network = head_of(part(case, f"before.{key_head}")).requires_grad_(False)
             # the reference moves it before the step, with the weights of the last one
@@ -160,7 +161,9 @@ def imix_cutmix(case):
     close(plan.weight[:, 0], case["lam"].float().expand(rows))
     close(blend(plan, case["x"]), case["mixed"])
     # the box is that of our own rule, around some centre
-    made = [centred_boxes((1 - lam).sqrt().view(1), torch.tensor([r]), torch.tensor([c]), size) for r in range(size[0]) for c in range(size[1])]
+    made = [
+        centred_boxes((1 - lam).sqrt().view(1), torch.tensor([r]), torch.tensor([c]), size) for r in range(size[0]) for c in range(size[1])
+    ]
     assert any(torch.equal(box, edges) for box in made)
 
 
@@ -188,7 +191,11 @@ def imix_npair(case):
 
 def imix_moco(case):
     step = MoCo(
-        clean=float("mixed" not in case), mixed=float("mixed" in case), temperature=float(case["temperature"]), queue_size=18, projector=(8,)
+        clean=float("mixed" not in case),
+        mixed=float("mixed" in case),
+        temperature=float(case["temperature"]),
+        queue_size=18,
+        projector=(8,),
     )
     run = Case(case, step, CrossEntropy(), "encoder_q.", "encoder_q.fc.", "encoder_k.", "encoder_k.fc.")
     out = run.run({0: pair(case)} if "mixed" in case else {})
@@ -310,9 +317,7 @@ def om_latent_predict(case):
     one, two = case["z1"].clone().requires_grad_(), case["z2"].clone().requires_grad_()
     eye = torch.eye(6)
     loss = Agreement(2.0, 0.0)
-    ways = [
-        loss(nn.functional.normalize(predictor(a)) @ nn.functional.normalize(b).T, eye).mean() for a, b in ((one, two), (two, one))
-    ]
+    ways = [loss(nn.functional.normalize(predictor(a)) @ nn.functional.normalize(b).T, eye).mean() for a, b in ((one, two), (two, one))]
     close(ways[0], case["loss_12"])
     close(ways[1], case["loss_21"])
     close(sum(ways), case["byol_loss"])

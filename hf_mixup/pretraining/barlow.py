@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from hf_mixup.core.checks import check_between
 from hf_mixup.core.losses import CrossEntropy
 from hf_mixup.core.plan import MixPlan, blend, mix_targets
 from hf_mixup.core.policy import AreaLabels, Signals
-from hf_mixup.core.rng import MixKey
+from hf_mixup.core.rng import MixKey, keyed
 from hf_mixup.pretraining.state import Batch, ContrastState, check_mlp
 from hf_mixup.steps.step import Parts, Step, StepOutput
 
@@ -32,6 +32,8 @@ class BarlowTwins(Step):
         projector, projector_norm: widths and batch norms, see `mlp`.
     """
 
+    in_batch: ClassVar[bool] = True
+
     off_diagonal: float = 0.0078125
     mix_scale: float = 4.0
     projector: tuple[int, ...] = (1024, 1024, 1024)
@@ -50,6 +52,11 @@ class BarlowTwins(Step):
             raise ValueError(
                 f"Barlow Twins takes sample policies that need images alone, and no other label policy or loss, got {parts.name!r}; choose another."
             )
+        images = torch.zeros(2, 3, 32, 32)
+        if parts.sample.plan(images.shape, keyed(0), Signals(images=images)).sources is not None:
+            raise ValueError(
+                f"Mixed Barlow Twins takes partners from the other view, got {parts.name!r}, which moves pixels itself; choose another."
+            )
         return ContrastState.for_parts(parts, network, network, (self.projector, self.projector_norm), None, [None])
 
     def run(self, parts: Parts, state: ContrastState, network: nn.Module, images: Tensor, targets: Any, key: MixKey) -> StepOutput:
@@ -63,8 +70,6 @@ class BarlowTwins(Step):
         rows = len(first)
         batches = [Batch(first), Batch(second)]
         if self.mix_scale:
-            if plan.sources is not None:
-                raise ValueError("Mixed Barlow Twins takes partners from the other view, got a policy that moves pixels itself; choose another.")
             sources = (first, *(second[column] for column in plan.index[:, 1:].unbind(1)))
             batches.append(Batch(blend(replace(plan, sources=sources), first)))
         projected = state.projected(network, batches, one_pass=False)

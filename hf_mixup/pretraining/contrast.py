@@ -70,6 +70,7 @@ class Contrast(Step):
 
     losses: ClassVar[tuple[type[Loss], ...]] = (CrossEntropy, Separate, LogOfMean)
     gathers: ClassVar[bool] = True
+    in_batch: ClassVar[bool] = False  # whether negatives are those of one batch, so that accumulated ones are another loss
 
     clean: float = 1.0
     mixed: float = 1.0
@@ -121,9 +122,7 @@ class Contrast(Step):
         """(M, d): the keys of view `other` first, which the queries of view `own` are compared with."""
         return keys[other]
 
-    def rivals(
-        self, scores: Tensor, plan: MixPlan, numbers: Tensor, targets: Tensor, loss: Loss, mixed: bool, keys: int
-    ) -> Tensor:
+    def rivals(self, scores: Tensor, plan: MixPlan, numbers: Tensor, targets: Tensor, loss: Loss, mixed: bool, keys: int) -> Tensor:
         """The similarities (B, M), with those that do not compete at the least number. The first `keys` columns are keys of images."""
         return scores
 
@@ -138,7 +137,9 @@ class Contrast(Step):
         unknown = sorted(parts.sample.needs - {"images"})
         if unknown or parts.label != AreaLabels():
             needs = " and ".join(unknown) or type(parts.label).__name__
-            raise ValueError(f"mixing without labels takes policies that need images alone, got {parts.name!r}, which needs {needs}; choose another.")
+            raise ValueError(
+                f"mixing without labels takes policies that need images alone, got {parts.name!r}, which needs {needs}; choose another."
+            )
         if any(layer != 0 for layer in self.layers):
             check_whole_images(parts, "imix")
         return self.make_state(parts, network, [layer_of(network, layer) for layer in self.layers])
@@ -172,7 +173,13 @@ class Contrast(Step):
         return Mixture(plan, Batch(blend(plan, images)))
 
     def step(
-        self, parts: Parts, state: ContrastState, network: nn.Module, views: list[Tensor], mixtures: Mapping[int, Mixture], rng: torch.Generator
+        self,
+        parts: Parts,
+        state: ContrastState,
+        network: nn.Module,
+        views: list[Tensor],
+        mixtures: Mapping[int, Mixture],
+        rng: torch.Generator,
     ) -> StepOutput:
         """The step for what was drawn: mixtures by view."""
         terms = [(Name(False, own), 1 - own) for own in range(1 + self.both_ways)] if self.clean else []

@@ -90,9 +90,7 @@ class MoCo(Momentum):
     def candidates(self, state: QueueState, keys: Mapping[int, Tensor], own: int, other: int, mixed: bool) -> Tensor:
         return torch.cat([keys[other], state.queue.float()])
 
-    def rivals(
-        self, scores: Tensor, plan: MixPlan, numbers: Tensor, targets: Tensor, loss: Loss, mixed: bool, keys: int
-    ) -> Tensor:
+    def rivals(self, scores: Tensor, plan: MixPlan, numbers: Tensor, targets: Tensor, loss: Loss, mixed: bool, keys: int) -> Tensor:
         if mixed and plan.index.shape[1] > 1 and isinstance(loss, CrossEntropy):
             return scores
         hidden = targets == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import nn
 
@@ -24,6 +25,8 @@ class MoCoV3(Momentum):
         mix_temperature: the same for mixtures; `temperature` if None. The factor stays `2 T`.
         predictor, predictor_norm: widths and batch norms, see `mlp`.
     """
+
+    in_batch: ClassVar[bool] = True
 
     both_ways: bool = True
     temperature: float = 0.2

@@ -60,7 +60,9 @@ class PreTrainingModel(MixupModel):
         if len(pixel_values) < 2:
             raise ValueError("pre-training needs at least 2 images in a batch, got 1; set dataloader_drop_last=True.")
         if mix_key is None:
-            raise ValueError("training needs mix_key, the place of the batch in the run, got None; train with MixupPreTrainer, which gives it.")
+            raise ValueError(
+                "training needs mix_key, the place of the batch in the run, got None; train with MixupPreTrainer, which gives it."
+            )
         state = self.states[self.pretext.name]
         step = self.pretext.step.run(self.pretext.parts, state, self.backbone, pixel_values, None, MixKey(*mix_key))
         if step.memory is not None:

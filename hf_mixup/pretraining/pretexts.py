@@ -57,7 +57,7 @@ _MIXCO = {"halved": True, "one_pass": True}
 PRETEXTS: dict[str, Row] = {
     "vanilla": Row(Vanilla(), fields={"mixed": 0.0}, also={"barlowtwins": {"mix_scale": 0.0}}, bases=(*_CONTRASTIVE, "barlowtwins")),
     "imix": Row(IMixup(), "2010.08887", fields={"clean": 0.0}),
-    "unmix": Row(UnMix(), "2003.05438", Separate(), also={"simclr": {"within_view": False, "mixed_within_view": False}}),
+    "unmix": Row(UnMix(), "2003.05438", Separate()),
     "mixco": Row(
         Halves(), "2010.06300", fields=_MIXCO, bases=("simclr", "moco"),
         also={"moco": {"mix_temperature": 0.05}, "simclr": {"temperature": 0.5, "mixed_within_view": False}},
@@ -86,7 +86,9 @@ def pretext(mix: str = "imix", base: str = "moco", **fields: Any) -> Method:
         method = METHODS[mix]
         wanted = needs_of_model(method) or ([] if method.loss == CrossEntropy() else ["a loss of its own"])
         if wanted:
-            raise ValueError(f"mixing without labels takes methods that need images alone, got {mix!r}, which needs {' and '.join(wanted)}; choose another.")
+            raise ValueError(
+                f"mixing without labels takes methods that need images alone, got {mix!r}, which needs {' and '.join(wanted)}; choose another."
+            )
         row = Row(method.sample, method.paper, fields=PRETEXTS["imix"].fields)
         if base == "barlowtwins":
             row = row._replace(fields={}, bases=("barlowtwins",))

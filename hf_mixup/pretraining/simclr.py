@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +34,8 @@ class SimCLR(Contrast):
         mix_temperature: the same for mixtures; `temperature` if None.
     """
 
+    in_batch: ClassVar[bool] = True
+
     both_ways: bool = True
     within_view: bool = True
     mixed_within_view: bool = True
@@ -47,7 +50,9 @@ class SimCLR(Contrast):
         if self.within_view and not self.both_ways:
             raise ValueError("within_view needs both_ways=True, got False; set within_view=False for the N-pair loss.")
         if self.within_view and self.mixed_within_view and self.mixed and self.positives != "other":
-            raise ValueError(f"positives must be 'other' with within_view, where the same view competes, got {self.positives!r}; set within_view=False.")
+            raise ValueError(
+                f"positives must be 'other' with within_view, where the same view competes, got {self.positives!r}; set within_view=False."
+            )
 
     def make_state(self, parts: Parts, network: nn.Module, layers: list[nn.Module | None]) -> ContrastState:
         return ContrastState.for_parts(parts, network, network, (self.projector, self.projector_norm), None, layers)
@@ -72,9 +77,7 @@ class SimCLR(Contrast):
     def candidates(self, state: ContrastState, keys: Mapping[int, Tensor], own: int, other: int, mixed: bool) -> Tensor:
         return torch.cat([keys[other], keys[own]]) if self._within(mixed) else keys[other]
 
-    def rivals(
-        self, scores: Tensor, plan: MixPlan, numbers: Tensor, targets: Tensor, loss: Loss, mixed: bool, keys: int
-    ) -> Tensor:
+    def rivals(self, scores: Tensor, plan: MixPlan, numbers: Tensor, targets: Tensor, loss: Loss, mixed: bool, keys: int) -> Tensor:
         if not self._within(mixed):
             return scores
         sources = targets > 0
