@@ -25,7 +25,7 @@ from hf_mixup.methods import MethodChoice
 from hf_mixup.mixers.mixer import Mixer
 from hf_mixup.networks.average import Average, rising_decay
 from hf_mixup.networks.backbones import describe_for_timm
-from hf_mixup.networks.families import bare, is_timm
+from hf_mixup.networks.families import bare, is_timm, keep_frozen
 from hf_mixup.networks.passes import check_changeable, compile_around
 from hf_mixup.networks.signals.signal import gathered
 from hf_mixup.networks.teachers import Normalisation, Teacher, normalisation_of
@@ -155,6 +155,12 @@ class MixupModel(PreTrainedModel):
             method.step.after_optimizer_step(self.states[method.name], self.backbone, step, total_steps)
         if self.ema is not None:
             self.ema.follow(self.backbone, rising_decay(self.ema_decay, step, rising), buffers=True)
+
+    def train(self, mode: bool = True) -> MixupModel:
+        super().train(mode)
+        if mode:
+            keep_frozen(self.backbone)
+        return self
 
     def compile_backbone(self, **options: Any) -> None:
         """Compiles the backbone in place; mixing, and what methods watch, stay outside the graphs. `options` are `torch.compile`'s."""

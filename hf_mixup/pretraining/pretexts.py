@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from hf_mixup.core.checks import check_known, nearest
@@ -46,8 +48,8 @@ class Row(NamedTuple):
     sample: SamplePolicy
     paper: str = ""
     loss: Loss = CrossEntropy()
-    fields: dict[str, Any] = {}
-    also: dict[str, dict[str, Any]] = {}
+    fields: Mapping[str, Any] = MappingProxyType({})
+    also: Mapping[str, Mapping[str, Any]] = MappingProxyType({})
     bases: tuple[str, ...] | None = None
 
 
