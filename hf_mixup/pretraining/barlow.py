@@ -85,8 +85,8 @@ class BarlowTwins(Step):
                 wanted = mix_targets(replace(plan, index=index), torch.cat([one, two]))
                 apart = sum(((mixed[0] - wanted).T @ view / rows).square().sum() for view in (one, two))
                 loss = loss + self.mix_scale * self.off_diagonal * apart
-        # what it finds of the other view, for the log: the loss itself is of the whole batch
-        shown = one.detach() @ two.detach().T
+            # what it finds of the other view, for the log: the loss itself is of the whole batch
+            shown = one.detach() @ two.detach().T
         return StepOutput(loss, loss.detach().expand(rows), shown, torch.eye(rows, device=shown.device), plan.weight[:, 0], plan)
 
 
