@@ -11,6 +11,7 @@ from transformers import AutoModel, AutoModelForImageClassification
 from transformers.utils import logging as transformers_logging
 
 from hf_mixup import MixupModel, MixupPreTrainer, PreTrainingArguments, PreTrainingModel, pretext
+from hf_mixup.cli.pretrain import parse
 from hf_mixup.core.plan import MixPlan, Share
 from hf_mixup.core.rng import MixKey
 from hf_mixup.method import Method
@@ -20,7 +21,9 @@ from hf_mixup.pretraining.contrast import Mixture
 from hf_mixup.pretraining.pretexts import BASES, PRETEXTS
 from hf_mixup.pretraining.state import Batch
 from hf_mixup.pretraining.views import STYLES, view_transform
+from run_script import ROOT, run_script
 from small import Images, difference, losses, weights
+from test_distributed import SCRIPTS, both, launch
 
 SMALL = {"projector": (16, 8)}
 OTHERS = ("cutmix", "fmix", "gridmix", "resizemix")
@@ -508,3 +511,79 @@ def test_views_follow_from_seed_epoch_row_and_view(style):
     assert not torch.equal(whole[:, 0], whole[:, 1])
     assert not torch.equal(made_by(seed=1)[0]["pixel_values"], whole[0])
     assert not torch.equal(made_by(epoch=1)[0]["pixel_values"], whole[0])
+
+
+# -- cards, recipes, the script ---------------------------------------------------------------------------------------------
+
+
+def test_the_card_promises_features_not_classes(tmp_path):
+    run = trainer(tmp_path, "byol", ["unmix"], save_strategy="no", eval_strategy="steps", eval_steps=3)
+    run.train()
+    run.save_model()
+    run.create_model_card(model_name="small", dataset="images", license="mit")
+    text = (tmp_path / "README.md").read_text()
+    for wanted in ("image-feature-extraction", "**byol** with **unmix**", "2003.05438", "num_labels=10", "license: mit", "200 nearest"):
+        assert wanted in text, wanted
+    for wrong in ("pipeline_tag: image-classification", "To classify images", "names one of its"):
+        assert wrong not in text
+    knn = [entry["eval_knn_top1"] for entry in run.state.log_history if "eval_knn_top1" in entry]
+    assert len(knn) == 2
+    assert all(f"{100 * value:.2f}" in text for value in knn)
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "training_scripts/recipes").glob("pretrain_*.yaml")))
+def test_recipes(name, tmp_path):
+    """Every recipe of run_pretraining.py is of arguments that it has, and of hyper-parameters that its base has."""
+    model, data, run, args = parse(["--recipe", name, "--output_dir", str(tmp_path), "--report_to", "none"])
+    assert run.recipe == name
+    assert args.method_choice().methods[0].step == pretext(args.mix[0], args.base, **{
+        key: tuple(value) if isinstance(value, list) else value for key, value in (args.base_args or {}).items()
+    }).step  # fmt: skip
+
+
+def test_the_script_is_thin():
+    assert len((ROOT / "training_scripts/run_pretraining.py").read_text().splitlines()) < 250
+
+
+def test_arguments_of_labels_are_refused():
+    with pytest.raises(ValueError, match="--views says how images are augmented"):
+        parse(["--auto_augment", "rand-m9"])
+
+
+@pytest.mark.slow
+def test_the_script_pretrains_and_its_run_is_probed(tmp_path):
+    small = ["--max_train_samples", 128, "--max_eval_samples", 64, "--use_cpu", "--num_train_epochs", 2]
+    done = run_script("run_pretraining.py", *small, "--mix", "unmix", "--output_dir", tmp_path / "run", "--per_device_train_batch_size", 32)
+    assert "kNN" in done.stderr
+    folder = tmp_path / "run"
+    assert {"README.md", "model.safetensors", "mixup_config.json", "preprocessor_config.json"} <= {path.name for path in folder.iterdir()}
+    assert "untrained_knn_top1" in json.loads((folder / "eval_results.json").read_text())
+    probe = run_script(
+        "run_mixup.py", *small, "--recipe", "digits", "--model_name_or_path", folder, "--freeze_backbone", "--mix", "vanilla", "--output_dir",
+        tmp_path / "probe",
+    )  # fmt: skip
+    assert "top-1" in probe.stderr
+    before, after = (
+        AutoModelForImageClassification.from_pretrained(path, num_labels=10).state_dict() for path in (folder, tmp_path / "probe")
+    )
+    kept = [name for name in before if not name.startswith("classifier")]
+    assert all(torch.equal(before[name], after[name]) for name in kept)
+
+
+# -- several processes ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_two_processes_are_one_with_both_batches(tmp_path):
+    """Without batch norms: losses and gradients are those of one process, candidates come from both, all queues are equal."""
+    one, two = both(tmp_path, launch("--multi_gpu", SCRIPTS / "two_pretraining.py", tmp_path))
+    assert one["processes"] == 2
+    for name, (loss, gradient, keys) in {k: v for k, v in one.items() if " " in k}.items():
+        assert loss < 1e-5, name
+        assert gradient < 1e-5, name
+        assert keys < 1e-6, name
+    for shared in ("queue", "place", "checksum", "labels"):
+        assert one[shared] == two[shared]
+    assert one["place"] == 3 * 2 * 2 * 8 % 40  # steps, processes, views, images
+    assert one["labels"] == Images(11, seed=1).labels.tolist()
+    assert one["features"] < 1e-4

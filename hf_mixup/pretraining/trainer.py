@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+import shlex
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,10 +16,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from hf_mixup.core.checks import check_images
+from hf_mixup.core.secrets import without_secrets
 from hf_mixup.data.collator import as_mapping, stack_examples
+from hf_mixup.data.dataset import ImageDataset
 from hf_mixup.networks.signals.signal import reading
 from hf_mixup.networks.wrapping import as_classifier
 from hf_mixup.pretraining.arguments import PreTrainingArguments
+from hf_mixup.pretraining.card import write_card
 from hf_mixup.pretraining.knn import knn_classes
 from hf_mixup.pretraining.moco import MoCo
 from hf_mixup.pretraining.model import PreTrainingModel
@@ -214,6 +220,50 @@ class MixupPreTrainer(MixupTrainer):
         # back in the order of the data set
         order = torch.arange(count * share, device=every.device).view(count, share).T.flatten()[: len(data)]
         return every[order], numbers[order]
+
+    # -- the card -------------------------------------------------------------------------------------------------------
+
+    def create_model_card(
+        self,
+        language: str | None = None,
+        license: str | None = None,
+        tags: str | list[str] | None = None,
+        model_name: str | None = None,
+        finetuned_from: str | None = None,
+        tasks: str | list[str] | None = None,
+        dataset_tags: str | list[str] | None = None,
+        dataset: str | list[str] | None = None,
+        dataset_args: str | list[str] | None = None,
+        *,
+        command: str | None = None,
+    ) -> None:
+        """Writes `README.md`; arguments as in MixupTrainer, of which `tasks` is always image-feature-extraction."""
+        if not self.is_world_process_zero():
+            return
+        args, first = self.args, lambda value: value[0] if isinstance(value, (list, tuple)) and value else value or None
+        split = f" of {first(dataset_args)}" if first(dataset_args) else ""
+        write_card(
+            args.output_dir,
+            name=model_name or Path(args.output_dir).absolute().name,
+            network=self.mixup_model.backbone.config.to_dict().get("architecture") or type(self.mixup_model.backbone).__name__,
+            method=self.mixup_model.pretext.to_dict(),
+            repo=self.hub_model_id,
+            command=command or shlex.join(["python", *without_secrets(sys.argv)]),
+            hyperparameters=self._hyperparameters(),
+            history=self.state.log_history,
+            knn=f"Share of the evaluation images{split} whose class {args.knn_neighbours} nearest training images vote for, by cosine of the "
+            f"backbone's features, at a temperature of {args.knn_temperature:g}.",
+            dataset=first(dataset),
+            dataset_id=first(dataset_tags),
+            base_model=finetuned_from,
+            license=license,
+            language=language,
+            tags=[tags] if isinstance(tags, str) else tags or [],
+        )
+
+    def _hyperparameters(self) -> dict[str, Any]:
+        found = super()._hyperparameters()
+        return {**found, "views": self.args.views} if isinstance(self.train_dataset, ImageDataset) else found
 
 
 def _constant(step: int) -> float:
