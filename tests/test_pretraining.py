@@ -280,7 +280,7 @@ def test_input_mixing_changes_views_not_targets():
     ("mix", "base", "settings", "match"),
     [
         ("puzzlemix", "moco", {}, "images alone"),
-        ("samix", "moco", {}, "images alone"),
+        ("automix", "moco", {}, "images alone"),
         ("mixco", "byol", {}, "must have a base of simclr, moco"),
         ("mixup2", "moco", {}, "did you mean"),
         ("imix", "mocov4", {}, "did you mean"),
@@ -534,7 +534,7 @@ def test_the_card_promises_features_not_classes(tmp_path):
 @pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "training_scripts/recipes").glob("pretrain_*.yaml")))
 def test_recipes(name, tmp_path):
     """Every recipe of run_pretraining.py is of arguments that it has, and of hyper-parameters that its base has."""
-    model, data, run, args = parse(["--recipe", name, "--output_dir", str(tmp_path), "--report_to", "none"])
+    _, _, run, args = parse(["--recipe", name, "--output_dir", str(tmp_path), "--report_to", "none"])
     assert run.recipe == name
     assert args.method_choice().methods[0].step == pretext(args.mix[0], args.base, **{
         key: tuple(value) if isinstance(value, list) else value for key, value in (args.base_args or {}).items()

@@ -2,6 +2,7 @@
 `golden/selfsup`. A file that no check knows fails."""
 
 from collections import OrderedDict
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -12,7 +13,10 @@ from hf_mixup.core.geometry import box_plan, centred_boxes
 from hf_mixup.core.losses import CrossEntropy
 from hf_mixup.core.plan import Boxes, MixPlan, Share, blend, mix_targets
 from hf_mixup.method import Method
+from hf_mixup.mixers.masks import adjust_mask
+from hf_mixup.mixers.mixblock import from_openmixup
 from hf_mixup.networks.average import ema_momentum
+from hf_mixup.networks.passes import Tap
 from hf_mixup.networks.wrapping import as_classifier
 from hf_mixup.policies import Mixup, Vanilla
 from hf_mixup.pretraining.barlow import BarlowTwins
@@ -23,6 +27,7 @@ from hf_mixup.pretraining.losses import Agreement, LogOfMean, Separate
 from hf_mixup.pretraining.moco import MoCo
 from hf_mixup.pretraining.mocov3 import MoCoV3
 from hf_mixup.pretraining.policies import auxiliary, folded
+from hf_mixup.pretraining.samix import SAMix
 from hf_mixup.pretraining.simclr import SimCLR
 from hf_mixup.pretraining.simsiam import SimSiam
 from hf_mixup.pretraining.state import Batch, mlp
@@ -373,7 +378,82 @@ def sdmp_mix_loss(case):
     close(factor * LogOfMean()(scores.detach(), torch.eye(rows)).mean(), case["loss_unmixed"])
 
 
+class TwicePermuted(nn.Module):
+    """The mixer as the reference calls it for its own branch: partners' features are permuted by the other branch's pairing first."""
+
+    def __init__(self, mixer, first, masks):
+        super().__init__()
+        self.mixer, self.first, self.masks = mixer, first, masks
+
+    def forward(self, features, index, weight, size, others):
+        made = self.mixer(features, index, weight, size, others=others[self.first] if torch.is_grad_enabled() else others)
+        self.masks.append(made.detach())
+        return made
+
+
+def samix_ssl(case):
+    """The step, but for the reference's wrong pairing of features, and where it says so for its weight of the backbone's loss."""
+    extended = "extension_mask" in case
+    adjusts = not torch.equal(case["mask_bb"], case["mask_bb_before_adjust"])
+    for kind in ("infonce", "pair"):
+        step = SAMix(
+            temperature=float(case["temperature"]), queue_size=12, projector=(8,), mixer_loss=kind, extra=0.5 * extended,
+            mask_margin=0.1 if adjusts else 1.0, stage=0,
+        )  # fmt: skip
+        with patch_stages():
+            run = Case(case, step, Separate(), "encoder_q.", "neck_q.mlp.", "encoder_k.", "neck_k.mlp.")
+        state, masks = run.state, []
+        state.mixer.load_state_dict(from_openmixup(part(case, "before.mix_block.")))
+        mixer = state.mixer
+        first = case["idx_shuffle_bb"].long()
+        state.mixer = TwicePermuted(mixer, first, masks)
+        plans = [MixPlan.pair(case[f"idx_shuffle_{name}"].long(), None, case[f"lam_{name}"].double().expand(6)) for name in ("bb", "mb")]
+        between = case["extension_mask"].float() if extended else torch.zeros(6, 8)
+        out = step.learned(run.parts, state, run.network, [case["x1"], case["x2"]], plans, between)
+        close(out.plan.mask.value[:, 0], case["mask_bb"][:, 0])
+        close(masks[0][:, 0], case["mask_bb_before_adjust"][:, 0])
+        close(masks[1][:, 0], case["mask_mb"][:, 0])
+        close(blend(out.plan, case["x1"]), case["im_mixed_bb"])
+        close(out.losses.mean(), case["loss_bb"])
+        close(out.memory["keys"], case["key_2"])
+        if abs(float(out.loss - case["loss"])) < 1e-4:
+            break
+    out.loss.backward()
+    run.check(out)
+    for name, gradient in from_openmixup(part(case, "grad.mix_block.")).items():
+        close(mixer.get_parameter(name).grad, gradient, GRADIENT)
+
+
+def patch_stages():
+    """The mixer's feature is what the first convolution and its ReLU give; the tiny network has no stages with names."""
+
+    class FirstMap:
+        def __init__(self, network, names):
+            self.module = network.network.c1
+
+        def taps(self, size):
+            return [Tap(self.module, lambda args, output: output.relu())]
+
+    return patch.multiple("hf_mixup.pretraining.samix", Stages=FirstMap, choose_stage=lambda network, stage: ("c1", 6))
+
+
+def samix_mask_adjust_auto(case):
+    """As in SAMix's step: masks whose area is off lam by more than the margin are brought to it."""
+    mask, lam = case["mask"], case["lam"].float().expand(6)
+    far = (mask[:, 0].mean((1, 2)) - lam).abs() > float(case["mean_margin"])
+    close(torch.where(far[:, None, None, None], adjust_mask(mask, lam), mask), case["adjusted"])
+
+
+def samix_pre_one_infonce(case):
+    rows = nn.functional.normalize(case["z"], dim=2)
+    scores = torch.cat([rows[:, 0], rows[:, 1]]) @ torch.cat([rows[:, 0], rows[:, 1]]).T / float(case["temperature"])
+    close(CrossEntropy()(scores.fill_diagonal_(-1e9), torch.eye(12).roll(6, 1)).mean(), case["loss"])
+
+
 CHECKS = {
+    "samix_ssl": samix_ssl,
+    "samix_mask_adjust_auto": samix_mask_adjust_auto,
+    "samix_pre_one_infonce": samix_pre_one_infonce,
     "imix_mixup": imix_mixup,
     "imix_cutmix": imix_cutmix,
     "imix_inputmix1": imix_inputmix1,

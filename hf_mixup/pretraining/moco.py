@@ -41,13 +41,8 @@ class QueueState(KeyState):
 
 
 @dataclass(frozen=True)
-class MoCo(Momentum):
-    """MoCo v2 (He et al., CVPR 2020, arXiv:1911.05722; Chen et al., arXiv:2003.04297): negatives are keys of earlier batches.
-
-    Clean images compete with the queue alone. So do mixtures by `Separate` (Un-Mix, MoCoMix); by `CrossEntropy` (i-Mix, MixCo) the
-    keys of the batch are candidates too, among them the partner's.
-
-    Deviation: keys replace the oldest of a queue whose length need not be a multiple of the batch.
+class Queued(Momentum):
+    """Abstract: what MoCo and SAMix on it share.
 
     Args:
         temperature: what similarities are divided by.
@@ -70,9 +65,6 @@ class MoCo(Momentum):
         super().__post_init__()
         check_temperatures(self.temperature, self.mix_temperature)
         check_count(1, queue_size=self.queue_size, bn_splits=self.bn_splits)
-
-    def make_state(self, parts: Parts, network: nn.Module, layers: list[nn.Module | None]) -> QueueState:
-        return QueueState.for_parts(parts, network, self.queue_size, network, (self.projector, self.projector_norm), None, layers)
 
     def temperature_of(self, mixed: bool) -> float:
         return self.mix_temperature if mixed and self.mix_temperature is not None else self.temperature
@@ -104,3 +96,20 @@ class MoCo(Momentum):
                 f"queue_size must be at least the keys of one step, got {self.queue_size} and {len(made)} keys; raise it, or make batches smaller."
             )
         return {"keys": made}
+
+
+@dataclass(frozen=True)
+class MoCo(Queued):
+    """MoCo v2 (He et al., CVPR 2020, arXiv:1911.05722; Chen et al., arXiv:2003.04297): negatives are keys of earlier batches.
+
+    Clean images compete with the queue alone. So do mixtures by `Separate` (Un-Mix, MoCoMix); by `CrossEntropy` (i-Mix, MixCo) the
+    keys of the batch are candidates too, among them the partner's.
+
+    Deviation: keys replace the oldest of a queue whose length need not be a multiple of the batch.
+
+    Args:
+        temperature, mix_temperature, queue_size, bn_splits: see `Queued`.
+    """
+
+    def make_state(self, parts: Parts, network: nn.Module, layers: list[nn.Module | None]) -> QueueState:
+        return QueueState.for_parts(parts, network, self.queue_size, network, (self.projector, self.projector_norm), None, layers)

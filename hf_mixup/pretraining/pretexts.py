@@ -18,6 +18,7 @@ from hf_mixup.pretraining.losses import Agreement, Separate
 from hf_mixup.pretraining.moco import MoCo
 from hf_mixup.pretraining.mocov3 import MoCoV3
 from hf_mixup.pretraining.policies import Halves, IMixup, UnMix
+from hf_mixup.pretraining.samix import SAMix
 from hf_mixup.pretraining.simclr import SimCLR
 from hf_mixup.pretraining.simsiam import SimSiam
 from hf_mixup.steps.step import Step
@@ -43,6 +44,7 @@ class Row(NamedTuple):
         fields: of the base.
         also: more of them, by base.
         bases: those that it is for; None for all but Barlow Twins.
+        steps: of bases where it has a step of its own.
     """
 
     sample: SamplePolicy
@@ -51,6 +53,7 @@ class Row(NamedTuple):
     fields: Mapping[str, Any] = MappingProxyType({})
     also: Mapping[str, Mapping[str, Any]] = MappingProxyType({})
     bases: tuple[str, ...] | None = None
+    steps: Mapping[str, Step] = MappingProxyType({})
 
 
 _CONTRASTIVE = ("simclr", "npair", "moco", "mocov3", "byol", "simsiam")
@@ -65,6 +68,7 @@ PRETEXTS: dict[str, Row] = {
         also={"moco": {"mix_temperature": 0.05}, "simclr": {"temperature": 0.5, "mixed_within_view": False}},
     ),
     "mocomix": Row(Mixup(alpha=2.0, mode="batch"), "", Separate(), {"positives": "same"}, bases=("moco",)),
+    "samix": Row(Mixup(alpha=2.0, mode="batch"), "2111.15454", Separate(), bases=("moco",), steps={"moco": SAMix()}),
     "mixedbarlow": Row(Mixup(mode="batch"), "2312.02151", bases=("barlowtwins",)),
 }  # fmt: skip
 
@@ -97,7 +101,7 @@ def pretext(mix: str = "imix", base: str = "moco", **fields: Any) -> Method:
     allowed = _CONTRASTIVE if row.bases is None else row.bases
     if base not in allowed:
         raise ValueError(f"{mix!r} must have a base of {', '.join(allowed)}, got {base!r}; choose one of those.")
-    step = BASES[base]
+    step = row.steps.get(base, BASES[base])
     loss = row.loss if CrossEntropy in getattr(step, "losses", (CrossEntropy,)) else _agreement(base)
     shared = {name: value for name, value in row.fields.items() if name in fields_of(step)}
     method = Method(mix, row.sample, loss=loss, step=step, paper=row.paper)

@@ -24,7 +24,7 @@ from hf_mixup.networks.wrapping import as_classifier
 from hf_mixup.pretraining.arguments import PreTrainingArguments
 from hf_mixup.pretraining.card import write_card
 from hf_mixup.pretraining.knn import knn_classes
-from hf_mixup.pretraining.moco import MoCo
+from hf_mixup.pretraining.moco import Queued
 from hf_mixup.pretraining.model import PreTrainingModel
 from hf_mixup.pretraining.processes import everyone, processes
 from hf_mixup.training.agreement import loss_of
@@ -108,7 +108,7 @@ class MixupPreTrainer(MixupTrainer):
                 f"{type(step).__name__} has its negatives in one batch, so gradient_accumulation_steps must be 1, got "
                 f"{args.gradient_accumulation_steps}; use more processes, or take moco, byol or simsiam."
             )
-        if isinstance(step, MoCo):
+        if isinstance(step, Queued):
             keys = args.train_batch_size * args.world_size * (1 + step.both_ways)
             if keys > step.queue_size:
                 raise ValueError(

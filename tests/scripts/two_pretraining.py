@@ -26,7 +26,7 @@ seen = {}
 
 def alone(function):
     """As if there were one process."""
-    with mock.patch.object(contrast, "processes", lambda: (0, 1)), mock.patch.object(contrast, "everyone", lambda rows: rows):
+    with mock.patch.object(contrast, "processes", return_value=(0, 1)), mock.patch.object(contrast, "everyone", lambda rows: rows):
         return function()
 
 
