@@ -416,7 +416,7 @@ def samix_ssl(case):
         close(blend(out.plan, case["x1"]), case["im_mixed_bb"])
         close(out.losses.mean(), case["loss_bb"])
         close(out.memory["keys"], case["key_2"])
-        if abs(float(out.loss - case["loss"])) < 1e-4:
+        if abs(float(out.loss.detach() - case["loss"])) < 1e-4:
             break
     out.loss.backward()
     run.check(out)

@@ -102,7 +102,7 @@ def pretext(mix: str = "imix", base: str = "moco", **fields: Any) -> Method:
     if base not in allowed:
         raise ValueError(f"{mix!r} must have a base of {', '.join(allowed)}, got {base!r}; choose one of those.")
     step = row.steps.get(base, BASES[base])
-    loss = row.loss if CrossEntropy in getattr(step, "losses", (CrossEntropy,)) else _agreement(base)
+    loss = row.loss if type(row.loss) in getattr(step, "losses", (CrossEntropy,)) else _agreement(base)
     shared = {name: value for name, value in row.fields.items() if name in fields_of(step)}
     method = Method(mix, row.sample, loss=loss, step=step, paper=row.paper)
     return method.replaced(**{**shared, **row.also.get(base, {}), **fields})

@@ -202,6 +202,9 @@ class MixupPreTrainer(MixupTrainer):
     def features(self, data: Any) -> tuple[Tensor, Tensor]:
         """(N, D) float32 features of all images of a data set, and their labels (N,), the same on all processes."""
         model, (rank, count) = self.mixup_model, processes()
+        if count > 1:
+            for buffer in model.backbone.buffers():  # statistics of batch norms are each process's own
+                torch.distributed.broadcast(buffer, 0)
         share = math.ceil(len(data) / count)
         rows = [(rank + count * place) % len(data) for place in range(share)]  # in turns, the last ones twice where they do not divide
         loader = torch.utils.data.DataLoader(
