@@ -19,6 +19,7 @@ from hf_mixup.networks.backbones import from_scratch, load_classifier
 from hf_mixup.networks.families import classifier_of, freeze_backbone
 from hf_mixup.pretraining.contrast import Mixture
 from hf_mixup.pretraining.pretexts import BASES, PRETEXTS
+from hf_mixup.pretraining.samix import SAMix
 from hf_mixup.pretraining.state import Batch
 from hf_mixup.pretraining.views import STYLES, view_transform
 from run_script import ROOT, run_script
@@ -31,6 +32,7 @@ OTHERS = ("cutmix", "fmix", "gridmix", "resizemix")
 
 def made(base, mix, **changes) -> Method:
     known = {field.name for field in fields(BASES[base])}
+    known |= {field.name for field in fields(SAMix)} if mix == "samix" else set()
     small = {**SMALL, "predictor": (16, 8), "queue_size": 20, **changes}
     return pretext(mix, base, **{name: value for name, value in small.items() if name in known})
 
@@ -403,9 +405,9 @@ class TwoViews(torch.utils.data.Dataset):
 def trainer(folder, base="moco", mix=("imix",), base_args=None, data=None, evaluate=True, **changes) -> MixupPreTrainer:
     torch.manual_seed(0)
     known = {field.name for field in fields(BASES[base])}
-    small = {"projector": [16, 8], "predictor": [16, 8], "queue_size": 20, **(base_args or {})}
+    small = {"projector": [16, 8], "predictor": [16, 8], "queue_size": 20}
     settings = {
-        "output_dir": str(folder), "mix": list(mix), "base": base, "base_args": {k: v for k, v in small.items() if k in known},
+        "output_dir": str(folder), "mix": list(mix), "base": base, "base_args": {**{k: v for k, v in small.items() if k in known}, **(base_args or {})},
         "per_device_train_batch_size": 8, "max_steps": 6, "learning_rate": 0.01, "optim": "sgd", "optim_args": "momentum=0.9",
         "logging_steps": 1, "save_strategy": "steps", "save_steps": 3, "report_to": "none", "use_cpu": True, "disable_tqdm": True,
         "dataloader_pin_memory": False, "seed": 3,
@@ -587,3 +589,43 @@ def test_two_processes_are_one_with_both_batches(tmp_path):
     assert one["place"] == 3 * 2 * 2 * 8 % 40  # steps, processes, views, images
     assert one["labels"] == Images(11, seed=1).labels.tolist()
     assert one["features"] < 1e-4
+
+
+# -- SAMix ------------------------------------------------------------------------------------------------------------------
+
+
+def test_samix_trains_mixer_and_query_network_apart():
+    """The mixer learns through the key network, whose weights get no gradient; the query network's do not depend on the mixer's loss."""
+    pair, found = views(), []
+    for settings in ({"mixer_loss": "infonce", "extra": 0.5}, {"mixer_loss": "pair", "mask_loss": 0.0}):
+        model = model_of("moco", "samix", **settings)
+        model(pair, mix_key=KEY).loss.backward()
+        state = state_of(model)
+        assert all(p.grad is None for p in [*state.key.parameters(), *state.key_projector.parameters()])
+        assert all(p.grad.abs().sum() > 0 for name, p in state.mixer.named_parameters() if name.endswith("weight"))
+        found.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None and ".mixer." not in name})
+    assert difference(*found) == 0
+
+
+def test_samix_by_a_trained_mixer(tmp_path):
+    """SAMix-P: the mixer of a run, frozen, with its own settings; it gives the same masks, and does not move."""
+    model = model_of("moco", "samix", reduction=4)
+    model.save_pretrained(tmp_path)
+    other = model_of("moco", "samix", mixer=str(tmp_path))
+    mixer = state_of(other).mixer
+    assert difference(weights(mixer), weights(state_of(model).mixer)) == 0
+    assert not any(p.requires_grad for p in mixer.parameters())
+    assert not mixer.training
+    out = other(views(), mix_key=KEY)
+    out.loss.backward()
+    assert all(p.grad is None for p in mixer.parameters())
+    learning = model(views(), mix_key=KEY)
+    assert torch.equal(out.losses, learning.losses)  # of mixtures by the same masks
+    assert out.loss < learning.loss  # without the mixer's own
+
+
+def test_samix_resumes_to_the_bit(tmp_path):
+    whole, parts = (trainer(tmp_path, "moco", ["samix"], base_args={"extra": 0.5}, evaluate=False) for _ in range(2))
+    whole.train()
+    parts.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+    assert difference(weights(whole.mixup_model), weights(parts.mixup_model)) == 0
