@@ -12,7 +12,7 @@ from transformers.utils import logging as transformers_logging
 
 from hf_mixup import MixupModel, MixupPreTrainer, PreTrainingArguments, PreTrainingModel, pretext
 from hf_mixup.cli.pretrain import parse
-from hf_mixup.core.plan import MixPlan, Share
+from hf_mixup.core.plan import MixPlan, Share, blend, mix_targets
 from hf_mixup.core.rng import MixKey
 from hf_mixup.method import Method
 from hf_mixup.networks.backbones import from_scratch, load_classifier
@@ -20,6 +20,7 @@ from hf_mixup.networks.families import classifier_of, freeze_backbone
 from hf_mixup.pretraining.contrast import Mixture
 from hf_mixup.pretraining.pretexts import BASES, PRETEXTS
 from hf_mixup.pretraining.samix import SAMix
+from hf_mixup.pretraining.sdmp import SDMP, in_common
 from hf_mixup.pretraining.state import Batch
 from hf_mixup.pretraining.views import STYLES, view_transform
 from run_script import ROOT, run_script
@@ -32,7 +33,7 @@ OTHERS = ("cutmix", "fmix", "gridmix", "resizemix")
 
 def made(base, mix, **changes) -> Method:
     known = {field.name for field in fields(BASES[base])}
-    known |= {field.name for field in fields(SAMix)} if mix == "samix" else set()
+    known |= {field.name for field in fields({"samix": SAMix, "sdmp": SDMP}[mix])} if mix in ("samix", "sdmp") else set()
     small = {**SMALL, "predictor": (16, 8), "queue_size": 20, **changes}
     return pretext(mix, base, **{name: value for name, value in small.items() if name in known})
 
@@ -629,3 +630,41 @@ def test_samix_resumes_to_the_bit(tmp_path):
     whole.train()
     parts.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
     assert difference(weights(whole.mixup_model), weights(parts.mixup_model)) == 0
+
+
+# -- SDMP -------------------------------------------------------------------------------------------------------------------
+
+
+def test_sdmp_of_whole_images_is_mocov3():
+    """Both directions: a mixture without a partner is its image, and has nothing in common with its partner's."""
+    found, pair = [], views()
+    for mix in ("vanilla", "sdmp"):
+        model = model_of("mocov3", mix, projector_norm="none", predictor_norm="none")
+        model.eval()  # statistics of batch norms, which the key network would take of one batch more
+        step, state = model.pretext.step, state_of(model)
+        images = list(pair.unbind(1))
+        if mix == "vanilla":
+            out = step.step(model.pretext.parts, state, model.backbone, images, {}, torch.Generator())
+        else:
+            plan = alone(6, 2)
+            out = step.pasted(model.pretext.parts, state, model.backbone, images, [plan, plan], images)
+        found.append(out.loss)
+    torch.testing.assert_close(found[1], found[0], atol=1e-5, rtol=1e-5)
+
+
+def test_sdmp_mixes_pixels_and_counts_what_mixtures_share():
+    """Of one-hot images: what two mixtures have in common is what the formula says."""
+    policy = pretext("sdmp", "mocov3").sample
+    images = torch.eye(4)[:, :, None, None].expand(-1, -1, 32, 32).contiguous()
+    rng = torch.Generator().manual_seed(0)
+    sides = policy.sides(4, rng)
+    plans = [policy.pasted(images, sides, rng) for _ in range(2)]
+    assert torch.equal(plans[0].weight, plans[1].weight)  # the same sides
+    assert not torch.equal(plans[0].mask.edges, plans[1].mask.edges)  # in places of their own
+    mixed = blend(plans[0], images)
+    shares = mixed.mean((2, 3))
+    torch.testing.assert_close(shares, mix_targets(plans[0], torch.eye(4)), atol=1e-5, rtol=0)
+    assert ((plans[0].weight > 0.05) & (plans[0].weight < 0.95)).all()
+    common = torch.stack([torch.minimum(shares[i], shares[3 - i]).sum() for i in range(4)])
+    weight = in_common(plans[0])
+    torch.testing.assert_close(weight[:, 1] / weight[:, 0], common, atol=1e-5, rtol=0)

@@ -14,11 +14,12 @@ from hf_mixup.methods import METHODS
 from hf_mixup.policies import Mixup, Vanilla
 from hf_mixup.pretraining.barlow import BarlowTwins
 from hf_mixup.pretraining.byol import BYOL
-from hf_mixup.pretraining.losses import Agreement, Separate
+from hf_mixup.pretraining.losses import Agreement, LogOfMean, Separate
 from hf_mixup.pretraining.moco import MoCo
 from hf_mixup.pretraining.mocov3 import MoCoV3
 from hf_mixup.pretraining.policies import Halves, IMixup, UnMix
 from hf_mixup.pretraining.samix import SAMix
+from hf_mixup.pretraining.sdmp import SDMP, Paste
 from hf_mixup.pretraining.simclr import SimCLR
 from hf_mixup.pretraining.simsiam import SimSiam
 from hf_mixup.steps.step import Step
@@ -69,6 +70,7 @@ PRETEXTS: dict[str, Row] = {
     ),
     "mocomix": Row(Mixup(alpha=2.0, mode="batch"), "", Separate(), {"positives": "same"}, bases=("moco",)),
     "samix": Row(Mixup(alpha=2.0, mode="batch"), "2111.15454", Separate(), bases=("moco",), steps={"moco": SAMix()}),
+    "sdmp": Row(Paste(), "2206.07692", LogOfMean(), bases=("mocov3",), steps={"mocov3": SDMP()}),
     "mixedbarlow": Row(Mixup(mode="batch"), "2312.02151", bases=("barlowtwins",)),
 }  # fmt: skip
 
