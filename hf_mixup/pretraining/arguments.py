@@ -8,6 +8,7 @@ from typing import Any
 
 from hf_mixup.arguments import MixupTrainingArguments, parse_json
 from hf_mixup.core.checks import check_between, check_count, check_known
+from hf_mixup.method import fields_of
 from hf_mixup.methods import MethodChoice
 from hf_mixup.pretraining.pretexts import BASES, PRETEXTS, pretext
 from hf_mixup.pretraining.views import STYLES
@@ -73,5 +74,9 @@ class PreTrainingArguments(MixupTrainingArguments):
         if len(mix) != 1:
             raise ValueError(f"pre-training takes one way of mixing, got {mix}; choose one.")
         fields = {name: tuple(value) if isinstance(value, list) else value for name, value in (self.base_args or {}).items()}
+        if fields and not isinstance(mix[0], str):
+            raise ValueError(f"base_args are for a pretext by name, got {mix[0].name!r} built already; set them there.")
         method = mix[0] if not isinstance(mix[0], str) else pretext(mix[0], self.base, **fields)
+        if self.alpha is not None and "alpha" not in fields_of(method.sample):
+            raise ValueError(f"alpha is for policies that have one, got {self.alpha} for {method.name!r}; leave it out.")
         return MethodChoice.build(method, None, self.alpha, self.mix_args)

@@ -95,6 +95,8 @@ class Contrast(Step):
         numbers = [layer for layer in self.layers if not isinstance(layer, str)]
         if numbers or not self.layers:
             check_counts(0, layers=tuple(numbers))
+        if self.halved and tuple(self.layers) != (0,):
+            raise ValueError(f"halved mixes images, got layers={self.layers!r}; leave one of them out.")
         check_mlp("projector", self.projector, self.projector_norm)
 
     # -- what a base says ------------------------------------------------------------------------------------------------
@@ -140,7 +142,7 @@ class Contrast(Step):
             raise ValueError(
                 f"mixing without labels takes policies that need images alone, got {parts.name!r}, which needs {needs}; choose another."
             )
-        if any(layer != 0 for layer in self.layers):
+        if self.halved or any(layer != 0 for layer in self.layers):
             check_whole_images(parts, "imix")
         return self.make_state(parts, network, [layer_of(network, layer) for layer in self.layers])
 

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from hf_mixup.core.hub import download_all
 from hf_mixup.core.rng import MixKey
 from hf_mixup.method import Method, read_config
 from hf_mixup.methods import MethodChoice
-from hf_mixup.model import MixupModel, MixupOutput
+from hf_mixup.model import STATE_FOLDER, MixupModel, MixupOutput
 from hf_mixup.networks.backbones import load_classifier
 from hf_mixup.networks.families import classifier_of
 from hf_mixup.pretraining.pretexts import pretext
@@ -90,9 +91,15 @@ class PreTrainingModel(MixupModel):
             super().save_pretrained(save_directory, is_main_process, state_dict, **kwargs)
 
     @classmethod
-    def from_pretrained(cls, folder: str | os.PathLike, **kwargs: Any) -> PreTrainingModel:
-        """A run of ours, from its folder, ready to go on. `kwargs` are those of the classifier's `from_pretrained`."""
-        choice = MethodChoice.from_dict(read_config(Path(folder)))
+    def from_pretrained(
+        cls, repo_or_folder: str | os.PathLike, *, revision: str | None = None, token: str | None = None, **kwargs: Any
+    ) -> PreTrainingModel:
+        """A run of ours, from its folder or the Hub, ready to go on. `kwargs` are those of the classifier's `from_pretrained`."""
+        folder = Path(repo_or_folder)
+        if not folder.is_dir():
+            patterns = ["*.json", "*.safetensors", f"{STATE_FOLDER}/*"]
+            folder = download_all(str(repo_or_folder), patterns, revision=revision, token=token)
+        choice = MethodChoice.from_dict(read_config(folder))
         with torch.random.fork_rng(devices=[]):
             model = cls(load_classifier(folder, num_labels=2, **kwargs), choice)
         model.restore(folder)

@@ -91,6 +91,8 @@ class MixupPreTrainer(MixupTrainer):
             raise ValueError("kNN evaluation needs eval_dataset and bank_dataset, got one or none; give both, or eval_strategy='no'.")
         self.bank_dataset = bank_dataset
         super().__init__(model, args, data_collator, train_dataset, eval_dataset, processing_class, **kwargs)
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            raise ValueError("pre-training shares whole networks between processes, got FSDP or DeepSpeed; use DistributedDataParallel.")
 
     def _ready(self, model: nn.Module, args: PreTrainingArguments) -> PreTrainingModel:
         """The PreTrainingModel to train."""
