@@ -159,7 +159,7 @@ def test_simsiam_stops_the_gradient_of_its_targets():
     other = model_of("simsiam", "vanilla")
     own = state_of(other)
     rows = own.projected(other.backbone, [Batch(pair[:, 0]), Batch(pair[:, 1])], one_pass=False)
-    targets = [torch.nn.functional.normalize(row).detach().clone() for row in rows]
+    targets = [torch.nn.functional.normalize(row.data.clone()) for row in rows]
     queries = [torch.nn.functional.normalize(own.predictor(row)) for row in rows]
     (-((queries[0] * targets[1]).sum(1).mean() + (queries[1] * targets[0]).sum(1).mean()) / 2).backward()
     for name, p in own.projector.named_parameters():
@@ -643,7 +643,7 @@ def test_sdmp_of_whole_images_is_mocov3():
     """Both directions: a mixture without a partner is its image, and has nothing in common with its partner's."""
     found, pair = [], views()
     for mix in ("vanilla", "sdmp"):
-        model = model_of("mocov3", mix, projector_norm="none", predictor_norm="none")
+        model = model_of("mocov3", mix, projector_norm="none", predictor_norm="none", temperature=0.002)
         model.eval()  # statistics of batch norms, which the key network would take of one batch more
         step, state = model.pretext.step, state_of(model)
         images = list(pair.unbind(1))
@@ -653,7 +653,7 @@ def test_sdmp_of_whole_images_is_mocov3():
             plan = alone(6, 2)
             out = step.pasted(model.pretext.parts, state, model.backbone, images, [plan, plan], images)
         found.append(out.loss)
-    torch.testing.assert_close(found[1], found[0], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(found[1], found[0], atol=1e-4, rtol=1e-4)
 
 
 def test_sdmp_mixes_pixels_and_counts_what_mixtures_share():

@@ -104,7 +104,7 @@ class Case:
             self.state.follow(self.network, float(case["momentum"]))
         if "before.queue" in case:
             self.state.queue = case["before.queue"].T.contiguous()
-            self.state.place = case["before.queue_ptr"].flatten()[0]
+            self.state.place = case["before.queue_ptr"].flatten()[0].clone()
         self.key, self.key_head = key, key_head
 
     def run(self, mixtures=None):

@@ -35,9 +35,9 @@ class QueueState(KeyState):
     def remember(self, keys: Tensor) -> None:
         """Puts keys (n, d), the same on all processes, in the place of the oldest."""
         places = (self.place + torch.arange(len(keys), device=keys.device)) % len(self.queue)
-        # another tensor, since the backward pass still needs the one that similarities were made with
-        self.queue = self.queue.index_copy(0, places, keys.detach().to(self.queue.dtype))
-        self.place = (self.place + len(keys)) % len(self.queue)
+        # in place: similarities were made with a copy, which the backward pass still needs
+        self.queue.index_copy_(0, places, keys.to(self.queue.dtype))
+        self.place.add_(len(keys)).remainder_(len(self.queue))
 
 
 @dataclass(frozen=True)
