@@ -11,6 +11,10 @@ if TYPE_CHECKING:  # what is loaded below when it is first used, for type checke
     from hf_mixup.data.collator import MixupCallback, MixupCollator, MixupLoss
     from hf_mixup.methods import METHODS, Method, MethodChoice, get_method
     from hf_mixup.model import MixupModel
+    from hf_mixup.pretraining.arguments import PreTrainingArguments
+    from hf_mixup.pretraining.model import PreTrainingModel
+    from hf_mixup.pretraining.pretexts import pretext
+    from hf_mixup.pretraining.trainer import MixupPreTrainer
     from hf_mixup.training.trainer import MixupTrainer
 
 # loaded when first used: `import hf_mixup` needs neither transformers, timm nor torchvision
@@ -28,6 +32,10 @@ _HOME = {
     "MixupModel": "model",
     "MixupTrainer": "training.trainer",
     "MixupTrainingArguments": "arguments",
+    "MixupPreTrainer": "pretraining.trainer",
+    "PreTrainingArguments": "pretraining.arguments",
+    "PreTrainingModel": "pretraining.model",
+    "pretext": "pretraining.pretexts",
 }
 __all__ = [
     "METHODS",
@@ -38,12 +46,16 @@ __all__ = [
     "MixupCollator",
     "MixupLoss",
     "MixupModel",
+    "MixupPreTrainer",
     "MixupTrainer",
     "MixupTrainingArguments",
+    "PreTrainingArguments",
+    "PreTrainingModel",
     "__version__",
     "blend",
     "get_method",
     "mix_targets",
+    "pretext",
 ]
 
 

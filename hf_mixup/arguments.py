@@ -211,6 +211,9 @@ class ModelArguments:
     channels_last: bool = field(
         default=False, metadata={"help": "Keep the weights channels last in memory, where convolutions are faster, on GPUs with --bf16."}
     )
+    freeze_backbone: bool = field(
+        default=False, metadata={"help": "Train the classifier alone, upon the network in evaluation mode (linear probe)."}
+    )
     model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of the checkpoint."})
     cache_dir: str | None = field(default=None, metadata={"help": "Where to keep what is downloaded."})
     token: str | None = field(default=None, metadata={"help": "Hub token; the one of `hf auth login` if not given."})

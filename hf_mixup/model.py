@@ -25,7 +25,7 @@ from hf_mixup.methods import MethodChoice
 from hf_mixup.mixers.mixer import Mixer
 from hf_mixup.networks.average import Average, rising_decay
 from hf_mixup.networks.backbones import describe_for_timm
-from hf_mixup.networks.families import bare, is_timm
+from hf_mixup.networks.families import bare, is_timm, keep_frozen
 from hf_mixup.networks.passes import check_changeable, compile_around
 from hf_mixup.networks.signals.signal import gathered
 from hf_mixup.networks.teachers import Normalisation, Teacher, normalisation_of
@@ -156,6 +156,12 @@ class MixupModel(PreTrainedModel):
         if self.ema is not None:
             self.ema.follow(self.backbone, rising_decay(self.ema_decay, step, rising), buffers=True)
 
+    def train(self, mode: bool = True) -> MixupModel:
+        super().train(mode)
+        if mode:
+            keep_frozen(self.backbone)
+        return self
+
     def compile_backbone(self, **options: Any) -> None:
         """Compiles the backbone in place; mixing, and what methods watch, stay outside the graphs. `options` are `torch.compile`'s."""
         compile_around(self.backbone, [module for state in self.states.values() for module in state.watched], **options)
@@ -243,6 +249,7 @@ class MixupModel(PreTrainedModel):
         state_dict = self.state_dict() if state_dict is None else state_dict
         prefix = self._name_of(self.deployed) + "."
         classifier = {key.removeprefix(prefix): value for key, value in state_dict.items() if key.startswith(prefix)}
+        classifier = {name: value for name, value in classifier.items() if name not in self.unsaved}
         if is_timm(self):
             # as timm itself names them, so that timm.create_model reads the folder too; transformers knows both
             classifier = {key.removeprefix("timm_model."): value for key, value in classifier.items()}
@@ -273,6 +280,11 @@ class MixupModel(PreTrainedModel):
             own = f"states.{name}.mixer."
             mixer.save_beside(folder, {key.removeprefix(own): value for key, value in rest.items() if key.startswith(own)})
 
+    @property
+    def unsaved(self) -> frozenset[str]:
+        """Names of the deployed network's weights that are not saved."""
+        return frozenset()
+
     def to_dict(self) -> dict[str, Any]:
         """What `mixup_config.json` holds: the methods, and how they are used."""
         return {**self.choice.to_dict(), "mix_repeat": self.mix_repeat, "ema_decay": self.ema_decay}
@@ -299,7 +311,7 @@ class MixupModel(PreTrainedModel):
             raise ValueError(
                 f"{path} was expected to hold the state of {self.choice}, got other names ({', '.join(odd[:3])}, ...); it belongs to another method."
             )
-        restore_network(self.deployed, folder)
+        restore_network(self.deployed, folder, self.unsaved)
         try:
             super().load_state_dict({**self.state_dict(), **found})
         except RuntimeError as error:

@@ -34,7 +34,12 @@ CURVE = {"max_steps": 4, "per_device_train_batch_size": 4, "logging_steps": 1}
 
 def launch(*words, timeout=240) -> subprocess.CompletedProcess:
     """Two processes on the CPU. A hang ends in TimeoutExpired."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(Path(__file__).parent)}
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "ACCELERATE_USE_CPU": "true",
+        "PYTHONPATH": os.pathsep.join(map(str, Path(__file__).parents[:2])),
+    }
     return subprocess.run(list(map(str, [*LAUNCH, *words])), timeout=timeout, check=False, env=environment, capture_output=True, text=True)
 
 

@@ -27,6 +27,7 @@ from hf_mixup.data.dataset import ImageDataset, check_readable
 from hf_mixup.data.sources import check_loss, load_images
 from hf_mixup.data.stream import ImageStream, load_stream
 from hf_mixup.methods import taught_by_the_network
+from hf_mixup.networks.families import freeze_backbone
 from hf_mixup.report.card import licence_of
 from hf_mixup.report.examples import MaskPictures, mixed_examples, varied
 from hf_mixup.report.plots import gallery
@@ -95,6 +96,8 @@ def work(
         for split, name in ((images.train, "training"), (images.evaluation, "evaluation")):
             check_readable(split, images.image_column, name, args.dataloader_num_workers)
     network, form = build_model(model_args, data_args, args, images)
+    if model_args.freeze_backbone:
+        freeze_backbone(network)
     flip = data_args.dataset_name != "digits" if data_args.horizontal_flip is None else data_args.horizontal_flip
     columns = (images.image_column, images.label_column)
     augmentation = form.train_transform(

@@ -15,13 +15,14 @@ from hf_mixup.core.places import SCRIPTS
 # commands by their scripts; the second of each pair says what it does
 SCRIPT_OF = {
     "train": ("run_mixup", "train an image classifier with mixing"),
+    "pretrain": ("run_pretraining", "pre-train a network without labels, with mixing"),
     "evaluate": ("run_evaluation", "measure calibration and robustness of a checkpoint"),
     "benchmark": ("run_benchmark", "train methods x networks x seeds, and make tables"),
     "visualize": ("visualize_mixup", "draw what mixing makes of images"),
     "convert": ("convert_openmixup", "turn a checkpoint of OpenMixup into ours"),
 }
 OTHERS = {"methods": "list the mixing methods", "env": "show versions, for a report of a bug"}
-LAUNCHED = ("train", "evaluate")  # those that several processes can do together
+LAUNCHED = ("train", "pretrain", "evaluate")  # those that several processes can do together
 PACKAGES = (
     "torch", "torchvision", "transformers", "accelerate", "huggingface-hub", "datasets", "timm", "safetensors", "evaluate", "scikit-learn",
     "matplotlib", "numpy", "pillow",

@@ -119,21 +119,35 @@ class MixBlock(Mixer):
         init_mixer(self)
 
     def forward(
-        self, features: Tensor, index: Tensor, weight: Tensor, size: tuple[int, int], upsampling: str | None = None, k: float | None = None
+        self,
+        features: Tensor,
+        index: Tensor,
+        weight: Tensor,
+        size: tuple[int, int],
+        upsampling: str | None = None,
+        k: float | None = None,
+        others: Tensor | None = None,
     ) -> Tensor:
         """`features` (B, C, h, w); `index` (B, 2) int64 and `weight` (B, 2) as in a MixPlan -> masks (B, 2, *size) float32.
 
-        `upsampling` and `k` are the choice of this call, the first of the block's own where None.
+        `upsampling` and `k` are the choice of this call, the first of the block's own where None. `others` (B, C, h, w) are the features
+        that partners are taken from, where those are of other views.
         """
         with torch.autocast(features.device.type, enabled=False):
-            attention, value = self.attend(features.float(), index[:, 1], weight[:, 0], self.lam_mul_ks[0] if k is None else k)
+            attention, value = self.attend(
+                features.float(),
+                index[:, 1],
+                weight[:, 0],
+                self.lam_mul_ks[0] if k is None else k,
+                None if others is None else others.float(),
+            )
             share = (attention @ value.flatten(1)[:, :, None]).view_as(value)  # (B, 1, h, w)
             return two_shares(share, size, upsampling or self.upsamplings[0])
 
-    def attend(self, features: Tensor, partner: Tensor, lam: Tensor, k: float) -> tuple[Tensor, Tensor]:
+    def attend(self, features: Tensor, partner: Tensor, lam: Tensor, k: float, others: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The attention (B, hw, hw), of the own image's places over the partner's, and the values (B, 1, h, w)."""
         lam = lam.to(features)[:, None, None, None]
-        own, other = features, features[partner]
+        own, other = features, (features if others is None else others)[partner]
         if self.lam_input.startswith("multiply"):
             base, told = float(self.lam_input.endswith("residual")), rescale_lam(lam, k)
             own, other = own * (base + told), other * (base + 1 - told)

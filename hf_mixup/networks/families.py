@@ -182,6 +182,21 @@ def classifier_of(network: nn.Module) -> nn.Linear:
     return heads[-1]
 
 
+def freeze_backbone(network: nn.Module) -> None:
+    """Leaves the classifier alone to be trained (a linear probe). `keep_frozen` keeps the rest in evaluation mode."""
+    network.requires_grad_(False)
+    classifier_of(network).requires_grad_(True)
+    network.backbone_is_frozen = True
+
+
+def keep_frozen(network: nn.Module) -> None:
+    """After `train()`: all but the classifier in evaluation mode, so that batch norms neither use nor follow the batch, where the
+    network went through `freeze_backbone`."""
+    if getattr(network, "backbone_is_frozen", False):
+        network.eval()
+        classifier_of(network).train()
+
+
 def final_norm(network: nn.Module) -> nn.LayerNorm | None:
     """The layer norm between the last map and the classifier, where there is one."""
     name = family_of(network).norm

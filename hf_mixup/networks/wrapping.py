@@ -188,15 +188,15 @@ def save_network(network: PreTrainedModel, folder: str | os.PathLike, state_dict
     network.save_pretrained(folder, state_dict=state_dict, **kwargs)
 
 
-def restore_network(network: PreTrainedModel, folder: str | os.PathLike) -> None:
-    """Loads what `save_network` wrote, in place. Raises ValueError when anything is missing, left over or of another shape."""
+def restore_network(network: PreTrainedModel, folder: str | os.PathLike, unsaved: frozenset[str] = frozenset()) -> None:
+    """Loads what `save_network` wrote, in place; weights that are `unsaved`, by name, stay. Raises ValueError when anything is missing, left over or of another shape."""
     adapters = getattr(network, "_peft_model", None)
     if adapters is not None:
         _restore_adapters(adapters, Path(folder))
     elif isinstance(network, ModuleClassifier):
         _load(network.network, Path(folder, "model.safetensors"))
     else:
-        load_strictly(network, folder)
+        load_strictly(network, folder, unsaved)
 
 
 def _restore_adapters(model: nn.Module, folder: Path) -> None:

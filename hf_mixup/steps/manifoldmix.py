@@ -54,7 +54,7 @@ class ManifoldMix(Step):
 
     def build(self, parts: Parts, network: nn.Module) -> MethodState:
         check_whole_images(parts, "mixup")
-        return ManifoldState.for_parts(parts, network, [_module(network, layer) for layer in self.layers])
+        return ManifoldState.for_parts(parts, network, [layer_of(network, layer) for layer in self.layers])
 
     def run(self, parts: Parts, state: ManifoldState, network: nn.Module, images: Tensor, targets: Tensor, key: MixKey) -> StepOutput:
         signals = state.before(images, targets)
@@ -71,7 +71,7 @@ class ManifoldMix(Step):
         return finish(parts, plan, logits, targets, signals)
 
 
-def _module(network: nn.Module, layer: int | str) -> nn.Module | None:
+def layer_of(network: nn.Module, layer: int | str) -> nn.Module | None:
     if layer == 0:
         return None
     if isinstance(layer, str):

@@ -21,26 +21,27 @@ class EpochTable(TrainerCallback):
     """
 
     @classmethod
-    def replace(cls, trainer: Trainer) -> None:
-        """Takes the place of the dictionaries and bars of a Trainer."""
+    def replace(cls, trainer: Trainer, measure: str = "eval_top1", title: str = "top-1") -> None:
+        """Takes the place of the dictionaries and bars of a Trainer. `measure` is what the column `title` shows."""
         trainer.remove_callback(PrinterCallback)
         trainer.remove_callback(ProgressCallback)
         if trainer.is_world_process_zero():
-            trainer.add_callback(cls())
+            trainer.add_callback(cls(measure, title))
 
-    def __init__(self) -> None:
+    def __init__(self, measure: str = "eval_top1", title: str = "top-1") -> None:
+        self.measure, self.title = measure, title
         self.row: dict[str, float] = {}
         self.best: float | None = None
         self.bar: tqdm | None = None
         self.passes: tqdm | None = None
 
     def on_train_begin(self, args, state, control, **kwargs):
-        seen = [entry["eval_top1"] for entry in state.log_history if "eval_top1" in entry]
+        seen = [entry[self.measure] for entry in state.log_history if self.measure in entry]
         self.best = max(seen, default=None)
         self.first, self.began = state.global_step, time.monotonic()
         self.from_step, self.from_epoch, self.since = state.global_step, state.epoch or 0.0, self.began
         self.bar = tqdm(total=state.max_steps, initial=state.global_step, leave=False, disable=None, unit="step", dynamic_ncols=True)
-        logger.info(HEAD)
+        logger.info(HEAD.replace(" top-1", f" {self.title:>5}"))
 
     def on_step_begin(self, args, state, control, **kwargs):
         if self.row:
@@ -63,10 +64,10 @@ class EpochTable(TrainerCallback):
                 total = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
                 images = (state.global_step - self.from_step) * total
             self.row |= {"epoch": state.epoch or 0.0, "loss": logs["loss"], "speed": images / max(seconds, 1e-9)}
-        if "eval_top1" in logs and self.bar is not None:
+        if self.measure in logs and self.bar is not None:
             self.row.setdefault("epoch", state.epoch or 0.0)
-            self.row["top1"] = logs["eval_top1"]
-            self.best = max(logs["eval_top1"], logs["eval_top1"] if self.best is None else self.best)
+            self.row["top1"] = logs[self.measure]
+            self.best = max(logs[self.measure], logs[self.measure] if self.best is None else self.best)
 
     def on_prediction_step(self, args, state, control, eval_dataloader=None, **kwargs):
         if self.passes is None:

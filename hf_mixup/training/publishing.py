@@ -161,7 +161,7 @@ class Publishing:
 
 
 def _images(data: ImageDataset) -> str:
-    height, width = data[0]["pixel_values"].shape[1:]
+    height, width = data[0]["pixel_values"].shape[-2:]
     return f"{len(data)} of {width} x {height} pixels"
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import (
     AutoConfig,
+    AutoModel,
     AutoModelForImageClassification,
     PreTrainedConfig,
     PreTrainedModel,
@@ -26,18 +27,19 @@ from transformers import (
 
 from hf_mixup.core.checks import nearest
 from hf_mixup.core.hub import told_plainly
-from hf_mixup.networks.backbones.cifar_convnext import CifarConvNextConfig, CifarConvNextForImageClassification
-from hf_mixup.networks.backbones.cifar_resnet import CifarResNetConfig, CifarResNetForImageClassification
-from hf_mixup.networks.backbones.cifar_wide_resnet import CifarWideResNetConfig, CifarWideResNetForImageClassification
-from hf_mixup.networks.backbones.moganet import MogaNetConfig, MogaNetForImageClassification
+from hf_mixup.networks.backbones.cifar_convnext import CifarConvNextConfig, CifarConvNextForImageClassification, CifarConvNextModel
+from hf_mixup.networks.backbones.cifar_resnet import CifarResNetConfig, CifarResNetForImageClassification, CifarResNetModel
+from hf_mixup.networks.backbones.cifar_wide_resnet import CifarWideResNetConfig, CifarWideResNetForImageClassification, CifarWideResNetModel
+from hf_mixup.networks.backbones.moganet import MogaNetConfig, MogaNetForImageClassification, MogaNetModel
 
-for _config, _network in (
-    (CifarConvNextConfig, CifarConvNextForImageClassification),
-    (CifarResNetConfig, CifarResNetForImageClassification),
-    (CifarWideResNetConfig, CifarWideResNetForImageClassification),
-    (MogaNetConfig, MogaNetForImageClassification),
+for _config, _network, _headless in (
+    (CifarConvNextConfig, CifarConvNextForImageClassification, CifarConvNextModel),
+    (CifarResNetConfig, CifarResNetForImageClassification, CifarResNetModel),
+    (CifarWideResNetConfig, CifarWideResNetForImageClassification, CifarWideResNetModel),
+    (MogaNetConfig, MogaNetForImageClassification, MogaNetModel),
 ):
     AutoConfig.register(_config.model_type, _config, exist_ok=True)
+    AutoModel.register(_config, _headless, exist_ok=True)
     AutoModelForImageClassification.register(_config, _network, exist_ok=True)
 
 _WIDE = {"layer_type": "bottleneck", "depths": (3, 4, 6, 3)}
@@ -338,14 +340,15 @@ def check_takes(network: PreTrainedModel, channels: int, height: int, width: int
 
 
 @contextmanager
-def _quiet(mismatches: bool) -> Iterator[None]:
-    """Inside, transformers asks no service of the Hub to convert pickled weights, and reports no mismatches that were asked for."""
+def _quiet(mismatches: bool, missing: bool = False) -> Iterator[None]:
+    """Inside, transformers asks no service of the Hub to convert pickled weights, and reports no mismatches, and none that are `missing`,
+    where those were asked for."""
     name, logger = "DISABLE_SAFETENSORS_CONVERSION", logging.getLogger("transformers.modeling_utils")
     before = os.environ.get(name)
 
     def wanted(record: logging.LogRecord) -> bool:
         text = record.getMessage()
-        return not (mismatches and "LOAD REPORT" in text and "MISSING" not in text)
+        return not (mismatches and "LOAD REPORT" in text and (missing or "MISSING" not in text))
 
     os.environ.setdefault(name, "1")
     logger.addFilter(wanted)
@@ -357,8 +360,8 @@ def _quiet(mismatches: bool) -> Iterator[None]:
             del os.environ[name]
 
 
-def load_strictly(model: nn.Module, folder: str | os.PathLike) -> None:
-    """Loads the weights that `model.save_pretrained(folder)` wrote, in place.
+def load_strictly(model: nn.Module, folder: str | os.PathLike, unsaved: frozenset[str] = frozenset()) -> None:
+    """Loads the weights that `model.save_pretrained(folder)` wrote, in place. Those that are `unsaved`, by name, stay as they are.
 
     Through `from_pretrained`, which knows old names of parameters; a plain `load_state_dict`, as the Trainer does it, leaves
     a resumed ViT half fresh. Raises ValueError when any weight is missing, left over or of another shape.
@@ -366,17 +369,19 @@ def load_strictly(model: nn.Module, folder: str | os.PathLike) -> None:
     if not any(Path(folder).glob("*.safetensors")):
         raise ValueError(f"{folder} was expected to hold a model in safetensors, got none; give the folder of a complete checkpoint.")
     # on the CPU, and apart from the random streams of the run
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), _quiet(bool(unsaved), missing=True):
         loaded, report = type(model).from_pretrained(
             folder, config=model.config, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True
         )
+    report["missing_keys"] = set(report["missing_keys"]) - unsaved
     wrong = {kind: list(report[kind]) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") if report.get(kind)}
     if wrong:
         shown = "; ".join(f"{kind.replace('_', ' ')}: {', '.join(map(str, sorted(keys)[:3]))}" for kind, keys in wrong.items())
         raise ValueError(
             f"{folder} was expected to hold every weight of {type(model).__name__}, got {shown}; it is a checkpoint of another network."
         )
-    model.load_state_dict(loaded.state_dict(), strict=True)
+    own = model.state_dict()
+    model.load_state_dict({**loaded.state_dict(), **{name: own[name] for name in unsaved}}, strict=True)
 
 
 __all__ = [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from torch import nn
-from transformers import ConvNextConfig, ConvNextForImageClassification
+from transformers import ConvNextConfig, ConvNextForImageClassification, ConvNextModel
 
 
 class CifarConvNextConfig(ConvNextConfig):
@@ -24,5 +24,21 @@ class CifarConvNextForImageClassification(ConvNextForImageClassification):
 
     def __init__(self, config: CifarConvNextConfig):
         super().__init__(config)
-        self.convnext.embeddings.patch_embeddings = nn.Conv2d(config.num_channels, config.hidden_sizes[0], 3, padding=1)
+        self.convnext.embeddings.patch_embeddings = _stem(config)
         self.post_init()  # of the new stem; what is initialised already stays
+
+
+class CifarConvNextModel(ConvNextModel):
+    """The network without its classifier."""
+
+    config_class = CifarConvNextConfig
+    _keys_to_ignore_on_load_unexpected = (r"^classifier\.",)
+
+    def __init__(self, config: CifarConvNextConfig):
+        super().__init__(config)
+        self.embeddings.patch_embeddings = _stem(config)
+        self.post_init()
+
+
+def _stem(config: CifarConvNextConfig) -> nn.Conv2d:
+    return nn.Conv2d(config.num_channels, config.hidden_sizes[0], 3, padding=1)

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedConfig
 
-from hf_mixup.networks.backbones.staged import StagedClassifier
+from hf_mixup.networks.backbones.staged import Headless, StagedClassifier, classifier_for
 
 
 class CifarResNetConfig(PreTrainedConfig):
@@ -76,7 +76,7 @@ class CifarResNetForImageClassification(StagedClassifier):
                 channels = blocks[-1].outputs
             stages.append(nn.Sequential(*blocks))
         self.stages = nn.ModuleList(stages)
-        self.classifier = nn.Linear(channels, config.num_labels)
+        self.classifier = classifier_for(channels, config.num_labels)
         self.post_init()
 
     @torch.no_grad()
@@ -93,3 +93,7 @@ class CifarResNetForImageClassification(StagedClassifier):
         elif isinstance(module, nn.Linear):
             # as torch initialises it; transformers builds the modules without values
             module.reset_parameters()
+
+
+class CifarResNetModel(Headless, CifarResNetForImageClassification):
+    """The network without its classifier."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
-from hf_mixup.networks.backbones.staged import StagedClassifier
+from hf_mixup.networks.backbones.staged import Headless, StagedClassifier, classifier_for
 
 
 class CifarWideResNetConfig(PreTrainedConfig):
@@ -70,7 +70,7 @@ class CifarWideResNetForImageClassification(StagedClassifier):
             stages.append(modules)
         stages[-1]["activation"] = _activation(channels)
         self.stages = nn.ModuleList(nn.Sequential(modules) for modules in stages)
-        self.classifier = nn.Linear(channels, config.num_labels)
+        self.classifier = classifier_for(channels, config.num_labels)
         self.post_init()
 
     @torch.no_grad()
@@ -81,3 +81,7 @@ class CifarWideResNetForImageClassification(StagedClassifier):
         elif isinstance(module, nn.BatchNorm2d | nn.Linear):
             # as torch initialises them; transformers builds the modules without values
             module.reset_parameters()
+
+
+class CifarWideResNetModel(Headless, CifarWideResNetForImageClassification):
+    """The network without its classifier."""

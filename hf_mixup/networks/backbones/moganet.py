@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
-from hf_mixup.networks.backbones.staged import StagedClassifier
+from hf_mixup.networks.backbones.staged import Headless, StagedClassifier, classifier_for
 
 
 class MogaNetConfig(PreTrainedConfig):
@@ -149,7 +149,7 @@ class MogaNetForImageClassification(StagedClassifier):
             modules["norm"] = nn.BatchNorm2d(width)
             stages.append(nn.Sequential(modules))
         self.stages = nn.ModuleList(stages)
-        self.classifier = nn.Linear(config.widths[-1], config.num_labels)
+        self.classifier = classifier_for(config.widths[-1], config.num_labels)
         self.post_init()
 
     @torch.no_grad()
@@ -165,3 +165,7 @@ class MogaNetForImageClassification(StagedClassifier):
             module.reset_parameters()
         elif isinstance(module, _Scale):
             nn.init.constant_(module.scale, module.value)
+
+
+class MogaNetModel(Headless, MogaNetForImageClassification):
+    """The network without its classifier."""

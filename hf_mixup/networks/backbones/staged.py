@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.modeling_outputs import ImageClassifierOutputWithNoAttention
+from transformers.modeling_outputs import BaseModelOutputWithPoolingAndNoAttention, ImageClassifierOutputWithNoAttention
 
 
 class StagedClassifier(PreTrainedModel):
@@ -14,15 +14,40 @@ class StagedClassifier(PreTrainedModel):
     accepts_loss_kwargs = False
     _no_split_modules = ("_Block",)
 
+    def maps(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
+        """The stem's map and those after every stage, (B, C, h, w)."""
+        states = [self.stem(pixel_values)]
+        for stage in self.stages:
+            states.append(stage(states[-1]))
+        return tuple(states)
+
     def forward(
         self, pixel_values: Tensor, labels: Tensor | None = None, output_hidden_states: bool = False, **kwargs
     ) -> ImageClassifierOutputWithNoAttention:
         """`hidden_states` are the stem's map and those after every stage, (B, C, h, w)."""
-        hidden = self.stem(pixel_values)
-        states = [hidden]
-        for stage in self.stages:
-            hidden = stage(hidden)
-            states.append(hidden)
-        logits = self.classifier(hidden.mean((2, 3)))
+        states = self.maps(pixel_values)
+        logits = self.classifier(states[-1].mean((2, 3)))
         loss = None if labels is None else self.loss_function(labels, logits, self.config)
-        return ImageClassifierOutputWithNoAttention(loss=loss, logits=logits, hidden_states=tuple(states) if output_hidden_states else None)
+        return ImageClassifierOutputWithNoAttention(loss=loss, logits=logits, hidden_states=states if output_hidden_states else None)
+
+
+def classifier_for(channels: int, num_labels: int) -> nn.Module:
+    """A linear layer; without classes none, as in transformers' networks."""
+    return nn.Linear(channels, num_labels) if num_labels else nn.Identity()
+
+
+class Headless:
+    """Beside a StagedClassifier: the same network without its classifier, which AutoModel loads."""
+
+    _keys_to_ignore_on_load_unexpected = (r"^classifier\.",)
+
+    def __init__(self, config):
+        super().__init__(config)
+        del self.classifier
+
+    def forward(self, pixel_values: Tensor, output_hidden_states: bool = False, **kwargs) -> BaseModelOutputWithPoolingAndNoAttention:
+        """`last_hidden_state` (B, C, h, w), and `pooler_output` (B, C), its mean over places."""
+        states = self.maps(pixel_values)
+        return BaseModelOutputWithPoolingAndNoAttention(
+            last_hidden_state=states[-1], pooler_output=states[-1].mean((2, 3)), hidden_states=states if output_hidden_states else None
+        )

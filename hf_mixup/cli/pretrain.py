@@ -1,0 +1,78 @@
+"""The arguments of a pre-training, as they are typed: over a recipe, over the defaults."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+from hf_mixup.arguments import DataArguments, MixupTrainingArguments, ModelArguments, RunArguments
+from hf_mixup.cli.parser import Parser
+from hf_mixup.cli.train import DEFAULTS, TOLD
+from hf_mixup.core.places import RECIPES
+from hf_mixup.pretraining.arguments import PreTrainingArguments
+from hf_mixup.recipes import read_recipe
+from hf_mixup.report.run_folder import hash_of
+
+KINDS = (ModelArguments, DataArguments, RunArguments, PreTrainingArguments)
+OWN = [f.name for f in fields(PreTrainingArguments) if f.name not in {g.name for g in fields(MixupTrainingArguments)}]
+# arguments of training with labels that mean nothing here, beside those that PreTrainingArguments refuses
+OF_LABELS = {
+    "freeze_backbone": "there is no classifier to train",
+    "ignore_mismatched_sizes": "no classifier is kept",
+    "train_crop": "--views says how images are cropped",
+    "crop_scale": "--views says how images are cropped",
+    "train_resize": "--views says how images are cropped",
+    "auto_augment": "--views says how images are augmented",
+    "random_erasing": "--views says how images are augmented",
+    "augment_on_device": "views are made by the workers",
+    "train_image_size": "views have image_size",
+    "do_predict": "there is no classifier to ask",
+}
+GROUPS = {
+    "pre-training": ["mix", "alpha", "mix_args", *OWN, "mix_seed"],
+    "model": ["model_name_or_path", "architecture", "model_type", "config_name", "drop_path", "sync_bn", "channels_last"],
+    "data": [f.name for f in fields(DataArguments) if f.name not in OF_LABELS],
+    "run": ["recipe", "output_dir", "overwrite_output_dir", "resume_from_checkpoint", "push_to_hub", "hub_model_id", "license"],
+    "training": [
+        "num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate", "weight_decay",
+        "no_weight_decay", "lr_scheduler_type", "warmup_steps", "warmup_epochs", "min_lr", "lr_per_epoch", "optim", "optim_args", "seed", "bf16",
+        "use_cpu",
+    ],
+}  # fmt: skip
+SHORT = [
+    "mix", "base", "base_args", "views", "model_name_or_path", "architecture", "dataset_name", "train_dir", "validation_dir", "image_size",
+    "cache_images", "max_train_samples", *GROUPS["run"], "num_train_epochs", "per_device_train_batch_size", "learning_rate", "optim", "seed",
+]  # fmt: skip
+TOLD_HERE = {
+    **TOLD,
+    "output_dir": "Folder of the run; runs/<base>-<mix>-<time> if not given.",
+    "recipe": "A YAML file of arguments, or the name of a recipe; arguments typed override it. pretrain_digits if no data set is given.",
+}
+
+
+def parse(argv: list[str], prog: str = "run_pretraining.py") -> tuple[ModelArguments, DataArguments, RunArguments, PreTrainingArguments]:
+    """The arguments as dataclasses. Without an output folder, `output_dir` is None. Raises ValueError in one sentence."""
+    about = "Pre-trains an image network without labels, with mixing. Without arguments it trains on the embedded digits."
+    reader = Parser(KINDS, prog, "[--base BASE] [--mix MIX] [--train_dir FOLDER] [...]", about, GROUPS, SHORT, TOLD_HERE)
+    typed = reader.typed(argv)
+    own_data = {"dataset_name", "train_dir", "validation_dir"} & set(typed)
+    name, recipe = typed.get("recipe", None if own_data else "pretrain_digits"), {}
+    if name is not None:
+        known = {field.name for kind in KINDS for field in fields(kind) if field.init} - {"recipe"}
+        recipe = read_recipe(name, RECIPES, known, mix=typed.get("mix", ["imix"]), architecture=typed.get("architecture"))
+        if "train_dir" in typed or "validation_dir" in typed:
+            recipe = {key: value for key, value in recipe.items() if not key.startswith("dataset_")}
+        if {"model_name_or_path", "model_type", "config_name"} & set(typed):
+            recipe.pop("architecture", None)
+        if typed.get("base", recipe.get("base")) != recipe.get("base"):
+            recipe.pop("base_args", None)  # they are those of another base
+        recipe = reader.converted(recipe, f"recipe {name!r}")
+    values = {**DEFAULTS, **recipe, **typed, "recipe": name}
+    reader.help_if_asked(typed, values)
+    for key, why in OF_LABELS.items():
+        if values.get(key):
+            raise ValueError(f"--{key} has no effect on pre-training, got {values[key]!r}: {why}; leave it out.")
+    model, data, run, args = reader.built(values)
+    if "output_dir" not in values:
+        args.output_dir = None
+    run.recipe_hash = hash_of(recipe)
+    return model, data, run, args

@@ -1,0 +1,48 @@
+"""What MoCo, MoCo v3 and BYOL share: a key network that is an average of the one in training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from hf_mixup.core.checks import check_between
+from hf_mixup.networks.average import ema_momentum
+from hf_mixup.pretraining.contrast import Contrast, Name
+from hf_mixup.pretraining.state import Batch, KeyState, unit
+
+
+@dataclass(frozen=True)
+class Momentum(Contrast):
+    """Keys come from an exponential moving average (EMA) of backbone and projector, which follows after every optimizer step.
+
+    So its weights in a step are those after the last one, as in the published order, where it follows before keys are made.
+
+    Args:
+        momentum, end_momentum, momentum_scope: of the key network, see `ema_momentum`; constant where start and end are equal.
+    """
+
+    momentum: float = 0.99
+    end_momentum: float = 1.0
+    momentum_scope: float = 0.0
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_between(0, 1, momentum=self.momentum, end_momentum=self.end_momentum, momentum_scope=self.momentum_scope)
+        if self.end_momentum < self.momentum:
+            raise ValueError(f"end_momentum must be at least momentum, got {self.end_momentum} and {self.momentum}; set both.")
+
+    def embed(
+        self, state: KeyState, network: nn.Module, queries: Mapping[Name, Batch], views: Mapping[int, Tensor], rng: torch.Generator
+    ) -> tuple[dict[Name, Tensor], dict[int, Tensor]]:
+        made = state.projected(network, list(queries.values()), self.one_pass)
+        rows = {name: unit(state.predicted(row)) for name, row in zip(queries, made, strict=True)}
+        return rows, {view: self.keys_of(state, images, rng) for view, images in views.items()}
+
+    def keys_of(self, state: KeyState, images: Tensor, rng: torch.Generator) -> Tensor:
+        return state.keys(images)
+
+    def after_optimizer_step(self, state: KeyState, network: nn.Module, step: int, total_steps: int) -> None:
+        state.follow(network, ema_momentum(step, total_steps, self.momentum, self.end_momentum, self.momentum_scope, warmup=False))

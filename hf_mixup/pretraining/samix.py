@@ -1,0 +1,202 @@
+"""SAMix without labels, on MoCo."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from hf_mixup.core.checks import check_between, check_known
+from hf_mixup.core.losses import CrossEntropy, Loss
+from hf_mixup.core.plan import Dense, MixPlan, blend, mix_targets
+from hf_mixup.core.policy import Signals
+from hf_mixup.core.rng import MixKey, beta
+from hf_mixup.mixers.masks import MASK_LOSSES, adjust_mask, check_mixer, mask_loss
+from hf_mixup.networks.passes import input_of, watched
+from hf_mixup.networks.signals.features import Stages
+from hf_mixup.pretraining.contrast import hide
+from hf_mixup.pretraining.losses import Separate
+from hf_mixup.pretraining.moco import Queued, QueueState
+from hf_mixup.pretraining.processes import everyone
+from hf_mixup.pretraining.state import Batch, through, unit
+from hf_mixup.steps.learned.mixing import load_mixer
+from hf_mixup.steps.learned.state import choose_stage
+from hf_mixup.steps.standard import check_whole_images
+from hf_mixup.steps.step import Parts, StepOutput
+
+MIXER_LOSSES = ("infonce", "pair")
+MIXBLOCK = ("reduction", "lam_input", "lam_mul_k", "value_neck", "value_norm", "x_qk_concat", "upsampling")
+
+
+class SAMixState(QueueState):
+    """With a mixer, which sees the key network's features.
+
+    Args:
+        stage: of the key network, see `MixerStep`.
+        make_mixer: from the number of the features' channels.
+    """
+
+    def __init__(self, stage: int | str | None, make_mixer: Callable[[int], nn.Module], *args):
+        super().__init__(*args)
+        name, channels = choose_stage(self.key.network, stage)
+        self.stages = Stages(self.key.network, [name])
+        self.mixer = make_mixer(channels)
+
+    @property
+    def mixer_learns(self) -> bool:
+        return any(parameter.requires_grad for parameter in self.mixer.parameters())
+
+    def train(self, mode: bool = True) -> SAMixState:
+        super().train(mode)
+        if not self.mixer_learns:
+            self.mixer.eval()  # a frozen mixer keeps its statistics too
+        return self
+
+    def embedded(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """The key network's embeddings (B, d), of length 1, and features (B, C, h, w). Its weights get no gradients; the images may."""
+        taps = [input_of(self.classifiers[1]), *self.stages.taps(tuple(images.shape[2:]))]
+        _, (rows, features) = watched(self.key, images, taps)
+        return unit(through(self.key_projector.network, rows)), features
+
+
+@dataclass(frozen=True)
+class SAMix(Queued):
+    """SAMix in self-supervision (Li et al., arXiv:2111.15454), on MoCo v2: a mixer learns the masks.
+
+    The own image is of the first view and its partner of the second; each is to find its key of the other view, among the queue. The
+    query network learns from clean images and from mixtures by masks without gradients. The mixer learns through the key network,
+    whose weights stay, from mixtures of another pairing: by `infonce` against the queue (SAMix's global term), or by `pair`, the
+    two sources against each other (its local term), and by the other one at weight `extra`, with positives drawn between both views
+    (`r ~ Beta(2, 2)` for every channel). SAMix-P is this with `mixer`, a trained one.
+
+    Deviations from OpenMixup's `MoCoSAMix`: the mixer sees features of the images that it mixes (there partners' features are
+    permuted twice, their images once); no weight of the mixer's loss acts on the query network's; positives are not extrapolated.
+
+    Args:
+        temperature, queue_size: see `Queued`; keys are made in one pass, so `bn_splits` is 1.
+        stage: of the network whose features the mixer sees, see `MixerStep`.
+        mixer: folder or Hub id of a trained mixer, used frozen; its own settings then replace those of the step.
+        reduction, lam_input, lam_mul_k, value_neck, value_norm, x_qk_concat, upsampling: of the mixer, see `MixBlock`.
+        mixer_loss: `infonce` or `pair`.
+        extra: weight of the other one, 0.5 in OpenMixup where it is used.
+        mask_loss, mask_loss_mode, mask_loss_margin: weight and kind of the loss on the masks' area.
+        mask_margin: the query network's masks are brought to the area of lam where they are further from it than this; 1 for never.
+    """
+
+    losses: ClassVar[tuple[type[Loss], ...]] = (Separate,)
+
+    stage: int | str | None = None
+    mixer: str | None = None
+    reduction: int = 2
+    lam_input: str = "multiply_residual"
+    lam_mul_k: float = -1.0
+    value_neck: bool = False
+    value_norm: str = "bn"
+    x_qk_concat: bool = True
+    upsampling: str = "bilinear"
+    mixer_loss: str = "infonce"
+    extra: float = 0.0
+    mask_loss: float = 0.1
+    mask_loss_mode: str = "L1+Variance"
+    mask_loss_margin: float = 0.1
+    mask_margin: float = 0.1
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_mixer(attention_norm="none", **{name: getattr(self, name) for name in MIXBLOCK if name != "value_neck"})
+        check_known("mixer_loss", self.mixer_loss, MIXER_LOSSES)
+        check_known("mask_loss_mode", self.mask_loss_mode, MASK_LOSSES)
+        check_between(0, 1, mask_loss_margin=self.mask_loss_margin, mask_margin=self.mask_margin)
+        check_between(0, 1e3, extra=self.extra, mask_loss=self.mask_loss)
+        fixed = {
+            "positives": "other",
+            "both_ways": False,
+            "halved": False,
+            "one_pass": False,
+            "input_mix": 0,
+            "layers": (0,),
+            "bn_splits": 1,
+        }
+        for name, value in {**fixed, "mix_temperature": None}.items():
+            if getattr(self, name) != value:
+                raise ValueError(
+                    f"{name} must be left out for samix, got {getattr(self, name)!r}; it has views and temperatures of its own."
+                )
+
+    def make_state(self, parts: Parts, network: nn.Module, layers: list[nn.Module | None]) -> SAMixState:
+        check_whole_images(parts, "samix")
+        projector = self.projector, self.projector_norm
+        return SAMixState.for_parts(parts, network, self.stage, self.make_mixer, self.queue_size, network, projector, None, layers)
+
+    def make_mixer(self, channels: int) -> nn.Module:
+        from hf_mixup.mixers import MixBlock
+
+        if self.mixer is not None:
+            return load_mixer(MixBlock, self.mixer, channels)
+        return MixBlock(channels, **{name: getattr(self, name) for name in MIXBLOCK})
+
+    def run(self, parts: Parts, state: SAMixState, network: nn.Module, images: Tensor, targets: Any, key: MixKey) -> StepOutput:
+        """`images` (B, 2, C, H, W); `targets` are not looked at."""
+        rng, views = key.own_rng(), list(images.unbind(1))
+        plans = [parts.sample.plan(views[0].shape, rng, Signals(images.device, images=views[0])) for _ in range(2)]
+        rows, width = len(images), self.projector[-1]
+        between = beta(2.0, rows * width, rng).view(rows, width).float().to(images.device)
+        return self.learned(parts, state, network, views, plans, between)
+
+    def learned(
+        self, parts: Parts, state: SAMixState, network: nn.Module, views: list[Tensor], plans: list[MixPlan], between: Tensor
+    ) -> StepOutput:
+        """The step for what was drawn: plans of the query network's mixtures and the mixer's, and `between` (B, d), where between both
+        views the extended positives are."""
+        first, second = views
+        size, one_lam = tuple(first.shape[2:]), bool((plans[1].weight == plans[1].weight[:1]).all())  # asked on the CPU
+        for_query, for_mixer = (plan.to(first.device) for plan in plans)
+        with torch.no_grad():
+            embedded, features = state.embedded(torch.cat(views))
+            keys, maps = embedded.chunk(2), features.chunk(2)
+            mask = state.mixer(maps[0], for_query.index, for_query.weight, size, others=maps[1])
+            lam = for_query.weight[:, 0]
+            far = (mask[:, 0].mean((1, 2)) - lam).abs() > self.mask_margin
+            mask = torch.where(far[:, None, None, None], adjust_mask(mask, lam), mask)
+        plan = replace(for_query, mask=Dense(mask), sources=(first, second[for_query.index[:, 1]]))
+        batches = [Batch(first), Batch(blend(plan, first))]
+        clean, mixture = map(unit, state.projected(network, batches, one_pass=False))
+        own, partners = keys[1], keys[0]  # both sources are to be found in the other view
+        plain, _, _ = self._infonce(state, clean, own, partners, MixPlan.identity(len(first)).to(first.device))
+        losses, scores, targets = self._infonce(state, mixture, own, partners, for_query)
+        loss = self.clean * plain.mean() + self.mixed * losses.mean()
+        if state.mixer_learns:
+            mask = state.mixer(maps[0], for_mixer.index, for_mixer.weight, size, others=maps[1])
+            area = mask_loss(mask, for_mixer.weight[:, 0], self.mask_loss_mode, self.mask_loss_margin, per_sample=not one_lam)
+            sources = first, second[for_mixer.index[:, 1]]
+            rows, _ = state.embedded(blend(replace(for_mixer, mask=Dense(mask), sources=sources), first))
+            kinds = {
+                "infonce": lambda *keys: self._infonce(state, rows, *keys, for_mixer)[0],
+                "pair": lambda *keys: self._pair(rows, *keys, for_mixer),
+            }
+            loss = loss + self.mask_loss * area + kinds.pop(self.mixer_loss)(own, partners).mean()
+            if self.extra:
+                (other,) = kinds.values()
+                loss = loss + self.extra * other(*(unit(between * a + (1 - between) * b) for a, b in (keys[::-1], keys))).mean()
+        return StepOutput(loss, losses, scores, targets, lam, plan, {"keys": everyone(own)})
+
+    def _infonce(self, state: SAMixState, rows: Tensor, own: Tensor, partners: Tensor, plan: MixPlan) -> tuple[Tensor, Tensor, Tensor]:
+        """(B,) losses, similarities and targets (B, M): each source against the queue. `own` and `partners` (B, d) are the keys of both."""
+        with torch.autocast(rows.device.type, enabled=False):
+            candidates = torch.cat([own, partners, state.queue.float()])
+            scores = rows @ candidates.T / self.temperature
+        crossed = torch.cat([plan.index[:, :1], plan.index[:, 1:] + len(own)], 1)
+        numbers = torch.arange(2 * len(own), device=rows.device)
+        targets = mix_targets(replace(plan, index=crossed), numbers, len(candidates))
+        hidden = targets == 0
+        hidden[:, 2 * len(own) :] = False
+        return Separate()(hide(scores, hidden), targets), scores, targets
+
+    def _pair(self, rows: Tensor, own: Tensor, partners: Tensor, plan: MixPlan) -> Tensor:
+        """(B,) losses: the two sources against each other."""
+        with torch.autocast(rows.device.type, enabled=False):
+            scores = torch.stack([(rows * own).sum(1), (rows * partners[plan.index[:, 1]]).sum(1)], 1) / self.temperature
+        return CrossEntropy()(scores, plan.weight)

@@ -1,0 +1,138 @@
+"""SDMP, on MoCo v3."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from hf_mixup.core.checks import check_between, check_positive
+from hf_mixup.core.losses import Loss
+from hf_mixup.core.plan import MixPlan, blend
+from hf_mixup.core.policy import SamplePolicy, Signals
+from hf_mixup.core.rng import MixKey, beta
+from hf_mixup.policies.resizemix import moved_boxes, paste_resized
+from hf_mixup.pretraining.contrast import Name
+from hf_mixup.pretraining.losses import LogOfMean
+from hf_mixup.pretraining.mocov3 import check_widths
+from hf_mixup.pretraining.momentum import Momentum
+from hf_mixup.pretraining.processes import everyone
+from hf_mixup.pretraining.state import Batch, KeyState, check_mlp, unit
+from hf_mixup.steps.step import Parts, StepOutput
+
+
+@dataclass(frozen=True)
+class Paste(SamplePolicy):
+    """The whole partner, made smaller, in a box somewhere; the batch with itself in reversed order.
+
+    Args:
+        alpha: both parameters of the Beta of the own image's share, which is then brought to 0.1 to 0.9.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset({"images"})
+
+    alpha: float = 1.0
+
+    def __post_init__(self):
+        check_positive(alpha=self.alpha)
+
+    def sides(self, count: int, rng: torch.Generator) -> Tensor:
+        """(count,) float64: of the boxes, as shares of the image's."""
+        return (1 - (0.1 + 0.8 * beta(self.alpha, count, rng))).sqrt()
+
+    def pasted(self, images: Tensor, sides: Tensor, rng: torch.Generator) -> MixPlan:
+        """The plan for boxes of these sides, in places of their own."""
+        count, _, height, width = images.shape
+        row, col = (torch.randint(length, (count,), generator=rng) for length in (height, width))
+        edges, step = moved_boxes(sides, row, col, (height, width))
+        return paste_resized(images, torch.arange(count).flip(0), edges, step, "bilinear")
+
+    def plan(self, shape: torch.Size, rng: torch.Generator, signals: Signals) -> MixPlan:
+        return self.pasted(signals["images"], self.sides(shape[0], rng), rng)
+
+
+@dataclass(frozen=True)
+class SDMP(Momentum):
+    """SDMP (Ren et al., CVPR 2022, arXiv:2206.07692), for vision transformers, on MoCo v3: mixtures are positives of their sources,
+    and of mixtures that share sources.
+
+    Both views are mixed, by boxes of the same sides in places of their own. The loss is that of MoCo v3 for clean images, one way, and
+    half of `2 T LogOfMean` for mixtures of the second view, twice: against keys of the first, and against keys of its mixtures, where
+    the partner's mixture counts `c / (1 + c)`, c the share that both have in common. Which view is the first is chosen at random,
+    for all processes alike.
+
+    Deviation from the released code (github.com/OliverRensu/SDMP), which mixes no pixel, because the paste stands under a condition
+    that is never true: the formula is ours. A whole image alone gives MoCo v3's loss in both directions.
+
+    Args:
+        temperature: T.
+        predictor, predictor_norm: widths and batch norms, see `mlp`.
+    """
+
+    losses: ClassVar[tuple[type[Loss], ...]] = (LogOfMean,)
+    in_batch: ClassVar[bool] = True
+
+    temperature: float = 0.2
+    projector: tuple[int, ...] = (4096, 4096, 256)
+    projector_norm: str = "all_plain"
+    predictor: tuple[int, ...] = (4096, 256)
+    predictor_norm: str = "all_plain"
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_between(1e-3, 1e3, temperature=self.temperature)
+        check_mlp("predictor", self.predictor, self.predictor_norm)
+        check_widths(self.projector, self.predictor)
+        fixed = {"positives": "other", "both_ways": False, "halved": False, "one_pass": False, "input_mix": 0, "layers": (0,)}
+        for name, value in fixed.items():
+            if getattr(self, name) != value:
+                raise ValueError(f"{name} must be left out for sdmp, got {getattr(self, name)!r}; it pairs views in its own way.")
+
+    def make_state(self, parts: Parts, network: nn.Module, layers: list[nn.Module | None]) -> KeyState:
+        if not isinstance(parts.sample, Paste):
+            raise ValueError(f"sdmp takes the sample policy 'paste', got {type(parts.sample).__name__}; leave it out.")
+        heads = (self.projector, self.projector_norm), (self.predictor, self.predictor_norm)
+        return KeyState.for_parts(parts, network, network, *heads, layers)
+
+    def temperature_of(self, mixed: bool) -> float:
+        return self.temperature
+
+    @property
+    def factor(self) -> float:
+        return 2 * self.temperature
+
+    def run(self, parts: Parts, state: KeyState, network: nn.Module, images: Tensor, targets: Any, key: MixKey) -> StepOutput:
+        """`images` (B, 2, C, H, W); `targets` are not looked at."""
+        rng, views = key.own_rng(), list(images.unbind(1))
+        if float(torch.rand((), generator=key.step_rng())) < 0.5:
+            views.reverse()
+        sides = parts.sample.sides(len(images), rng)
+        plans = [parts.sample.pasted(view, sides, rng).to(images.device) for view in views]
+        return self.pasted(parts, state, network, views, plans, [blend(plan, view) for plan, view in zip(plans, views, strict=True)])
+
+    def pasted(
+        self, parts: Parts, state: KeyState, network: nn.Module, views: list[Tensor], plans: list[MixPlan], mixed: list[Tensor]
+    ) -> StepOutput:
+        """The step for what was drawn: a plan and the mixtures (B, C, H, W) of each view, of the same shares."""
+        made = state.projected(network, [Batch(views[0]), Batch(mixed[1])], one_pass=False)
+        clean, mixture = (unit(state.predicted(row)) for row in made)
+        first, second, first_mixed = (everyone(state.keys(images)) for images in (*views, mixed[0]))
+        alone = MixPlan.identity(len(views[0])).to(views[0].device)
+        together = plans[1].reweighted(in_common(plans[1]))
+        found = []
+        for query, keys, plan in ((clean, second, alone), (mixture, first, plans[1]), (mixture, first_mixed, together)):
+            scores, wanted = self.compare(parts.loss, state, query, {0: keys}, Name(True, 0), 0, plan)
+            found.append((self.factor * parts.loss(scores, wanted, plan), scores, wanted))
+        losses, scores, wanted = found[1]
+        loss = self.clean * found[0][0].mean() + self.mixed * (losses.mean() + found[2][0].mean()) / 2
+        return StepOutput(loss, losses, scores, wanted, plans[1].weight[:, 0], plans[1])
+
+
+def in_common(plan: MixPlan) -> Tensor:
+    """(B, 2): what the own mixture and the partner's count, 1 and the share of pixels that both have of the same images, to sum 1."""
+    lam = plan.weight[:, 0]
+    other = lam[plan.index[:, 1]]
+    common = torch.minimum(lam, 1 - other) + torch.minimum(1 - lam, other)
+    return torch.stack([torch.ones_like(common), common], 1) / (1 + common)[:, None]

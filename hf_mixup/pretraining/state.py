@@ -1,0 +1,156 @@
+"""What a pre-training method keeps beside the backbone: projector, predictor, key network."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from hf_mixup.core.checks import check_counts, check_known
+from hf_mixup.core.plan import MixPlan
+from hf_mixup.networks.average import Average
+from hf_mixup.networks.families import classifier_of
+from hf_mixup.networks.passes import changing, input_of, watched
+from hf_mixup.steps.manifoldmix import mixed_output
+from hf_mixup.steps.step import MethodState
+
+NORMS = ("none", "hidden", "all", "all_plain")
+
+
+def check_mlp(name: str, widths: tuple[int, ...], norm: str) -> None:
+    check_counts(1, **{name: widths})
+    check_known(f"{name}_norm", norm, NORMS)
+
+
+def mlp(inputs: int, widths: Sequence[int], norm: str) -> nn.Sequential:
+    """Linear layers of these widths, with ReLU between them.
+
+    Args:
+        norm: batch norms after `none` of the layers, those that are `hidden`, or `all`; in `all_plain` the last has no weights. A layer
+            has a bias where no norm follows.
+    """
+    layers: list[nn.Module] = []
+    for place, width in enumerate(widths):
+        last = place == len(widths) - 1
+        normed = norm.startswith("all") or (norm == "hidden" and not last)
+        layers.append(nn.Linear(inputs, width, bias=not normed))
+        if normed:
+            layers.append(nn.BatchNorm1d(width, affine=not (last and norm == "all_plain")))
+        if not last:
+            layers.append(nn.ReLU())
+        inputs = width
+    return nn.Sequential(*layers)
+
+
+def unit(rows: Tensor) -> Tensor:
+    """(B, d) float32 of length 1, whatever autocast says."""
+    with torch.autocast(rows.device.type, enabled=False):
+        return F.normalize(rows.float(), dim=1)
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Images (B, C, H, W) that the backbone is to see, and where they are mixed in a layer of it: the layer, and the plan."""
+
+    images: Tensor
+    layer: nn.Module | None = None
+    plan: MixPlan | None = None
+
+
+class ContrastState(MethodState):
+    """Projector and predictor, upon what the backbone's classifier is given. That classifier itself is not trained.
+
+    Args:
+        projector, predictor: widths and norms of `mlp`; None for no predictor.
+        layers: modules of the backbone whose outputs may be mixed; None stands for the images.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        projector: tuple[tuple[int, ...], str],
+        predictor: tuple[tuple[int, ...], str] | None,
+        layers: Sequence[nn.Module | None],
+    ):
+        super().__init__()
+        classifier = classifier_of(network).requires_grad_(False)
+        self.classifiers = (classifier,)  # a tuple, or it would become a module here too
+        self.layers = tuple(layers)
+        self.projector = mlp(classifier.in_features, *projector)
+        self.predictor = None if predictor is None else mlp(projector[0][-1], *predictor)
+
+    @property
+    def changed(self) -> list[nn.Module]:
+        return [layer for layer in self.layers if layer is not None]
+
+    @property
+    def watched(self) -> list[nn.Module]:
+        return [*super().watched, *self.classifiers]
+
+    def projected(self, network: nn.Module, batches: Sequence[Batch], one_pass: bool) -> list[Tensor]:
+        """(B, d) of each batch, not normalised. `one_pass`: all of them through the network at once, with common batch statistics."""
+        made: list[Tensor] = []
+        for group in [batches] if one_pass else [[batch] for batch in batches]:
+            with _mixing(group):
+                features = feature_of(network, self.classifiers[0], torch.cat([batch.images for batch in group]))
+            made += through(self.projector, features).split([len(batch.images) for batch in group])
+        return made
+
+    def predicted(self, rows: Tensor) -> Tensor:
+        return rows if self.predictor is None else self.predictor(rows)
+
+
+class KeyState(ContrastState):
+    """With a key network: backbone and projector as exponential moving averages, without gradients, in training mode.
+
+    Parameters follow; buffers, the running statistics of batch norms, are copied once and then its own.
+    """
+
+    def __init__(self, network: nn.Module, *args):
+        super().__init__(network, *args)
+        self.key, self.key_projector = Average(network), Average(self.projector)
+        self.classifiers = (*self.classifiers, classifier_of(self.key.network))
+
+    @property
+    def watched(self) -> list[nn.Module]:
+        return [*super().changed, self.classifiers[0]]
+
+    @torch.no_grad()
+    def keys(self, images: Tensor) -> Tensor:
+        """(B, d), of length 1."""
+        return unit(through(self.key_projector.network, feature_of(self.key, self.classifiers[1], images)))
+
+    def follow(self, network: nn.Module, momentum: float) -> None:
+        """Moves the key network towards the backbone and its projector."""
+        self.key.follow(network, momentum, buffers=False)
+        self.key_projector.follow(self.projector, momentum, buffers=False)
+
+
+def feature_of(network: nn.Module, classifier: nn.Module, images: Tensor) -> Tensor:
+    """(B, D): what the classifier is given."""
+    return watched(network, images, [input_of(classifier)])[1][0]
+
+
+def through(head: nn.Module, rows: Tensor) -> Tensor:
+    """In the dtype of the head's weights, unless autocast chooses another."""
+    return head(rows.to(next(head.parameters()).dtype))
+
+
+@contextmanager
+def _mixing(group: Sequence[Batch]) -> Iterator[None]:
+    """Inside, the rows of a pass that are to be mixed in a layer are."""
+    layer = next((batch.layer for batch in group if batch.layer is not None), None)
+    partner, lam, start = [], [], 0
+    for batch in group:
+        own = torch.arange(len(batch.images), device=batch.images.device)
+        mixed = batch.layer is not None
+        partner.append(start + (batch.plan.index[:, 1] if mixed else own))
+        lam.append(batch.plan.mask.value[:, 0] if mixed else torch.ones(len(own), device=own.device))
+        start += len(own)
+    change = nullcontext() if layer is None else changing(layer, lambda output: mixed_output(output, torch.cat(partner), torch.cat(lam)))
+    with change:
+        yield

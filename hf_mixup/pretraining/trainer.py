@@ -1,0 +1,276 @@
+"""`MixupPreTrainer`: a MixupTrainer without labels."""
+
+from __future__ import annotations
+
+import math
+import shlex
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from hf_mixup.core.checks import check_images
+from hf_mixup.core.secrets import without_secrets
+from hf_mixup.data.collator import as_mapping, stack_examples
+from hf_mixup.data.dataset import ImageDataset
+from hf_mixup.networks.signals.signal import reading
+from hf_mixup.networks.wrapping import as_classifier
+from hf_mixup.pretraining.arguments import PreTrainingArguments
+from hf_mixup.pretraining.card import write_card
+from hf_mixup.pretraining.knn import knn_classes
+from hf_mixup.pretraining.moco import Queued
+from hf_mixup.pretraining.model import PreTrainingModel
+from hf_mixup.pretraining.processes import everyone, processes
+from hf_mixup.training.agreement import loss_of
+from hf_mixup.training.optimization import check_optimization
+from hf_mixup.training.trainer import MixupTrainer
+
+
+@dataclass
+class ViewCollator:
+    """Stacks views (2, C, H, W) to `pixel_values` (B, 2, C, H, W), and looks at them; labels are left out."""
+
+    base: Callable
+
+    def __call__(self, examples: list) -> dict[str, Tensor]:
+        batch = as_mapping(self.base(examples))
+        images = batch.get("pixel_values")
+        if not isinstance(images, Tensor) or images.ndim != 5 or images.shape[1] != 2:
+            found = sorted(batch) if images is None else tuple(images.shape)
+            raise ValueError(
+                f"a batch of pre-training must have pixel_values (B, 2, C, H, W), two views of every image, got {found}; make the data set "
+                "with view_transform."
+            )
+        check_images(images.flatten(0, 1))
+        return {"pixel_values": images}
+
+
+class MixupPreTrainer(MixupTrainer):
+    """Pre-trains an image network without labels, with mixing. A MixupTrainer in every other way.
+
+    Everything drawn follows from (mix_seed, rank, step, micro-step), views from the data set's (seed, epoch, row, view); weights, key
+    network and queue are in every checkpoint. So a resumed run repeats a run to the bit. Evaluation is the accuracy of nearest
+    neighbours (kNN) among the bank, by the backbone's features, as `eval_knn_top1`.
+
+    Args:
+        model: any image classifier, whose classifier is left alone, or a PreTrainingModel.
+        args: with the pretext.
+        train_dataset: gives `pixel_values` (2, C, H, W), such as an ImageDataset with a `view_transform`.
+        eval_dataset, bank_dataset: give `pixel_values` (C, H, W) and `labels`, of the images to be classified and of their neighbours:
+            the training images without augmentation.
+        **kwargs: as in `transformers.Trainer`.
+
+    Raises:
+        ValueError: for settings that would train something else than meant.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel | nn.Module | None = None,
+        args: PreTrainingArguments | None = None,
+        data_collator: Callable | None = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: Any = None,
+        bank_dataset: Any = None,
+        **kwargs: Any,
+    ):
+        args = PreTrainingArguments("runs/pretraining") if args is None else args
+        if not isinstance(args, PreTrainingArguments):
+            raise TypeError(f"args must be PreTrainingArguments, got {type(args).__name__}; write PreTrainingArguments in its place.")
+        for name in ("compute_loss_func", "compute_metrics"):
+            if kwargs.get(name) is not None:
+                raise ValueError(f"pre-training has a loss and a measure of its own, got {name}; leave it out.")
+        if args.eval_strategy != "no" and (eval_dataset is None or bank_dataset is None):
+            raise ValueError("kNN evaluation needs eval_dataset and bank_dataset, got one or none; give both, or eval_strategy='no'.")
+        self.bank_dataset = bank_dataset
+        super().__init__(model, args, data_collator, train_dataset, eval_dataset, processing_class, **kwargs)
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            raise ValueError("pre-training shares whole networks between processes, got FSDP or DeepSpeed; use DistributedDataParallel.")
+
+    def _ready(self, model: nn.Module, args: PreTrainingArguments) -> PreTrainingModel:
+        """The PreTrainingModel to train."""
+        choice = args.method_choice()
+        if not isinstance(model, PreTrainingModel):
+            model = PreTrainingModel(as_classifier(model), choice)
+        elif model.choice != choice:
+            raise ValueError(
+                f"the model and the arguments must agree on the pretext, got {model.pretext.to_dict()} and {choice.methods[0].to_dict()}; "
+                "give the network without PreTrainingModel, or the same settings."
+            )
+        step = model.pretext.step
+        if step.in_batch and args.gradient_accumulation_steps > 1:
+            raise ValueError(
+                f"{type(step).__name__} has its negatives in one batch, so gradient_accumulation_steps must be 1, got "
+                f"{args.gradient_accumulation_steps}; use more processes, or take moco, byol or simsiam."
+            )
+        if isinstance(step, Queued):
+            keys = args.train_batch_size * args.world_size * (1 + step.both_ways)
+            if keys > step.queue_size:
+                raise ValueError(
+                    f"queue_size must be at least the {keys} keys of one step, got {step.queue_size}; raise it, or make batches smaller."
+                )
+        self.mixup_model, self._loss = model, loss_of(model)
+        check_optimization(args, model, self._data, self._optimizers)
+        if args.torch_compile:
+            model.compile_backbone(backend=args.torch_compile_backend, mode=args.torch_compile_mode)
+        return model
+
+    # -- a step ---------------------------------------------------------------------------------------------------------
+
+    def _checked(self, training: bool = False, tail: Any = None) -> Callable:
+        return ViewCollator(self.data_collator) if training else self.data_collator
+
+    def _check_evaluation_labels(self) -> None:
+        """There is no classifier that they must fit."""
+
+    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> None:
+        return None
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        self._last_key = self._next_key()
+        outputs = model(pixel_values=as_mapping(inputs)["pixel_values"], mix_key=self._last_key)
+        self._last_methods = outputs.methods
+        found = outputs.logits.detach().argmax(1) == outputs.targets.argmax(1)
+        self._tally.add(outputs.methods, found.float(), outputs.lam)
+        return (outputs.loss, outputs) if return_outputs else outputs.loss
+
+    # -- optimizer ------------------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def get_optimizer_cls_and_kwargs(args, model=None):
+        """MixupTrainer's, and timm's LARS, whose `optim_args` are such as `momentum=0.9,trust_coeff=0.001`."""
+        if args.optim != "lars":
+            return MixupTrainer.get_optimizer_cls_and_kwargs(args, model)
+        from timm.optim import Lars
+
+        pairs = [pair.split("=") for pair in (args.optim_args or "").replace(" ", "").split(",") if pair]
+        return Lars, {"lr": args.learning_rate, **{name: float(value) for name, value in pairs}}
+
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        """MixupTrainer's; for LARS all but biases and norms, which it then leaves alone too."""
+        if self.args.optim == "lars" and self.args.no_weight_decay is None:
+            return [name for name, value in model.named_parameters() if value.ndim > 1]
+        return super().get_decay_parameter_names(model)
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        first = self.optimizer is None
+        optimizer = super().create_optimizer(model)
+        if first and self.args.predictor_constant_lr:
+            own = {id(p) for name, p in self.mixup_model.named_parameters() if ".predictor." in name}
+            for group in list(optimizer.param_groups):
+                moved = [p for p in group["params"] if id(p) in own]
+                group["params"] = [p for p in group["params"] if id(p) not in own]
+                if moved:
+                    optimizer.add_param_group({**{k: v for k, v in group.items() if k != "params"}, "params": moved, "constant": True})
+        return optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None):
+        first = self.lr_scheduler is None
+        scheduler = super().create_scheduler(num_training_steps, optimizer)
+        if first and self.args.predictor_constant_lr:
+            for place, group in enumerate(scheduler.optimizer.param_groups):
+                if group.get("constant"):
+                    scheduler.lr_lambdas[place] = _constant
+                    group["lr"] = group["initial_lr"]
+        return scheduler
+
+    # -- evaluation -----------------------------------------------------------------------------------------------------
+
+    def evaluate(self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval") -> dict[str, float]:
+        """`eval_knn_top1`: the share of images whose nearest neighbours in the bank vote for their class."""
+        data = self.eval_dataset if eval_dataset is None else eval_dataset
+        if data is None or self.bank_dataset is None:
+            raise ValueError("kNN evaluation needs eval_dataset and bank_dataset, got one or none; give both.")
+        began = time.perf_counter()
+        (bank, known), (queries, labels) = self.features(self.bank_dataset), self.features(data)
+        classes = int(max(known.max(), labels.max())) + 1
+        found = knn_classes(bank, known, queries, classes, self.args.knn_neighbours, self.args.knn_temperature)
+        seconds = time.perf_counter() - began
+        metrics = {
+            f"{metric_key_prefix}_knn_top1": (found == labels).float().mean().item(),
+            f"{metric_key_prefix}_runtime": round(seconds, 4),
+        }
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def features(self, data: Any) -> tuple[Tensor, Tensor]:
+        """(N, D) float32 features of all images of a data set, and their labels (N,), the same on all processes."""
+        model, (rank, count) = self.mixup_model, processes()
+        if count > 1:
+            for buffer in model.backbone.buffers():  # statistics of batch norms are each process's own
+                torch.distributed.broadcast(buffer, 0)
+        share = math.ceil(len(data) / count)
+        rows = [(rank + count * place) % len(data) for place in range(share)]  # in turns, the last ones twice where they do not divide
+        loader = torch.utils.data.DataLoader(
+            torch.utils.data.Subset(data, rows),
+            self.args.eval_batch_size,
+            num_workers=self.args.dataloader_num_workers,
+            collate_fn=stack_examples,
+        )
+        features, labels = [], []
+        with reading(model.backbone), self.compute_loss_context_manager():
+            for batch in loader:
+                features.append(model.features(batch["pixel_values"].to(self.args.device)).float())
+                labels.append(batch["labels"].to(self.args.device))
+        with torch.no_grad():
+            every, numbers = (everyone(torch.cat(parts)) for parts in (features, labels))
+        # back in the order of the data set
+        order = torch.arange(count * share, device=every.device).view(count, share).T.flatten()[: len(data)]
+        return every[order], numbers[order]
+
+    # -- the card -------------------------------------------------------------------------------------------------------
+
+    def create_model_card(
+        self,
+        language: str | None = None,
+        license: str | None = None,
+        tags: str | list[str] | None = None,
+        model_name: str | None = None,
+        finetuned_from: str | None = None,
+        tasks: str | list[str] | None = None,
+        dataset_tags: str | list[str] | None = None,
+        dataset: str | list[str] | None = None,
+        dataset_args: str | list[str] | None = None,
+        *,
+        command: str | None = None,
+    ) -> None:
+        """Writes `README.md`; arguments as in MixupTrainer, of which `tasks` is always image-feature-extraction."""
+        if not self.is_world_process_zero():
+            return
+        args, first = self.args, lambda value: value[0] if isinstance(value, (list, tuple)) and value else value or None
+        split = f" of {first(dataset_args)}" if first(dataset_args) else ""
+        write_card(
+            args.output_dir,
+            name=model_name or Path(args.output_dir).absolute().name,
+            network=self.mixup_model.backbone.config.to_dict().get("architecture") or type(self.mixup_model.backbone).__name__,
+            method=self.mixup_model.pretext.to_dict(),
+            repo=self.hub_model_id,
+            command=command or shlex.join(["python", *without_secrets(sys.argv)]),
+            hyperparameters=self._hyperparameters(),
+            history=self.state.log_history,
+            knn=f"Share of the evaluation images{split} whose class {args.knn_neighbours} nearest training images vote for, by cosine of the "
+            f"backbone's features, at a temperature of {args.knn_temperature:g}.",
+            dataset=first(dataset),
+            dataset_id=first(dataset_tags),
+            base_model=finetuned_from,
+            license=license,
+            language=language,
+            tags=[tags] if isinstance(tags, str) else tags or [],
+        )
+
+    def _hyperparameters(self) -> dict[str, Any]:
+        found = super()._hyperparameters()
+        return {**found, "views": self.args.views} if isinstance(self.train_dataset, ImageDataset) else found
+
+
+def _constant(step: int) -> float:
+    """The factor of a learning rate that no schedule touches."""
+    return 1.0

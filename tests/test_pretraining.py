@@ -1,0 +1,674 @@
+"""Pre-training without labels: laws of every pretext, states, checkpoints, the trainer, views, the script."""
+
+import json
+import warnings
+from dataclasses import fields
+
+import pytest
+import timm
+import torch
+from transformers import AutoModel, AutoModelForImageClassification
+from transformers.utils import logging as transformers_logging
+
+from hf_mixup import MixupModel, MixupPreTrainer, PreTrainingArguments, PreTrainingModel, pretext
+from hf_mixup.cli.pretrain import parse
+from hf_mixup.core.plan import MixPlan, Share, blend, mix_targets
+from hf_mixup.core.rng import MixKey
+from hf_mixup.method import Method
+from hf_mixup.networks.backbones import from_scratch, load_classifier
+from hf_mixup.networks.families import classifier_of, freeze_backbone
+from hf_mixup.pretraining.contrast import Mixture
+from hf_mixup.pretraining.pretexts import BASES, PRETEXTS
+from hf_mixup.pretraining.samix import SAMix
+from hf_mixup.pretraining.sdmp import SDMP, in_common
+from hf_mixup.pretraining.state import Batch
+from hf_mixup.pretraining.views import STYLES, view_transform
+from run_script import ROOT, run_script
+from small import Images, difference, losses, weights
+from test_distributed import SCRIPTS, both, launch
+
+SMALL = {"projector": (16, 8)}
+OTHERS = ("cutmix", "fmix", "gridmix", "resizemix")
+
+
+def made(base, mix, **changes) -> Method:
+    known = {field.name for field in fields(BASES[base])}
+    known |= {field.name for field in fields({"samix": SAMix, "sdmp": SDMP}[mix])} if mix in ("samix", "sdmp") else set()
+    small = {**SMALL, "predictor": (16, 8), "queue_size": 20, **changes}
+    return pretext(mix, base, **{name: value for name, value in small.items() if name in known})
+
+
+def fits(base, mix) -> bool:
+    try:
+        made(base, mix)
+    except ValueError:
+        return False
+    return (base, mix) != ("barlowtwins", "resizemix")  # refused when its model is built
+
+
+PAIRS = [(base, mix) for base in BASES for mix in [*PRETEXTS, *OTHERS] if fits(base, mix)]
+KEY = MixKey(3, 0, 1, total_steps=10)
+
+
+def model_of(base="moco", mix="imix", network="cifar_resnet20", size=16, **changes) -> PreTrainingModel:
+    torch.manual_seed(0)
+    return PreTrainingModel(from_scratch(network, 2, size), made(base, mix, **changes)).train()
+
+
+def views(count=6, size=16, seed=0):
+    return torch.randn(count, 2, 3, size, size, generator=torch.Generator().manual_seed(seed))
+
+
+def state_of(model):
+    return model.states[model.pretext.name]
+
+
+# -- laws -------------------------------------------------------------------------------------------------------------------
+
+
+def test_most_pairs_are_there():
+    assert len(PAIRS) >= 6 * 6 + 2
+
+
+@pytest.mark.parametrize(("base", "mix"), PAIRS)
+def test_every_pretext_trains_and_is_data(base, mix):
+    model = model_of(base, mix)
+    assert Method.from_dict(json.loads(json.dumps(model.pretext.to_dict()))) == model.pretext
+    out = model(views(), mix_key=KEY)
+    out.loss.backward()
+    assert torch.isfinite(out.loss)
+    torch.testing.assert_close(out.targets.sum(1), torch.ones(len(out.targets)))  # shares of instances
+    missing = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    assert not missing  # or several processes would wait for it
+    assert all(p.grad is None for p in classifier_of(model.backbone).parameters())
+    repeated = model_of(base, mix)(views(), mix_key=KEY)
+    assert torch.equal(repeated.loss, out.loss)
+    if mix != "vanilla":
+        assert not torch.equal(model_of(base, mix)(views(), mix_key=KEY._replace(step=2)).loss, out.loss)
+
+
+def alone(rows, columns):
+    """A plan whose mask is the own image alone: of one image, or of two of which the second has no share."""
+    if columns == 1:
+        return MixPlan.identity(rows)
+    plan = MixPlan.pair(torch.arange(rows).roll(1), None, torch.ones(rows))
+    assert isinstance(plan.mask, Share)
+    return plan
+
+
+@pytest.mark.parametrize("columns", [1, 2])
+@pytest.mark.parametrize(("base", "mix"), [pair for pair in PAIRS if pair[0] != "barlowtwins" and pair[1] in ("imix", "unmix", "cutmix")])
+def test_the_own_image_alone_gives_the_base_loss(base, mix, columns):
+    """The mixed term of a mask of the own image alone is the clean term, exactly. MoCo with one softmax over the keys of the batch has
+    those as candidates beside the queue, so there the law holds for plans of one image."""
+    if (base, mix) in (("moco", "imix"), ("moco", "cutmix")) and columns == 2:
+        pytest.skip("another set of candidates, by the formula")
+    pair = views()
+    found = []
+    for clean in (1.0, 0.0):
+        # batch statistics of one pass would differ with what else is in it
+        model = model_of(base, mix, clean=clean, mixed=1.0 - clean)
+        step, state = model.pretext.step, state_of(model)
+        mixtures = {view: Mixture(alone(6, columns), Batch(pair[:, view])) for view in step.mixed_views}
+        found.append(step.step(model.pretext.parts, state, model.backbone, list(pair.unbind(1)), mixtures, torch.Generator()).loss)
+    torch.testing.assert_close(found[1], found[0], atol=1e-6, rtol=1e-6)
+
+
+def test_the_own_image_alone_gives_the_loss_of_barlow_twins():
+    pair, found = views(), []
+    for mix in ("vanilla", "mixedbarlow"):
+        model = model_of("barlowtwins", mix)
+        found.append(model.pretext.step.step(state_of(model), model.backbone, *pair.unbind(1), alone(6, 2)).loss)
+    torch.testing.assert_close(found[1], found[0], atol=1e-5, rtol=1e-6)
+
+
+@pytest.mark.parametrize("base", ["moco", "mocov3", "byol"])
+def test_key_network_moves_by_its_average_alone(base):
+    model = model_of(base)
+    state = state_of(model)
+    before = weights(state.key), weights(state.key_projector)
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 0.1)
+    model(views(), mix_key=KEY).loss.backward()
+    optimizer.step()
+    parameters = {name for name, _ in state.key.named_parameters()}
+    moved = {name: value for name, value in weights(state.key).items() if name in parameters}
+    assert difference(moved, {name: before[0][name] for name in moved}) == 0
+    assert all(p.grad is None and not p.requires_grad for p in [*state.key.parameters(), *state.key_projector.parameters()])
+    model.after_optimizer_step(1, 10)
+    momentum = model.pretext.step.momentum
+    if base != "moco":
+        momentum = 1 - (1 - momentum) * (1 + torch.cos(torch.tensor(torch.pi / 10)).item()) / 2
+    for old, average, network in (
+        (before[0], state.key.network, model.backbone),
+        (before[1], state.key_projector.network, state.projector),
+    ):
+        now = dict(network.named_parameters())
+        for name, value in average.named_parameters():
+            torch.testing.assert_close(value, momentum * old[f"network.{name}"] + (1 - momentum) * now[name], atol=1e-6, rtol=0)
+
+
+def test_simsiam_stops_the_gradient_of_its_targets():
+    """The gradient is that of the loss whose targets are constants."""
+    model = model_of("simsiam", "vanilla")
+    pair = views()
+    step, state = model.pretext.step, state_of(model)
+    out = step.step(model.pretext.parts, state, model.backbone, list(pair.unbind(1)), {}, torch.Generator())
+    out.loss.backward()
+    gradient = {name: p.grad.clone() for name, p in state.projector.named_parameters()}
+
+    other = model_of("simsiam", "vanilla")
+    own = state_of(other)
+    rows = own.projected(other.backbone, [Batch(pair[:, 0]), Batch(pair[:, 1])], one_pass=False)
+    targets = [torch.nn.functional.normalize(row.data.clone()) for row in rows]
+    queries = [torch.nn.functional.normalize(own.predictor(row)) for row in rows]
+    (-((queries[0] * targets[1]).sum(1).mean() + (queries[1] * targets[0]).sum(1).mean()) / 2).backward()
+    for name, p in own.projector.named_parameters():
+        torch.testing.assert_close(gradient[name], p.grad, atol=1e-6, rtol=1e-4)
+
+
+def test_nt_xent_is_the_formula():
+    """Of 2 B rows against all others, written out."""
+    model = model_of("simclr", "vanilla", temperature=0.3)
+    pair = views()
+    out = model(pair, mix_key=KEY)
+    other = model_of("simclr", "vanilla", temperature=0.3)
+    rows = state_of(other).projected(other.backbone, [Batch(pair[:, 0]), Batch(pair[:, 1])], one_pass=True)
+    rows = torch.nn.functional.normalize(torch.cat(rows))
+    scores = (rows @ rows.T / 0.3).fill_diagonal_(-torch.inf)
+    torch.testing.assert_close(out.loss, torch.nn.functional.cross_entropy(scores, torch.arange(12).roll(6)))
+
+
+def test_lightly_agrees():
+    lightly = pytest.importorskip("lightly.loss")
+    model = model_of("simclr", "vanilla", temperature=0.3)
+    pair = views()
+    other = model_of("simclr", "vanilla", temperature=0.3)
+    rows = state_of(other).projected(other.backbone, [Batch(pair[:, 0]), Batch(pair[:, 1])], one_pass=True)
+    torch.testing.assert_close(model(pair, mix_key=KEY).loss, lightly.NTXentLoss(temperature=0.3)(*rows))
+
+
+# -- the queue --------------------------------------------------------------------------------------------------------------
+
+
+def test_queue_of_any_length_keeps_the_newest():
+    """20 places, 6 keys a step: not a multiple, so the last of a step go to the front."""
+    model = model_of("moco", "vanilla")
+    state = state_of(model)
+    kept = [row.clone() for row in state.queue]
+    for step in range(5):
+        place = step * 6
+        keys = torch.nn.functional.normalize(torch.randn(6, 8), dim=1)
+        state.remember(keys=keys)
+        for row, key in enumerate(keys):
+            kept[(place + row) % 20] = key
+    assert torch.equal(state.queue, torch.stack(kept))
+    assert int(state.place) == 30 % 20
+
+
+def test_queue_shorter_than_a_step_is_refused():
+    with pytest.raises(ValueError, match="queue_size must be at least"):
+        model_of("moco", "vanilla", queue_size=5)(views(), mix_key=KEY)
+
+
+def test_split_keys_see_other_batches_than_their_queries():
+    """With one pass in order, keys are those of one batch; in splits, statistics are of other images; each key is still its image's."""
+    model, split = model_of("moco", "vanilla"), model_of("moco", "vanilla", bn_splits=3)
+    images = views()[:, 1]
+    whole = model.pretext.step.keys_of(state_of(model), images, torch.Generator().manual_seed(1))
+    parts = split.pretext.step.keys_of(state_of(split), images, torch.Generator().manual_seed(1))
+    assert (whole - parts).abs().max() > 1e-3
+    order = torch.randperm(6, generator=torch.Generator().manual_seed(1))
+    other = model_of("moco", "vanilla")
+    for some in order.chunk(3):
+        torch.testing.assert_close(parts[some], state_of(other).keys(images[some]))
+
+
+# -- precision --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("base", list(BASES))
+def test_similarities_are_float32_under_autocast(base):
+    mix = "mixedbarlow" if base == "barlowtwins" else "unmix"
+    model = model_of(base, mix)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = model(views(), mix_key=KEY)
+    out.loss.backward()
+    plain = model_of(base, mix)(views(), mix_key=KEY)
+    assert out.logits.dtype is torch.float32
+    assert torch.isfinite(out.loss)
+    assert abs(float(out.loss - plain.loss)) < 0.1 * max(1, abs(float(plain.loss)))
+
+
+def test_half_precision_weights_have_float32_averages():
+    model = model_of("byol").to(torch.bfloat16)
+    torch.manual_seed(0)
+    model = PreTrainingModel(from_scratch("cifar_resnet20", 2, 16).to(torch.bfloat16), made("byol", "imix"))
+    assert all(p.dtype is torch.float32 for p in state_of(model).key.parameters())
+    model(views().to(torch.bfloat16), mix_key=KEY).loss.backward()
+
+
+# -- layers, input mixing ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("base", ["simclr", "moco", "byol"])
+def test_a_layer_mixes_the_mixture_alone(base):
+    """Mixing with no share of the partner in a layer changes nothing; with a share it does."""
+    first = model_of(base, "imix", layers=(1,))
+    out = first(views(), mix_key=KEY)
+    out.loss.backward()
+    at_images = model_of(base, "imix")(views(), mix_key=KEY)
+    assert abs(float(out.loss - at_images.loss)) > 1e-4
+    model, pair = model_of(base, "imix", layers=(1,)), views()
+    step, state = model.pretext.step, state_of(model)
+    plan = alone(6, 2)
+    inside = {view: Mixture(plan, Batch(pair[:, view], state.layers[0], plan)) for view in step.mixed_views}
+    other = model_of(base, "imix")
+    outside = {view: Mixture(plan, Batch(pair[:, view])) for view in step.mixed_views}
+    images = list(pair.unbind(1))
+    one = step.step(model.pretext.parts, state, model.backbone, images, inside, torch.Generator())
+    two = other.pretext.step.step(other.pretext.parts, state_of(other), other.backbone, images, outside, torch.Generator())
+    torch.testing.assert_close(one.loss, two.loss)
+
+
+def test_input_mixing_changes_views_not_targets():
+    plain, mixed = (model_of("moco", "vanilla", input_mix=others)(views(), mix_key=KEY) for others in (0, 2))
+    assert torch.equal(plain.targets, mixed.targets)
+    assert not torch.equal(plain.loss, mixed.loss)
+
+
+# -- refusals ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("mix", "base", "settings", "match"),
+    [
+        ("puzzlemix", "moco", {}, "images alone"),
+        ("automix", "moco", {}, "images alone"),
+        ("mixco", "byol", {}, "must have a base of simclr, moco"),
+        ("mixup2", "moco", {}, "did you mean"),
+        ("imix", "mocov4", {}, "did you mean"),
+        ("imix", "byol", {"loss": "crossentropy"}, "must have the loss agreement"),
+        ("imix", "moco", {"loss": {"name": "crossentropy", "smoothing": 0.1}}, "no smoothing"),
+        ("imix", "simclr", {"both_ways": False}, "within_view needs both_ways"),
+        ("cutmix", "moco", {"halved": True}, "mixes pairs of whole images"),
+        ("mixco", "moco", {"layers": (1,)}, "halved mixes images"),
+        ("cutmix", "moco", {"layers": (1,)}, "mixes pairs of whole images"),
+        ("imix", "byol", {"projector": (16, 4)}, "projector's width"),
+        ("imix", "moco", {"momentum": 1.0, "end_momentum": 0.5}, "end_momentum must be at least"),
+        ("resizemix", "barlowtwins", {}, "moves pixels itself"),
+    ],
+)
+def test_refusals_of_pretexts(mix, base, settings, match):
+    with pytest.raises(ValueError, match=match):
+        PreTrainingModel(from_scratch("cifar_resnet20", 2, 16), pretext(mix, base, **settings))
+
+
+@pytest.mark.parametrize(
+    ("settings", "match"),
+    [
+        ({"base": "simclr", "gradient_accumulation_steps": 2}, "negatives in one batch"),
+        ({"base": "mocov3", "gradient_accumulation_steps": 2}, "negatives in one batch"),
+        ({"base_args": {"queue_size": 7}}, "queue_size must be at least the 8 keys"),
+        ({"base_args": {"queue_size": 15, "both_ways": True}}, "queue_size must be at least the 16 keys"),
+        ({"mix_rate": 0.5}, "no effect on pre-training"),
+        ({"ema_decay": 0.9}, "no effect on pre-training"),
+        ({"mix": ["imix", "unmix"]}, "one way of mixing"),
+        ({"mix": ["mixco"], "alpha": [1.0]}, "policies that have one"),
+        ({"mix": [pretext("imix")], "base_args": {"temperature": 0.1}}, "built already"),
+        ({"dataloader_drop_last": False}, "batches of one size"),
+        ({"predictor_constant_lr": True}, "bases with a predictor"),
+        ({"eval_strategy": "epoch"}, "kNN evaluation needs"),
+    ],
+)
+def test_refusals_of_the_trainer(tmp_path, settings, match):
+    with pytest.raises(ValueError, match=match):
+        trainer(tmp_path, evaluate=False, **settings)
+
+
+def test_one_view_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="two views of every image"):
+        trainer(tmp_path, data=Images(), evaluate=False).train()
+
+
+# -- checkpoints ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("network", ["cifar_resnet20", "vit_mini", "resnet10t", "cifar_convnext_tiny"])
+def test_checkpoints_are_backbones_without_classifier(network, tmp_path, caplog):
+    model = model_of("moco", "unmix", network=network, size=32)
+    model(views(4, 32), mix_key=KEY).loss.backward()
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert not config.get("id2label")
+    assert config.get("num_classes", 0) == 0
+    assert model.backbone.config.num_labels == 2  # of the model itself nothing changes
+    model.eval()
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        wanted = model.features(images)
+        for classes in (5, 2):
+            for loaded in (
+                AutoModelForImageClassification.from_pretrained(tmp_path, num_labels=classes),
+                load_classifier(tmp_path, num_labels=classes),
+            ):
+                loaded.eval()
+                assert loaded(images).logits.shape == (2, classes)
+                trained = MixupModel(loaded, "mixup").eval()
+                features = PreTrainingModel(trained.backbone, "vanilla", "byol").eval().features(images)
+                torch.testing.assert_close(features, wanted)
+        caplog.clear()
+        with caplog.at_level("WARNING"), warnings.catch_warnings():
+            warnings.simplefilter("error")
+            transformers_logging.enable_propagation()
+            headless = AutoModel.from_pretrained(tmp_path).eval()
+            transformers_logging.disable_propagation()
+        assert not [record for record in caplog.records if "classifier" in record.getMessage() or "UNEXPECTED" in record.getMessage()]
+        pooled = headless(images).pooler_output.flatten(1)
+        if network != "vit_mini":  # whose pooler is a layer of its own
+            torch.testing.assert_close(pooled, wanted)
+        if network == "resnet10t":
+            torch.testing.assert_close(timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()(images), wanted)
+            assert timm.create_model(f"local-dir:{tmp_path}", pretrained=True, num_classes=7).eval()(images).shape == (2, 7)
+    again = PreTrainingModel.from_pretrained(tmp_path)
+    kept = {name: value for name, value in again.state_dict().items() if name.removeprefix("backbone.") not in again.unsaved}
+    assert difference(kept, {name: state[name] for name in kept}) == 0
+
+
+def test_a_torn_or_foreign_checkpoint_is_refused(tmp_path):
+    model_of("moco", "imix").save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="another"):
+        model_of("byol", "imix").restore(tmp_path)
+    with pytest.raises(ValueError, match="another"):
+        model_of("moco", "imix", queue_size=24).restore(tmp_path)
+
+
+def test_own_networks_without_classes():
+    """Their config may promise no classes, as in transformers' networks: they give features then."""
+    network = from_scratch("cifar_resnet20", 0, 16)
+    assert network(torch.randn(2, 3, 16, 16)).logits.shape == (2, 64)
+
+
+# -- the trainer ------------------------------------------------------------------------------------------------------------
+
+
+class TwoViews(torch.utils.data.Dataset):
+    """An image, and it mirrored with noise."""
+
+    def __init__(self, count=64):
+        self.images = Images(count)
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, row):
+        image = self.images[row]["pixel_values"]
+        noise = 0.1 * torch.randn(image.shape, generator=torch.Generator().manual_seed(row))
+        return {"pixel_values": torch.stack([image, image.flip(-1) + noise]), "labels": -100}
+
+
+def trainer(folder, base="moco", mix=("imix",), base_args=None, data=None, evaluate=True, **changes) -> MixupPreTrainer:
+    torch.manual_seed(0)
+    known = {field.name for field in fields(BASES[base])}
+    small = {"projector": [16, 8], "predictor": [16, 8], "queue_size": 20}
+    settings = {
+        "output_dir": str(folder), "mix": list(mix), "base": base, "base_args": {**{k: v for k, v in small.items() if k in known}, **(base_args or {})},
+        "per_device_train_batch_size": 8, "max_steps": 6, "learning_rate": 0.01, "optim": "sgd", "optim_args": "momentum=0.9",
+        "logging_steps": 1, "save_strategy": "steps", "save_steps": 3, "report_to": "none", "use_cpu": True, "disable_tqdm": True,
+        "dataloader_pin_memory": False, "seed": 3,
+    }  # fmt: skip
+    return MixupPreTrainer(
+        from_scratch("cifar_resnet20", 2, 16), PreTrainingArguments(**{**settings, **changes}),
+        train_dataset=TwoViews() if data is None else data,
+        eval_dataset=Images(16, seed=1) if evaluate else None, bank_dataset=Images() if evaluate else None,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("base", "mix"), [("moco", "unmix"), ("byol", "cutmix"), ("simclr", "mixco"), ("barlowtwins", "mixedbarlow")])
+def test_resumed_to_the_bit(base, mix, tmp_path):
+    whole = trainer(tmp_path / "whole", base, [mix])
+    whole.train()
+    parts = trainer(tmp_path / "whole", base, [mix])
+    parts.train(resume_from_checkpoint=str(tmp_path / "whole/checkpoint-3"))
+    # the classifier, which no step uses, is not in a checkpoint; both are made with one seed here
+    assert difference(weights(whole.mixup_model), weights(parts.mixup_model)) == 0
+    assert losses(whole) == losses(parts)
+    assert whole.evaluate()["eval_knn_top1"] == parts.evaluate()["eval_knn_top1"]
+
+
+def test_accumulation_moves_the_key_network_once_a_step(tmp_path):
+    run = trainer(tmp_path, "moco", evaluate=False, gradient_accumulation_steps=2, max_steps=2, save_strategy="no")
+    run.train()
+    assert int(state_of(run.mixup_model).place) == 4 * 8 % 20  # keys of every micro-batch
+    assert all(torch.isfinite(p).all() for p in run.mixup_model.parameters())
+
+
+def test_lars_leaves_biases_and_norms_alone(tmp_path):
+    run = trainer(tmp_path, "simsiam", ["vanilla"], evaluate=False, optim="lars", optim_args="momentum=0.9", weight_decay=0.1)
+    optimizer = run.create_optimizer()
+    assert type(optimizer).__name__ == "Lars"
+    assert optimizer.defaults["momentum"] == 0.9
+    for group in optimizer.param_groups:
+        assert all((p.ndim > 1) == (group["weight_decay"] > 0) for p in group["params"])
+
+
+def test_the_predictor_may_keep_its_learning_rate(tmp_path):
+    run = trainer(
+        tmp_path, "simsiam", ["vanilla"], evaluate=False, predictor_constant_lr=True, lr_scheduler_type="cosine", warmup_steps=2, save_strategy="no"
+    )  # fmt: skip
+    run.train()
+    rates = {id(p): group["lr"] for group in run.optimizer.param_groups for p in group["params"]}
+    for name, p in run.mixup_model.named_parameters():
+        if p.requires_grad:
+            assert rates[id(p)] == (0.01 if ".predictor." in name else pytest.approx(0, abs=1e-8)), name
+
+
+def test_features_are_in_order_and_leave_no_trace(tmp_path):
+    run = trainer(tmp_path)
+    before, data = weights(run.mixup_model), Images(11, seed=1)
+    features, labels = run.features(data)
+    assert labels.tolist() == data.labels.tolist()
+    with torch.no_grad():
+        run.mixup_model.eval()
+        torch.testing.assert_close(features, run.mixup_model.features(data.pixels))
+    assert difference(before, weights(run.mixup_model)) == 0
+
+
+# -- a linear probe ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_frozen_backbone_keeps_all_but_its_classifier():
+    network = from_scratch("cifar_resnet20", 4, 16)
+    freeze_backbone(network)
+    model = MixupModel(network, "mixup").train()
+    before = weights(model)
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 0.1)
+    model(torch.randn(6, 3, 16, 16), labels=torch.arange(6) % 4, mix_key=KEY).loss.backward()
+    optimizer.step()
+    changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed == {"backbone.classifier.weight", "backbone.classifier.bias"}
+
+
+# -- views ------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("style", list(STYLES))
+def test_views_follow_from_seed_epoch_row_and_view(style):
+    import datasets
+    import numpy as np
+    import PIL.Image
+
+    from hf_mixup.data.dataset import ImageDataset
+    from hf_mixup.data.processor import ImageFormat
+
+    rng = np.random.default_rng(0)
+    images = [PIL.Image.fromarray(rng.integers(0, 255, (20, 24, 3), dtype=np.uint8)) for _ in range(4)]
+    data = datasets.Dataset.from_dict({"image": images, "label": [0, 1, 0, 1]}).cast_column("image", datasets.Image())
+    transform = view_transform(ImageFormat(16), style)
+
+    def made_by(seed=0, epoch=0):
+        found = ImageDataset(data, "image", "label", transform, seed=seed)
+        found.set_epoch(epoch)
+        return found
+
+    whole = torch.stack([example["pixel_values"] for example in made_by().__getitems__([0, 1, 2, 3])])
+    assert whole.shape == (4, 2, 3, 16, 16)
+    for row in (3, 1):
+        assert torch.equal(made_by()[row]["pixel_values"], whole[row])
+    assert not torch.equal(whole[:, 0], whole[:, 1])
+    assert not torch.equal(made_by(seed=1)[0]["pixel_values"], whole[0])
+    assert not torch.equal(made_by(epoch=1)[0]["pixel_values"], whole[0])
+
+
+# -- cards, recipes, the script ---------------------------------------------------------------------------------------------
+
+
+def test_the_card_promises_features_not_classes(tmp_path):
+    run = trainer(tmp_path, "byol", ["unmix"], save_strategy="no", eval_strategy="steps", eval_steps=3)
+    run.train()
+    run.save_model()
+    run.create_model_card(model_name="small", dataset="images", license="mit")
+    text = (tmp_path / "README.md").read_text()
+    for wanted in ("image-feature-extraction", "**byol** with **unmix**", "2003.05438", "num_labels=10", "license: mit", "200 nearest"):
+        assert wanted in text, wanted
+    for wrong in ("pipeline_tag: image-classification", "To classify images", "names one of its"):
+        assert wrong not in text
+    knn = [entry["eval_knn_top1"] for entry in run.state.log_history if "eval_knn_top1" in entry]
+    assert len(knn) == 2
+    assert all(f"{100 * value:.2f}" in text for value in knn)
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "training_scripts/recipes").glob("pretrain_*.yaml")))
+def test_recipes(name, tmp_path):
+    """Every recipe of run_pretraining.py is of arguments that it has, and of hyper-parameters that its base has."""
+    _, _, run, args = parse(["--recipe", name, "--output_dir", str(tmp_path), "--report_to", "none"])
+    assert run.recipe == name
+    assert args.method_choice().methods[0].step == pretext(args.mix[0], args.base, **{
+        key: tuple(value) if isinstance(value, list) else value for key, value in (args.base_args or {}).items()
+    }).step  # fmt: skip
+
+
+def test_the_script_is_thin():
+    assert len((ROOT / "training_scripts/run_pretraining.py").read_text().splitlines()) < 250
+
+
+def test_arguments_of_labels_are_refused():
+    with pytest.raises(ValueError, match="--views says how images are augmented"):
+        parse(["--auto_augment", "rand-m9"])
+
+
+@pytest.mark.slow
+def test_the_script_pretrains_and_its_run_is_probed(tmp_path):
+    small = ["--max_train_samples", 128, "--max_eval_samples", 64, "--use_cpu", "--num_train_epochs", 2]
+    done = run_script("run_pretraining.py", *small, "--mix", "unmix", "--output_dir", tmp_path / "run", "--per_device_train_batch_size", 32)
+    assert "kNN" in done.stderr
+    folder = tmp_path / "run"
+    assert {"README.md", "model.safetensors", "mixup_config.json", "preprocessor_config.json"} <= {path.name for path in folder.iterdir()}
+    assert "untrained_knn_top1" in json.loads((folder / "eval_results.json").read_text())
+    probe = run_script(
+        "run_mixup.py", *small, "--recipe", "digits", "--model_name_or_path", folder, "--freeze_backbone", "--mix", "vanilla", "--output_dir",
+        tmp_path / "probe",
+    )  # fmt: skip
+    assert "top-1" in probe.stderr
+    before, after = (
+        AutoModelForImageClassification.from_pretrained(path, num_labels=10).state_dict() for path in (folder, tmp_path / "probe")
+    )
+    kept = [name for name in before if not name.startswith("classifier")]
+    assert all(torch.equal(before[name], after[name]) for name in kept)
+
+
+# -- several processes ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_two_processes_are_one_with_both_batches(tmp_path):
+    """Without batch norms: losses and gradients are those of one process, candidates come from both, all queues are equal."""
+    one, two = both(tmp_path, launch("--multi_gpu", SCRIPTS / "two_pretraining.py", tmp_path))
+    assert one["processes"] == 2
+    for name, (loss, gradient, keys) in {k: v for k, v in one.items() if " " in k}.items():
+        assert loss < 1e-5, name
+        assert gradient < 1e-5, name
+        assert keys < 1e-6, name
+    for shared in ("queue", "place", "checksum", "labels"):
+        assert one[shared] == two[shared]
+    assert one["place"] == 3 * 2 * 2 * 8 % 40  # steps, processes, views, images
+    assert one["labels"] == Images(11, seed=1).labels.tolist()
+    assert one["features"] < 1e-4
+
+
+# -- SAMix ------------------------------------------------------------------------------------------------------------------
+
+
+def test_samix_trains_mixer_and_query_network_apart():
+    """The mixer learns through the key network, whose weights get no gradient; the query network's do not depend on the mixer's loss."""
+    pair, found = views(), []
+    for settings in ({"mixer_loss": "infonce", "extra": 0.5}, {"mixer_loss": "pair", "mask_loss": 0.0}):
+        model = model_of("moco", "samix", **settings)
+        model(pair, mix_key=KEY).loss.backward()
+        state = state_of(model)
+        assert all(p.grad is None for p in [*state.key.parameters(), *state.key_projector.parameters()])
+        assert all(p.grad.abs().sum() > 0 for name, p in state.mixer.named_parameters() if name.endswith("weight"))
+        found.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None and ".mixer." not in name})
+    assert difference(*found) == 0
+
+
+def test_samix_by_a_trained_mixer(tmp_path):
+    """SAMix-P: the mixer of a run, frozen, with its own settings; it gives the same masks, and does not move."""
+    model = model_of("moco", "samix", reduction=4)
+    model.save_pretrained(tmp_path)
+    other = model_of("moco", "samix", mixer=str(tmp_path))
+    mixer = state_of(other).mixer
+    assert difference(weights(mixer), weights(state_of(model).mixer)) == 0
+    assert not any(p.requires_grad for p in mixer.parameters())
+    assert not mixer.training
+    out = other(views(), mix_key=KEY)
+    out.loss.backward()
+    assert all(p.grad is None for p in mixer.parameters())
+    learning = model(views(), mix_key=KEY)
+    assert torch.equal(out.losses, learning.losses)  # of mixtures by the same masks
+    assert out.loss < learning.loss  # without the mixer's own
+
+
+def test_samix_resumes_to_the_bit(tmp_path):
+    whole, parts = (trainer(tmp_path, "moco", ["samix"], base_args={"extra": 0.5}, evaluate=False) for _ in range(2))
+    whole.train()
+    parts.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+    assert difference(weights(whole.mixup_model), weights(parts.mixup_model)) == 0
+
+
+# -- SDMP -------------------------------------------------------------------------------------------------------------------
+
+
+def test_sdmp_of_whole_images_is_mocov3():
+    """Both directions: a mixture without a partner is its image, and has nothing in common with its partner's."""
+    found, pair = [], views()
+    for mix in ("vanilla", "sdmp"):
+        model = model_of("mocov3", mix, projector_norm="none", predictor_norm="none", temperature=0.002)
+        model.eval()  # statistics of batch norms, which the key network would take of one batch more
+        step, state = model.pretext.step, state_of(model)
+        images = list(pair.unbind(1))
+        if mix == "vanilla":
+            out = step.step(model.pretext.parts, state, model.backbone, images, {}, torch.Generator())
+        else:
+            plan = alone(6, 2)
+            out = step.pasted(model.pretext.parts, state, model.backbone, images, [plan, plan], images)
+        found.append(out.loss)
+    torch.testing.assert_close(found[1], found[0], atol=1e-4, rtol=1e-4)
+
+
+def test_sdmp_mixes_pixels_and_counts_what_mixtures_share():
+    """Of one-hot images: what two mixtures have in common is what the formula says."""
+    policy = pretext("sdmp", "mocov3").sample
+    images = torch.eye(4)[:, :, None, None].expand(-1, -1, 32, 32).contiguous()
+    rng = torch.Generator().manual_seed(0)
+    sides = policy.sides(4, rng)
+    plans = [policy.pasted(images, sides, rng) for _ in range(2)]
+    assert torch.equal(plans[0].weight, plans[1].weight)  # the same sides
+    assert not torch.equal(plans[0].mask.edges, plans[1].mask.edges)  # in places of their own
+    mixed = blend(plans[0], images)
+    shares = mixed.mean((2, 3))
+    torch.testing.assert_close(shares, mix_targets(plans[0], torch.eye(4)), atol=1e-5, rtol=0)
+    assert ((plans[0].weight > 0.05) & (plans[0].weight < 0.95)).all()
+    common = torch.stack([torch.minimum(shares[i], shares[3 - i]).sum() for i in range(4)])
+    weight = in_common(plans[0])
+    torch.testing.assert_close(weight[:, 1] / weight[:, 0], common, atol=1e-5, rtol=0)

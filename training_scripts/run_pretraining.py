@@ -1,0 +1,142 @@
+"""Pre-trains an image network without labels, with mixing. Without arguments it trains on the embedded digits.
+
+`hf-mixup pretrain --help` lists the usual arguments, `--help-all` all of them. `accelerate launch training_scripts/run_pretraining.py`
+starts the same script. Labels are only read by the kNN monitor. Then `hf-mixup train --model_name_or_path runs/... --freeze_backbone`
+is a linear probe, and without --freeze_backbone fine-tuning.
+"""
+
+from __future__ import annotations
+
+import logging
+import shlex
+import sys
+import time
+from pathlib import Path
+
+import torch
+from accelerate.utils import broadcast_object_list
+from transformers import set_seed
+from transformers.utils import logging as transformers_logging
+
+from hf_mixup import MixupPreTrainer, PreTrainingArguments
+from hf_mixup.arguments import DataArguments, ModelArguments, RunArguments
+from hf_mixup.cli.network import build_model
+from hf_mixup.cli.pretrain import parse
+from hf_mixup.cli.refusals import log_to_screen, run
+from hf_mixup.core.secrets import without_secrets
+from hf_mixup.data.dataset import ImageDataset, check_readable
+from hf_mixup.data.sources import load_images
+from hf_mixup.pretraining.views import view_transform
+from hf_mixup.report.run_folder import RunFolder
+from hf_mixup.training.callbacks import AtTheStart
+from hf_mixup.training.progress import EpochTable
+
+logger = logging.getLogger("run_pretraining")
+
+
+def choose_folder(run_args: RunArguments, args: PreTrainingArguments) -> RunFolder:
+    """A new folder for a run that names none. Raises ValueError for one that is in use."""
+    if args.output_dir is None:
+        name = [f"runs/{args.base}-{args.mix[0]}-{time.strftime('%Y%m%d-%H%M%S')}"]
+        args.output_dir = broadcast_object_list(name)[0]  # the clocks of processes differ
+    folder = RunFolder(args.output_dir)
+    if folder.used and not (run_args.overwrite_output_dir or args.resume_from_checkpoint):
+        raise ValueError(
+            f"output_dir must be new or empty, got {args.output_dir}; go on with --resume_from_checkpoint, or start over with --overwrite_output_dir."
+        )
+    return folder
+
+
+def main(argv: list[str], prog: str = "run_pretraining.py") -> None:
+    model_args, data_args, run_args, args = parse(argv, prog)
+    log_to_screen(logging.INFO if args.should_log else logging.WARNING)
+    transformers_logging.disable_progress_bar()  # of every save; training keeps its own
+    folder = choose_folder(run_args, args)
+    set_seed(args.seed)
+    command = shlex.join(["hf-mixup", "pretrain", *without_secrets(argv)])
+    with folder.gone_if_refused():
+        work(folder, model_args, data_args, run_args, args, command)
+
+
+def work(
+    folder: RunFolder,
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    run_args: RunArguments,
+    args: PreTrainingArguments,
+    command: str,
+) -> None:
+    """The run itself."""
+    images = load_images(data_args, args.seed, token=model_args.token, cache_dir=model_args.cache_dir)
+    if data_args.check_images:
+        for split, name in ((images.train, "training"), (images.evaluation, "evaluation")):
+            check_readable(split, images.image_column, name, args.dataloader_num_workers)
+    model_args.ignore_mismatched_sizes = True  # a checkpoint's classifier is left out
+    network, form = build_model(model_args, data_args, args, images)
+    flip = data_args.dataset_name != "digits" if data_args.horizontal_flip is None else data_args.horizontal_flip
+    columns, cache = (images.image_column, images.label_column), {"cache": data_args.cache_images}
+    train = ImageDataset(images.train, *columns, view_transform(form, args.views, flip), seed=args.seed, **cache)
+    bank = ImageDataset(images.train, *columns, form.eval_transform(), **cache)
+    evaluation = ImageDataset(images.evaluation, *columns, form.eval_transform(), **cache)
+    if model_args.sync_bn and args.world_size > 1 and args.device.type == "cuda":
+        network = torch.nn.SyncBatchNorm.convert_sync_batchnorm(network)
+    if model_args.channels_last:
+        network = network.to(memory_format=torch.channels_last)
+    name = network.config.to_dict().get("architecture") or type(network).__name__
+    logger.info("recipe   %s", run_args.recipe or "none")
+    logger.info("data     %s: %d images to train on, %d to classify by their neighbours", images.name, len(train), len(evaluation))
+    logger.info("network  %s, %.2f M parameters, %s px", name, sum(p.numel() for p in network.parameters()) / 1e6, form.sides[0])
+    logger.info("pretext  %s on %s", args.mix[0], args.base)
+    logger.info("folder   %s", folder.path)
+    trainer = MixupPreTrainer(
+        network, args, train_dataset=train, eval_dataset=evaluation, bank_dataset=bank, processing_class=form.processor()
+    )
+    EpochTable.replace(trainer, "eval_knn_top1", "kNN")
+    facts = {
+        "seed": args.seed, "command": command, "license": run_args.license, "recipe": run_args.recipe, "recipe_hash": run_args.recipe_hash,
+        "evaluation_split": images.evaluation_split,
+    }  # fmt: skip
+
+    def begin() -> None:
+        if run_args.overwrite_output_dir and not args.resume_from_checkpoint:
+            folder.clear()
+        folder.record(**facts)
+
+    first = trainer.is_world_process_zero()
+    if first:
+        trainer.add_callback(AtTheStart(begin))  # after all that may be refused
+    untrained = None if args.resume_from_checkpoint else trainer.evaluate(metric_key_prefix="untrained")["untrained_knn_top1"]
+    said = str(args.resume_from_checkpoint).lower()
+    result = trainer.train(resume_from_checkpoint={"true": True, "false": None}.get(said, args.resume_from_checkpoint))
+    trainer.save_model(_internal_call=True)  # pushed at the end, with the results
+    trainer.save_metrics("train", {"train_loss": result.metrics["train_loss"]})
+    trainer.save_state()
+    metrics = trainer.evaluate()
+    trainer.save_metrics("eval", metrics if untrained is None else {**metrics, "untrained_knn_top1": untrained})
+    card = {
+        "model_name": f"{name}-{Path(images.name).name}-{args.base}-{args.mix[0]}", "dataset": images.name, "dataset_tags": images.repository,
+        "dataset_args": images.evaluation_split, "command": command, "finetuned_from": model_args.model_name_or_path,
+        "license": run_args.license,
+    }  # fmt: skip
+    if first:
+        trainer.create_model_card(**card)
+        folder.record(files=folder.files())
+    if args.push_to_hub:
+        pushed = trainer.push_to_hub(**card)
+        logger.info("pushed to %s", getattr(pushed, "repo_url", None) or trainer.hub_model_id)
+    if first:
+        before = "" if untrained is None else f", {untrained:.4f} before training"
+        logger.info(
+            "kNN %.4f%s, %d neighbours, on %s (%s)",
+            metrics["eval_knn_top1"],
+            before,
+            args.knn_neighbours,
+            images.name,
+            images.evaluation_split,
+        )
+        logger.info("everything is in %s", folder.path)
+    trainer.accelerator.end_training()
+
+
+if __name__ == "__main__":
+    sys.exit(run(main, sys.argv[1:], "run_pretraining.py"))
