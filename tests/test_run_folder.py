@@ -199,11 +199,11 @@ def test_an_evaluation_measures_what_the_run_held_out(tmp_path):
 
 @pytest.mark.parametrize("size", [1, 2, 8, 28, 29, 32, 64, 96, 100, 224, 260, 299, 300, 384])
 def test_patches_divide_every_image_size(size):
-    patch = patch_of(size, EvaluationArguments())
+    patch = patch_of((size, 2 * size), EvaluationArguments())
     assert size % patch == 0
     assert patch < size or size == 1
     with refuses(r"images must be whole multiples of the patch, got .*; pass --patch with one of 1"):
-        patch_of(size, EvaluationArguments(patch=size + 1))
+        patch_of((size, 2 * size), EvaluationArguments(patch=size + 1))
 
 
 @pytest.fixture

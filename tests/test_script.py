@@ -143,7 +143,10 @@ def test_channels_last(tmp_path):
     """The same training but for rounding, which resumes to the bit like any other."""
     words = (*SHORT, "--dataset_name", "digits", "--architecture", "cifar_resnet20", "--image_size", "16", "--mix", "automix")
     words = (*words, "--per_device_train_batch_size", "16", "--logging_strategy", "steps", "--logging_steps", "1")
-    for name, more in (("plain", ()), ("last", ("--channels_last", "--save_strategy", "steps", "--save_steps", "3"))):
+    for name, more in (
+        ("plain", ()),
+        ("last", ("--channels_last", "--save_strategy", "steps", "--save_steps", "3", "--save_total_limit", "2")),
+    ):
         run_mixup("--output_dir", tmp_path / name, *words, *more)
     plain, last = (results(tmp_path / name)["train_loss"] for name in ("plain", "last"))
     assert last == pytest.approx(plain, abs=1e-2)

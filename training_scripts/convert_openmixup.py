@@ -141,9 +141,9 @@ def convert(state: Mapping[str, Tensor], architecture: str, size: int) -> MixupM
         if learned.mixer.channels == channels:
             break
     load(learned.mixer, block, "the Mix Block", f"features of {channels} channels of {architecture}")
-    learned.teacher.load_state_dict(teacher.state_dict())
+    learned.teacher.network.load_state_dict(teacher.state_dict())
     learned.head.load_state_dict(heads["mix_q"] or own_q)
-    learned.teacher_head.load_state_dict(heads["mix_k"] or own_k)
+    learned.teacher_head.network.load_state_dict(heads["mix_k"] or own_k)
     return model
 
 

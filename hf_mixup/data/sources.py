@@ -445,7 +445,8 @@ def with_images(data: Dataset, column: str, split: str, folder: Path | None = No
         paths = [in_folder(path, folder) for path in old]
         if paths != old:
             data = data.remove_columns(column).add_column(column, paths)
-    return data.cast_column(column, Image())
+    # arrays stay: a picture of theirs has no more than four channels, and loses their dtype
+    return data if pixels else data.cast_column(column, Image())
 
 
 def in_folder(path: str | None, folder: Path) -> str | None:

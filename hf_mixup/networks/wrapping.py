@@ -84,6 +84,11 @@ def _logits(outputs: Any) -> Tensor:
     raise TypeError(f"the network must return logits (B, num_labels), got {type(outputs).__name__}; return a tensor.")
 
 
+def _classifies(network: PreTrainedModel) -> bool:
+    """Some, such as DeiT with its distillation token, are for use only: they take no labels, and train here all the same."""
+    return "labels" in inspect.signature(network.forward).parameters or "ForImageClassification" in type(network).__name__
+
+
 def as_classifier(network: Any) -> PreTrainedModel:
     """The network in the form that MixupModel takes; the parameters are the same objects.
 
@@ -112,7 +117,7 @@ def as_classifier(network: Any) -> PreTrainedModel:
     if hasattr(network, "peft_config") and hasattr(network, "get_base_model"):
         return _adapted(network)
     if isinstance(network, PreTrainedModel):
-        if isinstance(network, ModuleClassifier) or "labels" in inspect.signature(network.forward).parameters:
+        if isinstance(network, ModuleClassifier) or _classifies(network):
             return network
         raise ValueError(
             f"model must be an image classifier, got {type(network).__name__}, which has no labels; load it with AutoModelForImageClassification."

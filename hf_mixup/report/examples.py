@@ -100,7 +100,8 @@ def mixtures(
         partners = clean
         if "history" in method.sample.needs:  # there is none yet: the batch before was the same in reverse
             partners = clean.flip(0)
-            method.step.run(method.parts, one.states[method.name], one.backbone, pixels.flip(0), targets.flip(0), key)
+            state = one.states[method.name]
+            state.remember(**method.step.run(method.parts, state, one.backbone, pixels.flip(0), targets.flip(0), key).memory)
         seen: list[Tensor] = []
         hook = one.backbone.register_forward_pre_hook(
             lambda module, args, kwargs, seen=seen: seen.append(kwargs["pixel_values"].detach()), with_kwargs=True

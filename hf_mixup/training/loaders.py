@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -182,8 +183,7 @@ def other_inputs(network: nn.Module) -> frozenset[str]:
 
 def labels_of(data: Any) -> np.ndarray | None:
     """Labels of a data set that can be read without its images; None where they cannot."""
-    import datasets
-
+    datasets = sys.modules.get("datasets")  # a data set of theirs has imported it; nothing else here needs it
     if isinstance(data, torch.utils.data.Subset):
         inner = labels_of(data.dataset)
         return None if inner is None else inner[np.asarray(data.indices, dtype=np.int64)]
@@ -193,7 +193,7 @@ def labels_of(data: Any) -> np.ndarray | None:
     column = None
     if isinstance(data, ImageDataset):
         data, column = data.data, data.label_column
-    if isinstance(data, datasets.Dataset):
+    if datasets is not None and isinstance(data, datasets.Dataset):
         column = column or next((name for name in LABEL_KEYS if name in data.column_names), None)
         if column is not None:
             return np.asarray(data.select_columns([column]).with_format("numpy")[:][column])
