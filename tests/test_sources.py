@@ -44,7 +44,11 @@ def load(training=True, **arguments):
 
 def seen(data, column="label", names=None):
     """(shade, class) of all rows, sorted: what the network is taught."""
-    rows = [(row["image"].convert("L").getpixel((0, 0)), row[column]) for row in data]
+    # arrays stay arrays, which the data set reads as they are
+    rows = [(row["image"] if hasattr(row["image"], "convert") else np.asarray(row["image"], dtype=np.uint8), row[column]) for row in data]
+    rows = [(image.convert("L").getpixel((0, 0)) if hasattr(image, "convert") else image[0, 0].tolist(), label) for image, label in rows]
+    assert all(shade[0] == shade[1] == shade[2] for shade, _ in rows if isinstance(shade, list))
+    rows = [(shade[0] if isinstance(shade, list) else shade, label) for shade, label in rows]
     return sorted((shade, names[label] if names else label) for shade, label in rows)
 
 

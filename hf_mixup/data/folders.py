@@ -11,9 +11,11 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
-from datasets import ClassLabel, Dataset, Features, Image
-
+from hf_mixup.core.checks import needed
 from hf_mixup.data.labels import in_order, listed
+
+needed("datasets", "reading a data set")
+from datasets import ClassLabel, Dataset, Features, Image  # noqa: E402
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from datasets import ClassLabel, Dataset, DatasetInfo, Features, LargeList, List, Value, concatenate_datasets
+
+from hf_mixup.core.checks import needed
+
+needed("datasets", "reading a data set")
+from datasets import ClassLabel, Dataset, DatasetInfo, Features, LargeList, List, Value, concatenate_datasets  # noqa: E402
 
 logger = logging.getLogger(__name__)
 

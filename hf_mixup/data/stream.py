@@ -11,10 +11,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from datasets import ClassLabel, Image, IterableDataset, Value
 
 from hf_mixup.arguments import DataArguments
-from hf_mixup.core.checks import check_known
+from hf_mixup.core.checks import check_known, needed
 from hf_mixup.core.rng import hashed, keyed
 from hf_mixup.data.augment import Transform
 from hf_mixup.data.dataset import one_line
@@ -33,6 +32,9 @@ from hf_mixup.data.sources import (
     told,
     with_images,
 )
+
+needed("datasets", "reading a data set")
+from datasets import ClassLabel, Image, IterableDataset, Value  # noqa: E402
 
 logger = logging.getLogger(__name__)
 
