@@ -320,7 +320,7 @@ class DataArguments:
                 )
         if not (isinstance(self.train_val_split, float) and 0 < self.train_val_split < 1):
             raise ValueError(f"train_val_split must be a share between 0 and 1, got {self.train_val_split}; give one such as 0.15.")
-        counts = ("max_train_samples", "max_eval_samples", "image_size", "train_image_size", "train_resize")
+        counts = ("max_train_samples", "max_eval_samples", "channels", "image_size", "train_image_size", "train_resize")
         check_count(1, **{name: getattr(self, name) for name in counts if getattr(self, name) is not None})
         check_between(0, 1, random_erasing=self.random_erasing)
         if self.crop_ratio is not None:
