@@ -7,7 +7,7 @@ from typing import Any
 
 from hf_mixup.arguments import known_arguments
 from hf_mixup.core.checks import nearest
-from hf_mixup.networks.backbones import same_architecture
+from hf_mixup.networks.names import same_architecture
 
 # what a recipe may hold beside arguments
 OVERLAYS = ("for_method", "for_backbone")

@@ -339,3 +339,22 @@ def test_a_run_leaves_no_token(tmp_path, capsys):
             assert b"my-secret-2" not in data, path
             assert SECRET.encode() not in data, path
     assert "my-secret-2" not in text
+
+
+def test_help_imports_no_networks():
+    """The help of training is shown before what takes seconds to import: models, the Trainer, datasets, plots."""
+    code = "import sys; sys.modules['peft'] = None\nfrom hf_mixup.cli.main import main\ntry: main(['train', '--help'])\nfinally: print(sorted(sys.modules))"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    help_text, _, modules = shown.rpartition("\n[")
+    assert "--mix" in help_text
+    heavy = (
+        "transformers.trainer'",
+        "transformers.modeling_utils'",
+        "torch._dynamo'",
+        "'datasets'",
+        "'timm'",
+        "'matplotlib'",
+        "'sklearn'",
+        "'evaluate'",
+    )
+    assert [name for name in heavy if name in modules] == []

@@ -14,7 +14,8 @@ from hf_mixup import MixupTrainer
 from hf_mixup.arguments import MixupTrainingArguments, known_arguments
 from hf_mixup.data.processor import ImageFormat
 from hf_mixup.methods import MethodChoice
-from hf_mixup.networks.backbones import TABLE_NAMES, from_scratch, same_architecture
+from hf_mixup.networks.backbones import from_scratch
+from hf_mixup.networks.names import TABLE_NAMES, same_architecture
 from hf_mixup.recipes import read_recipe
 from hf_mixup.report.benchmark import TABLE_METHODS, published, resolve
 from run_script import ROOT

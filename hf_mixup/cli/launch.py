@@ -7,6 +7,7 @@ import logging
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from types import ModuleType
 
 import torch
@@ -27,21 +28,22 @@ SPREADS = (
 )
 
 
-def launch_or_run(name: str, script: ModuleType, argv: list[str]) -> None:
-    """Runs a script here, or by `accelerate launch` where its arguments, a config file or several GPUs ask for that.
+def launch_or_run(name: str, script: Callable[[str], ModuleType], argv: list[str]) -> None:
+    """Runs the script of a command, which `script` imports, here, or by `accelerate launch` where its arguments, a config file or several GPUs ask for that.
 
     What is typed is checked before any process starts. Exits with the status of the processes.
     """
-    parser = train.parser if name == "train" else script.parser
+    parser = train.parser if name == "train" else script(name).parser
     reader = parser(f"hf-mixup {name}")
     words, launcher = divided(argv, reader._option_string_actions)
-    if not launcher and not asks_for_processes():
-        script.main(words, f"hf-mixup {name}")
-        return
+    # refuses, or shows the help, before the script is imported, which takes seconds
     if name == "train":
         train.settings(words, f"hf-mixup {name}")
     else:
         reader.help_if_asked(reader.typed(words))
+    if not launcher and not asks_for_processes():
+        script(name).main(words, f"hf-mixup {name}")
+        return
     sys.exit(launched(launcher, name, words))
 
 

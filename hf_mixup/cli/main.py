@@ -69,7 +69,7 @@ def command(name: str, argv: list[str]) -> None:
     elif name in LAUNCHED:
         from hf_mixup.cli.launch import launch_or_run
 
-        launch_or_run(name, script(name), argv)
+        launch_or_run(name, script, argv)
     elif name in SCRIPT_OF:
         script(name).main(argv, f"hf-mixup {name}")
     else:

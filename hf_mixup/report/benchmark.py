@@ -18,7 +18,8 @@ import torch
 from hf_mixup.core.checks import check_count, check_known
 from hf_mixup.core.places import PUBLISHED, RECIPES
 from hf_mixup.methods import METHODS
-from hf_mixup.networks.backbones import from_scratch, same_architecture
+from hf_mixup.networks.backbones import from_scratch
+from hf_mixup.networks.names import same_architecture
 from hf_mixup.recipes import ABOUT, load_recipe, read_recipe
 from hf_mixup.report.run_folder import LOG_NAME
 

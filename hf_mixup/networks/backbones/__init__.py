@@ -31,6 +31,7 @@ from hf_mixup.networks.backbones.cifar_convnext import CifarConvNextConfig, Cifa
 from hf_mixup.networks.backbones.cifar_resnet import CifarResNetConfig, CifarResNetForImageClassification, CifarResNetModel
 from hf_mixup.networks.backbones.cifar_wide_resnet import CifarWideResNetConfig, CifarWideResNetForImageClassification, CifarWideResNetModel
 from hf_mixup.networks.backbones.moganet import MogaNetConfig, MogaNetForImageClassification, MogaNetModel
+from hf_mixup.networks.names import TABLE_NAMES, architecture_of
 
 for _config, _network, _headless in (
     (CifarConvNextConfig, CifarConvNextForImageClassification, CifarConvNextModel),
@@ -70,37 +71,6 @@ ARCHITECTURES: dict[str, tuple[type[PreTrainedConfig], dict[str, Any]]] = {
         },
     ),
 }
-
-# the names of the published tables: what they mean, and on images of up to 64 pixels, where CNNs have a 3x3 stem
-TABLE_NAMES: dict[str, tuple[str, str]] = {
-    "ResNet-18": ("resnet18", "cifar_resnet18"),
-    "ResNet-34": ("resnet34", "cifar_resnet34"),
-    "ResNet-50": ("resnet50", "cifar_resnet50"),
-    "ResNet-101": ("resnet101", "cifar_resnet101"),
-    "ResNeXt-50-32x4d": ("resnext50_32x4d", "cifar_resnext50_32x4d"),
-    "ResNeXt-101-32x4d": ("resnext101_32x4d", "resnext101_32x4d"),
-    "WRN-28-8": ("cifar_wrn28_8", "cifar_wrn28_8"),
-    "EfficientNet-B0": ("efficientnet_b0", "efficientnet_b0"),
-    "MobileNetV2-1x": ("mobilenetv2_100", "mobilenetv2_100"),
-    "DeiT-T": ("deit_tiny_patch16_224", "deit_tiny_patch16_224"),
-    "DeiT-S": ("deit_small_patch16_224", "deit_small_patch16_224"),
-    "DeiT-B": ("deit_base_patch16_224", "deit_base_patch16_224"),
-    "PVT-T": ("pvt_tiny", "pvt_tiny"),
-    "PVT-S": ("pvt_small", "pvt_small"),
-    "Swin-T": ("swin_tiny_patch4_window7_224", "swin_tiny_patch4_window7_224"),
-    "ConvNeXt-T": ("convnext_tiny", "cifar_convnext_tiny"),
-    "MogaNet-T": ("moganet_tiny", "moganet_tiny"),
-}
-
-
-def architecture_of(name: str, image_size: int) -> str:
-    """What a name of the published tables, or any other, stands for with images of this size."""
-    return TABLE_NAMES[name][image_size <= 64] if name in TABLE_NAMES else name
-
-
-def same_architecture(one: str, other: str) -> bool:
-    """Whether two names may stand for one network: `ResNet-18` is `resnet18`, and `cifar_resnet18` too."""
-    return one == other or one in TABLE_NAMES.get(other, ()) or other in TABLE_NAMES.get(one, ())
 
 
 def from_scratch(
@@ -386,7 +356,6 @@ def load_strictly(model: nn.Module, folder: str | os.PathLike, unsaved: frozense
 
 __all__ = [
     "ARCHITECTURES",
-    "TABLE_NAMES",
     "CifarConvNextConfig",
     "CifarConvNextForImageClassification",
     "CifarResNetConfig",
@@ -395,7 +364,6 @@ __all__ = [
     "CifarWideResNetForImageClassification",
     "MogaNetConfig",
     "MogaNetForImageClassification",
-    "architecture_of",
     "at_resolution",
     "channels_of",
     "check_takes",
@@ -404,5 +372,4 @@ __all__ = [
     "load_classifier",
     "load_strictly",
     "read_config",
-    "same_architecture",
 ]
