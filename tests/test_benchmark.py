@@ -22,16 +22,14 @@ from hf_mixup.report.benchmark import (
     published_value,
     resolve,
 )
-from run_script import ROOT
+from run_script import ROOT, run_script
 
 RECIPES = ROOT / "training_scripts/recipes"
 CARDS = ROOT / "model_cards"
 
 
 def benchmark(*words, check=True):
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(ROOT / "training_scripts/run_benchmark.py"), *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=580, check=check, env=environment, cwd=ROOT)
+    return run_script("run_benchmark.py", *words, check=check)
 
 
 def test_runs_are_reported_as_the_tables_do():

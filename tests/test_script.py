@@ -14,7 +14,18 @@ from run_script import ROOT, run_mixup
 BIN = Path(sys.executable).parent
 TWO_PROCESSES = [BIN / "accelerate", "launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no",
                  "--dynamo_backend", "no"]  # fmt: skip
-SHORT = ("--max_steps", "6", "--eval_strategy", "no", "--max_eval_samples", "40", "--learning_rate", "0.003")
+SHORT = (
+    "--max_steps",
+    "6",
+    "--per_device_train_batch_size",
+    "16",
+    "--eval_strategy",
+    "no",
+    "--max_eval_samples",
+    "40",
+    "--learning_rate",
+    "0.003",
+)
 FILES = {
     "all_results.json", "config.json", "gallery.png", "mixup_config.json", "model.safetensors", "preprocessor_config.json", "README.md",
     "train_log.jsonl",

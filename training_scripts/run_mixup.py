@@ -9,16 +9,15 @@ from __future__ import annotations
 import logging
 import shlex
 import sys
-import time
 from pathlib import Path
 
 import torch
-from accelerate.utils import broadcast_object_list
 from transformers import set_seed
 from transformers.utils import logging as transformers_logging
 
 from hf_mixup import MixupTrainer, MixupTrainingArguments
 from hf_mixup.arguments import DataArguments, ModelArguments, RunArguments
+from hf_mixup.cli.folder import choose_folder
 from hf_mixup.cli.network import build_model, classes_of_checkpoint
 from hf_mixup.cli.refusals import log_to_screen, run
 from hf_mixup.cli.train import parse
@@ -51,24 +50,11 @@ DATA_FACTS = (
 logger = logging.getLogger("run_mixup")
 
 
-def choose_folder(run: RunArguments, args: MixupTrainingArguments) -> RunFolder:
-    """A new folder for a run that names none. Raises ValueError for one that is in use."""
-    if args.output_dir is None:
-        name = [f"runs/{'+'.join(args.mix)}-{time.strftime('%Y%m%d-%H%M%S')}"]
-        args.output_dir = broadcast_object_list(name)[0]  # the clocks of processes differ
-    folder = RunFolder(args.output_dir)
-    if args.do_train and folder.used and not (run.overwrite_output_dir or args.resume_from_checkpoint):
-        raise ValueError(
-            f"output_dir must be new or empty, got {args.output_dir}; go on with --resume_from_checkpoint, or start over with --overwrite_output_dir."
-        )
-    return folder
-
-
 def main(argv: list[str], prog: str = "run_mixup.py") -> None:
     model_args, data_args, run_args, args = parse(argv, prog)
     log_to_screen(logging.INFO if args.should_log else logging.WARNING)
     transformers_logging.disable_progress_bar()  # of every save; training keeps its own
-    folder = choose_folder(run_args, args)
+    folder = choose_folder(run_args, args, "+".join(args.mix), args.do_train)
     set_seed(args.seed)
     with folder.gone_if_refused():
         work(folder, model_args, data_args, run_args, args, command_of(argv, args.world_size))

@@ -10,16 +10,15 @@ from __future__ import annotations
 import logging
 import shlex
 import sys
-import time
 from pathlib import Path
 
 import torch
-from accelerate.utils import broadcast_object_list
 from transformers import set_seed
 from transformers.utils import logging as transformers_logging
 
 from hf_mixup import MixupPreTrainer, PreTrainingArguments
 from hf_mixup.arguments import DataArguments, ModelArguments, RunArguments
+from hf_mixup.cli.folder import choose_folder
 from hf_mixup.cli.network import build_model
 from hf_mixup.cli.pretrain import parse
 from hf_mixup.cli.refusals import log_to_screen, run
@@ -34,24 +33,11 @@ from hf_mixup.training.progress import EpochTable
 logger = logging.getLogger("run_pretraining")
 
 
-def choose_folder(run_args: RunArguments, args: PreTrainingArguments) -> RunFolder:
-    """A new folder for a run that names none. Raises ValueError for one that is in use."""
-    if args.output_dir is None:
-        name = [f"runs/{args.base}-{args.mix[0]}-{time.strftime('%Y%m%d-%H%M%S')}"]
-        args.output_dir = broadcast_object_list(name)[0]  # the clocks of processes differ
-    folder = RunFolder(args.output_dir)
-    if folder.used and not (run_args.overwrite_output_dir or args.resume_from_checkpoint):
-        raise ValueError(
-            f"output_dir must be new or empty, got {args.output_dir}; go on with --resume_from_checkpoint, or start over with --overwrite_output_dir."
-        )
-    return folder
-
-
 def main(argv: list[str], prog: str = "run_pretraining.py") -> None:
     model_args, data_args, run_args, args = parse(argv, prog)
     log_to_screen(logging.INFO if args.should_log else logging.WARNING)
     transformers_logging.disable_progress_bar()  # of every save; training keeps its own
-    folder = choose_folder(run_args, args)
+    folder = choose_folder(run_args, args, f"{args.base}-{args.mix[0]}")
     set_seed(args.seed)
     command = shlex.join(["hf-mixup", "pretrain", *without_secrets(argv)])
     with folder.gone_if_refused():
