@@ -378,7 +378,11 @@ class MixupModel(PreTrainedModel):
                 check_changeable(self.backbone, name, checkpointed=enable)
 
     def get_input_embeddings(self):
-        return None
+        """Those of the backbone; None where it has none."""
+        try:
+            return self.backbone.get_input_embeddings()
+        except NotImplementedError:
+            return None
 
     def get_output_embeddings(self):
         return None

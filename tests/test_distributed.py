@@ -174,6 +174,7 @@ def test_an_accumulated_batch_is_the_mean_over_all_its_images_on_all_processes(t
                 assert rank[method]["losses"][step] == pytest.approx(total, rel=1e-4), method
         for rank in ranks:
             assert difference(rank[method]["weights"], weights(model.backbone)) < 1e-5, method
+    assert all(rank["ddp"] == [3, True, True, "gloo"] for rank in ranks)
 
 
 @pytest.mark.slow

@@ -60,6 +60,11 @@ def agreed(
         raise ValueError(f"ema_warmup_epochs is for ema_decay, got {args.ema_warmup_epochs} without it; set ema_decay.")
     if getattr(args, "activation_checkpointing", False) or getattr(args, "gradient_checkpointing", False):  # by the release
         model.check_checkpointing(True)
+    if args.neftune_noise_alpha is not None and model.get_input_embeddings() is None:
+        raise ValueError(
+            f"neftune_noise_alpha adds noise to the input embeddings of a network, got {type(model.backbone).__name__}, which has none; leave "
+            "it out."
+        )
     _check_losses(model)
     if loss_func is not None and not isinstance(loss_func, MixupLoss):
         _check_own_loss(model.choice, args)
