@@ -156,6 +156,15 @@ def _check_own_loss(choice: MethodChoice, args: MixupTrainingArguments) -> None:
             )
 
 
+def check_fsdp(plugin: Any) -> None:
+    """Refuses what would save shards alone."""
+    if "FULL" not in str(plugin.state_dict_type):
+        raise ValueError(
+            f"FSDP must gather what it saves, got {plugin.state_dict_type}, which leaves no model behind; set fsdp_state_dict_type to "
+            "FULL_STATE_DICT."
+        )
+
+
 def check_callable(loss_func: Callable | None) -> None:
     if loss_func is None or isinstance(loss_func, MixupLoss):
         return
