@@ -156,8 +156,10 @@ def _check_own_loss(choice: MethodChoice, args: MixupTrainingArguments) -> None:
             )
 
 
-def check_fsdp(plugin: Any) -> None:
-    """Refuses what would save shards alone."""
+def check_fsdp(plugin: Any, args: MixupTrainingArguments) -> None:
+    """Refuses what would save shards alone, or noise on embeddings that are in shards."""
+    if args.neftune_noise_alpha is not None:
+        raise ValueError(f"neftune_noise_alpha must be left out under FSDP, got {args.neftune_noise_alpha}; leave it out, or use DDP.")
     if "FULL" not in str(plugin.state_dict_type):
         raise ValueError(
             f"FSDP must gather what it saves, got {plugin.state_dict_type}, which leaves no model behind; set fsdp_state_dict_type to "

@@ -86,7 +86,7 @@ class MixupTrainer(Publishing, Resuming, Optimization, Evaluating, Course, Loade
             compute_loss_func=self._loss_func, compute_metrics=compute_metrics, **kwargs,
         )  # fmt: skip
         if self.is_fsdp_enabled:
-            check_fsdp(self.accelerator.state.fsdp_plugin)
+            check_fsdp(self.accelerator.state.fsdp_plugin, args)
         self.compute_metrics = TrainerMetrics(self._loss) if compute_metrics is classification_metrics else compute_metrics
         self.label_names = ["labels"]  # what the collator makes of args.label_names
         self.model_accepts_loss_kwargs = True  # so that the Trainer counts the images of an accumulated batch, and leaves the loss as it is
