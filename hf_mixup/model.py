@@ -378,7 +378,17 @@ class MixupModel(PreTrainedModel):
                 check_changeable(self.backbone, name, checkpointed=enable)
 
     def get_input_embeddings(self):
-        return None
+        """Those of the backbone; None where it has none, or has been sharded."""
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            from torch.distributed.fsdp import FSDPModule
+
+            # accelerate shards them after the blocks, and so a second time
+            if any(isinstance(module, FSDPModule) for module in self.modules()):
+                return None
+        try:
+            return self.backbone.get_input_embeddings()
+        except NotImplementedError:
+            return None
 
     def get_output_embeddings(self):
         return None

@@ -6,7 +6,7 @@ from torch.testing import assert_close
 from hf_mixup.core.geometry import box_plan, centred_boxes, dense_pair
 from hf_mixup.core.losses import BCE, CrossEntropy, smooth
 from hf_mixup.core.plan import Boxes, Dense, MixPlan, Share, blend, mix_targets, onehot
-from hf_mixup.policies.fmix import brightest, reference_field
+from hf_mixup.policies.fmix import brightest, published_field
 from hf_mixup.policies.gridmix import holes
 from hf_mixup.policies.resizemix import cut_boxes, moved_boxes, paste_resized
 from hf_mixup.policies.saliencymix import blur8, bytes_of, fine_grained, gray8, peaks, published_saliency
@@ -72,7 +72,7 @@ def timm_switch(case):
 
 def fmix(case):
     size = tuple(case["x"].shape[2:])
-    field = reference_field(case["noise"][:, :2].double(), size, float(case["decay_power"]))
+    field = published_field(case["noise"][:, :2].double(), size, float(case["decay_power"]))
     low, high = field.aminmax()
     assert_close(((field - low) / (high - low))[0].float(), case["gray"], atol=1e-5, rtol=0)
     own = brightest(field, row(case["lam"]), row(case["use_ceil"], torch.bool), float(case["max_soft"]))
@@ -100,21 +100,21 @@ def smoothmix(case):
 def gridmix(case):
     size = tuple(case["x"].shape[2:])
 
-    def crossed(overhang):
+    def crossed(as_published):
         place = (row(case["u_y"]), row(case["u_x"]))
         draws = [row(case[name]) for name in ("cut_area_ratio", "cut_aspect")]
         n_holes = row(case["n_holes"], torch.int64)
-        rows, cols = holes(row(case["lam"]), n_holes, float(case["hole_aspect"]), *draws, place, size, overhang)
+        rows, cols = holes(row(case["lam"]), n_holes, float(case["hole_aspect"]), *draws, place, size, as_published)
         return rows[:, :, None] & cols[:, None]
 
-    pasted = crossed("published")
+    pasted = crossed(True)
     assert_close(pasted[0].float(), case["mask_paste"])
     plan = hard(case, ~pasted)
     assert_close(plan.weight[:, 0], case["lam_adj"].float().expand(len(plan.weight)), atol=1e-6, rtol=0)
     # where the cut is within the image, our default is the same
     width = int((size[0] * size[1] * case["cut_area_ratio"] // 1 / case["cut_aspect"]) ** 0.5)
     if width <= size[1] and int(width * case["cut_aspect"]) <= size[0]:
-        assert torch.equal(crossed("clip"), pasted)
+        assert torch.equal(crossed(False), pasted)
 
 
 def resizemix_openmixup(case):

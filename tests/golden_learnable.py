@@ -222,7 +222,7 @@ def learned_step(case):
         mask_loss_mode=cfg["mix_block"]["mask_loss_mode"],
         mask_loss_margin=cfg["mix_block"]["mask_loss_margin"],
         mask_adjust=float(cfg["mask_adjust"]),
-        mask_adjust_to="mixer",  # the reference's mistake: the wrong one of the two lam
+        as_published=True,  # the reference's mistake: the wrong one of the two lam
         lam_margin=cfg["lam_margin"],
         momentum=cfg["momentum"],
         momentum_warmup=False,
@@ -232,12 +232,12 @@ def learned_step(case):
     images, targets = case["img"], onehot(case["y"].long(), 10)
     lam_mixer, lam_student = case["lam"].double()
     plans = mixup_plan(case["perms"][0], lam_student), mixup_plan(case["perms"][1], lam_mixer)
-    ups = (step.upsampling, step.upsampling)
-    drawn = Drawn(plans, ups, (step.lam_mul_k, step.lam_mul_k), adjust=step.mask_adjust == 1)
+    settings = (step.upsampling, step.lam_mul_k)
+    drawn = Drawn(plans, (settings, settings), adjust_to=1 if step.mask_adjust == 1 else None, mask_weight=cfg["mask_loss"])
     state = model.states["m"]
 
     seen = record_inputs(state.teacher.network, model.backbone)
-    output = step.step(method, state, model.backbone, images, targets, state.before(images, targets), drawn, cfg["mask_loss"])
+    output = step.step(method, state, model.backbone, images, targets, state.before(images, targets), drawn)
     close(seen[0][1], case["rec.img_mix_mb"])
     close(seen[1][1], case["rec.img_mix_bb"])
     close(method.loss(output.logits, output.targets).mean(), case["rec.loss_mix_q"])
@@ -271,9 +271,8 @@ def adversarial_step(case):
 
     seen = record_inputs(state.teacher.network, model.backbone)
     adversarial = not adds_up(case)
-    output = step.step(
-        method, state, model.backbone, images, targets, state.before(images, targets), Drawn(plans, (step.upsampling,) * 2), adversarial
-    )
+    drawn = Drawn(plans, ((step.upsampling,), (step.upsampling,)), adversarial=adversarial)
+    output = step.step(method, state, model.backbone, images, targets, state.before(images, targets), drawn)
     close(seen[0][1], case["rec.img_mix_mb"])
     close(seen[1][-1], case["rec.img_mix_bb"])
     close(method.loss(output.logits, output.targets).mean(), case["rec.loss_mix_q"])

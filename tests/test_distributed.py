@@ -11,8 +11,8 @@ import pytest
 import torch
 from transformers import AutoModelForImageClassification
 
-from hf_mixup import METHODS, MixupTrainer
-from small import Images, arguments, losses, vit
+from hf_mixup import METHODS, MixupModel, MixupTrainer
+from small import Images, arguments, difference, losses, vit, weights
 
 SCRIPTS = Path(__file__).parent / "scripts"
 LAUNCH = [
@@ -144,6 +144,37 @@ def test_a_mixer_waits_for_no_gradient_of_an_unmixed_batch(tmp_path):
 @pytest.mark.slow
 def test_every_method_with_unmixed_batches(tmp_path):
     unmixed(tmp_path, *sorted(METHODS))
+
+
+@pytest.mark.slow
+def test_an_accumulated_batch_is_the_mean_over_all_its_images_on_all_processes(tmp_path):
+    """Weights and logged losses are those of one process that has all images, whatever the sizes of micro-batches on either."""
+    methods = ["vanilla", "mixup", "automix"]
+    done = launch("--multi_gpu", SCRIPTS / "uneven.py", tmp_path, *methods)
+    assert all((tmp_path / f"rank{rank}.pt").is_file() for rank in range(2)), done.stderr[-3000:]
+    ranks = [torch.load(tmp_path / f"rank{rank}.pt") for rank in range(2)]
+    for method in methods:
+        model = MixupModel(vit(), method).train()
+        optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 0.1)
+        for step in range(2):
+            parts = [
+                part for rank in ranks for part in zip(rank[method]["batches"], rank[method]["keys"], strict=True) if part[1][2] == step
+            ]
+            assert len(parts) == 6
+            count = sum(len(batch["labels"]) for batch, _ in parts)
+            total = 0.0
+            for batch, key in parts:
+                loss = model(**batch, mix_key=key).loss * len(batch["labels"]) / count
+                loss.backward()
+                total += loss.item()
+            optimizer.step()
+            optimizer.zero_grad()
+            model.after_optimizer_step(step, 2)
+            for rank in ranks:
+                assert rank[method]["losses"][step] == pytest.approx(total, rel=1e-4), method
+        for rank in ranks:
+            assert difference(rank[method]["weights"], weights(model.backbone)) < 1e-5, method
+    assert all(rank["ddp"] == [3, True, True, "gloo"] for rank in ranks)
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from hf_mixup.core.geometry import dense_pair
 from hf_mixup.core.policy import Signals
 from hf_mixup.core.rng import beta, keyed, uniform
 from hf_mixup.policies import CutMix, FMix, GridMix, ResizeMix, SaliencyMix, SmoothMix
-from hf_mixup.policies.fmix import brightest, paper_field, reference_field
+from hf_mixup.policies.fmix import brightest, paper_field, published_field
 from hf_mixup.policies.gridmix import holes
 from hf_mixup.policies.resizemix import cut_boxes, moved_boxes, paste_resized
 from hf_mixup.policies.saliencymix import blur8, bytes_of, fine_grained, gray8, peaks
@@ -25,7 +25,7 @@ SIZES = [(32, 32), (15, 17), (32, 16), (9, 30), (8, 8), (7, 5)]
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("decay_power", [3.0, 1.5])
-def test_reference_field_is_the_padded_transform(size, decay_power):
+def test_published_field_is_the_padded_transform(size, decay_power):
     """The authors' spectrum, laid out in full: (columns, 2) values, padded or cropped to the half plane of a real image."""
     height, width = size
     columns = width // 2 + 1 + width % 2
@@ -34,7 +34,7 @@ def test_reference_field_is_the_padded_transform(size, decay_power):
     scale = frequency.clamp(min=1 / max(size)) ** -decay_power
     half_plane = torch.complex(noise[:, 0] * scale[0, :, None], noise[:, 1] * scale[1, :, None])
     expected = torch.fft.irfft2(half_plane, s=size)
-    field = reference_field(noise, size, decay_power)
+    field = published_field(noise, size, decay_power)
     # ours is not divided by the length of a row
     assert_close(field, expected * width, atol=1e-4 * expected.abs().max().item(), rtol=1e-5)
 
@@ -75,16 +75,16 @@ def test_windows_are_gaussian(size):
     assert_close(rows[0][:, None] * cols[0], expected)
 
 
-@pytest.mark.parametrize("overhang", ["clip", "published"])
+@pytest.mark.parametrize("as_published", [False, True])
 @pytest.mark.parametrize("size", [(32, 32), (20, 20), (24, 40)])
-def test_grid_of_holes_is_cut_hole_by_hole(size, overhang):
-    """As the published loop does it, by slices; what they do with negative numbers is what `published` is about."""
+def test_grid_of_holes_is_cut_hole_by_hole(size, as_published):
+    """As the published loop does it, by slices; what they do with negative numbers is what `as_published` is about."""
     count, (height, width) = 150, size
     rng = keyed(4, height)
     lam, area, aspect = beta(1.0, count, rng), uniform(0.5, 1, count, rng), uniform(0.5, 2, count, rng)
     n_holes = torch.randint(2, 7, (count,), generator=rng)
     down, along = uniform(0, 1, count, rng), uniform(0, 1, count, rng)
-    rows, cols = holes(lam, n_holes, 1.2, area, aspect, (down, along), size, overhang)
+    rows, cols = holes(lam, n_holes, 1.2, area, aspect, (down, along), size, as_published)
     crossing = 0
     for i in range(count):
         cut_w = int((int(height * width * float(area[i])) / float(aspect[i])) ** 0.5)
@@ -100,7 +100,7 @@ def test_grid_of_holes_is_cut_hole_by_hole(size, overhang):
             for left in range(x0, x0 + cut_w, cell_w):
                 bottom, right = min(top + hole_h, y0 + cut_h), min(left + hole_w, x0 + cut_w)
                 crossing += top < 0 or left < 0
-                if overhang == "clip":
+                if not as_published:
                     mask[max(top, 0) : max(bottom, 0), max(left, 0) : max(right, 0)] = True
                 else:
                     mask[top:bottom, left:right] = True
@@ -231,17 +231,17 @@ def test_dense_pair_repeats_a_mask_for_the_images_that_share_it():
         (lambda: CutMix(margin=0.7), "margin"),
         (lambda: CutMix(minmax=(0.8, 0.2)), "minmax"),
         (lambda: CutMix(minmax=0.3), "minmax"),
-        (lambda: FMix(spectrum="papers"), "paper"),
+        (lambda: FMix(as_published="paper"), "as_published"),
         (lambda: FMix(max_soft=0.6), "max_soft"),
         (lambda: FMix(decay_power=0), "decay_power"),
         (lambda: SmoothMix(sigma=(0, 0.5)), "sigma"),
-        (lambda: SmoothMix(weight="inverted"), "weight"),
+        (lambda: SmoothMix(as_published="inverted"), "as_published"),
         (lambda: GridMix(n_holes=(0, 3)), "n_holes"),
         (lambda: GridMix(n_holes=(2, 3.5)), "most_holes"),
         (lambda: GridMix(cut_area_ratio=(0.5, 1.5)), "cut_area_ratio"),
-        (lambda: GridMix(overhang="wrap"), "overhang"),
+        (lambda: GridMix(as_published="wrap"), "as_published"),
         (lambda: ResizeMix(scope=(0.0, 0.8)), "scope"),
-        (lambda: ResizeMix(box="offical"), "official"),
+        (lambda: ResizeMix(as_published="offical"), "as_published"),
         (lambda: ResizeMix(interpolation="bicubic"), "bilinear"),
         (lambda: SaliencyMix(mean=(0.5,)), "std"),
         (lambda: SaliencyMix(mean=(0.5,), std=(0.0,)), "std"),
@@ -252,7 +252,7 @@ def test_refusals_name_the_field(build, told):
         build()
 
 
-@pytest.mark.parametrize(("channels", "fields"), [(4, {}), (2, {"saliency": "published"}), (4, {"mean": (0.5,) * 3, "std": (0.5,) * 3})])
+@pytest.mark.parametrize(("channels", "fields"), [(4, {}), (2, {"as_published": True}), (4, {"mean": (0.5,) * 3, "std": (0.5,) * 3})])
 def test_row_11_saliencymix_refuses_channels_without_a_gray(channels, fields):
     images = torch.randn(4, channels, 8, 8)
     with refuses("channels"):

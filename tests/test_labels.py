@@ -354,7 +354,7 @@ def test_progressive_labels_trust_attention_as_the_network_learns():
     assert_close(policy.weights(plan, Signals(**signals, logits=right))[:, 0], torch.full((2,), 0.9))
     logits = torch.randn(2, 100, requires_grad=True)
     assert not policy.weights(plan, Signals(**signals, logits=logits)).requires_grad
-    assert ProgressiveLabels(detach=False).weights(plan, Signals(**signals, logits=logits)).requires_grad
+    assert ProgressiveLabels(as_published=True).weights(plan, Signals(**signals, logits=logits)).requires_grad
 
 
 @pytest.mark.parametrize("family", ["vit", "deit", "pvt"])

@@ -224,7 +224,7 @@ def test_law_rejects_a_broken_plan(law, spoil):
 def test_inverted_weights_of_published_smoothmix_are_rejected():
     laws.onehot_images(SmoothMix(), AreaLabels(), SHAPE)
     with pytest.raises(AssertionError):
-        laws.onehot_images(SmoothMix(weight="published"), AreaLabels(), SHAPE)
+        laws.onehot_images(SmoothMix(as_published=True), AreaLabels(), SHAPE)
 
 
 @pytest.mark.parametrize("policy", [FMix(), SmoothMix(), GridMix(), ResizeMix(), SaliencyMix()], ids=lambda policy: type(policy).__name__)

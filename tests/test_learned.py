@@ -1,5 +1,6 @@
 """Learned mixing: who is trained by what, what follows the step, and what is shipped."""
 
+import functools
 import json
 import math
 from dataclasses import replace
@@ -174,13 +175,15 @@ def test_mask_loss_schedules():
     assert decay("constant", 99, 100) == 1
     assert decay("cosine", 0, 100) == 1
     assert math.isclose(decay("cosine", 50, 100), 0.5)
-    assert math.isclose(decay("compounding", 2, 4), (1 + math.cos(math.pi / 4)) / 2 / 2)
+    assert decay("constant", 99, 100, compounding=True) == 1
+    compounded = functools.partial(decay, "cosine", compounding=True)
+    assert math.isclose(compounded(2, 4), (1 + math.cos(math.pi / 4)) / 2 / 2)
     # as the reference's hook was measured
     steps = 500_400
-    assert decay("compounding", 6726, steps) > 1 / math.e >= decay("compounding", 6727, steps)
-    assert decay("compounding", int(0.022 * steps), steps) > 0.009 > decay("compounding", int(0.023 * steps), steps)
-    assert 0.1 * decay("compounding", int(0.42 * steps), steps) == 0
-    assert decay("compounding", 10, 0) == 1
+    assert compounded(6726, steps) > 1 / math.e >= compounded(6727, steps)
+    assert compounded(int(0.022 * steps), steps) > 0.009 > compounded(int(0.023 * steps), steps)
+    assert 0.1 * compounded(int(0.42 * steps), steps) == 0
+    assert compounded(10, 0) == 1
 
 
 @pytest.mark.parametrize("name", LEARNED)
@@ -195,7 +198,7 @@ def test_switched_off_steps_leave_the_teachers_pass_out(name):
         other = method.step.draw(method, IMAGES.shape, Signals(), state.mixer, key._replace(rank=1))
         kept.append(drawn.keep)
         # the choice is shared by all processes, the pairs are not
-        assert (other.keep, other.upsampling) == (drawn.keep, drawn.upsampling)
+        assert (other.keep, other.settings) == (drawn.keep, drawn.settings)
     assert abs(sum(kept) / len(kept) - 0.8) < 4 * (0.16 / 400) ** 0.5
     for keep in (True, False):
         passes.clear()
@@ -414,15 +417,15 @@ def test_shares_of_several_images():
 
 def test_masks_are_adjusted_to_the_students_lam_or_as_published():
     plans = {}
-    for whose in ("student", "mixer"):
-        model = model_of("samix", mask_adjust=1.0, mask_adjust_to=whose, lam_margin=0.0)
+    for as_published in (False, True):
+        model = model_of("samix", mask_adjust=1.0, as_published=as_published, lam_margin=0.0)
         method, state = model.choice.methods[0], model.states["samix"]
         drawn = method.step.draw(method, IMAGES.shape, Signals(), state.mixer, MixKey(0, 0, 1))
         output = method.step.run(method, state, model.backbone, IMAGES, onehot(LABELS, NUM_LABELS), MixKey(0, 0, 1))
-        plans[whose] = output.plan.dense_mask((16, 16))[:, 0].mean((1, 2)), drawn.plans[whose == "mixer"].weight[:, 0]
+        plans[as_published] = output.plan.dense_mask((16, 16))[:, 0].mean((1, 2)), drawn.plans[as_published].weight[:, 0]
     for area, lam in plans.values():
         assert_close(area, lam, atol=1e-5, rtol=0)
-    assert not torch.allclose(plans["student"][1], plans["mixer"][1])
+    assert not torch.allclose(plans[False][1], plans[True][1])
 
 
 # -- pictures ---------------------------------------------------------------------------------------------------------------

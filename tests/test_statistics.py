@@ -8,7 +8,7 @@ from hf_mixup import METHODS
 from hf_mixup.core.policy import Signals
 from hf_mixup.core.rng import keyed, partners, uniform
 from hf_mixup.methods import MethodChoice
-from hf_mixup.policies.fmix import brightest, paper_field, reference_field
+from hf_mixup.policies.fmix import brightest, paper_field, published_field
 from hf_mixup.policies.resizemix import cut_boxes, moved_boxes
 
 MANY = 20000
@@ -109,7 +109,7 @@ def test_fmix_keeps_lam_of_the_pixels_rounded_by_a_fair_coin():
 
 def test_fmix_spectrum_of_the_reference():
     """Two of its frequency rows, as real and imaginary part: power `u**-6 + (u**2 + 1)**-3` down, waves 0 and 1 along."""
-    field = reference_field(torch.randn(MANY, 2, 17, 2, generator=keyed(3)), (32, 32), 3.0)
+    field = published_field(torch.randn(MANY, 2, 17, 2, generator=keyed(3)), (32, 32), 3.0)
     power = torch.fft.fft2(field).abs().square()
     assert power[:, :, 2:31].max() < 1e-20 * power.max()
     unit = power[:, 1, 0].mean().item() / (1 + 1 / 8)
@@ -148,12 +148,12 @@ def test_smoothmix_windows():
     assert share.min() > 0.09
     assert share.max() < 0.75
     # the published weight is that of the other image
-    swapped = pasted("smoothmix", (32, 32), count=5000, weight="published")
+    swapped = pasted("smoothmix", (32, 32), count=5000, as_published=True)
     torch.testing.assert_close(swapped, 1 - share, atol=1e-6, rtol=0)
 
 
 def test_gridmix_holes():
-    published = pasted("gridmix", (32, 32), count=5000, alpha=0.2, overhang="published")
+    published = pasted("gridmix", (32, 32), count=5000, alpha=0.2, as_published=True)
     close(1 - published, 0.744, digit=0.001)
     assert abs(published.std().item() - 0.216) < 0.006
     # cuts that are clipped at the border keep the holes that the published code loses
@@ -163,9 +163,9 @@ def test_gridmix_holes():
 @pytest.mark.parametrize("use_alpha", [False, True])
 def test_resizemix_areas(use_alpha):
     """A Beta of alpha 1 that is drawn again outside of the scope is uniform in it."""
-    for box, mean in (("official", 0.2296), ("openmixup", 0.159)):
-        share = pasted("resizemix", (32, 32), count=5000, channels=1, box=box, use_alpha=use_alpha)
-        close(share, mean, digit=0.0001 if box == "official" else 0.001)
+    for as_published, mean in ((False, 0.2296), (True, 0.159)):
+        share = pasted("resizemix", (32, 32), count=5000, channels=1, as_published=as_published, use_alpha=use_alpha)
+        close(share, mean, digit=0.001 if as_published else 0.0001)
 
 
 def test_resizemix_areas_of_large_images():

@@ -2,16 +2,19 @@
 
 import dataclasses
 import inspect
+from pathlib import Path
 
 import pytest
 import torch
+from accelerate import ParallelismConfig
+from datasets import Dataset
 from torch.nn import functional as F
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from hf_mixup import MixupTrainer, MixupTrainingArguments
 from hf_mixup.data.processor import ImageFormat
 from refusals import refuses
-from small import Images, difference, vit, weights
+from small import Images, difference, resnet, vit, weights
 
 BASE = {
     "per_device_train_batch_size": 4, "max_steps": 3, "learning_rate": 3e-3, "logging_steps": 1, "save_strategy": "no", "report_to": "none",
@@ -97,6 +100,43 @@ SAME = {
     "output_dir": (None, {}),
     "use_cpu": (True, {}),
     "average_tokens_across_devices": (False, {"gradient_accumulation_steps": 2}),
+    "fp16": (True, {}),
+    "fp16_full_eval": (True, {}),
+    "neftune_noise_alpha": (5.0, {}),
+    "length_column_name": ("size", {"train_sampling_strategy": "group_by_length"}),
+    "parallelism_config": (ParallelismConfig(), {}),
+    "ddp_timeout": (77, {}),
+    "local_rank": (0, {}),
+    "do_train": (True, {}),
+    "do_eval": (True, {}),
+    "do_predict": (True, {}),
+}
+# what else the stock Trainer refuses where a library, an accelerator or a second process is not there: both run alike, or refuse alike
+ALIKE = {
+    "tf32": (True, {}),
+    "use_liger_kernel": (True, {}),
+    "liger_kernel_config": ({"rope": True}, {"use_liger_kernel": True}),
+    "optim_target_modules": ("all-linear", {"optim": "galore_adamw"}),
+    "project": ("one", {"report_to": "trackio"}),
+    "trackio_space_id": ("one", {"report_to": "trackio"}),
+    "trackio_bucket_id": ("one", {"report_to": "trackio"}),
+    "trackio_static_space_id": ("one", {"report_to": "trackio"}),
+    "deepspeed": ({"train_batch_size": 4}, {}),
+    "ddp_backend": ("gloo", {}),
+    "fsdp": (True, {}),
+    "fsdp_config": ({"version": 2}, {"fsdp": True}),
+}
+# needs a Hub, or a second process: the test that sets it
+ELSEWHERE = {
+    "push_to_hub": "test_hub.py",
+    "hub_token": "test_hub.py",
+    "hub_private_repo": "test_hub.py",
+    "hub_model_id": "test_hub.py",
+    "hub_strategy": "test_hub.py",
+    "hub_revision": "test_hub.py",
+    "ddp_bucket_cap_mb": "scripts/uneven.py",
+    "ddp_broadcast_buffers": "scripts/uneven.py",
+    "ddp_static_graph": "scripts/uneven.py",
 }
 # MixupTrainer does otherwise, on purpose
 OTHERWISE = {
@@ -112,19 +152,15 @@ OTHERWISE = {
     "gradient_checkpointing": "the older name of activation_checkpointing",
     "gradient_checkpointing_kwargs": "the older name of activation_checkpointing_kwargs",
 }
-# read by code of the stock Trainer that MixupTrainer has no part in, and that this machine cannot run
-PASSED = {
-    "fp16", "fp16_full_eval", "tf32", "use_liger_kernel", "liger_kernel_config", "neftune_noise_alpha", "optim_target_modules", "project",
-    "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id", "push_to_hub", "hub_token", "hub_private_repo", "hub_model_id",
-    "hub_strategy", "hub_revision", "parallelism_config", "length_column_name", "ddp_bucket_cap_mb", "ddp_broadcast_buffers",
-    "ddp_static_graph", "ddp_backend", "ddp_timeout", "fsdp", "fsdp_config", "deepspeed", "do_train", "do_eval", "do_predict", "local_rank",
-}  # fmt: skip
 
 
 def test_no_field_is_left_out():
     fields = {field.name for field in dataclasses.fields(TrainingArguments) if field.init}
-    assert fields == SAME.keys() | OTHERWISE.keys() | PASSED, "a field that is new in transformers needs a place in these tables"
-    assert len(SAME) + len(OTHERWISE) + len(PASSED) == len(fields), "one place"
+    tables = (SAME, ALIKE, OTHERWISE, ELSEWHERE)
+    assert fields == set().union(*tables), "a field that is new in transformers needs a place in these tables"
+    assert sum(map(len, tables)) == len(fields), "one place"
+    for field, file in ELSEWHERE.items():
+        assert field in (Path(__file__).parent / file).read_text()
 
 
 def by_images(outputs, labels, num_items_in_batch=None):
@@ -169,15 +205,36 @@ def assert_same(ours, theirs, rel=2e-4):
 def test_a_field_does_what_it_does_in_the_stock_trainer(tmp_path, field):
     value, rest = SAME[field]
     settings = {**rest, field: value}
-    ours, theirs = (outcome(cls, settings, tmp_path / cls.__name__) for cls in (MixupTrainer, Trainer))
+    keep = {"train_dataset": sized(), "eval_dataset": sized(), "data_collator": collate} if field == "length_column_name" else {}
+    ours, theirs = (outcome(cls, settings, tmp_path / cls.__name__, **keep) for cls in (MixupTrainer, Trainer))
     if field == "load_best_model_at_end" or rest.get("load_best_model_at_end"):
         # finding F1 of tests/test_trainer.py: the stock Trainer does not put a ViT's best weights back
         ours, theirs = ((rows, {}, names, {}, tokens) for rows, _, names, _, tokens, _ in (ours, theirs))
         assert ours[0][-1]["step"] == theirs[0][-1]["step"]
         assert ours[2] == theirs[2]
         return
-    # the loss is taken in float32, where the stock Trainer takes that of bfloat16 logits in bfloat16
-    assert_same(ours, theirs, rel=5e-3 if field == "bf16_full_eval" else 2e-4)
+    # the loss is taken in float32, where the stock Trainer takes that of half precision logits in half precision
+    assert_same(ours, theirs, rel=5e-3 if field in ("bf16_full_eval", "fp16_full_eval") else 2e-4)
+
+
+@pytest.mark.parametrize("field", ALIKE)
+def test_a_field_that_cannot_work_here_is_refused_as_by_the_stock_trainer(tmp_path, field):
+    value, rest = ALIKE[field]
+    found = []
+    for cls in (MixupTrainer, Trainer):
+        try:
+            found.append(outcome(cls, {**rest, field: value}, tmp_path / cls.__name__))
+        except (ValueError, ImportError, RuntimeError) as error:
+            found.append((type(error), str(error)))
+    if isinstance(found[1][0], type):
+        assert found[0] == found[1]
+    else:
+        assert_same(*found)
+
+
+def test_noise_on_embeddings_needs_embeddings(tmp_path):
+    with refuses("neftune_noise_alpha adds noise to the input embeddings of a network, got ResNetForImageClassification, which has none"):
+        outcome(MixupTrainer, {"neftune_noise_alpha": 5.0}, tmp_path, model=resnet())
 
 
 @pytest.mark.parametrize("field", [f for f in SAME if f not in ("output_dir", "use_cpu")])
@@ -212,6 +269,14 @@ class Count(TrainerCallback):
 
 def collate(examples):
     return {"pixel_values": torch.stack([e["pixel_values"] for e in examples]) * 2, "labels": torch.tensor([e["labels"] for e in examples])}
+
+
+def sized():
+    """Images of several sizes on paper, by which batches are grouped."""
+    images = Images(18)
+    return Dataset.from_dict(
+        {"pixel_values": images.pixels.tolist(), "labels": images.labels.tolist(), "size": list(range(18))}
+    ).with_format("torch")
 
 
 PARAMETERS = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 import math
 from collections.abc import Iterable, Sequence
 from importlib import import_module
@@ -10,7 +11,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def needed(module: str, purpose: str) -> ModuleType:
@@ -115,6 +116,15 @@ def check_num_labels(num_labels: int | None) -> None:
     if num_labels is None:
         raise ValueError("num_labels is needed to mix class numbers, got None; pass the number of classes, or soft labels (B, num_labels).")
     check_count(2, num_labels=num_labels)
+
+
+def check_takes_images(network: nn.Module) -> None:
+    """Refuses a network of transformers for another kind of data, such as sound."""
+    taken, main = inspect.signature(network.forward).parameters, getattr(network, "main_input_name", "pixel_values")
+    if main in taken and "pixel_values" not in taken:
+        raise ValueError(
+            f"mixing is for networks that take images as pixel_values, got {type(network).__name__}, which takes {main}; train it without mixing."
+        )
 
 
 def check_images(images: Tensor, *, finite: bool = True, raw: bool = False) -> None:

@@ -19,7 +19,16 @@ from torch.utils.data import get_worker_info
 from transformers import TrainerCallback
 from transformers.data import DefaultDataCollator, default_data_collator
 
-from hf_mixup.core.checks import check_count, check_counts, check_examples, check_images, check_labels, check_num_labels, check_values
+from hf_mixup.core.checks import (
+    check_count,
+    check_counts,
+    check_examples,
+    check_images,
+    check_labels,
+    check_num_labels,
+    check_takes_images,
+    check_values,
+)
 from hf_mixup.core.losses import CrossEntropy, Loss, MultiHead
 from hf_mixup.core.plan import ONE_PASS_FROM, MixPlan, blend_examples, mix_targets
 from hf_mixup.core.policy import Signals
@@ -395,6 +404,7 @@ class MixupCallback(TrainerCallback):
             )
         if args.per_device_train_batch_size < 2:
             raise ValueError("mixing needs at least 2 images in a batch, got per_device_train_batch_size=1; raise it.")
+        check_takes_images(model)
         self._restore()  # a run before this one may have ended in an error
         # accelerate puts its own class around the loader, whose attribute the iteration does not read
         loader = getattr(train_dataloader, "base_dataloader", train_dataloader)

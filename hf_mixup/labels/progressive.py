@@ -6,7 +6,7 @@ from typing import ClassVar
 from torch import Tensor
 from torch.nn import functional as F
 
-from hf_mixup.core.checks import check_between
+from hf_mixup.core.checks import check_between, check_switch
 from hf_mixup.core.plan import MixPlan, mix_targets
 from hf_mixup.core.policy import LabelPolicy, Signals
 from hf_mixup.labels.attention import attention_shares
@@ -19,25 +19,26 @@ class ProgressiveLabels(LabelPolicy):
     The weight is `c` times the share of the attention, as in `AttentionLabels`, and `1 - c` times the area, where `c` is the cosine
     between the prediction and the target by area: the attention counts as the network learns.
 
-    Deviations: no gradient goes through the cosine (`detach`), as in OpenMixup, or the network would learn to choose its own labels;
+    Deviations: no gradient goes through the cosine, as in OpenMixup, or the network would learn to choose its own labels;
     OpenMixup reads the attention of the unmixed own image.
 
     Args:
         smoothing: of the target in the cosine; 0.1 is the official one.
-        detach: False lets the gradient through, as the official code does.
+        as_published: lets that gradient through, a bug of the official code.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"attention", "logits", "targets"})
 
     smoothing: float = 0.1
-    detach: bool = True
+    as_published: bool = False
 
     def __post_init__(self):
         check_between(0, 1, smoothing=self.smoothing)
+        check_switch(as_published=self.as_published)
 
     def weights(self, plan: MixPlan, signals: Signals) -> Tensor:
         target = mix_targets(plan, signals["targets"])
         target = (1 - self.smoothing) * target + self.smoothing / target.shape[1]
         logits = signals["logits"].float()
-        trust = F.cosine_similarity(target, (logits.detach() if self.detach else logits).softmax(1))[:, None]
+        trust = F.cosine_similarity(target, (logits if self.as_published else logits.detach()).softmax(1))[:, None]
         return trust * attention_shares(plan, signals["attention"]) + (1 - trust) * plan.weight

@@ -53,7 +53,8 @@ def watching(taps: Sequence[Tap]) -> Iterator[list[Any]]:
             def passing(module: nn.Module, args: tuple, output: Any, place: int = place, tap: Tap = tap) -> None:
                 seen[place] = tap.read(args, output)
 
-            hooks.callback(tap.module.register_forward_hook(passing).remove)
+            # first of all hooks: FSDP's takes the gathered parameters away, which reading attention needs
+            hooks.callback(tap.module.register_forward_hook(passing, prepend=True).remove)
         yield seen
     missing = [type(tap.module).__name__ for tap, value in zip(taps, seen, strict=True) if value is Unseen]
     if missing:

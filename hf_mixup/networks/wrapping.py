@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import ImageClassifierOutput
 
+from hf_mixup.core.checks import check_takes_images
 from hf_mixup.core.hub import told_plainly
 from hf_mixup.networks.backbones import load_classifier, load_strictly
 
@@ -117,6 +118,7 @@ def as_classifier(network: Any) -> PreTrainedModel:
     if hasattr(network, "peft_config") and hasattr(network, "get_base_model"):
         return _adapted(network)
     if isinstance(network, PreTrainedModel):
+        check_takes_images(network)
         if isinstance(network, ModuleClassifier) or _classifies(network):
             return network
         raise ValueError(

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hf_mixup.core.checks import check_between, check_known, check_mode, check_positive
+from hf_mixup.core.checks import check_between, check_mode, check_positive, check_switch
 from hf_mixup.core.geometry import dense_pair
 from hf_mixup.core.plan import MixPlan
 from hf_mixup.core.policy import SamplePolicy, Signals
@@ -25,9 +25,9 @@ class FMix(SamplePolicy):
         alpha: both parameters of the Beta. The paper uses 1.0; the published CIFAR tables of OpenMixup use 0.2.
         decay_power: the larger, the smoother the shapes.
         max_soft: half the width of the soft edge between the images, as a share of the pixels, 0 to 0.5; 0 is a hard edge.
-        spectrum: `reference` is the authors' code, also OpenMixup's, which takes two frequency rows of the noise for its real and
-            imaginary part: masks hold no horizontal frequency above one wave an image, and published results stand on that.
-            `paper` is the isotropic spectrum of the text.
+        as_published: the spectrum of the authors' code, also OpenMixup's, which takes two frequency rows of the noise for its real
+            and imaginary part: masks hold no horizontal frequency above one wave an image. It is the default, since FMix is known
+            by those masks and all published results stand on them. False for the isotropic spectrum of the paper's text.
         reformulate: the paper's variant with the own label alone, `lam ~ Beta(alpha + 1, alpha)`.
         mode: `sample` draws a mask for every image, `pair` for every two that change places, `batch` once (the authors' code).
     """
@@ -35,15 +35,14 @@ class FMix(SamplePolicy):
     alpha: float = 1.0
     decay_power: float = 3.0
     max_soft: float = 0.0
-    spectrum: str = "reference"
+    as_published: bool = True
     reformulate: bool = False
     mode: str = "sample"
 
     def __post_init__(self):
         check_positive(alpha=self.alpha, decay_power=self.decay_power)
         check_between(0, 0.5, max_soft=self.max_soft)
-        check_known("spectrum", self.spectrum, _FIELDS)
-        check_known("reformulate", self.reformulate, [False, True])
+        check_switch(as_published=self.as_published, reformulate=self.reformulate)
         check_mode(self.mode)
 
     def plan(self, shape: torch.Size, rng: torch.Generator, signals: Signals) -> MixPlan:
@@ -51,14 +50,15 @@ class FMix(SamplePolicy):
         pairing = partners(shape[0], self.mode, rng)
         lam = beta(self.alpha + self.reformulate, pairing.draws, rng, self.alpha)
         up = torch.rand(pairing.draws, generator=rng) > 0.5
-        noise_size, field = _FIELDS[self.spectrum]
-        noise = normal((pairing.draws, *noise_size(size)), rng, signals.device)
+        noise_size = (2, size[1] // 2 + 1 + size[1] % 2, 2) if self.as_published else (2, size[0], size[1] // 2 + 1)
+        noise = normal((pairing.draws, *noise_size), rng, signals.device)
+        field = published_field if self.as_published else paper_field
         own = brightest(field(noise, size, self.decay_power), lam, up, self.max_soft)
         lam = torch.ones_like(lam) if self.reformulate else lam
         return MixPlan.pair(pairing.partner, dense_pair(own, pairing.row), pairing.spread(lam))
 
 
-def reference_field(noise: Tensor, size: tuple[int, int], decay_power: float) -> Tensor:
+def published_field(noise: Tensor, size: tuple[int, int], decay_power: float) -> Tensor:
     """(n, H, W): the smooth images of the authors' code, up to scale, from normal noise (n, 2, columns, 2).
 
     It reads (vertical frequency, horizontal frequency 0 or 1) where its noise has (column, real or imaginary), and the decay of
@@ -114,10 +114,3 @@ def _decay(down: Tensor, along: Tensor, size: tuple[int, int], decay_power: floa
 def _precise(noise: Tensor) -> Tensor:
     # two pixels of a float32 image may be equally bright, and the number kept be off by one; ranks, elsewhere, break ties
     return noise.double() if noise.device.type == "cpu" else noise
-
-
-# the size of the noise and the image made of it
-_FIELDS = {
-    "reference": (lambda size: (2, size[1] // 2 + 1 + size[1] % 2, 2), reference_field),
-    "paper": (lambda size: (2, size[0], size[1] // 2 + 1), paper_field),
-}

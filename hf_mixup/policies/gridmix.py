@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hf_mixup.core.checks import check_count, check_known, check_mode, check_positive, check_range
+from hf_mixup.core.checks import check_count, check_mode, check_positive, check_range, check_switch
 from hf_mixup.core.geometry import dense_pair
 from hf_mixup.core.plan import MixPlan
 from hf_mixup.core.policy import SamplePolicy, Signals
@@ -26,8 +26,8 @@ class GridMix(SamplePolicy):
         hole_aspect_ratio: height by width of a cell.
         cut_area_ratio: smallest and largest area of the cut, as shares of the image's.
         cut_aspect_ratio: smallest and largest height by width of the cut.
-        overhang: with these ranges a cut may be larger than the image, every second time. `clip` keeps what is inside. In the
-            published code, `published`, a negative index counts from the far side: holes wholly before the image appear at its
+        as_published: with these ranges a cut may be larger than the image, every second time. We keep what is inside. In the
+            published code, by a bug, a negative index counts from the far side: holes wholly before the image appear at its
             end, and those across its edge vanish. Rows and columns are told apart here, where it takes square images.
         mode: `sample` draws a grid for every image, `pair` for every two that change places, `batch` once (the published code).
     """
@@ -37,7 +37,7 @@ class GridMix(SamplePolicy):
     hole_aspect_ratio: float = 1.0
     cut_area_ratio: tuple[float, float] = (0.5, 1.0)
     cut_aspect_ratio: tuple[float, float] = (0.5, 2.0)
-    overhang: str = "clip"
+    as_published: bool = False
     mode: str = "sample"
 
     def __post_init__(self):
@@ -46,7 +46,7 @@ class GridMix(SamplePolicy):
         check_count(fewest_holes=self.n_holes[0], most_holes=self.n_holes[1])
         check_range(0.001, 1, cut_area_ratio=self.cut_area_ratio)
         check_range(0.001, 1000, cut_aspect_ratio=self.cut_aspect_ratio)
-        check_known("overhang", self.overhang, ["clip", "published"])
+        check_switch(as_published=self.as_published)
         check_mode(self.mode)
 
     def plan(self, shape: torch.Size, rng: torch.Generator, signals: Signals) -> MixPlan:
@@ -62,7 +62,7 @@ class GridMix(SamplePolicy):
             uniform(*self.cut_aspect_ratio, draws, rng),
             (uniform(0, 1, draws, rng), uniform(0, 1, draws, rng)),
             size,
-            self.overhang,
+            self.as_published,
         )
         lam = 1 - rows.sum(1) * cols.sum(1) / (size[0] * size[1])
         # image-sized only where the images are
@@ -79,7 +79,7 @@ def holes(
     cut_aspect: Tensor,
     place: tuple[Tensor, Tensor],
     size: tuple[int, int],
-    overhang: str,
+    as_published: bool,
 ) -> tuple[Tensor, Tensor]:
     """The rows (n, H) and columns (n, W), bool, that cross a hole: holes are where both do.
 
@@ -98,7 +98,7 @@ def holes(
         begin, cut, cell, hole = (value[:, None] for value in (begin, cut, cell, hole))
         pixel = torch.arange(length)
         inside = (pixel >= begin) & (pixel < begin + cut) & ((pixel - begin) % cell < hole)
-        if overhang == "published":
+        if as_published:
             first = pixel - (pixel - begin) % cell
             before = pixel - length
             end = before - (before - begin) % cell + hole

@@ -6,7 +6,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from hf_mixup.core.checks import check_known, check_mode, check_positive, check_range
+from hf_mixup.core.checks import check_known, check_mode, check_positive, check_range, check_switch
 from hf_mixup.core.geometry import centred_boxes
 from hf_mixup.core.plan import ONE_PASS_FROM, Boxes, MixPlan
 from hf_mixup.core.policy import SamplePolicy, Signals
@@ -24,8 +24,9 @@ class ResizeMix(SamplePolicy):
         alpha: with `use_alpha`, both parameters of the Beta that tau is drawn from. 1.0 is the uniform distribution again.
         use_alpha: draw tau from the Beta, and from `scope` where that falls outside of it (OpenMixup's benchmarks).
         scope: smallest and largest tau.
-        box: `official` moves a box that would cross the border inside. `openmixup` cuts it off, squeezes the partner into what is
-            left, and with `mode="batch"` has one place for all; the published tables of OpenMixup were trained so.
+        as_published: by a bug, OpenMixup cuts a box that would cross the border off, squeezes the partner into what is left, and
+            with `mode="batch"` has one place for all; its tables were trained so. The official code, and ours, moves such a box
+            inside.
         interpolation: `nearest` or `bilinear`.
         mode: `sample` draws tau for every image, `pair` for every two that change places, `batch` once (the official code).
     """
@@ -35,15 +36,14 @@ class ResizeMix(SamplePolicy):
     alpha: float = 1.0
     use_alpha: bool = False
     scope: tuple[float, float] = (0.1, 0.8)
-    box: str = "official"
+    as_published: bool = False
     interpolation: str = "nearest"
     mode: str = "sample"
 
     def __post_init__(self):
         check_positive(alpha=self.alpha)
-        check_known("use_alpha", self.use_alpha, [False, True])
         check_range(0.001, 1, scope=self.scope)
-        check_known("box", self.box, ["official", "openmixup"])
+        check_switch(use_alpha=self.use_alpha, as_published=self.as_published)
         check_known("interpolation", self.interpolation, ["nearest", "bilinear"])
         check_mode(self.mode)
 
@@ -56,12 +56,12 @@ class ResizeMix(SamplePolicy):
             drawn = beta(self.alpha, pairing.draws, rng)
             tau = torch.where((drawn >= low) & (drawn <= high), drawn, tau)
         tau = pairing.spread(tau)
-        if self.box == "official":
-            row, col = (torch.randint(length, (shape[0],), generator=rng) for length in size)
-            edges, step = moved_boxes(tau, row, col, size)
-        else:
+        if self.as_published:
             row, col = (pairing.spread(torch.randint(length, (pairing.draws,), generator=rng)) for length in size)
             edges, step = cut_boxes(tau, row, col, size)
+        else:
+            row, col = (torch.randint(length, (shape[0],), generator=rng) for length in size)
+            edges, step = moved_boxes(tau, row, col, size)
         return paste_resized(signals["images"], pairing.partner, edges, step, self.interpolation)
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hf_mixup.core.checks import check_known, check_mode, check_per_channel, check_positive
+from hf_mixup.core.checks import check_mode, check_per_channel, check_positive, check_switch
 from hf_mixup.core.geometry import box_plan, centred_boxes
 from hf_mixup.core.plan import MixPlan
 from hf_mixup.core.policy import SamplePolicy, Signals
@@ -24,11 +24,11 @@ class SaliencyMix(SamplePolicy):
 
     OpenCV reads 8-bit images. The authors' code and OpenMixup hand it normalised floats, of which it reads the raw bytes, so their
     box follows rounding noise; and they take one box for the whole batch from the first image's partner. Here every image has the
-    box of its own partner's peak, in the 8-bit image; `saliency="published"` with `mode="batch"` is what they ran.
+    box of its own partner's peak, in the 8-bit image; `as_published=True` with `mode="batch"` is what they ran.
 
     Args:
         alpha: both parameters of the Beta. The paper uses 1.0; the published CIFAR tables of OpenMixup use 0.2.
-        saliency: `uint8` of 8-bit images; `published` of the bytes of floats (up to OpenCV's own rounding of them).
+        as_published: saliency of the bytes of floats (up to OpenCV's own rounding of them), the bug above.
         mean, std: what the images were normalised with, a value for each channel, so that their 8-bit values come back exactly.
             If None, each image is stretched from its smallest value to its largest, which moves few peaks.
         mode: `sample` draws lam and takes a box for every image. The images of a `pair`, which change places, or of a `batch`
@@ -38,14 +38,14 @@ class SaliencyMix(SamplePolicy):
     needs: ClassVar[frozenset[str]] = frozenset({"images"})
 
     alpha: float = 1.0
-    saliency: str = "uint8"
+    as_published: bool = False
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     mode: str = "sample"
 
     def __post_init__(self):
         check_positive(alpha=self.alpha)
-        check_known("saliency", self.saliency, ["uint8", "published"])
+        check_switch(as_published=self.as_published)
         check_mode(self.mode)
         if (self.mean is None) != (self.std is None):
             raise ValueError(f"mean and std must be given together, got mean={self.mean} and std={self.std}; give both or none.")
@@ -74,7 +74,7 @@ class SaliencyMix(SamplePolicy):
         return torch.cat(rows), torch.cat(cols)
 
     def _saliency(self, images: Tensor) -> Tensor:
-        if self.saliency == "published":
+        if self.as_published:
             return published_saliency(images)
         return fine_grained(blur8(gray8(bytes_of(images, self.mean, self.std))))
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hf_mixup.core.checks import check_known, check_mode, check_range
+from hf_mixup.core.checks import check_mode, check_range, check_switch
 from hf_mixup.core.geometry import dense_pair
 from hf_mixup.core.plan import MixPlan
 from hf_mixup.core.policy import SamplePolicy, Signals
@@ -22,18 +22,18 @@ class SmoothMix(SamplePolicy):
 
     Args:
         sigma: the smallest and largest sigma, as shares of the image's height and width.
-        weight: `measured` weighs the labels by what is visible. `published` swaps the two weights, as OpenMixup does; its tables
-            were trained so.
+        as_published: swaps the labels' two weights, a bug of OpenMixup that its tables were trained with. Otherwise labels are
+            weighed by what is visible.
         mode: `sample` draws a window for every image, `pair` for every two that change places, `batch` once (OpenMixup).
     """
 
     sigma: tuple[float, float] = (0.25, 0.5)
-    weight: str = "measured"
+    as_published: bool = False
     mode: str = "sample"
 
     def __post_init__(self):
         check_range(0.001, 100, sigma=self.sigma)
-        check_known("weight", self.weight, ["measured", "published"])
+        check_switch(as_published=self.as_published)
         check_mode(self.mode)
 
     def plan(self, shape: torch.Size, rng: torch.Generator, signals: Signals) -> MixPlan:
@@ -45,7 +45,7 @@ class SmoothMix(SamplePolicy):
         # image-sized only where the images are
         rows, cols = (profile.float().to(signals.device, non_blocking=True) for profile in (rows, cols))
         own = (rows[:, :, None] * cols[:, None, :]).neg_().add_(1)
-        lam = 1 - visible if self.weight == "measured" else visible
+        lam = visible if self.as_published else 1 - visible
         return MixPlan.pair(pairing.partner, dense_pair(own, pairing.row), lam)
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import shlex
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +14,6 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from hf_mixup.core.checks import check_images
-from hf_mixup.core.secrets import without_secrets
 from hf_mixup.data.collator import as_mapping, stack_examples
 from hf_mixup.data.dataset import ImageDataset
 from hf_mixup.networks.signals.signal import reading
@@ -228,42 +225,18 @@ class MixupPreTrainer(MixupTrainer):
 
     # -- the card -------------------------------------------------------------------------------------------------------
 
-    def create_model_card(
-        self,
-        language: str | None = None,
-        license: str | None = None,
-        tags: str | list[str] | None = None,
-        model_name: str | None = None,
-        finetuned_from: str | None = None,
-        tasks: str | list[str] | None = None,
-        dataset_tags: str | list[str] | None = None,
-        dataset: str | list[str] | None = None,
-        dataset_args: str | list[str] | None = None,
-        *,
-        command: str | None = None,
-    ) -> None:
-        """Writes `README.md`; arguments as in MixupTrainer, of which `tasks` is always image-feature-extraction."""
-        if not self.is_world_process_zero():
-            return
-        args, first = self.args, lambda value: value[0] if isinstance(value, (list, tuple)) and value else value or None
-        split = f" of {first(dataset_args)}" if first(dataset_args) else ""
+    def _write_card(self, model_name: str | None, split: str | None, **facts: Any) -> None:
+        args, network = self.args, self.mixup_model.backbone
+        of_split = f" of {split}" if split else ""
         write_card(
             args.output_dir,
             name=model_name or Path(args.output_dir).absolute().name,
-            network=self.mixup_model.backbone.config.to_dict().get("architecture") or type(self.mixup_model.backbone).__name__,
+            network=network.config.to_dict().get("architecture") or type(network).__name__,
             method=self.mixup_model.pretext.to_dict(),
-            repo=self.hub_model_id,
-            command=command or shlex.join(["python", *without_secrets(sys.argv)]),
-            hyperparameters=self._hyperparameters(),
             history=self.state.log_history,
-            knn=f"Share of the evaluation images{split} whose class {args.knn_neighbours} nearest training images vote for, by cosine of the "
+            knn=f"Share of the evaluation images{of_split} whose class {args.knn_neighbours} nearest training images vote for, by cosine of the "
             f"backbone's features, at a temperature of {args.knn_temperature:g}.",
-            dataset=first(dataset),
-            dataset_id=first(dataset_tags),
-            base_model=finetuned_from,
-            license=license,
-            language=language,
-            tags=[tags] if isinstance(tags, str) else tags or [],
+            **facts,
         )
 
     def _hyperparameters(self) -> dict[str, Any]:

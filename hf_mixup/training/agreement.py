@@ -60,6 +60,11 @@ def agreed(
         raise ValueError(f"ema_warmup_epochs is for ema_decay, got {args.ema_warmup_epochs} without it; set ema_decay.")
     if getattr(args, "activation_checkpointing", False) or getattr(args, "gradient_checkpointing", False):  # by the release
         model.check_checkpointing(True)
+    if args.neftune_noise_alpha is not None and model.get_input_embeddings() is None:
+        raise ValueError(
+            f"neftune_noise_alpha adds noise to the input embeddings of a network, got {type(model.backbone).__name__}, which has none; leave "
+            "it out."
+        )
     _check_losses(model)
     if loss_func is not None and not isinstance(loss_func, MixupLoss):
         _check_own_loss(model.choice, args)
@@ -149,6 +154,17 @@ def _check_own_loss(choice: MethodChoice, args: MixupTrainingArguments) -> None:
                 f"compute_loss_func takes the place of a loss, got {method.name!r}, whose training step has losses of its own; "
                 "set loss, or take another method."
             )
+
+
+def check_fsdp(plugin: Any, args: MixupTrainingArguments) -> None:
+    """Refuses what would save shards alone, or noise on embeddings that are in shards."""
+    if args.neftune_noise_alpha is not None:
+        raise ValueError(f"neftune_noise_alpha must be left out under FSDP, got {args.neftune_noise_alpha}; leave it out, or use DDP.")
+    if "FULL" not in str(plugin.state_dict_type):
+        raise ValueError(
+            f"FSDP must gather what it saves, got {plugin.state_dict_type}, which leaves no model behind; set fsdp_state_dict_type to "
+            "FULL_STATE_DICT."
+        )
 
 
 def check_callable(loss_func: Callable | None) -> None:

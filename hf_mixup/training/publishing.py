@@ -63,27 +63,28 @@ class Publishing:
             dataset_args: the split of the evaluation.
             command: that trained the model; the one of this process if None.
         """
-        if not self.is_world_process_zero():
-            return
+        if self.is_world_process_zero():
+            self._write_card(
+                model_name=model_name,
+                dataset=_one(dataset),
+                dataset_id=_one(dataset_tags),
+                split=_one(dataset_args),
+                command=command or shlex.join(["python", *without_secrets(sys.argv)]),
+                base_model=finetuned_from,
+                repo=self.hub_model_id,
+                license=license,
+                language=language,
+                tags=[tags] if isinstance(tags, str) else tags or [],
+                hyperparameters=self._hyperparameters(),
+            )
+
+    def _write_card(self, base_model: str | None, **facts: Any) -> None:
+        """Writes the card; `facts` are arguments of `write_model_card`."""
         if not self._saved:  # the card reads them
             Path(self.args.output_dir, CONFIG_NAME).write_text(json.dumps(self.mixup_model.to_dict(), indent=2) + "\n")
             self.mixup_model.deployed.config.save_pretrained(self.args.output_dir)
-        name = self.mixup_model.config.name_or_path
-        write_model_card(
-            self.args.output_dir,
-            model_name=model_name,
-            dataset=_one(dataset),
-            dataset_id=_one(dataset_tags),
-            split=_one(dataset_args),
-            command=command or shlex.join(["python", *without_secrets(sys.argv)]),
-            base_model=finetuned_from or name or None,
-            repo=self.hub_model_id,
-            license=license,
-            language=language,
-            tags=[tags] if isinstance(tags, str) else tags or [],
-            hyperparameters=self._hyperparameters(),
-            rows=epoch_rows(self.state.log_history),
-        )
+        base_model = base_model or self.mixup_model.config.name_or_path or None
+        write_model_card(self.args.output_dir, base_model=base_model, rows=epoch_rows(self.state.log_history), **facts)
 
     def _hyperparameters(self) -> dict[str, Any]:
         """Those that a reader asks for first; the command has all that was set."""

@@ -11,12 +11,12 @@ from transformers import PreTrainedModel, Trainer
 
 from hf_mixup.arguments import MixupTrainingArguments
 from hf_mixup.core.checks import check_transformers
-from hf_mixup.core.rng import MixKey
 from hf_mixup.data.collator import MixedBatch, MixupCollator, MixupLoss, as_mapping, is_default_collator, stack_examples
-from hf_mixup.data.dataset import set_epoch, tail_on_device
+from hf_mixup.data.dataset import tail_on_device
 from hf_mixup.evaluation.metrics import TrainerMetrics, classification_metrics, training_accuracy
-from hf_mixup.training.agreement import check_arguments, check_callable
+from hf_mixup.training.agreement import check_arguments, check_callable, check_fsdp
 from hf_mixup.training.callbacks import BesideSteps, EpochLog, Tally
+from hf_mixup.training.course import Course
 from hf_mixup.training.evaluating import Evaluating
 from hf_mixup.training.loaders import Loaders
 from hf_mixup.training.optimization import Optimization
@@ -25,7 +25,7 @@ from hf_mixup.training.resuming import Resuming
 from hf_mixup.training.wrapping import Wrapping
 
 
-class MixupTrainer(Publishing, Resuming, Optimization, Evaluating, Loaders, Wrapping, Trainer):
+class MixupTrainer(Publishing, Resuming, Optimization, Evaluating, Course, Loaders, Wrapping, Trainer):
     """Trains an image classifier with mixing. A Trainer in every other way.
 
     The batch is mixed on the device inside the model's forward pass. All that is drawn follows from (mix_seed, rank, step,
@@ -85,11 +85,8 @@ class MixupTrainer(Publishing, Resuming, Optimization, Evaluating, Loaders, Wrap
             model, args, data_collator, train_dataset, eval_dataset, processing_class, model_init,
             compute_loss_func=self._loss_func, compute_metrics=compute_metrics, **kwargs,
         )  # fmt: skip
-        if self.is_fsdp_enabled and "FULL" not in str(self.accelerator.state.fsdp_plugin.state_dict_type):
-            raise ValueError(
-                f"FSDP must gather what it saves, got {self.accelerator.state.fsdp_plugin.state_dict_type}, which leaves no model behind; "
-                "set fsdp_state_dict_type to FULL_STATE_DICT."
-            )
+        if self.is_fsdp_enabled:
+            check_fsdp(self.accelerator.state.fsdp_plugin, args)
         self.compute_metrics = TrainerMetrics(self._loss) if compute_metrics is classification_metrics else compute_metrics
         self.label_names = ["labels"]  # what the collator makes of args.label_names
         self.model_accepts_loss_kwargs = True  # so that the Trainer counts the images of an accumulated batch, and leaves the loss as it is
@@ -162,42 +159,11 @@ class MixupTrainer(Publishing, Resuming, Optimization, Evaluating, Loaders, Wrap
             )
         return loss
 
-    # -- the run --------------------------------------------------------------------------------------------------------
+    # -- what is logged -------------------------------------------------------------------------------------------------
 
     def _start(self) -> None:
         self._tail = tail_on_device(self.train_dataset)
         self._tally = Tally([method.name for method in self.mixup_model.choice.methods])
-
-    def _run_epoch(self, *args: Any, epoch: int, **kwargs: Any) -> None:
-        # resumed in the middle of an epoch after its last step, the Trainer would make another one
-        if self.state.global_step >= self.state.max_steps:
-            self.control.should_training_stop = True
-            return
-        self._epoch = epoch
-        # accelerate tells the sampler, but where processes share one, not the data set, whose augmentation depends on it
-        set_epoch(self.train_dataset, epoch)
-        if self._train_collator is not None:
-            self._train_collator.mix_until_now(self._mixing_is_over())
-        super()._run_epoch(*args, epoch=epoch, **kwargs)
-
-    @property
-    def _mix_seed(self) -> int:
-        return self.args.seed if self.args.mix_seed is None else self.args.mix_seed
-
-    def _next_key(self) -> MixKey:
-        return MixKey(self._mix_seed, self.args.process_index, self.state.global_step, self._beside.micro_step, 0, self.state.max_steps)
-
-    def _mixing_is_over(self) -> bool:
-        off = self.args.mix_off_epoch
-        # of a stream without length, state.epoch is behind until the first step of an epoch is done
-        return off is not None and max(self.state.epoch or 0, self._epoch) >= off
-
-    def _follow(self) -> None:
-        """What follows the weights: EMA teachers. Not after a step that the gradient scaler skipped."""
-        if self.accelerator.optimizer_step_was_skipped:
-            return
-        rising = self.args.ema_warmup_epochs * self._steps_per_epoch() if self.args.ema_warmup_epochs else 0.0
-        self.mixup_model.after_optimizer_step(self.state.global_step, self.state.max_steps, rising)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:

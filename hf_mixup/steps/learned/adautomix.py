@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hf_mixup.core.checks import check_between, check_count
-from hf_mixup.core.plan import Dense, MixPlan, blend, mix_targets
+from hf_mixup.core.plan import MixPlan, blend, mix_targets
 from hf_mixup.core.policy import Signals
 from hf_mixup.core.rng import MixKey
 from hf_mixup.mixers.masks import check_mixer
-from hf_mixup.steps.learned.mixing import Drawn, MixerStep, load_mixer, pick
+from hf_mixup.steps.learned.mixing import Drawn, MixerStep, load_mixer, pick_two
 from hf_mixup.steps.learned.state import LearnedState
-from hf_mixup.steps.standard import finish
-from hf_mixup.steps.step import Parts, StepOutput
+from hf_mixup.steps.step import Parts
 
 
 @dataclass(frozen=True)
@@ -67,64 +67,40 @@ class AdversarialMixing(MixerStep):
             return load_mixer(AdaptiveMask, self.mixer, channels)
         return AdaptiveMask(channels, self.reduction, self.lam_concat, self.attention_norm, self.upsampling)
 
-    def run(self, parts: Parts, state: LearnedState, network: nn.Module, images: Tensor, targets: Tensor, key: MixKey) -> StepOutput:
-        signals = state.before(images, targets)
-        drawn = self.draw(parts, images.shape, signals, state.mixer, key)
-        return self.step(parts, state, network, images, targets, signals, drawn, adversarial=key.step % self.adv_interval == 0)
-
-    def draw(self, parts: Parts, shape: torch.Size, signals: Signals, mixer: nn.Module, key: MixKey) -> Drawn:
-        rng, shared = key.own_rng(), key.step_rng()
+    def plans(self, parts: Parts, shape: torch.Size, rng: torch.Generator, signals: Signals) -> tuple[MixPlan, MixPlan]:
         for_student = parts.sample.plan(shape, rng, signals)
         if for_student.index.shape[1] == 2:
-            for_mixer = parts.sample.plan(shape, rng, signals)
-        else:
-            own, *others = for_student.index.unbind(1)
-            partners = [torch.randperm(shape[0], generator=rng).to(own.device) for _ in others]
-            for_mixer = replace(for_student, index=torch.stack([own, *partners], 1))
-        keep = float(torch.rand((), generator=shared)) < self.switch_off
-        return Drawn((for_student, for_mixer), (pick(mixer.upsamplings, shared), pick(mixer.upsamplings, shared)), keep=keep)
+            return for_student, parts.sample.plan(shape, rng, signals)
+        own, *others = for_student.index.unbind(1)
+        partners = [torch.randperm(shape[0], generator=rng).to(own.device) for _ in others]
+        return for_student, replace(for_student, index=torch.stack([own, *partners], 1))
 
-    def step(
-        self,
-        parts: Parts,
-        state: LearnedState,
-        network: nn.Module,
-        images: Tensor,
-        targets: Tensor,
-        signals: Signals,
-        drawn: Drawn,
-        adversarial: bool,
-    ) -> StepOutput:
-        """The step for what was drawn."""
-        size = tuple(images.shape[2:])
-        for_student, for_mixer = (plan.to(images.device) for plan in drawn.plans)
-        features, clean_logits = state.features(images)
-        loss = 0.0
-        if state.mixer_learns:
-            mask = state.mixer(features, for_mixer.index, for_mixer.weight, size, drawn.upsampling[1])
-            plan = replace(for_mixer, mask=Dense(mask), sources=None)
-            if drawn.keep:
-                logits = state.teacher_logits(blend(plan, images), clean=False)
-                loss = parts.loss(logits, mix_targets(plan, targets), plan).mean()
-                if adversarial:
-                    similar = similarity(logits, clean_logits, plan) * (-1 if self.keep_similar else 1)
-                    loss = -self.beta * loss + (1 - self.beta) * similar
-            else:
-                # in the graph: every parameter must get a gradient in every step, for DistributedDataParallel
-                loss = 0 * mask.sum()
-        with torch.no_grad():
-            mask = state.mixer(features, for_student.index, for_student.weight, size, drawn.upsampling[0])
-            plan = self.student_plan(mask, for_student)
-        onehot_loss = parts.loss(state.student_logits(network, images, clean=True), targets).mean()
-        if for_student.index.shape[1] > 2 and self.mixup_ratio > 0:
-            logits = state.student_logits(network, blend(for_student, images), clean=False)
-            linear_loss = parts.loss(logits, mix_targets(for_student, targets), for_student).mean()
-            onehot_loss = (1 - self.mixup_ratio) * onehot_loss + self.mixup_ratio * linear_loss
-        mixed = blend(plan, images)
-        with state.watching(signals, mixed):
-            logits = state.student_logits(network, mixed, clean=False)
-        output = finish(parts, plan, logits, targets, signals)
-        return output._replace(loss=loss + onehot_loss + output.loss, plan=plan)
+    def settings(self, mixer: nn.Module, rng: torch.Generator) -> tuple[tuple, tuple]:
+        return tuple((up,) for up in pick_two(mixer.upsamplings, rng))
+
+    def further(self, rng: torch.Generator, key: MixKey) -> dict[str, Any]:
+        return {"adversarial": key.step % self.adv_interval == 0}
+
+    def mixer_loss(self, mask: Tensor, plan: MixPlan, drawn: Drawn, taught: tuple[Tensor, Tensor] | None, clean: Tensor) -> Tensor:
+        if taught is None:
+            return 0 * mask.sum()
+        loss, logits = taught
+        if not drawn.adversarial:
+            return loss
+        similar = similarity(logits, clean, plan) * (-1 if self.keep_similar else 1)
+        return -self.beta * loss + (1 - self.beta) * similar
+
+    def clean_loss(self, parts: Parts, state: LearnedState, network: nn.Module, images: Tensor, targets: Tensor, plan: MixPlan) -> Tensor:
+        loss = parts.loss(state.student_logits(network, images, clean=True), targets).mean()
+        if plan.index.shape[1] == 2 or self.mixup_ratio == 0:
+            return loss
+        logits = state.student_logits(network, blend(plan, images), clean=False)
+        linear_loss = parts.loss(logits, mix_targets(plan, targets), plan).mean()
+        return (1 - self.mixup_ratio) * loss + self.mixup_ratio * linear_loss
+
+    @property
+    def mixture_weight(self) -> float:
+        return 1.0
 
 
 def similarity(logits: Tensor, clean_logits: Tensor, plan: MixPlan) -> Tensor:

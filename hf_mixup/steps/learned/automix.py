@@ -3,37 +3,37 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from hf_mixup.core.checks import check_between, check_known
-from hf_mixup.core.plan import Dense, blend, mix_targets
+from hf_mixup.core.checks import check_between, check_known, check_switch
+from hf_mixup.core.plan import MixPlan
 from hf_mixup.core.policy import Signals
 from hf_mixup.core.rng import MixKey
-from hf_mixup.mixers.masks import MASK_LOSSES, adjust_mask, check_mixer, mask_loss
-from hf_mixup.steps.learned.mixing import Drawn, MixerStep, load_mixer, pair_plan, pick
+from hf_mixup.mixers.masks import MASK_LOSSES, check_mixer, mask_loss
+from hf_mixup.steps.learned.mixing import Drawn, MixerStep, load_mixer, pair_plan, pick_two
 from hf_mixup.steps.learned.state import LearnedState
-from hf_mixup.steps.standard import finish
-from hf_mixup.steps.step import Parts, StepOutput
+from hf_mixup.steps.step import Parts
 
-SCHEDULES = ("constant", "cosine", "compounding")
+SCHEDULES = ("constant", "cosine")
 
 
 # -- the schedule of the mask loss: a function of the step, so that nothing has to be remembered -----------------------------
 
 
-def decay(schedule: str, step: int, total_steps: int) -> float:
+def decay(schedule: str, step: int, total_steps: int, *, compounding: bool = False) -> float:
     """What is left of the weight of the mask loss: 1 at the start. Without a known length of the run it stays there.
 
     `compounding` multiplies the cosine factors of all steps so far: OpenMixup's hook reads back the value that it wrote.
-    It falls to 1/e after 1.3 % of a run of 500,400 steps, so the mask loss is a warm-up there.
+    The weight falls to 1/e after 1.3 % of a run of 500,400 steps, so the mask loss is a warm-up there.
     """
     if schedule == "constant" or total_steps == 0:
         return 1.0
-    if schedule == "cosine":
+    if not compounding:
         return (1 + math.cos(math.pi * step / total_steps)) / 2
     return float(_compounded(total_steps)[min(step, total_steps)])
 
@@ -71,11 +71,10 @@ class LearnedMixing(MixerStep):
         mask_loss: weight of the loss on the masks' area.
         mask_loss_mode: `L1`, `L1+Variance`, `L2+Variance` or `Sparsity`.
         mask_loss_margin: how far the area may be from lam.
-        mask_loss_schedule: `constant` (CIFAR, Tiny-ImageNet), `cosine` to 0, or `compounding`, which is what the `cosine` of all
-            other published runs did: a short warm-up.
-        mask_adjust: probability of bringing the student's masks to the area of lam.
-        mask_adjust_to: whose lam that is: the `student`'s, or the `mixer`'s, as in OpenMixup, whose runs with mask_adjust train
-            on masks of one area and labels of another.
+        mask_loss_schedule: `constant` (CIFAR, Tiny-ImageNet), or `cosine` to 0 (all other published runs).
+        mask_adjust: probability of bringing the student's masks to the area of its lam.
+        as_published: two bugs of OpenMixup that its tables were trained with. Its `cosine` compounds, so that the loss on the masks' area
+            is a short warm-up, see `decay`; and `mask_adjust` takes the mixer's lam, so that masks are of one area and labels of another.
         no_repeat: an image is never mixed with itself (CUB, Aircraft).
         onehot_weight, mix_weight, mixer_weight: of the student's loss on clean images, its loss on mixed ones, and the teacher's.
     """
@@ -95,7 +94,7 @@ class LearnedMixing(MixerStep):
     mask_loss_margin: float = 0.1
     mask_loss_schedule: str = "constant"
     mask_adjust: float = 0.0
-    mask_adjust_to: str = "student"
+    as_published: bool = False
     no_repeat: bool = False
     onehot_weight: float = 1.0
     mix_weight: float = 1.0
@@ -106,7 +105,7 @@ class LearnedMixing(MixerStep):
         check_mixer(**{name: getattr(self, name) for name in CHECKED})
         check_known("mask_loss_mode", self.mask_loss_mode, MASK_LOSSES)
         check_known("mask_loss_schedule", self.mask_loss_schedule, SCHEDULES)
-        check_known("mask_adjust_to", self.mask_adjust_to, ["student", "mixer"])
+        check_switch(as_published=self.as_published)
         check_between(0, 1, mask_loss_margin=self.mask_loss_margin, mask_adjust=self.mask_adjust)
         weights = ("mask_loss", "onehot_weight", "mix_weight", "mixer_weight")
         check_between(0, 1e6, **{name: getattr(self, name) for name in weights})
@@ -118,58 +117,29 @@ class LearnedMixing(MixerStep):
             return load_mixer(MixBlock, self.mixer, channels)
         return MixBlock(channels, **{name: getattr(self, name) for name in MIXBLOCK})
 
-    def run(self, parts: Parts, state: LearnedState, network: nn.Module, images: Tensor, targets: Tensor, key: MixKey) -> StepOutput:
-        signals = state.before(images, targets)
-        drawn = self.draw(parts, images.shape, signals, state.mixer, key)
-        mask_weight = self.mask_loss * decay(self.mask_loss_schedule, key.step, key.total_steps)
-        return self.step(parts, state, network, images, targets, signals, drawn, mask_weight)
+    def plans(self, parts: Parts, shape: torch.Size, rng: torch.Generator, signals: Signals) -> tuple[MixPlan, MixPlan]:
+        return tuple(pair_plan(parts, shape, rng, signals, self.no_repeat) for _ in range(2))
 
-    def draw(self, parts: Parts, shape: torch.Size, signals: Signals, mixer: nn.Module, key: MixKey) -> Drawn:
-        rng, shared = key.own_rng(), key.step_rng()
-        plans = tuple(pair_plan(parts, shape, rng, signals, self.no_repeat) for _ in range(2))
-        adjust = float(torch.rand((), generator=rng)) < self.mask_adjust
-        keep = float(torch.rand((), generator=shared)) < self.switch_off
-        k = pick(mixer.lam_mul_ks, shared), pick(mixer.lam_mul_ks, shared)
-        ups = pick(mixer.upsamplings, shared), pick(mixer.upsamplings, shared)
-        return Drawn(plans, ups, k, keep, adjust)
+    def settings(self, mixer: nn.Module, rng: torch.Generator) -> tuple[tuple, tuple]:
+        k, ups = pick_two(mixer.lam_mul_ks, rng), pick_two(mixer.upsamplings, rng)
+        return tuple(zip(ups, k, strict=True))
 
-    def step(
-        self,
-        parts: Parts,
-        state: LearnedState,
-        network: nn.Module,
-        images: Tensor,
-        targets: Tensor,
-        signals: Signals,
-        drawn: Drawn,
-        mask_weight: float,
-    ) -> StepOutput:
-        """The step for what was drawn."""
-        one_lam, size = drawn.one_lam, tuple(images.shape[2:])
-        for_student, for_mixer = (plan.to(images.device) for plan in drawn.plans)
-        features, _ = state.features(images)
-        loss = 0.0
-        if state.mixer_learns:
-            lam = for_mixer.weight[:, 0]
-            mask = state.mixer(features, for_mixer.index, for_mixer.weight, size, drawn.upsampling[1], drawn.k[1])
-            # in the graph even at weight 0: every parameter must get a gradient in every step, for DistributedDataParallel
-            loss = mask_weight * mask_loss(mask, lam, self.mask_loss_mode, self.mask_loss_margin, per_sample=not one_lam)
-            if drawn.keep:
-                plan = replace(for_mixer, mask=Dense(mask), sources=None)
-                logits = state.teacher_logits(blend(plan, images), clean=False)
-                loss = loss + self.mixer_weight * parts.loss(logits, mix_targets(plan, targets), plan).mean()
-        with torch.no_grad():
-            mask = state.mixer(features, for_student.index, for_student.weight, size, drawn.upsampling[0], drawn.k[0])
-            if drawn.adjust:
-                held_to = for_student if self.mask_adjust_to == "student" else for_mixer
-                mask = adjust_mask(mask, held_to.weight[:, 0])
-            plan = self.student_plan(mask, for_student)
-        loss = loss + self.onehot_weight * parts.loss(state.student_logits(network, images, clean=True), targets).mean()
-        mixed = blend(plan, images)
-        with state.watching(signals, mixed):
-            logits = state.student_logits(network, mixed, clean=False)
-        output = finish(parts, plan, logits, targets, signals)
-        return output._replace(loss=loss + self.mix_weight * output.loss, plan=plan)
+    def further(self, rng: torch.Generator, key: MixKey) -> dict[str, Any]:
+        adjusts = float(torch.rand((), generator=rng)) < self.mask_adjust
+        weight = self.mask_loss * decay(self.mask_loss_schedule, key.step, key.total_steps, compounding=self.as_published)
+        return {"adjust_to": int(self.as_published) if adjusts else None, "mask_weight": weight}
+
+    def mixer_loss(self, mask: Tensor, plan: MixPlan, drawn: Drawn, taught: tuple[Tensor, Tensor] | None, clean: Tensor) -> Tensor:
+        area = mask_loss(mask, plan.weight[:, 0], self.mask_loss_mode, self.mask_loss_margin, per_sample=not drawn.one_lam)
+        loss = drawn.mask_weight * area  # in the graph even at weight 0
+        return loss if taught is None else loss + self.mixer_weight * taught[0]
+
+    def clean_loss(self, parts: Parts, state: LearnedState, network: nn.Module, images: Tensor, targets: Tensor, plan: MixPlan) -> Tensor:
+        return self.onehot_weight * parts.loss(state.student_logits(network, images, clean=True), targets).mean()
+
+    @property
+    def mixture_weight(self) -> float:
+        return self.mix_weight
 
 
 MIXBLOCK = (

@@ -5,34 +5,42 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from hf_mixup.core.checks import check_between, check_known
-from hf_mixup.core.plan import Dense, MixPlan
+from hf_mixup.core.plan import Dense, MixPlan, blend, mix_targets
 from hf_mixup.core.policy import Signals
+from hf_mixup.core.rng import MixKey
+from hf_mixup.mixers.masks import adjust_mask
 from hf_mixup.networks.average import ema_momentum
 from hf_mixup.steps.learned.state import LearnedState
-from hf_mixup.steps.step import Parts, Step
+from hf_mixup.steps.standard import finish
+from hf_mixup.steps.step import Parts, Step, StepOutput
 
 EVAL_NETS = ("teacher_onehot", "teacher_mix", "student_onehot", "student_mix")
 
 
 @dataclass(frozen=True, eq=False)
 class Drawn:
-    """What is drawn for a batch: two plans, as (the student's, the mixer's) like all pairs here, and what the mixer is to do.
+    """What a step is to do: two plans, as (the student's, the mixer's) like all pairs here, and what the mixer is to do.
 
     Attributes:
+        settings: what else the mixer is given for either.
         keep: whether the teacher sees mixed images.
-        adjust: whether the student's masks are brought to the area of lam.
+        adjust_to: whose lam the area of the student's masks is brought to, as a place in `plans`; None for nobody's.
+        mask_weight: of the loss on the masks' area (AutoMix).
+        adversarial: whether the mixer makes it hard for the teacher (AdAutoMix).
     """
 
     plans: tuple[MixPlan, MixPlan]
-    upsampling: tuple[str, str]
-    k: tuple[float, float] = (-1.0, -1.0)
+    settings: tuple[tuple, tuple]
     keep: bool = True
-    adjust: bool = False
+    adjust_to: int | None = None
+    mask_weight: float = 0.0
+    adversarial: bool = False
 
     @property
     def one_lam(self) -> bool:
@@ -79,6 +87,77 @@ class MixerStep(Step):
     @abstractmethod
     def make_mixer(self, channels: int) -> nn.Module:
         """The mixer for features of so many channels."""
+
+    @abstractmethod
+    def plans(self, parts: Parts, shape: torch.Size, rng: torch.Generator, signals: Signals) -> tuple[MixPlan, MixPlan]:
+        """Those of student and mixer, for images of a shape (B, C, H, W)."""
+
+    @abstractmethod
+    def settings(self, mixer: nn.Module, rng: torch.Generator) -> tuple[tuple, tuple]:
+        """What else the mixer is given for the student, and for itself."""
+
+    @abstractmethod
+    def further(self, rng: torch.Generator, key: MixKey) -> dict[str, Any]:
+        """The other fields of `Drawn`."""
+
+    @abstractmethod
+    def mixer_loss(self, mask: Tensor, plan: MixPlan, drawn: Drawn, taught: tuple[Tensor, Tensor] | None, clean: Tensor) -> Tensor:
+        """What the mixer learns by; every parameter of it must get a gradient in every step, for DistributedDataParallel.
+
+        Args:
+            mask: (B, K, H, W), the mixer's.
+            plan: which images the mask is of.
+            taught: the teacher's loss on the mixtures, a scalar, and its logits (B, num_labels); None in a step that leaves them out.
+            clean: the teacher's logits (B, num_labels) of clean images.
+        """
+
+    @abstractmethod
+    def clean_loss(self, parts: Parts, state: LearnedState, network: nn.Module, images: Tensor, targets: Tensor, plan: MixPlan) -> Tensor:
+        """The student's loss on images that no learned mask has mixed; `plan` is the student's."""
+
+    @property
+    @abstractmethod
+    def mixture_weight(self) -> float:
+        """Of the student's loss on images mixed by learned masks."""
+
+    def run(self, parts: Parts, state: LearnedState, network: nn.Module, images: Tensor, targets: Tensor, key: MixKey) -> StepOutput:
+        signals = state.before(images, targets)
+        drawn = self.draw(parts, images.shape, signals, state.mixer, key)
+        return self.step(parts, state, network, images, targets, signals, drawn)
+
+    def draw(self, parts: Parts, shape: torch.Size, signals: Signals, mixer: nn.Module, key: MixKey) -> Drawn:
+        rng, shared = key.own_rng(), key.step_rng()
+        plans = self.plans(parts, shape, rng, signals)
+        keep = float(torch.rand((), generator=shared)) < self.switch_off
+        return Drawn(plans, self.settings(mixer, shared), keep, **self.further(rng, key))
+
+    def step(
+        self, parts: Parts, state: LearnedState, network: nn.Module, images: Tensor, targets: Tensor, signals: Signals, drawn: Drawn
+    ) -> StepOutput:
+        """The step for what was drawn."""
+        size = tuple(images.shape[2:])
+        for_student, for_mixer = plans = [plan.to(images.device) for plan in drawn.plans]
+        features, clean = state.features(images)
+        loss = 0.0
+        if state.mixer_learns:
+            mask = state.mixer(features, for_mixer.index, for_mixer.weight, size, *drawn.settings[1])
+            taught = None
+            if drawn.keep:
+                plan = replace(for_mixer, mask=Dense(mask), sources=None)
+                logits = state.teacher_logits(blend(plan, images), clean=False)
+                taught = parts.loss(logits, mix_targets(plan, targets), plan).mean(), logits
+            loss = self.mixer_loss(mask, for_mixer, drawn, taught, clean)
+        with torch.no_grad():
+            mask = state.mixer(features, for_student.index, for_student.weight, size, *drawn.settings[0])
+            if drawn.adjust_to is not None:
+                mask = adjust_mask(mask, plans[drawn.adjust_to].weight[:, 0])
+            plan = self.student_plan(mask, for_student)
+        loss = loss + self.clean_loss(parts, state, network, images, targets, for_student)
+        mixed = blend(plan, images)
+        with state.watching(signals, mixed):
+            logits = state.student_logits(network, mixed, clean=False)
+        output = finish(parts, plan, logits, targets, signals)
+        return output._replace(loss=loss + self.mixture_weight * output.loss, plan=plan)
 
     def build(self, parts: Parts, network: nn.Module) -> LearnedState:
         return LearnedState.for_parts(parts, network, network, self.stage, self.eval_net.endswith("onehot"), self.make_mixer)
@@ -128,5 +207,6 @@ def within_margin(mask: Tensor, plan: MixPlan, margin: float) -> Tensor:
     return torch.where(near[:, None, None, None], plan.dense_mask(tuple(mask.shape[2:])).to(mask), mask)
 
 
-def pick(options: Sequence, rng: torch.Generator):
-    return options[int(torch.randint(len(options), (), generator=rng))]
+def pick_two(options: Sequence, rng: torch.Generator) -> tuple:
+    """One of the options for the student, and one for the mixer."""
+    return tuple(options[int(torch.randint(len(options), (), generator=rng))] for _ in range(2))

@@ -1,0 +1,43 @@
+"""The course of a `MixupTrainer`'s run: its epochs, the keys of its steps, when mixing ends, what follows the weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hf_mixup.core.rng import MixKey
+from hf_mixup.data.dataset import set_epoch
+
+
+class Course:
+    """The part of MixupTrainer that knows which step of the run it is at."""
+
+    def _run_epoch(self, *args: Any, epoch: int, **kwargs: Any) -> None:
+        # resumed in the middle of an epoch after its last step, the Trainer would make another one
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+            return
+        self._epoch = epoch
+        # accelerate tells the sampler, but where processes share one, not the data set, whose augmentation depends on it
+        set_epoch(self.train_dataset, epoch)
+        if self._train_collator is not None:
+            self._train_collator.mix_until_now(self._mixing_is_over())
+        super()._run_epoch(*args, epoch=epoch, **kwargs)
+
+    @property
+    def _mix_seed(self) -> int:
+        return self.args.seed if self.args.mix_seed is None else self.args.mix_seed
+
+    def _next_key(self) -> MixKey:
+        return MixKey(self._mix_seed, self.args.process_index, self.state.global_step, self._beside.micro_step, 0, self.state.max_steps)
+
+    def _mixing_is_over(self) -> bool:
+        off = self.args.mix_off_epoch
+        # of a stream without length, state.epoch is behind until the first step of an epoch is done
+        return off is not None and max(self.state.epoch or 0, self._epoch) >= off
+
+    def _follow(self) -> None:
+        """What follows the weights: EMA teachers. Not after a step that the gradient scaler skipped."""
+        if self.accelerator.optimizer_step_was_skipped:
+            return
+        rising = self.args.ema_warmup_epochs * self._steps_per_epoch() if self.args.ema_warmup_epochs else 0.0
+        self.mixup_model.after_optimizer_step(self.state.global_step, self.state.max_steps, rising)
