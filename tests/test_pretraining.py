@@ -3,6 +3,7 @@
 import json
 import warnings
 from dataclasses import fields
+from functools import partial
 
 import pytest
 import timm
@@ -10,7 +11,8 @@ import torch
 from transformers import AutoModel, AutoModelForImageClassification
 from transformers.utils import logging as transformers_logging
 
-from hf_mixup import MixupModel, MixupPreTrainer, PreTrainingArguments, PreTrainingModel, pretext
+import killed
+from hf_mixup import MixupModel, PreTrainingModel, pretext
 from hf_mixup.cli.pretrain import parse
 from hf_mixup.core.plan import MixPlan, Share, blend, mix_targets
 from hf_mixup.core.rng import MixKey
@@ -23,6 +25,7 @@ from hf_mixup.pretraining.samix import SAMix
 from hf_mixup.pretraining.sdmp import SDMP, in_common
 from hf_mixup.pretraining.state import Batch
 from hf_mixup.pretraining.views import STYLES, view_transform
+from pretrained import saves_every_step, trainer
 from run_script import ROOT, run_script
 from small import Images, difference, losses, weights
 from test_distributed import SCRIPTS, both, launch
@@ -392,38 +395,6 @@ def test_own_networks_without_classes():
 # -- the trainer ------------------------------------------------------------------------------------------------------------
 
 
-class TwoViews(torch.utils.data.Dataset):
-    """An image, and it mirrored with noise."""
-
-    def __init__(self, count=64):
-        self.images = Images(count)
-
-    def __len__(self):
-        return len(self.images)
-
-    def __getitem__(self, row):
-        image = self.images[row]["pixel_values"]
-        noise = 0.1 * torch.randn(image.shape, generator=torch.Generator().manual_seed(row))
-        return {"pixel_values": torch.stack([image, image.flip(-1) + noise]), "labels": -100}
-
-
-def trainer(folder, base="moco", mix=("imix",), base_args=None, data=None, evaluate=True, **changes) -> MixupPreTrainer:
-    torch.manual_seed(0)
-    known = {field.name for field in fields(BASES[base])}
-    small = {"projector": [16, 8], "predictor": [16, 8], "queue_size": 20}
-    settings = {
-        "output_dir": str(folder), "mix": list(mix), "base": base, "base_args": {**{k: v for k, v in small.items() if k in known}, **(base_args or {})},
-        "per_device_train_batch_size": 8, "max_steps": 6, "learning_rate": 0.01, "optim": "sgd", "optim_args": "momentum=0.9",
-        "logging_steps": 1, "save_strategy": "steps", "save_steps": 3, "report_to": "none", "use_cpu": True, "disable_tqdm": True,
-        "dataloader_pin_memory": False, "seed": 3,
-    }  # fmt: skip
-    return MixupPreTrainer(
-        from_scratch("cifar_resnet20", 2, 16), PreTrainingArguments(**{**settings, **changes}),
-        train_dataset=TwoViews() if data is None else data,
-        eval_dataset=Images(16, seed=1) if evaluate else None, bank_dataset=Images() if evaluate else None,
-    )  # fmt: skip
-
-
 @pytest.mark.parametrize(("base", "mix"), [("moco", "unmix"), ("byol", "cutmix"), ("simclr", "mixco"), ("barlowtwins", "mixedbarlow")])
 def test_resumed_to_the_bit(base, mix, tmp_path):
     whole = trainer(tmp_path / "whole", base, [mix])
@@ -434,6 +405,33 @@ def test_resumed_to_the_bit(base, mix, tmp_path):
     assert difference(weights(whole.mixup_model), weights(parts.mixup_model)) == 0
     assert losses(whole) == losses(parts)
     assert whole.evaluate()["eval_knn_top1"] == parts.evaluate()["eval_knn_top1"]
+
+
+# base, mixing, and what else: queue and its place, averages, statistics of batch norms, a mixer, the global random stream, bf16
+KILLED = {
+    "moco": ("moco", "unmix", {"both_ways": True, "bn_splits": 2}),
+    "moco bf16": ("moco", "imix", {"bf16": True}),
+    "byol dropout": ("byol", "cutmix", {"dropout": True}),
+    "samix": ("moco", "samix", {"extra": 0.5}),
+    "simclr": ("simclr", "mixco", {}),
+    "sdmp bf16": ("mocov3", "sdmp", {"bf16": True, "dropout": True}),
+    "simsiam": ("simsiam", "unmix", {}),
+    "barlowtwins": ("barlowtwins", "mixedbarlow", {}),
+}
+
+
+@pytest.fixture(scope="module")
+def _server():
+    killed.start_server()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("_server")
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("name", KILLED)
+def test_killed_anywhere_and_resumed_is_bit_identical(tmp_path, name, processes):
+    base, mix, more = KILLED[name]
+    killed.ends_alike(tmp_path, partial(saves_every_step, base=base, mix=mix, **more), processes, 4 if name == "moco" else 2)
 
 
 def test_accumulation_moves_the_key_network_once_a_step(tmp_path):
