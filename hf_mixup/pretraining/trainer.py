@@ -19,6 +19,7 @@ from hf_mixup.core.checks import check_images
 from hf_mixup.core.secrets import without_secrets
 from hf_mixup.data.collator import as_mapping, stack_examples
 from hf_mixup.data.dataset import ImageDataset
+from hf_mixup.networks.families import is_timm
 from hf_mixup.networks.signals.signal import reading
 from hf_mixup.networks.wrapping import as_classifier
 from hf_mixup.pretraining.arguments import PreTrainingArguments
@@ -91,6 +92,9 @@ class MixupPreTrainer(MixupTrainer):
             raise ValueError("kNN evaluation needs eval_dataset and bank_dataset, got one or none; give both, or eval_strategy='no'.")
         self.bank_dataset = bank_dataset
         super().__init__(model, args, data_collator, train_dataset, eval_dataset, processing_class, **kwargs)
+        images, step = getattr(train_dataset, "__len__", lambda: None)(), args.train_batch_size * args.world_size
+        if images is not None and images < step:
+            raise ValueError(f"pre-training needs a whole batch of {step} images, got {images} in all; make batches smaller.")
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             raise ValueError("pre-training shares whole networks between processes, got FSDP or DeepSpeed; use DistributedDataParallel.")
 
@@ -251,6 +255,7 @@ class MixupPreTrainer(MixupTrainer):
             args.output_dir,
             name=model_name or Path(args.output_dir).absolute().name,
             network=self.mixup_model.backbone.config.to_dict().get("architecture") or type(self.mixup_model.backbone).__name__,
+            timm=is_timm(self.mixup_model.backbone),
             method=self.mixup_model.pretext.to_dict(),
             repo=self.hub_model_id,
             command=command or shlex.join(["python", *without_secrets(sys.argv)]),
