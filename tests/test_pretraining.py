@@ -398,6 +398,9 @@ def test_checkpoints_are_backbones_without_classifier(network, tmp_path, caplog)
     with silent(caplog):
         again = PreTrainingModel.from_pretrained(tmp_path)
         assert Method.from_pretrained(tmp_path) == model.pretext
+    other = PreTrainingModel(from_scratch(network, 10, 32), model.pretext)  # of as many classes as the data happen to have
+    other.restore(tmp_path)
+    assert difference(weights(state_of(other)), weights(state_of(model))) == 0
     kept = {name: value for name, value in again.state_dict().items() if name.removeprefix("backbone.") not in again.unsaved}
     assert difference(kept, {name: state[name] for name in kept}) == 0
     with refuses("a MixupModel must have classes, got .*; pass num_labels"):
@@ -406,9 +409,9 @@ def test_checkpoints_are_backbones_without_classifier(network, tmp_path, caplog)
 
 def test_a_backbone_that_lacks_more_than_its_classifier_is_refused(tmp_path):
     model_of("moco", "imix", network="vit_mini").save_pretrained(tmp_path)
-    weights = load_file(tmp_path / "model.safetensors")
+    saved = load_file(tmp_path / "model.safetensors")
     save_file(
-        {name: value for name, value in weights.items() if "layers.0" not in name and "layer.0" not in name},
+        {name: value for name, value in saved.items() if "layers.0" not in name and "layer.0" not in name},
         tmp_path / "model.safetensors",
         {"format": "pt"},
     )
