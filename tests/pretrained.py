@@ -25,7 +25,9 @@ class TwoViews(torch.utils.data.Dataset):
         return {"pixel_values": torch.stack([image, image.flip(-1) + noise]), "labels": -100}
 
 
-def trainer(folder, base="moco", mix=("imix",), base_args=None, data=None, evaluate=True, network=None, **changes) -> MixupPreTrainer:
+def trainer(
+    folder, base="moco", mix=("imix",), base_args=None, data=None, evaluate=True, network=None, callbacks=None, **changes
+) -> MixupPreTrainer:
     torch.manual_seed(0)
     known = {field.name for field in fields(BASES[base])}
     small = {"projector": [16, 8], "predictor": [16, 8], "queue_size": 20}
@@ -39,6 +41,7 @@ def trainer(folder, base="moco", mix=("imix",), base_args=None, data=None, evalu
         from_scratch("cifar_resnet20", 2, 16) if network is None else network, PreTrainingArguments(**{**settings, **changes}),
         train_dataset=TwoViews() if data is None else data,
         eval_dataset=Images(16, seed=1) if evaluate else None, bank_dataset=Images() if evaluate else None,
+        callbacks=callbacks,
     )  # fmt: skip
 
 

@@ -20,6 +20,7 @@ from hf_mixup import MixupModel, PreTrainingModel, pretext
 from hf_mixup.cli.pretrain import parse
 from hf_mixup.core.plan import MixPlan, Share, blend, mix_targets
 from hf_mixup.core.rng import MixKey
+from hf_mixup.data.processor import ImageFormat
 from hf_mixup.method import Method
 from hf_mixup.methods import METHODS
 from hf_mixup.networks.backbones import from_scratch, load_classifier
@@ -30,6 +31,7 @@ from hf_mixup.pretraining.samix import SAMix
 from hf_mixup.pretraining.sdmp import SDMP, in_common
 from hf_mixup.pretraining.state import Batch, feature_of
 from hf_mixup.pretraining.views import STYLES, view_transform
+from hf_mixup.report.examples import MaskPictures, masks_of_mixers
 from hub_server import USER, WRITE, LoopbackHub
 from pretrained import TwoViews, saves_every_step, trainer
 from refusals import refuses
@@ -560,7 +562,6 @@ def test_views_follow_from_seed_epoch_row_and_view(style):
     import PIL.Image
 
     from hf_mixup.data.dataset import ImageDataset
-    from hf_mixup.data.processor import ImageFormat
 
     rng = np.random.default_rng(0)
     images = [PIL.Image.fromarray(rng.integers(0, 255, (20, 24, 3), dtype=np.uint8)) for _ in range(4)]
@@ -778,6 +779,23 @@ def test_samix_by_a_trained_mixer(tmp_path):
     learning = model(views(), mix_key=KEY)
     assert torch.equal(out.losses, learning.losses)  # of mixtures by the same masks
     assert out.loss < learning.loss  # without the mixer's own
+
+
+def test_pictures_of_the_masks_of_samix(tmp_path):
+    """By the code that draws those of methods with labels: masks add up to 1, and their mixtures are of the images by them."""
+    form, pixels = ImageFormat(16), views(3)[:, 0]
+    model = model_of("moco", "samix")
+    before = weights(model)
+    columns = masks_of_mixers(model, pixels, form)["samix"]
+    assert difference(before, weights(model)) == 0
+    masks = model.eval().states["samix"].masks(pixels, torch.tensor([[0, 1], [1, 2], [2, 0]]), torch.tensor([[0.1, 0.9]] * 3))
+    torch.testing.assert_close(columns[1]["masks"][0], masks[1, 0])
+    torch.testing.assert_close(masks.sum(1), torch.ones(3, 16, 16))
+    mask = columns[1]["masks"][2]
+    torch.testing.assert_close(columns[1]["mixed"][2], mask * columns[1]["own"] + (1 - mask) * columns[1]["partner"])
+    run = trainer(tmp_path, "moco", ["samix"], evaluate=False, max_steps=8, callbacks=[MaskPictures(tmp_path, pixels, form)])
+    run.train()
+    assert [path.name for path in (tmp_path / "masks").iterdir()] == ["samix-000008.png"]
 
 
 def test_samix_resumes_to_the_bit(tmp_path):

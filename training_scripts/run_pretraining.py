@@ -26,6 +26,7 @@ from hf_mixup.core.secrets import without_secrets
 from hf_mixup.data.dataset import ImageDataset, check_readable
 from hf_mixup.pretraining.data import load_pretraining_images
 from hf_mixup.pretraining.views import view_transform
+from hf_mixup.report.examples import MaskPictures, varied
 from hf_mixup.report.run_folder import RunFolder
 from hf_mixup.training.callbacks import AtTheStart
 from hf_mixup.training.progress import EpochTable
@@ -82,6 +83,8 @@ def work(
         network, args, train_dataset=train, eval_dataset=evaluation, bank_dataset=bank, processing_class=form.processor()
     )
     EpochTable.replace(trainer, "eval_knn_top1", "kNN")
+    looked_at = torch.stack([example["pixel_values"] for example in varied(ImageDataset(images.train, *columns, form.eval_transform()), 3)])
+    trainer.add_callback(MaskPictures(args.output_dir, looked_at, form))
     facts = {
         "seed": args.seed, "command": command, "license": run_args.license, "recipe": run_args.recipe, "recipe_hash": run_args.recipe_hash,
         "evaluation_split": images.evaluation_split or None,

@@ -26,7 +26,7 @@ OF_LABELS = {
     "augment_on_device": "views are made by the workers",
     "train_image_size": "views have image_size",
     "do_predict": "there is no classifier to ask",
-    "report_dir": "there are no pictures",
+    "report_dir": "the card and the pictures are in output_dir",
     "streaming": "the images are read as a whole",
 }
 OF_KNN = ("eval_strategy", "eval_steps", "load_best_model_at_end", "metric_for_best_model", "knn_neighbours", "knn_temperature")
