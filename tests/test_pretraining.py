@@ -160,6 +160,33 @@ def test_key_network_moves_by_its_average_alone(base):
             torch.testing.assert_close(value, momentum * old[f"network.{name}"] + (1 - momentum) * now[name], atol=1e-6, rtol=0)
 
 
+@pytest.mark.parametrize("base", ["moco", "mocov3", "byol"])
+def test_key_network_trains_on_statistics_of_its_own_and_in_no_optimizer(base, tmp_path):
+    """Also after an evaluation: it is in training mode, its running statistics are those of the keys, and no optimizer has its weights."""
+    run = trainer(tmp_path, base, max_steps=3, save_strategy="no", eval_strategy="steps", eval_steps=1)
+    state = state_of(run.mixup_model)
+    before = {name: buffer.clone() for name, buffer in state.key.named_buffers()}
+    run.train()
+    assert state.key.training
+    assert state.key_projector.training
+    buffers, own = dict(state.key.network.named_buffers()), dict(run.mixup_model.backbone.named_buffers())
+    for name, buffer in buffers.items():
+        if name.endswith("running_mean"):
+            assert not torch.equal(buffer, before[f"network.{name}"])
+            assert not torch.equal(buffer, own[name])
+    keys = {id(p) for part in (state.key, state.key_projector) for p in part.parameters()}
+    assert not keys & {id(p) for group in run.optimizer.param_groups for p in group["params"]}
+
+
+def test_saving_leaves_the_given_weights_alone(tmp_path):
+    """transformers empties the dictionary that it is given."""
+    model = model_of("moco", "imix")
+    given = model.state_dict()
+    names = list(given)
+    model.save_pretrained(tmp_path, state_dict=given)
+    assert list(given) == names
+
+
 def test_simsiam_stops_the_gradient_of_its_targets():
     """The gradient is that of the loss whose targets are constants."""
     model = model_of("simsiam", "vanilla")
@@ -321,6 +348,9 @@ def test_refusals_of_pretexts(mix, base, settings, match):
     [
         ({"base": "simclr", "gradient_accumulation_steps": 2}, "negatives in one batch"),
         ({"base": "mocov3", "gradient_accumulation_steps": 2}, "negatives in one batch"),
+        ({"base": "npair", "gradient_accumulation_steps": 2}, "negatives in one batch"),
+        ({"base": "mocov3", "mix": ["sdmp"], "gradient_accumulation_steps": 2}, "negatives in one batch"),
+        ({"base": "barlowtwins", "mix": ["mixedbarlow"], "gradient_accumulation_steps": 2}, "negatives in one batch"),
         ({"base_args": {"queue_size": 7}}, "queue_size must be at least the 8 keys"),
         ({"base_args": {"queue_size": 15, "both_ways": True}}, "queue_size must be at least the 16 keys"),
         ({"mix_rate": 0.5}, "no effect on pre-training"),
