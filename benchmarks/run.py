@@ -14,7 +14,7 @@ from pathlib import Path
 from chart import draw
 
 HERE = Path(__file__).parent
-PARTS = ["collation", "mixing", "steps", "epochs", "pipeline", "trainer", "labels", "learned", "optimised"]
+PARTS = ["collation", "mixing", "steps", "epochs", "pipeline", "trainer", "labels", "learned", "optimised", "pretraining"]
 
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 parser.add_argument("--device", default="cpu")

@@ -8,7 +8,7 @@ import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -24,7 +24,7 @@ from hf_mixup.method import CONFIG_NAME, Method, read_config
 from hf_mixup.methods import MethodChoice
 from hf_mixup.mixers.mixer import Mixer
 from hf_mixup.networks.average import Average, rising_decay
-from hf_mixup.networks.backbones import describe_for_timm
+from hf_mixup.networks.backbones import checkpoint_config, describe_for_timm, load_classifier
 from hf_mixup.networks.families import bare, is_timm, keep_frozen
 from hf_mixup.networks.passes import check_changeable, compile_around
 from hf_mixup.networks.signals.signal import gathered
@@ -75,6 +75,7 @@ class MixupModel(PreTrainedModel):
         ValueError: for methods that the backbone cannot serve.
     """
 
+    views: ClassVar[int] = 1  # of every image, which the methods are given
     main_input_name = "pixel_values"
     base_model_prefix = "backbone"
     accepts_loss_kwargs = False
@@ -101,6 +102,13 @@ class MixupModel(PreTrainedModel):
         check_count(1, mix_repeat=mix_repeat)
         if not isinstance(mix, MethodChoice):
             mix = MethodChoice.build(mix, mix_prob, alpha, mix_args, mode=mode, loss=loss, mix_rate=mix_rate)
+        for method in mix.methods:
+            if method.step.views != self.views:
+                kinds = {1: "mix labelled images", 2: "pre-train on two views of every image"}
+                raise ValueError(
+                    f"methods of {type(self).__name__} must {kinds[self.views]}, got {method.name!r}, which is to "
+                    f"{kinds[method.step.views]}; take {'PreTrainingModel' if self.views == 1 else 'MixupModel'}."
+                )
         self.choice = mix
         self.mix_repeat = mix_repeat
         self.backbone = backbone
@@ -336,8 +344,11 @@ class MixupModel(PreTrainedModel):
     ) -> MixupModel:
         """A run of ours, from its folder or the Hub, ready to train on: network, methods and their state.
 
+        Of a pre-training, the backbone with a fresh classifier of `num_labels` classes.
+
         Args:
-            mix: the methods, where they are your own and the file that defines them is not imported; else they are those of the run.
+            mix: the methods, where they are your own and the file that defines them is not imported; else they are those of the run. After
+                a pre-training CutMix if not given.
             **kwargs: of the classifier's `from_pretrained`.
         """
         folder = Path(repo_or_folder)
@@ -345,6 +356,13 @@ class MixupModel(PreTrainedModel):
             patterns = ["*.json", "*.safetensors", f"{STATE_FOLDER}/*"]
             folder = download_all(str(repo_or_folder), patterns, revision=revision, token=token)
         config = read_config(folder)
+        if not checkpoint_config(folder).num_labels:
+            if not (kwargs.get("num_labels") or kwargs.get("id2label")):
+                raise ValueError(
+                    f"a MixupModel must have classes, got {str(repo_or_folder)!r}, a pre-trained backbone without classifier; pass num_labels, "
+                    "or go on with PreTrainingModel.from_pretrained."
+                )
+            return cls(load_classifier(folder, **kwargs), "cutmix" if mix is None else mix)
         network = load_network(folder, **kwargs)
         fields = {key: config[key] for key in ("mix_repeat", "ema_decay") if config.get(key) is not None}
         model = cls(network, MethodChoice.from_dict(config) if mix is None else mix, **fields)

@@ -1,31 +1,44 @@
 """Pre-training without labels: laws of every pretext, states, checkpoints, the trainer, views, the script."""
 
 import json
+import shutil
+import sys
 import warnings
+from contextlib import contextmanager
 from dataclasses import fields
+from functools import partial
 
 import pytest
 import timm
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForImageClassification
 from transformers.utils import logging as transformers_logging
 
-from hf_mixup import MixupModel, MixupPreTrainer, PreTrainingArguments, PreTrainingModel, pretext
+import killed
+from hf_mixup import MixupModel, PreTrainingModel, pretext
 from hf_mixup.cli.pretrain import parse
 from hf_mixup.core.plan import MixPlan, Share, blend, mix_targets
 from hf_mixup.core.rng import MixKey
+from hf_mixup.data.processor import ImageFormat
 from hf_mixup.method import Method
+from hf_mixup.methods import METHODS
 from hf_mixup.networks.backbones import from_scratch, load_classifier
 from hf_mixup.networks.families import classifier_of, freeze_backbone
 from hf_mixup.pretraining.contrast import Mixture
 from hf_mixup.pretraining.pretexts import BASES, PRETEXTS
 from hf_mixup.pretraining.samix import SAMix
 from hf_mixup.pretraining.sdmp import SDMP, in_common
-from hf_mixup.pretraining.state import Batch
+from hf_mixup.pretraining.state import Batch, feature_of
 from hf_mixup.pretraining.views import STYLES, view_transform
+from hf_mixup.report.examples import MaskPictures, masks_of_mixers
+from hub_server import USER, WRITE, LoopbackHub
+from pretrained import TwoViews, saves_every_step, trainer
+from refusals import refuses
 from run_script import ROOT, run_script
 from small import Images, difference, losses, weights
 from test_distributed import SCRIPTS, both, launch
+from test_hub import process, python
 
 SMALL = {"projector": (16, 8)}
 OTHERS = ("cutmix", "fmix", "gridmix", "resizemix")
@@ -145,6 +158,33 @@ def test_key_network_moves_by_its_average_alone(base):
         now = dict(network.named_parameters())
         for name, value in average.named_parameters():
             torch.testing.assert_close(value, momentum * old[f"network.{name}"] + (1 - momentum) * now[name], atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("base", ["moco", "mocov3", "byol"])
+def test_key_network_trains_on_statistics_of_its_own_and_in_no_optimizer(base, tmp_path):
+    """Also after an evaluation: it is in training mode, its running statistics are those of the keys, and no optimizer has its weights."""
+    run = trainer(tmp_path, base, max_steps=3, save_strategy="no", eval_strategy="steps", eval_steps=1)
+    state = state_of(run.mixup_model)
+    before = {name: buffer.clone() for name, buffer in state.key.named_buffers()}
+    run.train()
+    assert state.key.training
+    assert state.key_projector.training
+    buffers, own = dict(state.key.network.named_buffers()), dict(run.mixup_model.backbone.named_buffers())
+    for name, buffer in buffers.items():
+        if name.endswith("running_mean"):
+            assert not torch.equal(buffer, before[f"network.{name}"])
+            assert not torch.equal(buffer, own[name])
+    keys = {id(p) for part in (state.key, state.key_projector) for p in part.parameters()}
+    assert not keys & {id(p) for group in run.optimizer.param_groups for p in group["params"]}
+
+
+def test_saving_leaves_the_given_weights_alone(tmp_path):
+    """transformers empties the dictionary that it is given."""
+    model = model_of("moco", "imix")
+    given = model.state_dict()
+    names = list(given)
+    model.save_pretrained(tmp_path, state_dict=given)
+    assert list(given) == names
 
 
 def test_simsiam_stops_the_gradient_of_its_targets():
@@ -308,6 +348,9 @@ def test_refusals_of_pretexts(mix, base, settings, match):
     [
         ({"base": "simclr", "gradient_accumulation_steps": 2}, "negatives in one batch"),
         ({"base": "mocov3", "gradient_accumulation_steps": 2}, "negatives in one batch"),
+        ({"base": "npair", "gradient_accumulation_steps": 2}, "negatives in one batch"),
+        ({"base": "mocov3", "mix": ["sdmp"], "gradient_accumulation_steps": 2}, "negatives in one batch"),
+        ({"base": "barlowtwins", "mix": ["mixedbarlow"], "gradient_accumulation_steps": 2}, "negatives in one batch"),
         ({"base_args": {"queue_size": 7}}, "queue_size must be at least the 8 keys"),
         ({"base_args": {"queue_size": 15, "both_ways": True}}, "queue_size must be at least the 16 keys"),
         ({"mix_rate": 0.5}, "no effect on pre-training"),
@@ -333,46 +376,87 @@ def test_one_view_is_refused(tmp_path):
 # -- checkpoints ------------------------------------------------------------------------------------------------------------
 
 
+@contextmanager
+def silent(caplog, *allowed):
+    """Nothing is warned of inside, but what is allowed."""
+    caplog.clear()
+    with caplog.at_level("WARNING"), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        transformers_logging.enable_propagation()
+        try:
+            yield
+        finally:
+            transformers_logging.disable_propagation()
+    said = [record.getMessage() for record in caplog.records]
+    assert not [text for text in said if not any(part in text for part in allowed)], said
+
+
 @pytest.mark.parametrize("network", ["cifar_resnet20", "vit_mini", "resnet10t", "cifar_convnext_tiny"])
 def test_checkpoints_are_backbones_without_classifier(network, tmp_path, caplog):
+    """AutoModel, AutoModelForImageClassification, timm, MixupModel and load_classifier load them, with any number of classes. Of a fresh
+    classifier transformers says so, and of a ViT's pooler, which AutoModel has and no pre-training trains."""
     model = model_of("moco", "unmix", network=network, size=32)
     model(views(4, 32), mix_key=KEY).loss.backward()
     state = {name: value.clone() for name, value in model.state_dict().items()}
     model.save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     assert not config.get("id2label")
-    assert config.get("num_classes", 0) == 0
+    assert config.get("num_classes", 0) == config.get("num_labels", 0) == 0
     assert model.backbone.config.num_labels == 2  # of the model itself nothing changes
     model.eval()
     images = torch.randn(2, 3, 32, 32)
+
     with torch.no_grad():
         wanted = model.features(images)
         for classes in (5, 2):
-            for loaded in (
-                AutoModelForImageClassification.from_pretrained(tmp_path, num_labels=classes),
-                load_classifier(tmp_path, num_labels=classes),
-            ):
-                loaded.eval()
+            with silent(caplog, "newly initialized"):
+                plain = AutoModelForImageClassification.from_pretrained(tmp_path, num_labels=classes).eval()
+            with silent(caplog):
+                own = [
+                    load_classifier(tmp_path, num_labels=classes).eval(),
+                    MixupModel.from_pretrained(tmp_path, mix="mixup", num_labels=classes).eval().backbone,
+                ]
+            for loaded in (plain, *own):
                 assert loaded(images).logits.shape == (2, classes)
-                trained = MixupModel(loaded, "mixup").eval()
-                features = PreTrainingModel(trained.backbone, "vanilla", "byol").eval().features(images)
-                torch.testing.assert_close(features, wanted)
-        caplog.clear()
-        with caplog.at_level("WARNING"), warnings.catch_warnings():
-            warnings.simplefilter("error")
-            transformers_logging.enable_propagation()
+                torch.testing.assert_close(feature_of(loaded, classifier_of(loaded), images), wanted)
+        with silent(caplog, *(["pooler.dense"] if network == "vit_mini" else [])):
             headless = AutoModel.from_pretrained(tmp_path).eval()
-            transformers_logging.disable_propagation()
-        assert not [record for record in caplog.records if "classifier" in record.getMessage() or "UNEXPECTED" in record.getMessage()]
-        pooled = headless(images).pooler_output.flatten(1)
-        if network != "vit_mini":  # whose pooler is a layer of its own
-            torch.testing.assert_close(pooled, wanted)
+        if network != "vit_mini":
+            torch.testing.assert_close(headless(images).pooler_output.flatten(1), wanted)
         if network == "resnet10t":
-            torch.testing.assert_close(timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()(images), wanted)
-            assert timm.create_model(f"local-dir:{tmp_path}", pretrained=True, num_classes=7).eval()(images).shape == (2, 7)
-    again = PreTrainingModel.from_pretrained(tmp_path)
+            with silent(caplog):
+                torch.testing.assert_close(timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()(images), wanted)
+                assert timm.create_model(f"local-dir:{tmp_path}", pretrained=True, num_classes=7).eval()(images).shape == (2, 7)
+    with silent(caplog):
+        again = PreTrainingModel.from_pretrained(tmp_path)
+        assert Method.from_pretrained(tmp_path) == model.pretext
+    other = PreTrainingModel(from_scratch(network, 10, 32), model.pretext)  # of as many classes as the data happen to have
+    other.restore(tmp_path)
+    assert difference(weights(state_of(other)), weights(state_of(model))) == 0
     kept = {name: value for name, value in again.state_dict().items() if name.removeprefix("backbone.") not in again.unsaved}
     assert difference(kept, {name: state[name] for name in kept}) == 0
+    with refuses("a MixupModel must have classes, got .*; pass num_labels"):
+        MixupModel.from_pretrained(tmp_path)
+
+
+def test_a_backbone_that_lacks_more_than_its_classifier_is_refused(tmp_path):
+    model_of("moco", "imix", network="vit_mini").save_pretrained(tmp_path)
+    saved = load_file(tmp_path / "model.safetensors")
+    save_file(
+        {name: value for name, value in saved.items() if "layers.0" not in name and "layer.0" not in name},
+        tmp_path / "model.safetensors",
+        {"format": "pt"},
+    )
+    with refuses("was expected to hold every weight of a backbone, got missing"):
+        load_classifier(tmp_path, num_labels=3)
+
+
+def test_methods_with_labels_and_without_have_models_of_their_own():
+    network = from_scratch("cifar_resnet20", 2, 16)
+    with refuses("methods of MixupModel must mix labelled images, got 'imix', which is to pre-train .*; take PreTrainingModel"):
+        MixupModel(network, made("moco", "imix"))
+    with refuses("methods of PreTrainingModel must pre-train .*, got 'cutmix', which is to mix labelled images; take MixupModel"):
+        PreTrainingModel(network, METHODS["cutmix"])
 
 
 def test_a_torn_or_foreign_checkpoint_is_refused(tmp_path):
@@ -392,38 +476,6 @@ def test_own_networks_without_classes():
 # -- the trainer ------------------------------------------------------------------------------------------------------------
 
 
-class TwoViews(torch.utils.data.Dataset):
-    """An image, and it mirrored with noise."""
-
-    def __init__(self, count=64):
-        self.images = Images(count)
-
-    def __len__(self):
-        return len(self.images)
-
-    def __getitem__(self, row):
-        image = self.images[row]["pixel_values"]
-        noise = 0.1 * torch.randn(image.shape, generator=torch.Generator().manual_seed(row))
-        return {"pixel_values": torch.stack([image, image.flip(-1) + noise]), "labels": -100}
-
-
-def trainer(folder, base="moco", mix=("imix",), base_args=None, data=None, evaluate=True, **changes) -> MixupPreTrainer:
-    torch.manual_seed(0)
-    known = {field.name for field in fields(BASES[base])}
-    small = {"projector": [16, 8], "predictor": [16, 8], "queue_size": 20}
-    settings = {
-        "output_dir": str(folder), "mix": list(mix), "base": base, "base_args": {**{k: v for k, v in small.items() if k in known}, **(base_args or {})},
-        "per_device_train_batch_size": 8, "max_steps": 6, "learning_rate": 0.01, "optim": "sgd", "optim_args": "momentum=0.9",
-        "logging_steps": 1, "save_strategy": "steps", "save_steps": 3, "report_to": "none", "use_cpu": True, "disable_tqdm": True,
-        "dataloader_pin_memory": False, "seed": 3,
-    }  # fmt: skip
-    return MixupPreTrainer(
-        from_scratch("cifar_resnet20", 2, 16), PreTrainingArguments(**{**settings, **changes}),
-        train_dataset=TwoViews() if data is None else data,
-        eval_dataset=Images(16, seed=1) if evaluate else None, bank_dataset=Images() if evaluate else None,
-    )  # fmt: skip
-
-
 @pytest.mark.parametrize(("base", "mix"), [("moco", "unmix"), ("byol", "cutmix"), ("simclr", "mixco"), ("barlowtwins", "mixedbarlow")])
 def test_resumed_to_the_bit(base, mix, tmp_path):
     whole = trainer(tmp_path / "whole", base, [mix])
@@ -434,6 +486,33 @@ def test_resumed_to_the_bit(base, mix, tmp_path):
     assert difference(weights(whole.mixup_model), weights(parts.mixup_model)) == 0
     assert losses(whole) == losses(parts)
     assert whole.evaluate()["eval_knn_top1"] == parts.evaluate()["eval_knn_top1"]
+
+
+# base, mixing, and what else: queue and its place, averages, statistics of batch norms, a mixer, the global random stream, bf16
+KILLED = {
+    "moco": ("moco", "unmix", {"both_ways": True, "bn_splits": 2}),
+    "moco bf16": ("moco", "imix", {"bf16": True}),
+    "byol dropout": ("byol", "cutmix", {"dropout": True}),
+    "samix": ("moco", "samix", {"extra": 0.5}),
+    "simclr": ("simclr", "mixco", {}),
+    "sdmp bf16": ("mocov3", "sdmp", {"bf16": True, "dropout": True}),
+    "simsiam": ("simsiam", "unmix", {}),
+    "barlowtwins": ("barlowtwins", "mixedbarlow", {}),
+}
+
+
+@pytest.fixture(scope="module")
+def _server():
+    killed.start_server()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("_server")
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("name", KILLED)
+def test_killed_anywhere_and_resumed_is_bit_identical(tmp_path, name, processes):
+    base, mix, more = KILLED[name]
+    killed.ends_alike(tmp_path, partial(saves_every_step, base=base, mix=mix, **more), processes, 4 if name == "moco" else 2)
 
 
 def test_accumulation_moves_the_key_network_once_a_step(tmp_path):
@@ -477,6 +556,20 @@ def test_features_are_in_order_and_leave_no_trace(tmp_path):
 # -- a linear probe ---------------------------------------------------------------------------------------------------------
 
 
+def test_the_best_checkpoint_has_the_best_neighbours(tmp_path):
+    run = trainer(tmp_path, load_best_model_at_end=True, eval_strategy="steps", eval_steps=3)
+    run.train()
+    found = {row["step"]: row["eval_knn_top1"] for row in run.state.log_history if "eval_knn_top1" in row}
+    assert len(found) == 2
+    assert run.state.best_metric == max(found.values())
+    assert run.evaluate()["eval_knn_top1"] == max(found.values())
+
+
+def test_less_than_a_batch_is_refused(tmp_path):
+    with refuses("needs a whole batch of 8 images, got 7 in all; make batches smaller"):
+        trainer(tmp_path, data=TwoViews(7), evaluate=False)
+
+
 def test_a_frozen_backbone_keeps_all_but_its_classifier():
     network = from_scratch("cifar_resnet20", 4, 16)
     freeze_backbone(network)
@@ -499,7 +592,6 @@ def test_views_follow_from_seed_epoch_row_and_view(style):
     import PIL.Image
 
     from hf_mixup.data.dataset import ImageDataset
-    from hf_mixup.data.processor import ImageFormat
 
     rng = np.random.default_rng(0)
     images = [PIL.Image.fromarray(rng.integers(0, 255, (20, 24, 3), dtype=np.uint8)) for _ in range(4)]
@@ -521,6 +613,24 @@ def test_views_follow_from_seed_epoch_row_and_view(style):
 
 
 # -- cards, recipes, the script ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("network", ["cifar_resnet20", "vit_mini", "resnet10t"])
+def test_what_the_card_says_of_features_is_so(network, tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    run = trainer(tmp_path, network=from_scratch(network, 2, 32), evaluate=False)
+    run.save_model()
+    run.create_model_card()
+    code = (tmp_path / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    said = next(line for line in code.splitlines() if "features: " in line).split("features: ")[1].split(",")[0]
+    names = {"__name__": "card"}
+    exec(code.replace("path/or/hub-id/of/this/model", str(tmp_path)), names)
+    images = torch.randn(2, 3, 32, 32)
+    run.mixup_model.eval()
+    with torch.no_grad():
+        features = eval(f"backbone.eval()(images).{said}", {**names, "images": images})
+        torch.testing.assert_close(features, run.mixup_model.features(images))
+        assert names["classifier"].eval()(images).logits.shape == (2, 10)
 
 
 def test_the_card_promises_features_not_classes(tmp_path):
@@ -575,6 +685,78 @@ def test_the_script_pretrains_and_its_run_is_probed(tmp_path):
     )
     kept = [name for name in before if not name.startswith("classifier")]
     assert all(torch.equal(before[name], after[name]) for name in kept)
+    assert "newly initialized" not in probe.stderr  # nothing to be warned of
+    tuned = run_script(
+        "run_mixup.py",
+        *small,
+        "--model_name_or_path",
+        folder,
+        "--dataset_name",
+        "digits",
+        "--mix",
+        "cutmix",
+        "--output_dir",
+        tmp_path / "tuned",
+    )
+    assert "top-1" in tuned.stderr
+    moved = AutoModelForImageClassification.from_pretrained(tmp_path / "tuned").state_dict()
+    assert all(not torch.equal(before[name], moved[name]) for name in kept if name.endswith("conv1.weight"))
+    assert len(json.loads((tmp_path / "tuned/config.json").read_text())["id2label"]) == 10
+
+
+LOAD = """
+import json, torch
+from hf_mixup import MixupModel, PreTrainingModel
+from huggingface_hub import ModelCard
+from transformers import AutoModel, AutoModelForImageClassification
+import hf_mixup.networks.backbones
+repo = "tester/backbone"
+x = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+card = ModelCard.load(repo)
+card.validate()  # by the Hub
+model = PreTrainingModel.from_pretrained(repo)
+with torch.no_grad():
+    print(json.dumps({
+        "auto": AutoModel.from_pretrained(repo).eval()(x).pooler_output.flatten(1).tolist(),
+        "features": model.eval().features(x).tolist(),
+        "queue": model.states["unmix"].queue.tolist(),
+        "classes": AutoModelForImageClassification.from_pretrained(repo, num_labels=7).eval()(x).logits.shape[1],
+        "mixed": type(MixupModel.from_pretrained(repo, num_labels=7)).__name__,
+        "card": card.data.to_dict(), "text": card.content,
+    }))
+"""
+
+
+@pytest.mark.slow
+def test_pushed_wiped_and_loaded(tmp_path):
+    """To a Hub on the loopback and back, in a new process."""
+    out, words = tmp_path / "backbone", ["--max_train_samples", "128", "--max_eval_samples", "60", "--max_steps", "4", "--mix", "unmix"]
+    with LoopbackHub() as hub:
+        script = ROOT / "training_scripts/run_pretraining.py"
+        more = ["--image_size", "16", "--license", "mit", "--push_to_hub", "--hub_strategy", "checkpoint", "--hub_token", WRITE]
+        process(hub, tmp_path, sys.executable, script, "--output_dir", out, *words, *more)
+        measured = json.loads((out / "all_results.json").read_text())
+        model = PreTrainingModel.from_pretrained(out).eval()
+        x = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+        with torch.no_grad():
+            features = model.features(x).tolist()
+        shutil.rmtree(out)
+        files = hub.files(f"{USER}/backbone")
+        found = python(hub, tmp_path, LOAD)
+    assert {
+        "README.md", "all_results.json", "config.json", "mixup_config.json", "model.safetensors", "mixup/state.safetensors",
+        "preprocessor_config.json", "last-checkpoint/optimizer.pt", "last-checkpoint/mixup/state.safetensors",
+    } <= set(files)  # fmt: skip
+    assert not [name for name, data in files.items() if WRITE.encode() in data]
+    assert found["auto"] == found["features"] == features
+    assert found["queue"] == state_of(model).queue.tolist()
+    assert (found["classes"], found["mixed"]) == (7, "MixupModel")
+    card, text = found["card"], found["text"]
+    assert (card["license"], card["pipeline_tag"], card["library_name"]) == ("mit", "image-feature-extraction", "transformers")
+    assert "model-index" not in card  # the Hub has no task for neighbours
+    assert f"{100 * measured['eval_knn_top1']:.2f}" in text
+    assert "accuracy" not in text.replace("published accuracies", "")
+    assert f'from_pretrained("{USER}/backbone")' in text
 
 
 # -- several processes ------------------------------------------------------------------------------------------------------
@@ -627,6 +809,23 @@ def test_samix_by_a_trained_mixer(tmp_path):
     learning = model(views(), mix_key=KEY)
     assert torch.equal(out.losses, learning.losses)  # of mixtures by the same masks
     assert out.loss < learning.loss  # without the mixer's own
+
+
+def test_pictures_of_the_masks_of_samix(tmp_path):
+    """By the code that draws those of methods with labels: masks add up to 1, and their mixtures are of the images by them."""
+    form, pixels = ImageFormat(16), views(3)[:, 0]
+    model = model_of("moco", "samix")
+    before = weights(model)
+    columns = masks_of_mixers(model, pixels, form)["samix"]
+    assert difference(before, weights(model)) == 0
+    masks = model.eval().states["samix"].masks(pixels, torch.tensor([[0, 1], [1, 2], [2, 0]]), torch.tensor([[0.1, 0.9]] * 3))
+    torch.testing.assert_close(columns[1]["masks"][0], masks[1, 0])
+    torch.testing.assert_close(masks.sum(1), torch.ones(3, 16, 16))
+    mask = columns[1]["masks"][2]
+    torch.testing.assert_close(columns[1]["mixed"][2], mask * columns[1]["own"] + (1 - mask) * columns[1]["partner"])
+    run = trainer(tmp_path, "moco", ["samix"], evaluate=False, max_steps=8, callbacks=[MaskPictures(tmp_path, pixels, form)])
+    run.train()
+    assert [path.name for path in (tmp_path / "masks").iterdir()] == ["samix-000008.png"]
 
 
 def test_samix_resumes_to_the_bit(tmp_path):

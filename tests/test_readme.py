@@ -167,5 +167,5 @@ def test_speed_commands(tmp_path):
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     subprocess.run([sys.executable, *map(str, words)], cwd=ROOT, check=True, timeout=900, env=environment)
     figures = json.loads((tmp_path / "cpu.json").read_text())
-    assert set(figures) == {path.stem for path in (ROOT / "benchmarks").glob("*.py")} - {"chart", "peers", "run", "timing"}
+    assert set(figures) == {path.stem for path in (ROOT / "benchmarks").glob("*.py")} - {"chart", "knn", "peers", "run", "timing"}
     assert (tmp_path / "speed.png").stat().st_size > 10_000

@@ -2,9 +2,8 @@
 
 import json
 import logging
-import random
 import resource
-import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -177,21 +176,4 @@ OFTEN = ("cutmix", "puzzlemix", "recursivemix", "automix")
 @pytest.mark.parametrize("processes", [1, 2])
 @pytest.mark.parametrize("method", sorted(METHODS, key=lambda name: name not in OFTEN))
 def test_killed_anywhere_and_resumed_is_bit_identical(tmp_path, method, processes):
-    """SIGKILL at random places, every other one inside a checkpoint that is being written."""
-    begun = time.monotonic()
-    whole = killed.Training(tmp_path / "whole", method, processes).wait()
-    seconds = time.monotonic() - begun
-    seed = random.SystemRandom().randrange(2**32)
-    rng, torn = random.Random(seed), 0
-    print(f"seed {seed}, a whole run takes {seconds:.1f} s")
-    points = 20 if method in OFTEN else 1
-    for point in range(points):
-        cut = killed.Training(tmp_path / f"cut{point}", method, processes)
-        wrong = killed.kill_somewhere(cut, rng, seconds, inside_a_save=point % 2 == 0)
-        resumed = killed.Training(cut.folder, method, processes)
-        assert difference(whole, resumed.wait()) == 0, f"point {point}: {wrong}"
-        if wrong:
-            torn += 1
-            assert f"passing over {wrong}" in (cut.folder / "output0.txt").read_text()
-    print(f"{points} points, {torn} of them left a torn checkpoint, which was passed over by name")
-    assert torn >= points // 5
+    killed.ends_alike(tmp_path, partial(killed.by, method=method), processes, 20 if method in OFTEN else 1)

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 import torch
-from transformers import set_seed
+from transformers import IntervalStrategy, set_seed
 from transformers.utils import logging as transformers_logging
 
 from hf_mixup import MixupPreTrainer, PreTrainingArguments
@@ -24,8 +24,9 @@ from hf_mixup.cli.pretrain import parse
 from hf_mixup.cli.refusals import log_to_screen, run
 from hf_mixup.core.secrets import without_secrets
 from hf_mixup.data.dataset import ImageDataset, check_readable
-from hf_mixup.data.sources import load_images
+from hf_mixup.pretraining.data import load_pretraining_images
 from hf_mixup.pretraining.views import view_transform
+from hf_mixup.report.examples import MaskPictures, varied
 from hf_mixup.report.run_folder import RunFolder
 from hf_mixup.training.callbacks import AtTheStart
 from hf_mixup.training.progress import EpochTable
@@ -53,7 +54,10 @@ def work(
     command: str,
 ) -> None:
     """The run itself."""
-    images = load_images(data_args, args.seed, token=model_args.token, cache_dir=model_args.cache_dir)
+    found = load_pretraining_images(data_args, args.seed, token=model_args.token, cache_dir=model_args.cache_dir, asked=args.knn_asked_by)
+    images, monitored = found.images, len(found.bank) > 0
+    if not monitored:
+        args.eval_strategy = IntervalStrategy.NO
     if data_args.check_images:
         for split, name in ((images.train, "training"), (images.evaluation, "evaluation")):
             check_readable(split, images.image_column, name, args.dataloader_num_workers)
@@ -62,15 +66,16 @@ def work(
     flip = data_args.dataset_name != "digits" if data_args.horizontal_flip is None else data_args.horizontal_flip
     columns, cache = (images.image_column, images.label_column), {"cache": data_args.cache_images}
     train = ImageDataset(images.train, *columns, view_transform(form, args.views, flip), seed=args.seed, **cache)
-    bank = ImageDataset(images.train, *columns, form.eval_transform(), **cache)
-    evaluation = ImageDataset(images.evaluation, *columns, form.eval_transform(), **cache)
+    bank, evaluation = (
+        ImageDataset(data, *columns, form.eval_transform(), **cache) if monitored else None for data in (found.bank, images.evaluation)
+    )
     if model_args.sync_bn and args.world_size > 1 and args.device.type == "cuda":
         network = torch.nn.SyncBatchNorm.convert_sync_batchnorm(network)
     if model_args.channels_last:
         network = network.to(memory_format=torch.channels_last)
     name = network.config.to_dict().get("architecture") or type(network).__name__
     logger.info("recipe   %s", run_args.recipe or "none")
-    logger.info("data     %s: %d images to train on, %d to classify by their neighbours", images.name, len(train), len(evaluation))
+    logger.info("data     %s: %d images to train on, %d to classify by their neighbours", images.name, len(train), len(images.evaluation))
     logger.info("network  %s, %.2f M parameters, %s px", name, sum(p.numel() for p in network.parameters()) / 1e6, form.sides[0])
     logger.info("pretext  %s on %s", args.mix[0], args.base)
     logger.info("folder   %s", folder.path)
@@ -78,9 +83,11 @@ def work(
         network, args, train_dataset=train, eval_dataset=evaluation, bank_dataset=bank, processing_class=form.processor()
     )
     EpochTable.replace(trainer, "eval_knn_top1", "kNN")
+    looked_at = torch.stack([example["pixel_values"] for example in varied(ImageDataset(images.train, *columns, form.eval_transform()), 3)])
+    trainer.add_callback(MaskPictures(args.output_dir, looked_at, form))
     facts = {
         "seed": args.seed, "command": command, "license": run_args.license, "recipe": run_args.recipe, "recipe_hash": run_args.recipe_hash,
-        "evaluation_split": images.evaluation_split,
+        "evaluation_split": images.evaluation_split or None,
     }  # fmt: skip
 
     def begin() -> None:
@@ -91,17 +98,17 @@ def work(
     first = trainer.is_world_process_zero()
     if first:
         trainer.add_callback(AtTheStart(begin))  # after all that may be refused
-    untrained = None if args.resume_from_checkpoint else trainer.evaluate(metric_key_prefix="untrained")["untrained_knn_top1"]
+    before = trainer.evaluate(metric_key_prefix="untrained") if monitored and not args.resume_from_checkpoint else {}
     said = str(args.resume_from_checkpoint).lower()
     result = trainer.train(resume_from_checkpoint={"true": True, "false": None}.get(said, args.resume_from_checkpoint))
     trainer.save_model(_internal_call=True)  # pushed at the end, with the results
     trainer.save_metrics("train", {"train_loss": result.metrics["train_loss"]})
     trainer.save_state()
-    metrics = trainer.evaluate()
-    trainer.save_metrics("eval", metrics if untrained is None else {**metrics, "untrained_knn_top1": untrained})
+    metrics = {**trainer.evaluate(), **{name: value for name, value in before.items() if "knn" in name}} if monitored else {}
+    trainer.save_metrics("eval", metrics)
     card = {
         "model_name": f"{name}-{Path(images.name).name}-{args.base}-{args.mix[0]}", "dataset": images.name, "dataset_tags": images.repository,
-        "dataset_args": images.evaluation_split, "command": command, "finetuned_from": model_args.model_name_or_path,
+        "dataset_args": images.evaluation_split or None, "command": command, "finetuned_from": model_args.model_name_or_path,
         "license": run_args.license,
     }  # fmt: skip
     if first:
@@ -110,16 +117,13 @@ def work(
     if args.push_to_hub:
         pushed = trainer.push_to_hub(**card)
         logger.info("pushed to %s", getattr(pushed, "repo_url", None) or trainer.hub_model_id)
+    if first and monitored:
+        knn = [
+            f"{metrics['eval_knn_top1']:.4f}",
+            *(f"{value:.4f} before training" for name, value in metrics.items() if "untrained" in name),
+        ]
+        logger.info("kNN %s, %d neighbours, on %s (%s)", ", ".join(knn), args.knn_neighbours, images.name, images.evaluation_split)
     if first:
-        before = "" if untrained is None else f", {untrained:.4f} before training"
-        logger.info(
-            "kNN %.4f%s, %d neighbours, on %s (%s)",
-            metrics["eval_knn_top1"],
-            before,
-            args.knn_neighbours,
-            images.name,
-            images.evaluation_split,
-        )
         logger.info("everything is in %s", folder.path)
     trainer.accelerator.end_training()
 

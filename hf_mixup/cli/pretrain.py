@@ -26,7 +26,10 @@ OF_LABELS = {
     "augment_on_device": "views are made by the workers",
     "train_image_size": "views have image_size",
     "do_predict": "there is no classifier to ask",
+    "report_dir": "the card and the pictures are in output_dir",
+    "streaming": "the images are read as a whole",
 }
+OF_KNN = ("eval_strategy", "eval_steps", "load_best_model_at_end", "metric_for_best_model", "knn_neighbours", "knn_temperature")
 GROUPS = {
     "pre-training": ["mix", "alpha", "mix_args", *OWN, "mix_seed"],
     "model": ["model_name_or_path", "architecture", "model_type", "config_name", "drop_path", "sync_bn", "channels_last"],
@@ -75,4 +78,5 @@ def parse(argv: list[str], prog: str = "run_pretraining.py") -> tuple[ModelArgum
     if "output_dir" not in values:
         args.output_dir = None
     run.recipe_hash = hash_of(recipe)
+    args.knn_asked_by = [name for name in OF_KNN if name in typed]
     return model, data, run, args

@@ -99,13 +99,14 @@ def _walk(folder: str, chain: tuple[str, ...]) -> Iterator[tuple[str, list[str]]
             yield from _walk(path, (*chain, real))
 
 
-def class_folders(folder: str | os.PathLike, argument: str) -> Dataset:
+def class_folders(folder: str | os.PathLike, argument: str, *, labelled: bool = True) -> Dataset:
     """The images of a folder that holds one folder a class, with columns `image` and `label`, class by class.
 
     Names that are all whole numbers are in the order of the numbers, others in the order of their letters.
 
     Args:
         argument: the name of the argument that says which folder, for the refusals.
+        labelled: False where images may lie in no class folder. If any does, there is no column `label`.
 
     Raises:
         ValueError: for a folder that is none, holds no images, or holds images beside the class folders. The message names the place.
@@ -120,15 +121,20 @@ def class_folders(folder: str | os.PathLike, argument: str) -> Dataset:
         found = list_folder(path)
     except OSError as error:
         raise ValueError(f"{argument} must be a folder that can be read, got {error}; change its permissions.") from None
-    _refuse(found, str(folder), argument)
+    flat = bool(found.loose) and not labelled
+    if not flat:
+        _refuse(found, str(folder), argument)
     names = in_order(name for name, images in found.images.items() if images)
     _tell(found, folder, names)
     paths = [image for name in names for image in found.images[name]]
+    paths += found.loose if flat else []
     for one in (*names, *paths):
         try:
             one.encode()
         except UnicodeEncodeError:
             raise ValueError(f"names of files and folders must be UTF-8, got {os.fsencode(one)!r} in {str(folder)!r}; rename it.") from None
+    if flat:
+        return Dataset.from_dict({"image": paths}, features=Features({"image": Image()}))
     labels = [number for number, name in enumerate(names) for _ in found.images[name]]
     return Dataset.from_dict({"image": paths, "label": labels}, features=Features({"image": Image(), "label": ClassLabel(names=names)}))
 
@@ -181,10 +187,11 @@ def _tell(found: Listing, folder: str | os.PathLike, names: list[str]) -> None:
         logger.info("%s: files that are no images are left out: %s", folder, ", ".join(f"{n} {kind}" for kind, n in left.most_common(5)))
 
 
-def split_folders(folder: str | os.PathLike) -> dict[str, Dataset] | None:
+def split_folders(folder: str | os.PathLike, *, labelled: bool = True) -> dict[str, Dataset] | None:
     """The splits of a folder of images: of `folder/train/CLASS/...` and others of `SPLITS`, or of `folder/CLASS/...`, which is all `train`.
 
-    None for a folder that holds data of another kind, such as tables or archives, or a card with a configuration.
+    None for a folder that holds data of another kind, such as tables or archives, or a card with a configuration. `labelled`: see
+    `class_folders`.
     """
     path = Path(folder)
     names = [name for _, files in _walk(os.path.abspath(path), (os.path.realpath(path),)) for name in files if not name.startswith(".")]
@@ -196,7 +203,9 @@ def split_folders(folder: str | os.PathLike) -> dict[str, Dataset] | None:
     folders = sorted(child.name for child in path.iterdir() if child.is_dir() and not child.name.startswith("."))
     if folders and all(name.lower() in SPLITS for name in folders):
         return {
-            {"training": "train"}.get(name.lower(), name.lower()): class_folders(path / name, f"the split {name!r} of dataset_name")
+            {"training": "train"}.get(name.lower(), name.lower()): class_folders(
+                path / name, f"the split {name!r} of dataset_name", labelled=labelled
+            )
             for name in folders
         }
-    return {"train": class_folders(path, "dataset_name")}
+    return {"train": class_folders(path, "dataset_name", labelled=labelled)}

@@ -150,7 +150,7 @@ def load_images(
         held_out: how the run to evaluate held images out; its seed and share are taken.
     """
     splits, (name, repository) = load_splits(args, token, cache_dir), name_of(args)
-    train, evaluation, evaluation_split = _chosen(splits, args, training)
+    train, evaluation, evaluation_split = chosen_splits(splits, args, training)
     parts = {role: data for role, data in (("train", train), ("evaluation", evaluation)) if data is not None}
     called = {"train": args.train_split or "train", "evaluation": evaluation_split}  # for people
     described, *_ = parts
@@ -185,8 +185,8 @@ def load_images(
     parts = {role: with_labels(data, label_column, labels[role]) for role, data in parts.items()}
     train, evaluation, taken = parts.get("train"), parts.get("evaluation"), None
     if evaluation is None:
-        taken = _share_and_seed(args, seed, held_out)
-        kept, out = _hold_out(in_own_order["train"], **taken)
+        taken = share_and_seed(args, seed, held_out)
+        kept, out = hold_out(in_own_order["train"], **taken)
         train, evaluation, evaluation_split = train.select(kept), train.select(out), f"{taken['share']:.0%} of train"
     if args.max_train_samples is not None and train is not None:
         train = train.shuffle(seed=seed).select(range(min(args.max_train_samples, len(train))))
@@ -218,19 +218,19 @@ def check_loss(images: ImageData, losses: Sequence[Loss]) -> None:
 # -- splits ---------------------------------------------------------------------------------------------------------------
 
 
-def load_splits(args: DataArguments, token: str | None = None, cache_dir: str | None = None) -> dict[str, Any]:
+def load_splits(args: DataArguments, token: str | None = None, cache_dir: str | None = None, *, labelled: bool = True) -> dict[str, Any]:
     """Every split of the data set that the arguments name, as it is there: a Dataset, or an IterableDataset with `streaming`.
 
-    Raises ValueError when it cannot be had.
+    `labelled`: False where folders of images need no classes. Raises ValueError when it cannot be had.
     """
     folders = {"train": ("train_dir", args.train_dir), "validation": ("validation_dir", args.validation_dir)}
-    folders = {split: class_folders(path, argument) for split, (argument, path) in folders.items() if path is not None}
+    folders = {split: class_folders(path, argument, labelled=labelled) for split, (argument, path) in folders.items() if path is not None}
     if folders:
         return folders
     name, path = args.dataset_name, Path(args.dataset_name)
     if args.dataset_revision is not None and (name == "digits" or path.exists()):
         raise ValueError(f"dataset_revision is for data sets of the Hub, got {args.dataset_revision!r} for {name!r}; leave it out.")
-    found = _without_configurations(args, path, cache_dir)
+    found = _without_configurations(args, path, cache_dir, labelled)
     if found is not None:
         if args.streaming and path.is_dir():
             raise ValueError(
@@ -251,7 +251,7 @@ def load_splits(args: DataArguments, token: str | None = None, cache_dir: str | 
     return dict(found)
 
 
-def _without_configurations(args: DataArguments, path: Path, cache_dir: str | None) -> dict[str, Dataset] | None:
+def _without_configurations(args: DataArguments, path: Path, cache_dir: str | None, labelled: bool) -> dict[str, Dataset] | None:
     """The digits, a folder of `save_to_disk` or of images, or a file; None for what else there is."""
     if args.dataset_name == "digits":
         return digits()
@@ -262,7 +262,7 @@ def _without_configurations(args: DataArguments, path: Path, cache_dir: str | No
         with told(args):
             parts = json.loads(listing.read_text())["splits"] if listing.is_file() else ["train"]
             return {part: _from_disk(path / part if listing.is_file() else path) for part in parts}
-    return split_folders(path) if path.is_dir() else None
+    return split_folders(path, labelled=labelled) if path.is_dir() else None
 
 
 def _from_disk(folder: Path) -> Dataset:
@@ -327,7 +327,7 @@ def folder_of(args: DataArguments) -> Path | None:
     return path.absolute() if path.is_dir() else path.absolute().parent
 
 
-def _chosen(splits: dict[str, Dataset], args: DataArguments, training: bool) -> tuple[Dataset | None, Dataset | None, str | None]:
+def chosen_splits(splits: dict[str, Dataset], args: DataArguments, training: bool) -> tuple[Dataset | None, Dataset | None, str | None]:
     """The images to train on, those to evaluate on, and what the latter are called; None for what there is not."""
     train_rows = None if args.train_split is None else _absolute(args.train_split, splits, "train_split")
     train = splits.get("train", splits.get("training")) if train_rows is None else _cut(splits, train_rows)
@@ -366,7 +366,7 @@ def _cut(splits: dict[str, Dataset], ranges: list[tuple[str, int, int]]) -> Data
     return parts[0] if len(parts) == 1 else concatenate_datasets(parts)
 
 
-def _share_and_seed(args: DataArguments, seed: int, held_out: Mapping[str, Any] | None) -> dict[str, Any]:
+def share_and_seed(args: DataArguments, seed: int, held_out: Mapping[str, Any] | None) -> dict[str, Any]:
     if held_out is None:
         return {"share": args.train_val_split, "seed": seed}
     share = held_out["share"]
@@ -375,7 +375,7 @@ def _share_and_seed(args: DataArguments, seed: int, held_out: Mapping[str, Any] 
     return {"share": share, "seed": held_out["seed"]}
 
 
-def _hold_out(labels: Labels, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def hold_out(labels: Labels, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Rows to train on and to evaluate on, of those with a label; of every class alike, where the classes have images enough."""
     rows = int(labels.labelled.sum())
     if rows < 2:
@@ -396,6 +396,7 @@ def _hold_out(labels: Labels, share: float, seed: int) -> tuple[np.ndarray, np.n
 
 
 def column_of(dataset: Dataset, name: str | None, kind: str, split: str) -> str:
+    """The column of images or of labels. Raises ValueError where there is none, or none of the given name."""
     if name is not None:
         if name not in dataset.column_names:
             raise ValueError(f"{kind}_column_name must be a column of the data set, got {name!r}; {nearest(name, dataset.column_names)}")

@@ -16,7 +16,8 @@ class Average(nn.Module):
     Weights in half precision are averaged in float32: a small step is lost in them, and the average would never move.
 
     Attributes:
-        network: the average, a copy of the network without gradients. It is evaluated and saved as any other network.
+        network: the average, a copy of the network without gradients. It is evaluated and saved as any other network. It may lack parts
+            of the network, which are then not followed.
     """
 
     def __init__(self, network: nn.Module):
@@ -31,8 +32,9 @@ class Average(nn.Module):
 
         Buffers, such as the running statistics of batch norms, are copied where `buffers` is set; else the average keeps its own.
         """
-        averages = [*self.network.parameters()]
-        theirs = [value.to(average.dtype) for value, average in zip(network.parameters(), averages, strict=True)]
+        given, own = dict(network.named_parameters()), dict(self.network.named_parameters())
+        averages = [*own.values()]
+        theirs = [given[name].to(average.dtype) for name, average in own.items()]
         torch._foreach_lerp_(averages, theirs, 1 - momentum)
         if buffers:
             for average, buffer in zip(self.network.buffers(), network.buffers(), strict=True):

@@ -44,6 +44,7 @@ class PreTrainingArguments(MixupTrainingArguments):
     predictor_constant_lr: bool = field(
         default=False, metadata={"help": "Keep the predictor's learning rate as it starts, whatever the schedule (SimSiam)."}
     )
+    knn_asked_by: list[str] = field(default_factory=list, init=False)  # names of typed arguments that have no effect without it
     dataloader_drop_last: bool = field(default=True, metadata={"help": "Leave out what does not fill a batch; pre-training needs it."})
 
     def __post_init__(self):
@@ -56,6 +57,8 @@ class PreTrainingArguments(MixupTrainingArguments):
             default = fields[name].default
             if getattr(self, name) != default:
                 raise ValueError(f"{name} has no effect on pre-training, got {getattr(self, name)!r}; leave it out.")
+        if self.load_best_model_at_end and self.metric_for_best_model is None:
+            self.metric_for_best_model = "knn_top1"  # not the loss, which evaluation does not have
         # transformers knows no LARS, and refuses names that it does not know
         lars, options = self.optim == "lars", self.optim_args
         if lars:

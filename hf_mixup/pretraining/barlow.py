@@ -32,6 +32,7 @@ class BarlowTwins(Step):
         projector, projector_norm: widths and batch norms, see `mlp`.
     """
 
+    views: ClassVar[int] = 2
     in_batch: ClassVar[bool] = True
 
     off_diagonal: float = 0.0078125

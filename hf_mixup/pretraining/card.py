@@ -19,6 +19,7 @@ def write_card(
     *,
     name: str,
     network: str,
+    timm: bool,
     method: Mapping[str, Any],
     repo: str | None,
     command: str,
@@ -36,6 +37,7 @@ def write_card(
 
     Args:
         network: class name of the classifier that the backbone is of.
+        timm: whether it is a model of timm.
         method: the pretext, as data.
         repo: Hub id, if it has one.
         history: the `log_history` of a Trainer.
@@ -49,6 +51,14 @@ def write_card(
         datasets=[dataset_id] if dataset_id else None, tags=["image-feature-extraction", "self-supervised", "hf_mixup", base, mix, *tags],
         model_name=name,
     )  # fmt: skip
+    # poolers of vision transformers are layers that no pre-training here trains, so their features are what a classifier would be given
+    use = [
+        "from transformers import AutoModel, AutoModelForImageClassification\n",
+        f'backbone = AutoModel.from_pretrained("{place}")  # features: pooler_output.flatten(1)',
+    ] if timm else [
+        "from transformers import AutoModelForImageClassification\n",
+        f'backbone = AutoModelForImageClassification.from_pretrained("{place}")  # features: logits, as there is no classifier',
+    ]  # fmt: skip
     rows = [entry for entry in history if "eval_knn_top1" in entry]
     table = ["| step | kNN top-1 |", "| ---: | ---: |", *(f"| {row['step']} | {100 * row['eval_knn_top1']:.2f} |" for row in rows)]
     how = "without mixing" if mix == "vanilla" else f"with **{mix}**"
@@ -61,8 +71,7 @@ def write_card(
             + ", with hf_mixup. It has no classifier, so it names no classes.\n",
             "## Use\n\n```python",
             *(["import hf_mixup.networks.backbones  # this architecture is hf_mixup's own"] if own else []),
-            "from transformers import AutoModel, AutoModelForImageClassification\n",
-            f'backbone = AutoModel.from_pretrained("{place}")  # features: pooler_output',
+            *use,
             f'classifier = AutoModelForImageClassification.from_pretrained("{place}", num_labels=10)  # a fresh classifier, to be trained\n```\n',
             "A linear probe, and fine-tuning without `--freeze_backbone`:\n\n```bash",
             f"hf-mixup train --model_name_or_path {place} --freeze_backbone --mix vanilla --train_dir FOLDER\n```\n",

@@ -68,6 +68,7 @@ class Contrast(Step):
         projector_norm: its batch norms, see `mlp`.
     """
 
+    views: ClassVar[int] = 2
     losses: ClassVar[tuple[type[Loss], ...]] = (CrossEntropy, Separate, LogOfMean)
     gathers: ClassVar[bool] = True
     in_batch: ClassVar[bool] = False  # whether negatives are those of one batch, so that accumulated ones are another loss

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ from hf_mixup.method import Method, read_config
 from hf_mixup.methods import MethodChoice
 from hf_mixup.model import STATE_FOLDER, MixupModel, MixupOutput
 from hf_mixup.networks.backbones import load_classifier
-from hf_mixup.networks.families import classifier_of
+from hf_mixup.networks.families import classifier_of, is_timm
 from hf_mixup.pretraining.pretexts import pretext
 from hf_mixup.pretraining.state import feature_of
 
@@ -38,6 +39,8 @@ class PreTrainingModel(MixupModel):
     Raises:
         ValueError: for a network without a linear classifier, and for pretexts that it cannot serve.
     """
+
+    views: ClassVar[int] = 2
 
     def __init__(self, backbone: PreTrainedModel, mix: str | Method | MethodChoice = "imix", base: str = "moco"):
         if isinstance(mix, str):
@@ -89,6 +92,12 @@ class PreTrainingModel(MixupModel):
         """Writes the backbone without its classifier, `mixup_config.json` beside it, and the rest under `mixup/`."""
         with _without_classes(self.backbone.config):
             super().save_pretrained(save_directory, is_main_process, state_dict, **kwargs)
+        path = Path(save_directory, "config.json")
+        if is_main_process and path.is_file() and not is_timm(self.backbone):
+            # an empty list of names would be warned of where people pass num_labels
+            config = json.loads(path.read_text())
+            config = {name: value for name, value in config.items() if name not in ("id2label", "label2id")}
+            path.write_text(json.dumps({**config, "num_labels": 0}, indent=2, sort_keys=True) + "\n")
 
     @classmethod
     def from_pretrained(

@@ -61,6 +61,11 @@ class SAMixState(QueueState):
         _, (rows, features) = watched(self.key, images, taps)
         return unit(through(self.key_projector.network, rows)), features
 
+    @torch.no_grad()
+    def masks(self, images: Tensor, index: Tensor, weight: Tensor) -> Tensor:
+        """(B, K, H, W), what the mixer makes of images (B, C, H, W) put together by `index` and `weight` (B, K); for looking at."""
+        return self.mixer(self.embedded(images)[1], index, weight, tuple(images.shape[2:]))
+
 
 @dataclass(frozen=True)
 class SAMix(Queued):

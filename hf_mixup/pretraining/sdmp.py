@@ -16,10 +16,10 @@ from hf_mixup.core.rng import MixKey, beta
 from hf_mixup.policies.resizemix import moved_boxes, paste_resized
 from hf_mixup.pretraining.contrast import Name
 from hf_mixup.pretraining.losses import LogOfMean
-from hf_mixup.pretraining.mocov3 import check_widths
 from hf_mixup.pretraining.momentum import Momentum
+from hf_mixup.pretraining.predicting import Predicting
 from hf_mixup.pretraining.processes import everyone
-from hf_mixup.pretraining.state import Batch, KeyState, check_mlp, unit
+from hf_mixup.pretraining.state import Batch, ContrastState, KeyState, unit
 from hf_mixup.steps.step import Parts, StepOutput
 
 
@@ -54,7 +54,7 @@ class Paste(SamplePolicy):
 
 
 @dataclass(frozen=True)
-class SDMP(Momentum):
+class SDMP(Predicting, Momentum):
     """SDMP (Ren et al., CVPR 2022, arXiv:2206.07692), for vision transformers, on MoCo v3: mixtures are positives of their sources,
     and of mixtures that share sources.
 
@@ -68,33 +68,30 @@ class SDMP(Momentum):
 
     Args:
         temperature: T.
-        predictor, predictor_norm: widths and batch norms, see `mlp`.
+        predictor, predictor_norm: see `Predicting`.
     """
 
+    state: ClassVar[type[ContrastState]] = KeyState
     losses: ClassVar[tuple[type[Loss], ...]] = (LogOfMean,)
     in_batch: ClassVar[bool] = True
 
     temperature: float = 0.2
     projector: tuple[int, ...] = (4096, 4096, 256)
     projector_norm: str = "all_plain"
-    predictor: tuple[int, ...] = (4096, 256)
     predictor_norm: str = "all_plain"
 
     def __post_init__(self):
         super().__post_init__()
         check_between(1e-3, 1e3, temperature=self.temperature)
-        check_mlp("predictor", self.predictor, self.predictor_norm)
-        check_widths(self.projector, self.predictor)
         fixed = {"positives": "other", "both_ways": False, "halved": False, "one_pass": False, "input_mix": 0, "layers": (0,)}
         for name, value in fixed.items():
             if getattr(self, name) != value:
                 raise ValueError(f"{name} must be left out for sdmp, got {getattr(self, name)!r}; it pairs views in its own way.")
 
-    def make_state(self, parts: Parts, network: nn.Module, layers: list[nn.Module | None]) -> KeyState:
+    def make_state(self, parts: Parts, network: nn.Module, layers: list[nn.Module | None]) -> ContrastState:
         if not isinstance(parts.sample, Paste):
             raise ValueError(f"sdmp takes the sample policy 'paste', got {type(parts.sample).__name__}; leave it out.")
-        heads = (self.projector, self.projector_norm), (self.predictor, self.predictor_norm)
-        return KeyState.for_parts(parts, network, network, *heads, layers)
+        return super().make_state(parts, network, layers)
 
     def temperature_of(self, mixed: bool) -> float:
         return self.temperature

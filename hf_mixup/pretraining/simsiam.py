@@ -10,22 +10,21 @@ import torch
 from torch import Tensor, nn
 
 from hf_mixup.core.losses import Loss
-from hf_mixup.pretraining.contrast import Contrast, Name
+from hf_mixup.pretraining.contrast import Name
 from hf_mixup.pretraining.losses import Agreement
-from hf_mixup.pretraining.mocov3 import check_widths
-from hf_mixup.pretraining.state import Batch, ContrastState, check_mlp, unit
-from hf_mixup.steps.step import Parts
+from hf_mixup.pretraining.predicting import Predicting
+from hf_mixup.pretraining.state import Batch, ContrastState, unit
 
 
 @dataclass(frozen=True)
-class SimSiam(Contrast):
+class SimSiam(Predicting):
     """SimSiam (Chen and He, CVPR 2021, arXiv:2011.10566, algorithm 1; github.com/facebookresearch/simsiam): the prediction of one view
     is to agree with the other view's projection, which gets no gradient.
 
     The mean of both directions. Deviation from OpenMixup, whose SimSiam lacks that stop-gradient, and so may collapse.
 
     Args:
-        predictor, predictor_norm: widths and batch norms, see `mlp`.
+        predictor, predictor_norm: see `Predicting`.
     """
 
     losses: ClassVar[tuple[type[Loss], ...]] = (Agreement,)
@@ -35,16 +34,6 @@ class SimSiam(Contrast):
     projector: tuple[int, ...] = (2048, 2048, 2048)
     projector_norm: str = "all_plain"
     predictor: tuple[int, ...] = (512, 2048)
-    predictor_norm: str = "hidden"
-
-    def __post_init__(self):
-        super().__post_init__()
-        check_mlp("predictor", self.predictor, self.predictor_norm)
-        check_widths(self.projector, self.predictor)
-
-    def make_state(self, parts: Parts, network: nn.Module, layers: list[nn.Module | None]) -> ContrastState:
-        heads = (self.projector, self.projector_norm), (self.predictor, self.predictor_norm)
-        return ContrastState.for_parts(parts, network, network, *heads, layers)
 
     def temperature_of(self, mixed: bool) -> float:
         return 1.0

@@ -104,6 +104,21 @@ class ContrastState(MethodState):
         return rows if self.predictor is None else self.predictor(rows)
 
 
+class NoClassifier(nn.Module):
+    """Zeros (B, outputs), in the place of a classifier whose input alone is wanted.
+
+    Args:
+        outputs: of the classifier, which networks may count.
+    """
+
+    def __init__(self, outputs: int):
+        super().__init__()
+        self.outputs = outputs
+
+    def forward(self, rows: Tensor) -> Tensor:
+        return rows.new_zeros(*rows.shape[:-1], self.outputs)
+
+
 class KeyState(ContrastState):
     """With a key network: backbone and projector as exponential moving averages, without gradients, in training mode.
 
@@ -113,7 +128,10 @@ class KeyState(ContrastState):
     def __init__(self, network: nn.Module, *args):
         super().__init__(network, *args)
         self.key, self.key_projector = Average(network), Average(self.projector)
-        self.classifiers = (*self.classifiers, classifier_of(self.key.network))
+        # the key network has no classifier, so that its state is the same whatever the backbone's classes are
+        name = next(name for name, module in self.key.network.named_modules() if module is classifier_of(self.key.network))
+        self.key.network.set_submodule(name, NoClassifier(self.classifiers[0].out_features))
+        self.classifiers = (*self.classifiers, self.key.network.get_submodule(name))
 
     @property
     def watched(self) -> list[nn.Module]:

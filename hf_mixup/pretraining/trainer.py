@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from hf_mixup.core.checks import check_images
 from hf_mixup.data.collator import as_mapping, stack_examples
 from hf_mixup.data.dataset import ImageDataset
+from hf_mixup.networks.families import is_timm
 from hf_mixup.networks.signals.signal import reading
 from hf_mixup.networks.wrapping import as_classifier
 from hf_mixup.pretraining.arguments import PreTrainingArguments
@@ -88,6 +89,9 @@ class MixupPreTrainer(MixupTrainer):
             raise ValueError("kNN evaluation needs eval_dataset and bank_dataset, got one or none; give both, or eval_strategy='no'.")
         self.bank_dataset = bank_dataset
         super().__init__(model, args, data_collator, train_dataset, eval_dataset, processing_class, **kwargs)
+        images, step = getattr(train_dataset, "__len__", lambda: None)(), args.train_batch_size * args.world_size
+        if images is not None and images < step:
+            raise ValueError(f"pre-training needs a whole batch of {step} images, got {images} in all; make batches smaller.")
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             raise ValueError("pre-training shares whole networks between processes, got FSDP or DeepSpeed; use DistributedDataParallel.")
 
@@ -232,6 +236,7 @@ class MixupPreTrainer(MixupTrainer):
             args.output_dir,
             name=model_name or Path(args.output_dir).absolute().name,
             network=network.config.to_dict().get("architecture") or type(network).__name__,
+            timm=is_timm(network),
             method=self.mixup_model.pretext.to_dict(),
             history=self.state.log_history,
             knn=f"Share of the evaluation images{of_split} whose class {args.knn_neighbours} nearest training images vote for, by cosine of the "

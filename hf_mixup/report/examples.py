@@ -20,7 +20,6 @@ from hf_mixup.model import MixupModel
 from hf_mixup.networks.backbones import from_scratch
 from hf_mixup.networks.signals.features import class_activation, last_feature_map
 from hf_mixup.report.plots import masks_by_lam
-from hf_mixup.steps.learned.state import LearnedState
 
 if TYPE_CHECKING:
     from hf_mixup.data.dataset import ImageDataset
@@ -139,7 +138,7 @@ def masks_of_mixers(model: MixupModel, pixels: Tensor, form: ImageFormat) -> dic
     Args:
         pixels: (B, 3, H, W) normalised.
     """
-    if not any(isinstance(state, LearnedState) for state in model.states.values()):
+    if not any(hasattr(state, "masks") for state in model.states.values()):
         return {}
     count = len(pixels)
     partner = torch.arange(count).roll(-1)
@@ -147,7 +146,7 @@ def masks_of_mixers(model: MixupModel, pixels: Tensor, form: ImageFormat) -> dic
     clean = form.unnormalised(pixels)
     found = {}
     for name, state in copy.deepcopy(model).cpu().float().eval().states.items():
-        if not isinstance(state, LearnedState):
+        if not hasattr(state, "masks"):
             continue
         masks = torch.stack([state.masks(pixels, index, torch.tensor([[lam, 1 - lam]] * count)) for lam in LAMS], 1)  # (B, L, 2, H, W)
         mixed = masks[:, :, :1] * clean[:, None] + masks[:, :, 1:] * clean[partner][:, None]

@@ -6,7 +6,7 @@ import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 from torch import Tensor, nn
 
@@ -126,7 +126,13 @@ def _differs(label: LabelPolicy, sample: SamplePolicy) -> bool:
 
 
 class Step(ABC):
-    """From a clean batch to a loss. Subclasses are frozen dataclasses; what they learn or remember lives in their state."""
+    """From a clean batch to a loss. Subclasses are frozen dataclasses; what they learn or remember lives in their state.
+
+    Attributes:
+        views: of every image that a step is given: 1 with labels, 2 in pre-training, whose images are (B, 2, C, H, W).
+    """
+
+    views: ClassVar[int] = 1
 
     def build(self, parts: Parts, network: nn.Module) -> MethodState:
         """The state of the method. Raises ValueError when the network cannot serve it."""

@@ -15,11 +15,16 @@ from hf_mixup.core.plan import MixPlan, blend
 from hf_mixup.pretraining import contrast, processes
 from hf_mixup.pretraining.contrast import Mixture
 from hf_mixup.pretraining.state import Batch
+from pretrained import TwoViews, trainer
 from small import Images
-from test_pretraining import KEY, SMALL, TwoViews, model_of, state_of, trainer, views
+from test_pretraining import KEY, SMALL, model_of, state_of, views
 
 folder = Path(sys.argv[1])
-run = trainer(folder / "out", "moco", max_steps=3, save_strategy="no", base_args={**SMALL, "queue_size": 40, "both_ways": True})
+# without DDP's broadcasts, which would make queues equal whatever was gathered
+run = trainer(
+    folder / "out", "moco", max_steps=3, save_strategy="no", ddp_broadcast_buffers=False,
+    base_args={**SMALL, "queue_size": 40, "both_ways": True},
+)  # fmt: skip
 rank = run.args.process_index
 seen = {}
 

@@ -31,6 +31,7 @@ from hf_mixup.networks.backbones.cifar_convnext import CifarConvNextConfig, Cifa
 from hf_mixup.networks.backbones.cifar_resnet import CifarResNetConfig, CifarResNetForImageClassification, CifarResNetModel
 from hf_mixup.networks.backbones.cifar_wide_resnet import CifarWideResNetConfig, CifarWideResNetForImageClassification, CifarWideResNetModel
 from hf_mixup.networks.backbones.moganet import MogaNetConfig, MogaNetForImageClassification, MogaNetModel
+from hf_mixup.networks.families import classifier_of
 from hf_mixup.networks.names import TABLE_NAMES, architecture_of
 
 for _config, _network, _headless in (
@@ -181,6 +182,7 @@ def load_classifier(
 
     Raises:
         ValueError: for a checkpoint that cannot be had, and for one with another number of classes, unless `ignore_mismatched_sizes`.
+            One that promises no classes gets a fresh classifier, and must hold all the rest.
     """
     kwargs.setdefault("trust_remote_code", False)
     config_kwargs = {key: kwargs.pop(key) for key in ("num_labels", "id2label", "label2id") if key in kwargs}
@@ -189,9 +191,13 @@ def load_classifier(
     if config.model_type == "timm_wrapper" and config.model_args:
         # timm writes its own num_classes there, which the wrapper passes a second time
         config.model_args.pop("num_classes", None)
-    with told_plainly(repo_or_folder, kwargs.get("revision")), _quiet(kwargs.get("ignore_mismatched_sizes", False)):
+    headless = bool(config_kwargs) and checkpoint_config(repo_or_folder, **hub_kwargs).num_labels == 0
+    mismatches = kwargs.get("ignore_mismatched_sizes", False)
+    with told_plainly(repo_or_folder, kwargs.get("revision")), _quiet(mismatches or headless, missing=headless):
         try:
-            network = AutoModelForImageClassification.from_pretrained(repo_or_folder, config=config, use_safetensors=True, **kwargs)
+            network, report = AutoModelForImageClassification.from_pretrained(
+                repo_or_folder, config=config, use_safetensors=True, output_loading_info=True, **kwargs
+            )
         except RuntimeError as error:
             own_classes = checkpoint_config(repo_or_folder, **hub_kwargs).num_labels
             if "ignore_mismatched_sizes" not in str(error) or config.num_labels == own_classes:
@@ -200,6 +206,13 @@ def load_classifier(
                 f"the checkpoint and the data set must have as many classes, got {own_classes} in {repo_or_folder} and {config.num_labels} "
                 "in the data set; pass --ignore_mismatched_sizes to start the classifier afresh."
             ) from None
+    if headless:
+        head = next(name for name, module in network.named_modules() if module is classifier_of(network))
+        lost = sorted(name for name in report["missing_keys"] if not name.startswith(f"{head}."))
+        if lost:
+            raise ValueError(
+                f"{repo_or_folder} was expected to hold every weight of a backbone, got missing {', '.join(lost[:3])}; it is torn, or of another network."
+            )
     return network if image_size is None else at_resolution(network, image_size)
 
 

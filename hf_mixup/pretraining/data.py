@@ -1,0 +1,139 @@
+"""Images to pre-train on. They need no labels; those that have some serve the kNN monitor."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from datasets import ClassLabel, Dataset
+
+from hf_mixup.arguments import DataArguments
+from hf_mixup.data.labels import ONE_CLASS, Labels, listed, read_labels, with_labels
+from hf_mixup.data.sources import (
+    LABEL_NAMES,
+    ImageData,
+    chosen_splits,
+    column_of,
+    folder_of,
+    hold_out,
+    joined,
+    load_splits,
+    name_of,
+    share_and_seed,
+    with_images,
+)
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class PreTrainingImages:
+    """What a pre-training reads.
+
+    Attributes:
+        images: to train on, in `train`, of which some or all have the class number -1, which is none. `evaluation` has labels; it is empty
+            where there is no kNN monitor.
+        bank: those of the training images that have a label; empty where there is no kNN monitor.
+    """
+
+    images: ImageData
+    bank: Dataset
+
+
+def load_pretraining_images(
+    args: DataArguments, seed: int = 0, *, token: str | None = None, cache_dir: str | None = None, asked: Sequence[str] = ()
+) -> PreTrainingImages:
+    """The data set that the arguments name: folders of classes, one folder without classes, or a data set with or without labels.
+
+    The kNN monitor needs one class for each image of two splits, of at least two classes. Where it cannot be had, the log says why.
+
+    Args:
+        seed: of the split, where evaluation images are held out of the training images, and of `max_train_samples`.
+        asked: names of arguments by which the kNN monitor is asked for, beside those of `args`.
+
+    Raises:
+        ValueError: where the data set cannot be had, lacks images, or where kNN is asked for and cannot be had.
+    """
+    asked = [*asked, *(name for name in ("validation_dir", "eval_split", "label_column_name") if getattr(args, name) is not None)]
+    splits, (name, repository) = load_splits(args, token, cache_dir, labelled=False), name_of(args)
+    train, evaluation, split = chosen_splits(splits, args, True)
+    called = {"train": args.train_split or "train", "evaluation": split}
+    image_column = column_of(train, args.image_column_name, "image", called["train"])
+    train = with_images(train, image_column, called["train"], folder_of(args))
+    if not len(train):
+        raise ValueError(f"a split to train on must hold images, got none in {called['train']!r}; choose another with --train_split.")
+    parts = {"train": train} if evaluation is None else {"train": train, "evaluation": evaluation}
+    try:
+        column, labels, names = _labels(parts, called, args)
+        if evaluation is not None:
+            if image_column not in evaluation.column_names:
+                raise ValueError(f"no column {image_column!r} in {split!r}")
+            parts["evaluation"] = with_images(evaluation, image_column, split, folder_of(args))
+    except ValueError as error:
+        why = str(error).rstrip(".")
+        if asked:
+            raise ValueError(
+                f"the kNN monitor, which --{asked[0]} asks for, needs images of known classes to train on and to evaluate on, got {why}; "
+                f"leave out --{asked[0]}, or give both labels."
+            ) from None
+        logger.warning("no kNN monitor: %s", why)
+        column = next(name for name in ("label", "labels") if name != image_column)
+        train = train.select_columns([image_column]).add_column(column, [-1] * len(train))
+        train = _some(train, args.max_train_samples, seed)
+        nothing = train.select(range(0))
+        return PreTrainingImages(ImageData(name, train, nothing, "", image_column, column, ["0", "1"], repository=repository), nothing)
+
+    def of(role: str, *, all_rows: bool) -> Dataset:
+        own = labels[role]
+        return with_labels(parts[role].select_columns([image_column, column]), column, replace(own, labelled=own.labelled | all_rows))
+
+    train, taken = of("train", all_rows=True), None
+    if evaluation is None:
+        taken = share_and_seed(args, seed, None)
+        rows = np.flatnonzero(labels["train"].labelled)
+        kept, out = (rows[some] for some in hold_out(labels["train"], **taken))
+        evaluation, split = train.select(out), f"{taken['share']:.0%} of train"
+        train = train.select(np.concatenate([kept, np.flatnonzero(~labels["train"].labelled)]))
+    else:
+        evaluation = of("evaluation", all_rows=False)
+    train, evaluation = _some(train, args.max_train_samples, seed), _some(evaluation, args.max_eval_samples, seed)
+    known = np.asarray(train.select_columns([column]).with_format("numpy")[:][column]) != -1
+    bank = train if known.all() else train.select(np.flatnonzero(known))
+    images = ImageData(name, train, evaluation, split, image_column, column, names, repository=repository, held_out=taken)
+    return PreTrainingImages(images, bank)
+
+
+def _some(data: Dataset, most: int | None, seed: int) -> Dataset:
+    return data if most is None else data.shuffle(seed=seed).select(range(min(most, len(data))))
+
+
+def _labels(parts: dict[str, Dataset], called: dict[str, str], args: DataArguments) -> tuple[str, dict[str, Labels], list[str]]:
+    """The label column, the labels of every split as numbers of the same classes, and the names of these.
+
+    Raises ValueError, which says what is not there, where neighbours could not be counted right or wrong.
+    """
+    train = parts["train"]
+    try:
+        column = column_of(train, args.label_column_name, "label", called["train"])
+    except ValueError:
+        if args.label_column_name is not None:
+            raise
+        column = None
+    # whole numbers of any other name, such as image_id, are no classes
+    if column is None or not (args.label_column_name or column in LABEL_NAMES or isinstance(train.features[column], ClassLabel)):
+        raise ValueError(f"no column of classes in {called['train']!r} ({', '.join(train.column_names)})")
+    labels = {}
+    for role, data in parts.items():
+        if column not in data.column_names:
+            raise ValueError(f"no column {column!r} in {called[role]!r}")
+        labels[role] = one = read_labels(data, column, called[role])
+        if not one.labelled.any():
+            raise ValueError(f"no label in {called[role]!r}")
+    labels, names = joined(labels, called, args.allow_unseen_classes, column)
+    if any(one.problem_type != ONE_CLASS or one.values.ndim != 1 for one in labels.values()):
+        raise ValueError(f"labels that are not one class for each image in {column!r}")
+    if len(names) < 2:
+        raise ValueError(f"one class, {listed(names)}")
+    return column, labels, names
