@@ -1,12 +1,13 @@
-"""Transforms whose randomness is keyed: crops, mirrors and normalisation of batches, and transforms of single images."""
+"""Transforms whose randomness is keyed: of single images, and of batches, from bytes to what a network sees."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,13 +16,16 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
 
-from hf_mixup.core.rng import hashed_integers, keyed
+from hf_mixup.core.rng import hashed, hashed_integers, keyed
 from hf_mixup.data.pixels import read_image
+
+# of the hashes of a key: places and sides take the first, `OneByOne` takes none
+_ERASED, _NOISE = 8, 64
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Random crop, mirror and normalisation of a batch in one go, on any device.
+    """Random crop, mirror, normalisation and random erasing of a batch in one go, on any device.
 
     Attributes:
         mean, std: of the normalisation, on bytes times `scale`.
@@ -30,6 +34,8 @@ class Augmentation:
         flip: mirror one half of the images.
         order: the image's channel that each channel of the result shows, such as (2, 1, 0) for BGR; None keeps them.
         scale: what bytes are multiplied by first.
+        erasing: probability that a rectangle of an image is noise, at last.
+        noise_mean, noise_std: of that noise, a value for each channel of the result; 0 and 1 if None.
     """
 
     mean: tuple[float, ...]
@@ -39,16 +45,45 @@ class Augmentation:
     flip: bool = False
     order: tuple[int, ...] | None = None
     scale: float = 1 / 255
+    erasing: float = 0.0
+    noise_mean: tuple[float, ...] | None = None
+    noise_std: tuple[float, ...] | None = None
 
-    def __call__(self, images: Tensor | Sequence[Tensor], keys: Tensor) -> Tensor:
+    def __call__(self, images: Tensor | Sequence[Tensor], keys: Tensor | None = None) -> Tensor:
         """(B, C, H, W) float32 of images (B, C, H, W) uint8. What is drawn for one follows from its key (B,) int64 alone."""
+        images = self.normalised(self.moved(images, keys))
+        return self._erased(images, keys) if self.erasing else images
+
+    @property
+    def draws(self) -> bool:
+        """Whether keys are needed."""
+        return bool(self.padding or self.flip or self.erasing)
+
+    @property
+    def still(self) -> Augmentation:
+        """The normalisation alone."""
+        return replace(self, padding=0, flip=False, erasing=0.0)
+
+    def moved(self, images: Tensor | Sequence[Tensor], keys: Tensor | None) -> Tensor:
+        """(B, C, H, W), cropped and mirrored, of the dtype that it was."""
         images = images if isinstance(images, Tensor) else torch.stack(images)
-        if self.padding or self.flip:
-            images = self._moved(images, keys)
+        return self._moved(images, keys) if self.padding or self.flip else images
+
+    def normalised(self, images: Tensor) -> Tensor:
+        """(..., C, H, W) float32 of pixels of 0 to 255."""
         mean, std = (_per_channel(values, images.device) for values in (self.mean, self.std))
-        images = images if self.order is None else images[:, list(self.order)]
-        # a copy, also of images that are float32 already: those of a cache
-        return images.to(torch.float32, copy=True).mul_(self.scale).sub_(mean).div_(std)
+        images = images if self.order is None else images[..., list(self.order), :, :]
+        # new memory, also of images that are float32 already: those of a cache
+        made = torch.empty(images.shape, dtype=torch.float32, device=images.device)
+        for part, out in zip(_in_cache(images), _in_cache(made), strict=True):
+            out.copy_(part).mul_(self.scale).sub_(mean).div_(std)
+        return made
+
+    def pixels(self, images: Tensor) -> Tensor:
+        """(..., C, H, W) uint8: inverse of `normalised`, rounded."""
+        mean, std = (_per_channel(values, images.device) for values in (self.mean, self.std))
+        made = (images * std).add_(mean).mul_(1 / self.scale).round_().clamp_(0, 255).to(torch.uint8)
+        return made if self.order is None else made[..., np.argsort(self.order).tolist(), :, :]
 
     def _moved(self, images: Tensor, keys: Tensor) -> Tensor:
         height, width = images.shape[2:]
@@ -65,6 +100,62 @@ class Augmentation:
         inside = (y == from_y)[:, :, None] & (x == from_x)[:, None, :]
         return moved * inside[:, None]
 
+    def _erased(self, images: Tensor, keys: Tensor) -> Tensor:
+        """Writes noise into `images`, and returns them."""
+        channels, height, width = images.shape[1:]
+        chosen, edges = erased_boxes(keys, height, width, self.erasing)
+        mean, std = (
+            _per_channel(values or (default,) * channels, images.device)
+            for values, default in ((self.noise_mean, 0.0), (self.noise_std, 1.0))
+        )
+        places = torch.arange(channels * height * width, device=images.device).view(channels, height, width)
+        if images.device.type == "cpu":  # few pixels, which can be looked up without waiting
+            for row in chosen.nonzero().flatten().tolist():
+                top, bottom, left, right = edges[row].tolist()
+                images[row, :, top:bottom, left:right] = _noise(keys[row], places[:, top:bottom, left:right]).mul_(std).add_(mean)
+            return images
+        rows, cols = (torch.arange(side, device=images.device) for side in (height, width))
+        top, bottom, left, right = edges[:, :, None].unbind(1)
+        inside = ((rows >= top) & (rows < bottom))[:, :, None] & ((cols >= left) & (cols < right))[:, None]
+        noise = _noise(keys[:, None, None, None], places).mul_(std).add_(mean)
+        return torch.where((inside & chosen[:, None, None])[:, None], noise, images)
+
+
+def erased_boxes(keys: Tensor, height: int, width: int, probability: float) -> tuple[Tensor, Tensor]:
+    """Which images are erased (B,) bool, and the rectangles (B, 4) int64, `[top, bottom, left, right]`.
+
+    Of random erasing (Zhong et al., AAAI 2020, arXiv:1708.04896) with timm's settings: an area of 0.02 to 1/3, an aspect ratio of
+    0.3 to 1/0.3, ten attempts at one that is smaller than the image.
+    """
+    tries = torch.arange(10, device=keys.device)
+    area, aspect, y, x = (_uniform(hashed(keys, _ERASED + 1 + draw)[:, None] + tries, 0) for draw in range(4))
+    area = (0.02 + (1 / 3 - 0.02) * area) * (height * width)
+    aspect = ((2 * aspect - 1) * math.log(1 / 0.3)).exp()
+    h, w = (area * aspect).sqrt().round().long(), (area / aspect).sqrt().round().long()
+    fits = (h < height) & (w < width)
+    first = fits.long().argmax(1, keepdim=True)
+    top, left = ((share * (side - length + 1)).long() for share, side, length in ((y, height, h), (x, width, w)))
+    edges = torch.cat([edge.gather(1, first) for edge in (top, top + h, left, left + w)], 1)
+    return (_uniform(keys, _ERASED) < probability) & fits.any(1), edges
+
+
+def _uniform(keys: Tensor, draw: int) -> Tensor:
+    """float64, in [0, 1)."""
+    return ((hashed(keys, draw) >> 11) & (2**53 - 1)).double() * 2.0**-53
+
+
+def _noise(keys: Tensor, places: Tensor) -> Tensor:
+    """float32, standard normal, for every place of an image that has this key: the same on every device, up to its own rounding."""
+    bits = hashed(hashed(keys, _NOISE) + places, 0)
+    # Box and Muller's transform of two halves
+    radius = ((((bits >> 40) & (2**24 - 1)) + 1).float() * 2.0**-24).log_().mul_(-2).sqrt_()
+    return ((bits & (2**24 - 1)).float() * (2.0**-24 * 2 * math.pi)).cos_().mul_(radius)
+
+
+def _in_cache(images: Tensor) -> Sequence[Tensor]:
+    """Parts of a batch, on the CPU so few images at a time that they stay in its cache."""
+    return images.split(max(1, 2**18 // max(images[0].numel(), 1))) if images.device.type == "cpu" and len(images) else [images]
+
 
 @functools.cache
 def _per_channel(values: tuple[float, ...], device: torch.device) -> Tensor:
@@ -76,52 +167,74 @@ def _per_channel(values: tuple[float, ...], device: torch.device) -> Tensor:
 class OneByOne:
     """Transforms of single images that draw from the global streams, by keys all the same: of PIL images, or of tensors where PIL has no mode."""
 
-    transform: Callable[[PIL.Image.Image | Tensor], Tensor]
+    transform: Callable[[PIL.Image.Image | Tensor], PIL.Image.Image | Tensor]
 
-    def __call__(self, images: Iterable[Tensor], keys: Tensor) -> Tensor:
-        """(B, C, H, W) float32 of uint8 images of any sizes."""
+    def __call__(self, images: Iterable[PIL.Image.Image | Tensor], keys: Tensor) -> list[Tensor]:
+        """(C, H, W) for each of the images, which are of any sizes: uint8, if the transform leaves bytes."""
         done = []
-        for image, key in zip(images, keys.tolist(), strict=True):
-            with seeded_streams(key):
-                done.append(self.transform(to_pil_image(image) if len(image) in (1, 3) else image))
-        return torch.stack(done)
+        with kept_streams():
+            for image, key in zip(images, keys.tolist(), strict=True):
+                seed_streams(key)
+                if isinstance(image, Tensor) and len(image) in (1, 3):
+                    image = to_pil_image(image)
+                done.append(as_pixels(self.transform(image)))
+        return done
 
 
 @dataclass(frozen=True)
 class Transform:
-    """What becomes of an image, in two halves.
+    """What becomes of an image, in three parts.
 
     Attributes:
         head: from an image as `read_image` returns it to one, or to its pixels; draws nothing, so that they can be kept.
-        tail: from pixels, and a key for each image, to what a network sees.
+        tail: from a batch of pixels, and a key for each image, to what a network sees. On the device, where pixels arrive as bytes.
         channels: of the images.
+        each: between both: from images and their keys to pixels of one size, image by image.
     """
 
     head: Callable[[PIL.Image.Image | Tensor], PIL.Image.Image | Tensor]
-    tail: Augmentation | OneByOne
+    tail: Augmentation
     channels: int = 3
+    each: Callable[[Sequence[PIL.Image.Image | Tensor], Tensor], Sequence[Tensor]] | None = None
+
+    def opened(self, image: Any) -> PIL.Image.Image | Tensor:
+        """The image after `head`, of what `read_image` takes."""
+        return self.head(read_image(image, self.channels))
 
     def pixels(self, image: Any) -> Tensor:
-        """(C, H, W), of 0 to 255: uint8, or float32 where a processor's resizing leaves more than whole numbers. Of what `read_image` takes."""
-        made = self.head(read_image(image, self.channels))
-        return made if isinstance(made, Tensor) else pil_to_tensor(made)
+        """The same as (C, H, W), of 0 to 255: uint8, or float32 where a processor's resizing leaves more than whole numbers."""
+        return as_pixels(self.opened(image))
+
+    def drawn(self, images: Sequence[PIL.Image.Image | Tensor], keys: Tensor) -> Sequence[Tensor]:
+        """The pixels (C, H, W) of each image, which are left to `tail`."""
+        return [as_pixels(image) for image in images] if self.each is None else self.each(images, keys)
 
     def __call__(self, image: Any, key: int = 0) -> Tensor:
         """(C, H, W) float32 of one image."""
-        return self.tail([self.pixels(image)], torch.tensor([key]))[0]
+        keys = torch.tensor([key])
+        return self.tail(self.drawn([self.opened(image)], keys), keys)[0]
+
+
+def as_pixels(image: PIL.Image.Image | Tensor) -> Tensor:
+    """(C, H, W)."""
+    return image if isinstance(image, Tensor) else pil_to_tensor(image)
 
 
 @contextlib.contextmanager
-def seeded_streams(key: int) -> Iterator[None]:
-    """Inside, the global streams that transforms draw from, of torch, Python and numpy, follow from the key; after, they are as before."""
+def kept_streams() -> Iterator[None]:
+    """After it, the global streams of torch, Python and numpy are as they were before."""
     before = torch.get_rng_state(), random.getstate(), np.random.get_state()
-    seed = keyed(key).initial_seed()
-    torch.random.default_generator.manual_seed(seed)
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
     try:
         yield
     finally:
         torch.set_rng_state(before[0])
         random.setstate(before[1])
         np.random.set_state(before[2])
+
+
+def seed_streams(key: int) -> None:
+    """From here on, the global streams that transforms draw from, of torch, Python and numpy, follow from the key."""
+    seed = keyed(key).initial_seed()
+    torch.random.default_generator.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
