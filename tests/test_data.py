@@ -197,15 +197,15 @@ def test_erased_rectangles_hold_noise_of_the_format(name):
 def test_erased_rectangles_are_those_of_random_erasing():
     """Area and aspect ratio of timm's settings, at uniform places, with the probability that was set."""
     keys = hashed(torch.arange(20_000), 3)
-    chosen, edges = erased_boxes(keys, 200, 160, 0.3)
+    chosen, edges = erased_boxes(keys, 200, 200, 0.3)
     assert chosen.float().mean().item() == pytest.approx(0.3, abs=0.015)
     top, bottom, left, right = edges.unbind(1)
-    assert bool(((top >= 0) & (bottom <= 200) & (left >= 0) & (right <= 160)).all())
-    area, aspect = ((bottom - top) * (right - left)).double() / 32000, ((bottom - top) / (right - left)).double().log()
+    assert bool(((top >= 0) & (bottom <= 200) & (left >= 0) & (right <= 200)).all())
+    area, aspect = ((bottom - top) * (right - left)).double() / 40000, ((bottom - top) / (right - left)).double().log()
     assert area.mean().item() == pytest.approx((0.02 + 1 / 3) / 2, abs=0.01)
     assert aspect.mean().item() == pytest.approx(0, abs=0.05)
     assert aspect.abs().max().item() == pytest.approx(math.log(1 / 0.3), abs=0.1)
-    alone = erased_boxes(keys[7:8], 200, 160, 0.3)
+    alone = erased_boxes(keys[7:8], 200, 200, 0.3)
     assert torch.equal(alone[1], edges[7:8])
 
 

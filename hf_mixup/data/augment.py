@@ -205,9 +205,11 @@ class Transform:
         """The same as (C, H, W), of 0 to 255: uint8, or float32 where a processor's resizing leaves more than whole numbers."""
         return as_pixels(self.opened(image))
 
-    def drawn(self, images: Sequence[PIL.Image.Image | Tensor], keys: Tensor) -> Sequence[Tensor]:
+    def drawn(self, images: Tensor | Sequence[PIL.Image.Image | Tensor], keys: Tensor) -> Tensor | Sequence[Tensor]:
         """The pixels (C, H, W) of each image, which are left to `tail`."""
-        return [as_pixels(image) for image in images] if self.each is None else self.each(images, keys)
+        if self.each is not None:
+            return self.each(images, keys)
+        return images if isinstance(images, Tensor) else [as_pixels(image) for image in images]
 
     def __call__(self, image: Any, key: int = 0) -> Tensor:
         """(C, H, W) float32 of one image."""

@@ -61,9 +61,9 @@ class MixupCollator:
         mix_rate: the share of batches that is mixed, 0 to 1.
         mix_repeat: independent mixtures of each batch; r of them give r * B rows.
         check_finite: refuse NaN and infinite pixels.
+        every_column: without a `base_collator`, keep columns of numbers and lists too, not of tensors and arrays alone.
         processor: for images of bytes, the image processor that says how they are normalised: after mixing, and before a method looks
             at them. Without it a method looks at pixels in [0, 1].
-        every_column: without a `base_collator`, keep columns of numbers and lists too, not of tensors and arrays alone.
 
     Raises:
         ValueError: at construction for methods and hyper-parameters, at the batch for images and labels that cannot be mixed.
@@ -79,8 +79,8 @@ class MixupCollator:
     mix_rate: float = 1.0
     mix_repeat: int = 1
     check_finite: bool = True
-    processor: Any = field(default=None, repr=False)
     every_column: bool = field(default=False, repr=False)
+    processor: Any = field(default=None, repr=False)
     choice: MethodChoice = field(init=False, repr=False)
 
     def __post_init__(self):

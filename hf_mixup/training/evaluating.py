@@ -32,6 +32,6 @@ class Evaluating:
     def prediction_step(self, model, inputs, *args, **kwargs):
         # the network takes no other column, such as the number of an image
         named = dict(as_mapping(self._prepare_inputs(inputs)))
-        if self._left is not None:
+        if self._left is not None and "augmentation_keys" in named:
             named["pixel_values"] = self._left(named["pixel_values"], named["augmentation_keys"])
         return super().prediction_step(model, {name: named[name] for name in ("pixel_values", "labels") if name in named}, *args, **kwargs)
