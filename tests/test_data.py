@@ -14,10 +14,10 @@ from transformers import BitImageProcessor
 
 from hf_mixup import MixupCollator
 from hf_mixup.core.rng import hashed, hashed_integers
-from hf_mixup.data.augment import Augmentation, erased_boxes
 from hf_mixup.data.dataset import ImageDataset, RepeatedAugmentation, tail_on_device
 from hf_mixup.data.processor import IMAGENET_MEAN, IMAGENET_STD, ImageFormat
 from hf_mixup.data.sources import digits
+from hf_mixup.data.tail import Augmentation, erased_boxes
 from hf_mixup.networks.backbones import from_scratch
 from refusals import refuses
 from small import difference, trainer, weights

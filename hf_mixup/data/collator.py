@@ -25,8 +25,7 @@ from hf_mixup.core.losses import CrossEntropy, Loss, MultiHead
 from hf_mixup.core.plan import ONE_PASS_FROM, MixPlan, blend_examples, mix_targets
 from hf_mixup.core.policy import Signals
 from hf_mixup.core.rng import keyed
-from hf_mixup.data.augment import Augmentation
-from hf_mixup.data.dataset import tail_on_device
+from hf_mixup.data.tail import Augmentation
 from hf_mixup.method import Method, check_model_free
 from hf_mixup.methods import MethodChoice
 
@@ -476,6 +475,8 @@ class MixupCallback(TrainerCallback):
             raise ValueError(
                 "every batch must be mixed once, got a loader whose collator mixes already; give the MixupCollator to the callback alone."
             )
+        from hf_mixup.data.dataset import tail_on_device  # here, because data sets of one's own need none of it
+
         tail = tail_on_device(getattr(loader, "dataset", None))
         if tail is not None and tail.draws:
             raise ValueError(

@@ -17,8 +17,9 @@ from tqdm.auto import tqdm
 
 from hf_mixup.core.checks import check_cached_size
 from hf_mixup.core.rng import hashed, keyed
-from hf_mixup.data.augment import Augmentation, Transform, as_pixels
+from hf_mixup.data.augment import Transform, as_pixels
 from hf_mixup.data.pixels import read_image
+from hf_mixup.data.tail import Augmentation
 
 logger = logging.getLogger(__name__)
 

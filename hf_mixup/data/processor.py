@@ -17,9 +17,10 @@ from torchvision.transforms import InterpolationMode, v2
 from hf_mixup.arguments import DataArguments
 from hf_mixup.core.checks import check_channel_values, check_known
 from hf_mixup.core.hub import told_plainly
-from hf_mixup.data.augment import Augmentation, OneByOne, Transform
+from hf_mixup.data.augment import OneByOne, Transform
 from hf_mixup.data.dataset import unreadable
 from hf_mixup.data.probe import is_timm, pixels_of, probe, processed
+from hf_mixup.data.tail import Augmentation
 
 logger = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ import torch
 from hf_mixup.arguments import DataArguments
 from hf_mixup.core.checks import check_known, needed
 from hf_mixup.core.rng import hashed, keyed
-from hf_mixup.data.augment import Augmentation, Transform
+from hf_mixup.data.augment import Transform
 from hf_mixup.data.dataset import examples_of, one_line
 from hf_mixup.data.labels import ONE_CLASS, Labels, listed, matched
 from hf_mixup.data.sources import (
@@ -33,6 +33,7 @@ from hf_mixup.data.sources import (
     told,
     with_images,
 )
+from hf_mixup.data.tail import Augmentation
 
 needed("datasets", "reading a data set")
 from datasets import ClassLabel, Image, IterableDataset, Value  # noqa: E402

@@ -7,9 +7,9 @@ from typing import Any
 from torch import Tensor
 
 from hf_mixup.core.losses import CrossEntropy
-from hf_mixup.data.augment import Augmentation
 from hf_mixup.data.collator import as_mapping
 from hf_mixup.data.dataset import tail_on_device
+from hf_mixup.data.tail import Augmentation
 
 
 class Evaluating:

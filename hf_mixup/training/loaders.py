@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from hf_mixup.core.checks import check_examples, check_images
 from hf_mixup.core.losses import Loss
-from hf_mixup.data.augment import Augmentation
 from hf_mixup.data.collator import LABEL_KEYS, MixedBatch, MixupCollator
 from hf_mixup.data.dataset import ImageDataset, RepeatedAugmentation, tail_on_device
+from hf_mixup.data.tail import Augmentation
 
 # what a forward of transformers takes beside inputs
 _SWITCHES = {"labels", "return_dict", "output_attentions", "output_hidden_states"}
