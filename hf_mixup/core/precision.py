@@ -23,8 +23,8 @@ def has_bfloat16() -> bool:
 @functools.cache
 def bfloat16_ratio(seconds: float = 1.0) -> float:
     """How many times as long as in float32 a small convolution takes in bfloat16 on this CPU, there and back. Measured for about a second."""
-    network = nn.Sequential(nn.Conv2d(32, 32, 3, padding=1), nn.BatchNorm2d(32), nn.ReLU(), nn.Conv2d(32, 32, 3, padding=1))
     with torch.random.fork_rng(devices=[]):
+        network = nn.Sequential(nn.Conv2d(32, 32, 3, padding=1), nn.BatchNorm2d(32), nn.ReLU(), nn.Conv2d(32, 32, 3, padding=1))
         images = torch.randn(16, 32, 16, 16)
 
     def run(half: bool) -> float:
