@@ -54,12 +54,9 @@ class Transform:
     each: Callable[[Sequence[PIL.Image.Image | Tensor], Tensor], Sequence[Tensor]] | None = None
 
     def opened(self, image: Any) -> PIL.Image.Image | Tensor:
-        """The image after `head`, of what `read_image` takes."""
+        """The image after `head`, of what `read_image` takes; as pixels they are of 0 to 255, float32 where a processor's resizing leaves more than
+        whole numbers."""
         return self.head(read_image(image, self.channels))
-
-    def pixels(self, image: Any) -> Tensor:
-        """The same as (C, H, W), of 0 to 255: uint8, or float32 where a processor's resizing leaves more than whole numbers."""
-        return as_pixels(self.opened(image))
 
     def drawn(self, images: Tensor | Sequence[PIL.Image.Image | Tensor], keys: Tensor) -> Tensor | Sequence[Tensor]:
         """The pixels (C, H, W) of each image, which are left to `tail`."""

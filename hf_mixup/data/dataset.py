@@ -110,7 +110,7 @@ class ImageDataset(torch.utils.data.Dataset):
         return image, example[self.label_column]
 
     def _decoded(self) -> tuple[Tensor, list]:
-        """(N, C, H, W), as `Transform.pixels` gives them, and the labels. Not in shared memory, which containers have little of: forked workers share it as it is."""
+        """(N, C, H, W), as `Transform.opened` gives them, and the labels. Not in shared memory, which containers have little of: forked workers share it as it is."""
         labels = []
         for row in tqdm(range(len(self)), desc="decoding images", leave=False, disable=None):
             image, label = self._read(row)
