@@ -148,7 +148,9 @@ def _noise(keys: Tensor, places: Tensor) -> Tensor:
 
 def _in_cache(images: Tensor) -> Sequence[Tensor]:
     """Parts of a batch, on the CPU so few images at a time that they stay in its cache."""
-    return images.split(max(1, 2**18 // max(images[0].numel(), 1))) if images.device.type == "cpu" and len(images) else [images]
+    if images.device.type != "cpu" or images.ndim < 4 or not images.numel():
+        return [images]
+    return images.split(max(1, 2**18 // images[0].numel()))
 
 
 @functools.cache
