@@ -1,34 +1,35 @@
 """Images a second of the input pipeline, beside timm's, and the share of the network's own speed that a training run reaches.
 
-    python benchmarks/pipeline.py [--dataset FOLDER] [--images 640] [--workers 0] [--device cuda]
+    python benchmarks/pipeline.py [--dataset FOLDER] [--images 640] [--workers 0] [--device cuda] [--before FOLDER]
 
 Interleaved in one run: loaders of CIFAR-10, from a folder of its parquet files, or of random images of its size, each up to batches on
-the device that are padded, cropped, mirrored and normalised; then the bare step of a ResNet-18 on one batch that lies on the device, and
-MixupTrainer's with CutMix on the cached images. On an accelerator the network is compiled and runs in bf16.
+the device that are padded, cropped, mirrored and normalised; loaders of JPEG files of 500 x 375 pixels with two workers, by resized crops
+and RandAugment, up to normalised batches; then the bare step of a ResNet-18 on one batch that lies on the device, and MixupTrainer's with
+CutMix on the cached images. On an accelerator the network is compiled and runs in bf16.
 """
 
+import io
 import tempfile
 import time
 from collections.abc import Callable
 
 import numpy as np
+import PIL.Image
 import torch
 from datasets import ClassLabel, Dataset, Features, Image
-from timing import interleaved, now, parse, reported, show, write
+from timing import Before, cpu_of_tree, interleaved, memory_of, now, parse, reported, serve, show, write
 from timm.data import create_loader
 from timm.data.transforms import ToNumpy
 from torch import nn
 from torch.utils.data import DataLoader
 from torchvision.transforms import v2
-from transformers import TrainerCallback
 from transformers.data import default_data_collator
 
-from hf_mixup import MixupTrainer, MixupTrainingArguments
-from hf_mixup.arguments import DataArguments
-from hf_mixup.data.dataset import ImageDataset
-from hf_mixup.data.processor import ImageFormat
-from hf_mixup.data.sources import load_images
-from hf_mixup.networks.backbones import from_scratch
+try:
+    from hf_mixup.data.dataset import ImageDataset
+    from hf_mixup.data.processor import ImageFormat
+except ImportError:  # as an older commit has them
+    from hf_mixup.data import ImageDataset, ImageFormat
 
 args = parse(
     __doc__,
@@ -57,6 +58,9 @@ def moment() -> float:
 def cifar10(folder: str | None, count: int) -> tuple[Dataset, str, str]:
     """Images as PNG files, and the names of the columns."""
     if folder is not None:
+        from hf_mixup.arguments import DataArguments
+        from hf_mixup.data.sources import load_images
+
         images = load_images(DataArguments(folder, max_train_samples=count))
         return images.train, images.image_column, images.label_column
     pixels = np.random.default_rng(0).integers(256, size=(count, 32, 32, 3), dtype=np.uint8)
@@ -124,6 +128,78 @@ def loaders(data: Dataset, image: str, label: str) -> dict[str, Callable[[], Non
     }
 
 
+def jpegs(count: int) -> Dataset:
+    """Files of 500 x 375 pixels, 60 to 70 kB each: smooth, with some noise."""
+    rng, files = np.random.default_rng(0), []
+    for _ in range(count):
+        small = PIL.Image.fromarray(rng.integers(256, size=(12, 16, 3), dtype=np.uint8)).resize((500, 375), PIL.Image.Resampling.BICUBIC)
+        noisy = (np.asarray(small) + rng.normal(0, 6, (375, 500, 3))).clip(0, 255).astype(np.uint8)
+        PIL.Image.fromarray(noisy).save(file := io.BytesIO(), "jpeg", quality=90)
+        files.append({"bytes": file.getvalue(), "path": None})
+    return Dataset.from_dict(
+        {"image": files, "label": [row % 10 for row in range(count)]}, features=Features({"image": Image(), "label": ClassLabel(10)})
+    )
+
+
+POLICY = "rand-m9-mstd0.5-inc1"
+LARGE = ImageFormat(224)
+
+
+class JpegLoader:
+    """Brings all images once, normalised, by elapsed time; also tells processor time and memory of the workers."""
+
+    def __init__(self, batches, finish: Callable[[dict], object] = lambda batch: None):
+        self.batches, self.finish = batches, finish
+
+    def __call__(self) -> None:
+        for batch in self.batches:
+            self.finish(batch)
+
+    def costs(self) -> dict[str, float]:
+        start, memory = cpu_of_tree(), {}
+        loader = getattr(self.batches, "loader", self.batches)  # timm's is around torch's
+        for batch in self.batches:
+            memory = memory or memory_of([worker.pid for worker in loader._iterator._workers])
+            self.finish(batch)
+        return {"cpu_ms": 1000 * (cpu_of_tree() - start), **memory}
+
+
+def ours_of_jpegs(data: Dataset, batch: int) -> dict[str, JpegLoader]:
+    transform, settings = LARGE.train_transform(auto_augment=POLICY), {"num_workers": 2, "persistent_workers": True, "shuffle": True}
+    made = {
+        "ours, floats": JpegLoader(
+            DataLoader(ImageDataset(data, "image", "label", transform), batch, collate_fn=default_data_collator, **settings)
+        )
+    }
+    try:
+        raw = ImageDataset(data, "image", "label", transform, on_device=True)
+    except ValueError:
+        return made  # older commits finish such images in the workers
+    finish = lambda rows: raw.transform.tail(rows["pixel_values"], rows["augmentation_keys"])  # noqa: E731
+    return {**made, "ours, bytes": JpegLoader(DataLoader(raw, batch, collate_fn=default_data_collator, **settings), finish)}
+
+
+def timm_of_jpegs(data: Dataset, batch: int) -> JpegLoader:
+    return JpegLoader(
+        create_loader(
+            ForTimm(data, "image", "label", False), 224, batch, is_training=True, auto_augment=POLICY, interpolation="bicubic", num_workers=2,
+            persistent_workers=True, mean=LARGE.mean, std=LARGE.std, device=torch.device("cpu"),
+        )
+    )  # fmt: skip
+
+
+JPEGS = (16, 8) if args.quick else (256, 32)  # images, and of a batch
+if args.serve:
+    serve(ours_of_jpegs(jpegs(JPEGS[0]), JPEGS[1]), time.perf_counter)
+    raise SystemExit
+before = Before(args.before, "before", ["--quick"] * args.quick) if args.before else None
+
+from transformers import TrainerCallback  # noqa: E402
+
+from hf_mixup import MixupTrainer, MixupTrainingArguments  # noqa: E402
+from hf_mixup.networks.backbones import from_scratch  # noqa: E402
+
+
 def bare_steps() -> Callable[[], float]:
     """Gives seconds a step of the network alone."""
     network = from_scratch("cifar_resnet18", 10, 32).to(args.device)
@@ -176,6 +252,17 @@ def trained_steps(data: Dataset, image: str, label: str, folder: str) -> Callabl
     return run
 
 
+files = jpegs(JPEGS[0])
+readers = {"timm's create_loader": timm_of_jpegs(files, JPEGS[1]), **ours_of_jpegs(files, JPEGS[1])}
+photos = interleaved(readers, args.rounds, clock=time.perf_counter, before=before.contenders() if before else None)
+for name, reader in readers.items():
+    photos[name] |= reader.costs()
+for row in photos.values():
+    row["images_per_second"] = 1000 * JPEGS[0] / row["ms"][1]
+if before:
+    before.close()
+show(f"loading {JPEGS[0]} JPEG files at 224 pixels with RandAugment, batches of {JPEGS[1]}, 2 workers", photos)
+
 source = cifar10(args.dataset, args.images)
 brought = interleaved(loaders(*source), args.rounds, args.device, moment)
 with tempfile.TemporaryDirectory() as folder:
@@ -188,4 +275,13 @@ show(f"loading {args.images} images, batches of {args.batch}, {args.workers} wor
 show(f"steps of {args.step_batch} images by a ResNet-18 {on}", steps)
 share = 1 / steps["MixupTrainer, cutmix"]["ratio"][1]
 print(f"\nMixupTrainer reaches {share:.1%} of the bare step's throughput")
-write(args, {"loading": brought, "steps": steps, "share_of_the_bare_step": share, "images": "CIFAR-10" if args.dataset else "random"})
+write(
+    args,
+    {
+        "loading": brought,
+        "jpegs": photos,
+        "steps": steps,
+        "share_of_the_bare_step": share,
+        "images": "CIFAR-10" if args.dataset else "random",
+    },
+)

@@ -1,19 +1,25 @@
 """All benchmarks, one after the other: `python benchmarks/run.py [--device cuda]`.
 
+Those that compare with an older commit of ours check it out into a temporary folder, so that both are timed in one run.
+
 Writes the figures of all to one file, `benchmarks/results/<device>.json`, and draws the chart of the README. Each also runs alone, with
 more to set: `python benchmarks/collation.py --help`.
 """
 
 import argparse
+import contextlib
 import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from chart import draw
 
 HERE = Path(__file__).parent
+BEFORE = "bed633f"  # ours, before bytes went all the way
+COMPARED = ("collation", "mixing", "pipeline")
 PARTS = ["collation", "mixing", "steps", "epochs", "pipeline", "trainer", "labels", "learned", "optimised", "pretraining"]
 
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -26,14 +32,31 @@ parser.add_argument("--output", default=str(HERE / "results"), help="folder of t
 parser.add_argument("--chart", default=str(HERE.parent / "docs/speed.png"), help="of the figures of collation and steps")
 args = parser.parse_args()
 
+
+@contextlib.contextmanager
+def checkout(commit: str) -> Iterator[str | None]:
+    """A folder with that commit, for a while; None where the repository is not here, or lacks it."""
+    with tempfile.TemporaryDirectory() as folder:
+        git = ["git", "-C", str(HERE.parent), "worktree"]
+        made = subprocess.run([*git, "add", "--detach", "--quiet", f"{folder}/hf_mixup", commit], capture_output=True, text=True)
+        if made.returncode:
+            print(f"without {commit}, which cannot be checked out: {made.stderr.strip()}")
+        try:
+            yield None if made.returncode else f"{folder}/hf_mixup"
+        finally:
+            if not made.returncode:
+                subprocess.run([*git, "remove", "--force", f"{folder}/hf_mixup"], check=True)
+
+
 common = ["--device", args.device, "--threads", str(args.threads), *(["--rounds", str(args.rounds)] if args.rounds else [])]
 found = {}
-for part in args.only:
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "figures.json")
-        command = [sys.executable, str(HERE / f"{part}.py"), *common, *["--quick"] * args.quick, "--json", str(path)]
-        subprocess.run(command, check=True)
-        found[part] = json.loads(path.read_text())
+with checkout(BEFORE) as older:
+    for part in args.only:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, "figures.json")
+            command = [sys.executable, str(HERE / f"{part}.py"), *common, *["--quick"] * args.quick, "--json", str(path)]
+            subprocess.run([*command, *(["--before", older] if older and part in COMPARED else [])], check=True)
+            found[part] = json.loads(path.read_text()) | ({"before": BEFORE} if older and part in COMPARED else {})
 name = next(iter(found.values()))["device"].lower().replace(" ", "-")
 path = Path(args.output, f"{name}.json")
 path.parent.mkdir(parents=True, exist_ok=True)

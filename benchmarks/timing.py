@@ -1,4 +1,4 @@
-"""What the benchmarks share: contenders that take turns, ratios with their spread, peak memory, results as JSON."""
+"""What the benchmarks share: contenders that take turns, also those of an older commit, ratios with their spread, memory, results as JSON."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import math
 import os
 import platform
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -29,6 +30,8 @@ def parse(doc: str, rounds: int, **more: dict[str, Any]) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=rounds)
     parser.add_argument("--quick", action="store_true", help="small and few, to see that it runs")
     parser.add_argument("--json", help="also write the figures there")
+    parser.add_argument("--before", help="folder of an older checkout, whose own contenders take part")
+    parser.add_argument("--serve", action="store_true", help="time what is asked for by another benchmark, see Before")
     for name, settings in more.items():
         parser.add_argument(f"--{name}", **settings)
     args = parser.parse_args()
@@ -46,31 +49,88 @@ def now(device: str = "cpu") -> float:
     return time.process_time() if device == "cpu" and torch.get_num_threads() == 1 else time.perf_counter()
 
 
+class Timed:
+    """What a call takes, in seconds: by the clock that counts, and elapsed ones."""
+
+    def __init__(self, run: Callable[[], object], clock: Callable[[], float]):
+        self.run, self.clock = run, clock
+
+    def __call__(self, calls: int) -> tuple[float, float]:
+        start, began = self.clock(), time.perf_counter()
+        for _ in range(calls):
+            self.run()
+        return (self.clock() - start) / calls, (time.perf_counter() - began) / calls
+
+
+class Before:
+    """The contenders of an older checkout of hf_mixup: the same script in a process of its own, which times one when it is asked to.
+
+    Args:
+        folder: of the checkout.
+        label: added to their names.
+        words: arguments of the script.
+    """
+
+    def __init__(self, folder: str, label: str, words: list[str]):
+        environment = {**os.environ, "PYTHONPATH": folder}
+        command = [sys.executable, sys.argv[0], "--serve", *words]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+        self.names, self.label = json.loads(self.process.stdout.readline()), label
+
+    def contenders(self, group: str = "") -> dict[str, Callable[[int], tuple[float, float]]]:
+        """Those whose names begin so, without that beginning."""
+        return {
+            f"{name.removeprefix(group)}, {self.label}": functools.partial(self._timed, name)
+            for name in self.names
+            if name.startswith(group)
+        }
+
+    def _timed(self, name: str, calls: int) -> tuple[float, float]:
+        print(json.dumps([name, calls]), file=self.process.stdin, flush=True)
+        return tuple(json.loads(self.process.stdout.readline()))
+
+    def close(self) -> None:
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def serve(contenders: Mapping[str, Callable[[], object]], clock: Callable[[], float] = time.process_time) -> None:
+    """The other side of `Before`; returns when the benchmark is over."""
+    print(json.dumps(list(contenders)), flush=True)
+    for line in sys.stdin:
+        name, calls = json.loads(line)
+        print(json.dumps(Timed(contenders[name], clock)(calls)), flush=True)
+
+
 def interleaved(
-    contenders: Mapping[str, Callable[[], object]], rounds: int, device: str = "cpu", clock: Callable[[], float] | None = None
+    contenders: Mapping[str, Callable[[], object]],
+    rounds: int,
+    device: str = "cpu",
+    clock: Callable[[], float] | None = None,
+    before: Mapping[str, Callable[[int], tuple[float, float]]] | None = None,
 ) -> Rows:
     """Times the contenders in turns, so that what else the machine does falls on all alike.
 
-    Rows of `ms`, and `ratio`, to the first contender in the same turn: medians with their quartiles. A turn repeats what is shorter
-    than 5 ms, after a call that warms its caches up. `clock` stands for `now` where the work is not this process's alone.
+    Rows of `ms`, elapsed `wall_ms`, and `ratio`, to the first contender in the same turn: medians with their quartiles. A turn repeats
+    what is shorter than 5 ms, after a call that warms its caches up. `clock` stands for `now` where the work is not this process's
+    alone. `before` are contenders of an older commit, see `Before`.
     """
     clock = clock or functools.partial(now, device)
+    timed = {**{name: Timed(run, clock) for name, run in contenders.items()}, **(before or {})}
     calls = {}
-    for name, run in contenders.items():
-        run()
-        start = clock()
-        run()
-        calls[name] = math.ceil(5e-3 / max(clock() - start, 1e-6))
-    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    for name, run in timed.items():
+        run(1)
+        calls[name] = math.ceil(5e-3 / max(run(1)[0], 1e-6))
+    seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in timed}
     for _ in range(rounds):
-        for name, run in contenders.items():
+        for name, run in timed.items():
             if calls[name] > 1:
-                run()
-            start = clock()
-            for _ in range(calls[name]):
-                run()
-            seconds[name].append((clock() - start) / calls[name])
-    return _compared(seconds)
+                run(1)
+            seconds[name].append(run(calls[name]))
+    rows = _compared({name: [counted for counted, _ in pairs] for name, pairs in seconds.items()})
+    for name, pairs in seconds.items():
+        rows[name]["wall_ms"] = spread([1000 * wall for _, wall in pairs])
+    return rows
 
 
 def reported(contenders: Mapping[str, Callable[[], float]], rounds: int) -> Rows:
@@ -113,6 +173,40 @@ def peak_memory(run: Callable[[], object], device: str = "cpu") -> float | None:
     before = _resident("VmRSS")
     run()
     return _resident("VmHWM") - before
+
+
+def tree(root: int | None = None) -> list[int]:
+    """This process and those that it has started, and theirs; on Linux."""
+    found, waiting = [], [root or os.getpid()]
+    while waiting:
+        process = waiting.pop()
+        found.append(process)
+        for children in Path(f"/proc/{process}/task").glob("*/children"):
+            waiting += map(int, children.read_text().split())
+    return found
+
+
+def cpu_of_tree() -> float:
+    """Seconds of processor time of this process and all that it has started, those that have ended too."""
+    total = 0
+    for process in tree():
+        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+        total += sum(map(int, fields[11:15]))  # own and of ended children, user and system
+    return total / os.sysconf("SC_CLK_TCK")
+
+
+def memory_of(processes: list[int]) -> dict[str, float]:
+    """MB of processes, on average: resident in all, of it not shared with any other, and in shared memory files."""
+    rows = []
+    for process in processes:
+        text = Path(f"/proc/{process}/smaps_rollup").read_text()
+        rollup = {line.split(":")[0]: int(line.split()[1]) / 1024 for line in text.splitlines()[1:]}
+        status = dict(line.split(":", 1) for line in Path(f"/proc/{process}/status").read_text().splitlines() if ":" in line)
+        shared = int(status["RssShmem"].split()[0]) / 1024
+        rows.append((rollup["Rss"], rollup["Private_Clean"] + rollup["Private_Dirty"], shared))
+    return {
+        name: statistics.mean(values) for name, values in zip(("resident_mb", "own_mb", "shared_mb"), zip(*rows, strict=True), strict=True)
+    }
 
 
 def _resident(field: str) -> float:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from transformers import TrainingArguments
+from transformers.utils import is_torch_tf32_available
 
 from hf_mixup.core.checks import check_between, check_count, check_known, check_range
 from hf_mixup.core.losses import Loss
@@ -49,6 +50,16 @@ class MixupTrainingArguments(TrainingArguments):
     mix_rate: float = field(default=1.0, metadata={"help": "Share of the batches that is mixed, 0 to 1."})
     mix_repeat: int = field(default=1, metadata={"help": "Independent mixtures of each batch, whose losses are averaged."})
     mix_off_epoch: float | None = field(default=None, metadata={"help": "Train without mixing from this epoch on."})
+    fast: bool = field(
+        default=False,
+        metadata={
+            "help": "What makes training faster and rounds otherwise: fused optimizers, and on GPUs TF32 and torch.compile. --tf32 False, "
+            "--torch_compile False and --optim_args fused=False take a part out."
+        },
+    )
+    torch_compile: bool | None = field(
+        default=None, metadata={"help": "Compile the network by torch.compile, in place; as --fast says if not given."}
+    )
     mix_seed: int | None = field(default=None, metadata={"help": "Seed of everything drawn for mixing; `seed` if not given."})
     min_lr: float | None = field(default=None, metadata={"help": "Learning rate at the end of a cosine schedule."})
     lr_per_epoch: bool = field(default=False, metadata={"help": "Change the learning rate of a cosine schedule once an epoch."})
@@ -104,6 +115,10 @@ class MixupTrainingArguments(TrainingArguments):
         self.method_choice()
         # said for people: without it transformers refuses bf16, and two processes look for a GPU each
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
+        if self.fast and not self.use_cpu:
+            self.torch_compile = True if self.torch_compile is None else self.torch_compile
+            self.tf32 = True if self.tf32 is None and is_torch_tf32_available() else self.tf32
+        self.torch_compile = bool(self.torch_compile)
         # transformers knows no LAMB, and refuses names that it does not know
         lamb = self.optim == "lamb"
         self.optim = "adamw_torch" if lamb else self.optim
@@ -208,8 +223,9 @@ class ModelArguments:
     )
     drop_path: float = field(default=0.0, metadata={"help": "Rate at which the last block of a network from scratch is left out."})
     sync_bn: bool = field(default=False, metadata={"help": "Batch norms over the batches of all GPUs."})
-    channels_last: bool = field(
-        default=False, metadata={"help": "Keep the weights channels last in memory, where convolutions are faster, on GPUs with --bf16."}
+    channels_last: bool | None = field(
+        default=None,
+        metadata={"help": "Keep the weights channels last in memory. If not given: where convolutions are faster so, in half precision."},
     )
     freeze_backbone: bool = field(
         default=False, metadata={"help": "Train the classifier alone, upon the network in evaluation mode (linear probe)."}
@@ -297,9 +313,6 @@ class DataArguments:
     cache_images: bool = field(
         default=False, metadata={"help": "Decode and resize all images before training, and keep their bytes in memory, in every process."}
     )
-    augment_on_device: bool = field(
-        default=False, metadata={"help": "Crop, mirror and normalise training images on the device, where they arrive as bytes."}
-    )
     check_images: bool = field(default=False, metadata={"help": "Read all images once before training, and list those that are broken."})
 
     def __post_init__(self):
@@ -310,7 +323,7 @@ class DataArguments:
             if self.dataset_name is None and getattr(self, name) is not None and (self.train_dir or self.validation_dir):
                 raise ValueError(f"{name} is for dataset_name, got {getattr(self, name)!r} with folders of images; leave it out.")
         if self.streaming:
-            whole = ("train_dir", "validation_dir", "cache_images", "augment_on_device", "check_images")
+            whole = ("train_dir", "validation_dir", "cache_images", "check_images")
             refused = [f"{name} {getattr(self, name)!r}" for name in whole if getattr(self, name)]
             refused += ["dataset_name 'digits'"] if self.dataset_name == "digits" else []
             refused += [f"train_val_split {self.train_val_split}"] if self.train_val_split != type(self).train_val_split else []
@@ -341,7 +354,7 @@ class DataArguments:
 # of DataArguments, those that are about training alone
 FOR_TRAINING = (
     "train_split", "max_train_samples", "train_image_size", "train_crop", "train_resize", "crop_scale", "auto_augment", "random_erasing",
-    "horizontal_flip", "cache_images", "augment_on_device", "check_images", "streaming",
+    "horizontal_flip", "cache_images", "check_images", "streaming",
 )  # fmt: skip
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from hf_mixup.arguments import known_arguments
 from hf_mixup.core.checks import nearest
+from hf_mixup.core.precision import has_bfloat16
 from hf_mixup.networks.names import same_architecture
 
 # what a recipe may hold beside arguments
@@ -25,6 +26,8 @@ def read_recipe(
         alpha: [1.0]
         for_method: {cutmix: {alpha: [0.2]}}
         for_backbone: {ResNeXt-50-32x4d: {learning_rate: 0.05, for_method: {cutmix: {alpha: [1.0]}}}}
+
+    `bf16: auto` is true where the machine computes in bfloat16, and false where it would emulate it.
 
     The later in this list of three, the stronger, and what stands under both names is strongest. What stands under `benchmark` says
     how results are reported; see `benchmark.py`.
@@ -58,7 +61,10 @@ def read_recipe(
         for key in layer:
             if key not in known:
                 raise ValueError(f"recipe {name!r} must set arguments of this script, got {key!r}; {nearest(key, known)}")
-    return {key: value for layer in layers for key, value in layer.items()}
+    values = {key: value for layer in layers for key, value in layer.items()}
+    if values.get("bf16") == "auto":
+        values["bf16"] = has_bfloat16()
+    return values
 
 
 def _overlays(values: dict[str, Any], key: str, recipe: str) -> dict[str, dict[str, Any]]:

@@ -158,7 +158,7 @@ def test_help_of_the_other_commands(name, capsys):
     assert ended.value.code == 0
     text = capsys.readouterr().out
     assert text.startswith(f"usage: hf-mixup {name} ")
-    for idle in ("--train_crop", "--random_erasing", "--augment_on_device"):
+    for idle in ("--train_crop", "--random_erasing", "--cache_images"):
         assert idle not in text
 
 

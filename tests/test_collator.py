@@ -6,12 +6,18 @@ import pytest
 import torch
 from torch.testing import assert_close
 from torch.utils.data import DataLoader
-from transformers import Trainer, TrainingArguments
+from transformers import BitImageProcessor, Trainer, TrainingArguments
+from transformers.data import default_data_collator
 
-from hf_mixup import MixupCallback, MixupCollator, MixupLoss
+from hf_mixup import METHODS, MixupCallback, MixupCollator, MixupLoss, MixupTrainer
 from hf_mixup.core.losses import BCE
+from hf_mixup.data.dataset import ImageDataset
+from hf_mixup.data.processor import ImageFormat
+from hf_mixup.data.sources import digits
+from hf_mixup.method import needs_of_model
 from hf_mixup.networks.backbones import from_scratch
-from small import Images, difference, resnet, vit, weights
+from refusals import refuses
+from small import Images, arguments, difference, resnet, vit, weights
 
 
 def examples(count=6, shape=(3, 8, 8), num_labels=5):
@@ -226,3 +232,137 @@ def test_hard_labels_give_the_ordinary_loss():
     assert_close(MixupLoss(label_smoothing=0.1)({"logits": logits}, labels), smoothed)
     with torch.no_grad():
         assert_close(MixupLoss(label_smoothing=0.1)({"logits": logits}, labels), torch.nn.functional.cross_entropy(logits, labels))
+
+
+# -- bytes --------------------------------------------------------------------------------------------------------------------
+
+IMAGE_ONLY = [name for name, method in METHODS.items() if not needs_of_model(method)]
+PROCESSOR = BitImageProcessor(
+    size={"height": 32, "width": 32}, do_center_crop=False, image_mean=[0.5, 0.45, 0.4], image_std=[0.2, 0.25, 0.3]
+)
+LEVEL = 0.5 + 1e-3  # of 255: what rounding to bytes may change, and that of float32
+
+
+def byte_examples(count=8, shape=(3, 32, 32)):
+    rng = torch.Generator().manual_seed(2)
+    return [{"pixel_values": torch.randint(256, shape, dtype=torch.uint8, generator=rng), "labels": i % 5} for i in range(count)]
+
+
+@pytest.mark.parametrize("name", IMAGE_ONLY)
+@pytest.mark.parametrize("shape", [(3, 32, 32), (3, 96, 72)], ids=str)
+@pytest.mark.parametrize("base", [False, True])
+def test_bytes_mix_as_floats_do(name, shape, base):
+    """The same plan, labels and, to half a level, pixels: mixed as bytes and then normalised, or normalised and then mixed."""
+    batch = byte_examples(shape=shape)
+    form = ImageFormat.of_processor(PROCESSOR).normalisation()
+    made = {}
+    for kind in (torch.uint8, torch.float32):
+        rows = batch
+        if kind == torch.float32:
+            rows = [{**row, "pixel_values": form.normalised(row["pixel_values"])} for row in batch]
+        base_collator = default_data_collator if base else None
+        collator = MixupCollator(
+            name, num_labels=5, mix_repeat=2, base_collator=base_collator, processor=PROCESSOR if kind == torch.uint8 else None
+        )
+        torch.manual_seed(9)
+        made[kind] = collator(rows)
+        assert made[kind]["pixel_values"].dtype == kind
+    raw, floats = made[torch.uint8], made[torch.float32]
+    assert torch.equal(raw["labels"], floats["labels"])
+    std = torch.tensor(form.std)[:, None, None]
+    assert ((form.normalised(raw["pixel_values"]) - floats["pixel_values"]) * std * 255).abs().max() <= LEVEL
+    if name in ("cutmix", "resizemix"):  # copies
+        assert_close(form.normalised(raw["pixel_values"]), floats["pixel_values"], atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 8), (1, 9, 5), (4, 80, 64)])
+@pytest.mark.parametrize("mix", ["mixup", "cutmix"])
+def test_bytes_are_rounded_to_the_nearest(shape, mix):
+    """Shares of black and white: what comes out is the nearest level, never one that wraps."""
+    batch = [{"pixel_values": torch.full(shape, 255 * (i % 2), dtype=torch.uint8), "labels": i % 2} for i in range(8)]
+    mixed = MixupCollator(mix, num_labels=2, mix_repeat=4)(batch)
+    white = mixed["pixel_values"].double() / 255
+    expected = mixed["labels"][:, 1].double()
+    assert (white.mean((1, 2, 3)) - expected).abs().max() * 255 <= LEVEL
+    if mix == "cutmix":
+        assert set(mixed["pixel_values"].unique().tolist()) == {0, 255}
+
+
+@pytest.mark.parametrize("transform", ["pad", "erased", "resized"])
+@pytest.mark.parametrize("mix", ["mixup", "cutmix"])
+def test_trainer_mixes_bytes_in_workers(tmp_path, transform, mix):
+    """A MixupCollator over the bytes of a data set of ours: what the network sees is what it sees of floats, to half a level."""
+    form, seen = ImageFormat(32, mean=(0.5,) * 3, std=(0.25,) * 3), {}
+    how = {"pad": {}, "erased": {"random_erasing": 0.5}, "resized": {"crop": "resized"}}[transform]
+    for on_device in (False, True):
+        data = ImageDataset(digits()["train"].select(range(24)), "image", "label", form.train_transform(**how), seed=1, on_device=on_device)
+        images = seen[on_device] = []
+        model = resnet(10)
+        model.register_forward_pre_hook(
+            lambda module, args, kwargs, images=images: images.append(kwargs["pixel_values"].clone()), with_kwargs=True
+        )
+        run = MixupTrainer(
+            model,
+            arguments(tmp_path, mix=["mixup", "cutmix"], max_steps=3, dataloader_num_workers=1),
+            MixupCollator(mix, num_labels=10),
+            data,
+        )
+        batch = next(iter(run.get_train_dataloader()))["pixel_values"]
+        assert batch.dtype == (torch.uint8 if on_device and transform != "erased" else torch.float32)
+        run.train()
+    for raw, floats in zip(seen[True], seen[False], strict=True):
+        assert (raw - floats).abs().max() * 0.25 * 255 <= (LEVEL if transform != "erased" else 0)
+
+
+def test_stock_trainer_takes_bytes(tmp_path):
+    """By one argument, in training and in evaluation; the same as of images that were normalised before."""
+    rows = byte_examples(16, (3, 16, 16))
+    form = ImageFormat.of_processor(PROCESSOR).normalisation()
+    floats = [{**row, "pixel_values": form.normalised(row["pixel_values"])} for row in rows]
+    found = {}
+    for name, data, processor in (("bytes", rows, PROCESSOR), ("floats", floats, None)):
+        torch.manual_seed(0)
+        collator = MixupCollator("cutmix", num_labels=5, processor=processor)
+        run = Trainer(
+            vit(num_labels=5),
+            plain_arguments(tmp_path, max_steps=3),
+            train_dataset=data,
+            eval_dataset=data,
+            compute_loss_func=MixupLoss(),
+            callbacks=[MixupCallback(collator)],
+        )
+        before = run.evaluate()["eval_loss"]
+        run.train()
+        found[name] = [before, run.evaluate()["eval_loss"], weights(run.model)]
+    assert found["bytes"][:2] == found["floats"][:2]
+    assert difference(found["bytes"][2], found["floats"][2]) == 0
+
+
+def test_bytes_that_nobody_normalises_are_refused(tmp_path):
+    rows = byte_examples(16, (3, 16, 16))
+    collator = MixupCollator("cutmix", num_labels=5)
+
+    def stock(collator, data):
+        return Trainer(
+            vit(num_labels=5),
+            plain_arguments(tmp_path, max_steps=1),
+            train_dataset=data,
+            compute_loss_func=MixupLoss(),
+            callbacks=[MixupCallback(collator)],
+        )
+
+    with refuses(
+        "images must be normalised before the network sees them, got uint8; give the MixupCollator the image processor", TypeError
+    ):
+        stock(collator, rows).train()
+    with refuses("images must be floating point, got uint8", TypeError):
+        MixupTrainer(vit(num_labels=5), arguments(tmp_path, max_steps=1), collator, rows).train()
+    data = ImageDataset(digits()["train"].select(range(16)), "image", "label", ImageFormat(16).train_transform(), on_device=True)
+    with refuses("images must be cropped and mirrored before they are mixed, got a data set that leaves it to the device"):
+        stock(collator, data).train()
+    with refuses("processor is for images of bytes, got torch.float32", TypeError):
+        MixupCollator("cutmix", num_labels=5, processor=PROCESSOR)(examples())
+    with refuses("processor of a MixupCollator is for a stock Trainer"):
+        MixupTrainer(vit(num_labels=5), arguments(tmp_path), MixupCollator("cutmix", num_labels=5, processor=PROCESSOR), rows)
+    with refuses("images must be floating point, got int16", TypeError):
+        MixupCollator("cutmix", num_labels=5)([{**row, "pixel_values": row["pixel_values"].short()} for row in rows])

@@ -1,20 +1,23 @@
 """Transforms whose randomness is keyed: what is drawn, and that nothing else decides it."""
 
 import itertools
+import math
+from dataclasses import replace
 
 import pytest
 import torch
 from datasets import Dataset, Features, Image, Value
 from PIL import Image as Pillow
-from scipy.stats import chisquare
+from scipy.stats import chisquare, kstest
 from torchvision.transforms.v2 import functional
+from transformers import BitImageProcessor
 
 from hf_mixup import MixupCollator
 from hf_mixup.core.rng import hashed, hashed_integers
-from hf_mixup.data.augment import Augmentation
-from hf_mixup.data.dataset import ImageDataset, RepeatedAugmentation
-from hf_mixup.data.processor import ImageFormat
+from hf_mixup.data.dataset import ImageDataset, RepeatedAugmentation, tail_on_device
+from hf_mixup.data.processor import IMAGENET_MEAN, IMAGENET_STD, ImageFormat
 from hf_mixup.data.sources import digits
+from hf_mixup.data.tail import Augmentation, erased_boxes
 from hf_mixup.networks.backbones import from_scratch
 from refusals import refuses
 from small import difference, trainer, weights
@@ -25,6 +28,7 @@ TRANSFORMS = {
     "pad": FORM.train_transform(),
     "reflect": FORM.train_transform(crop="reflect"),
     "none": FORM.train_transform(crop="none"),
+    "erased": FORM.train_transform(random_erasing=0.5),
     "rand": FORM.train_transform(auto_augment="rand-m9-mstd0.5-inc1", random_erasing=0.5),
     "resized": FORM.train_transform(crop="resized"),
     "evaluation": FORM.eval_transform(),
@@ -120,12 +124,15 @@ def test_cache_refuses_images_of_several_sizes():
         ImageDataset(data, "image", "label", TRANSFORMS["resized"], cache=True)
 
 
+@pytest.mark.parametrize("kind", ["pad", "erased", "rand", "resized"])
 @pytest.mark.parametrize("changes", [{}, {"mix": ["vanilla"], "dataloader_num_workers": 2}, {"gradient_accumulation_steps": 2}], ids=str)
-def test_augmentation_on_the_device_is_the_same(tmp_path, rows, changes):
+def test_augmentation_on_the_device_is_the_same(tmp_path, rows, changes, kind):
     """Bytes come out of the loader, and the trained weights are those of images augmented before; from a resumed run too."""
+    if changes and kind not in ("pad", "rand"):
+        pytest.skip("one kind of each is enough")
 
     def run(folder, on_device, cache=True):
-        data = ImageDataset(rows, "image", "label", TRANSFORMS["pad"], seed=3, cache=cache, on_device=on_device)
+        data = ImageDataset(rows, "image", "label", TRANSFORMS[kind], seed=3, cache=cache and kind != "resized", on_device=on_device)
         settings = {"max_steps": 8, "save_strategy": "steps", "save_steps": 4, **changes}
         torch.manual_seed(0)
         return trainer(tmp_path / folder, from_scratch("cifar_resnet20", 10, 16), data, **settings)
@@ -142,12 +149,64 @@ def test_augmentation_on_the_device_is_the_same(tmp_path, rows, changes):
 
 
 @every_transform
-def test_only_batches_are_augmented_on_the_device(rows, transform):
-    if isinstance(transform.tail, Augmentation):
-        assert ImageDataset(rows, "image", "label", transform, on_device=True)[0]["pixel_values"].dtype == torch.uint8
-    else:
-        with refuses("augment_on_device needs transforms of whole batches, got a resized crop"):
-            ImageDataset(rows, "image", "label", transform, on_device=True)
+def test_bytes_finished_on_the_device_are_the_same_images(rows, transform):
+    """By every transform, one by one, in batches and from workers; evaluation and training."""
+    floats, raw = (ImageDataset(rows, "image", "label", transform, seed=4, on_device=on_device) for on_device in (False, True))
+    expected = pixels(floats[row] for row in range(len(floats)))
+    assert torch.equal(pixels(raw.finished()[row] for row in range(len(raw))), expected)
+    for workers in (0, 2):
+        for batch, images in zip(torch.utils.data.DataLoader(raw, 7, num_workers=workers), expected.split(7), strict=True):
+            assert batch["pixel_values"].dtype == torch.uint8
+            assert torch.equal(tail_on_device(raw)(batch["pixel_values"], batch["augmentation_keys"]), images)
+
+
+def test_pixels_that_are_no_bytes_stay_as_they_are(rows):
+    """A processor whose resizing leaves more than whole numbers: the same floats, finished here or there."""
+    form = ImageFormat.of_processor(BitImageProcessor(size={"height": 16, "width": 16}, do_center_crop=False))
+    form = replace(form, whole=False, own=form.processor())
+    raw = ImageDataset(rows, "image", "label", form.eval_transform(), on_device=True)
+    assert raw[0]["pixel_values"].dtype == torch.float32
+    made = raw.left(raw[0]["pixel_values"][None], raw[0]["augmentation_keys"][None])
+    assert torch.equal(made[0], raw.finished()[0]["pixel_values"])
+
+
+FORMATS = {
+    "normalised": ((0.5, 0.4, 0.3), (0.2, 0.25, 0.3)),
+    "in [-1, 1]": ((0.5,) * 3, (0.5,) * 3),
+    "in [0, 1]": ((0.0,) * 3, (1.0,) * 3),
+    "in [0, 255]": ((0.0,) * 3, (1 / 255,) * 3),
+}
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_erased_rectangles_hold_noise_of_the_format(name):
+    """Of mean 0 and deviation 1 where the network's values are so; else of the mean and the deviation of pixels. Never clipped."""
+    mean, std = FORMATS[name]
+    tail = ImageFormat(32, mean=mean, std=std, order=(2, 1, 0)).train_transform(False, crop="none", random_erasing=1.0).tail
+    grey = torch.full((400, 3, 32, 32), 128, dtype=torch.uint8)
+    made, whole = tail(grey, hashed(torch.arange(400), 1)), tail.still(grey)
+    noise = [made[:, channel][made[:, channel] != whole[:, channel]] for channel in range(3)]
+    low, spread = ((0.0,) * 3, (1.0,) * 3) if name in ("normalised", "in [-1, 1]") else (IMAGENET_MEAN[::-1], IMAGENET_STD[::-1])
+    unit = 255 if name == "in [0, 255]" else 1
+    for values, centre, width in zip(noise, low, spread, strict=True):
+        assert values.mean().item() == pytest.approx(unit * centre, abs=0.02 * unit * width)
+        assert values.std().item() == pytest.approx(unit * width, rel=0.02)
+        assert kstest(values[:5000].double().numpy(), "norm", (values.mean().item(), values.std().item())).pvalue > 1e-3
+
+
+def test_erased_rectangles_are_those_of_random_erasing():
+    """Area and aspect ratio of timm's settings, at uniform places, with the probability that was set."""
+    keys = hashed(torch.arange(20_000), 3)
+    chosen, edges = erased_boxes(keys, 200, 200, 0.3)
+    assert chosen.float().mean().item() == pytest.approx(0.3, abs=0.015)
+    top, bottom, left, right = edges.unbind(1)
+    assert bool(((top >= 0) & (bottom <= 200) & (left >= 0) & (right <= 200)).all())
+    area, aspect = ((bottom - top) * (right - left)).double() / 40000, ((bottom - top) / (right - left)).double().log()
+    assert area.mean().item() == pytest.approx((0.02 + 1 / 3) / 2, abs=0.01)
+    assert aspect.mean().item() == pytest.approx(0, abs=0.05)
+    assert aspect.abs().max().item() == pytest.approx(math.log(1 / 0.3), abs=0.1)
+    alone = erased_boxes(keys[7:8], 200, 200, 0.3)
+    assert torch.equal(alone[1], edges[7:8])
 
 
 def test_collators_must_pass_the_keys_on(tmp_path, rows):
@@ -159,8 +218,11 @@ def test_collators_must_pass_the_keys_on(tmp_path, rows):
     model = from_scratch("cifar_resnet20", 10, 16)
     with refuses("a batch must have 'pixel_values' and 'labels' and 'augmentation_keys', got \\['labels', 'pixel_values'\\]"):
         trainer(tmp_path, model, data, data_collator=forgetful).train()
-    with refuses("images must be floating point, got uint8", TypeError):
-        trainer(tmp_path, model, data, data_collator=MixupCollator("cutmix", num_labels=10)).train()
+    with refuses("got augmentation_keys of a data set that leaves it to the device; make the data set with on_device=False"):
+        MixupCollator("cutmix", num_labels=10)([data[row] for row in range(4)])
+    without = MixupCollator("cutmix", num_labels=10, base_collator=forgetful)
+    with refuses("a batch must have 'augmentation_keys', which the data set gives, got none; pass them on"):
+        trainer(tmp_path, model, data, data_collator=without).train()
 
 
 def test_unreadable_images_are_named():

@@ -244,7 +244,6 @@ def test_an_image_that_cannot_be_read(tmp_path):
         ({"dataset_name": None, "train_dir": "images"}, "train_dir 'images'"),
         ({"dataset_name": "digits"}, "dataset_name 'digits'"),
         ({"cache_images": True}, "cache_images"),
-        ({"augment_on_device": True}, "augment_on_device"),
         ({"check_images": True}, "check_images"),
         ({"train_val_split": 0.3}, "train_val_split 0.3"),
     ],

@@ -21,6 +21,7 @@ from hf_mixup.cli.folder import choose_folder
 from hf_mixup.cli.network import build_model, classes_of_checkpoint
 from hf_mixup.cli.refusals import log_to_screen, run
 from hf_mixup.cli.train import parse
+from hf_mixup.core.precision import prefers_channels_last
 from hf_mixup.core.secrets import without_secrets
 from hf_mixup.data.dataset import ImageDataset, check_readable
 from hf_mixup.data.sources import check_loss, load_images
@@ -96,13 +97,13 @@ def work(
         random_erasing=data_args.random_erasing,
     )
     if data_args.streaming:
-        train = ImageStream(images.train, augmentation, args.seed, shuffle=True, batch_size=args.train_batch_size)
-        evaluation = ImageStream(images.evaluation, form.eval_transform(), batch_size=args.eval_batch_size)
+        train = ImageStream(images.train, augmentation, args.seed, shuffle=True, batch_size=args.train_batch_size, on_device=True)
+        evaluation = ImageStream(images.evaluation, form.eval_transform(), batch_size=args.eval_batch_size, on_device=True)
         counts = "a stream of"
     else:
-        how = {"cache": data_args.cache_images, "on_device": data_args.augment_on_device}
+        how = {"cache": data_args.cache_images, "on_device": True}
         train = ImageDataset(images.train, *columns, augmentation, seed=args.seed, **how)
-        evaluation = ImageDataset(images.evaluation, *columns, form.eval_transform(), cache=data_args.cache_images)
+        evaluation = ImageDataset(images.evaluation, *columns, form.eval_transform(), **how)
         counts = f"{len(train)} training and {len(evaluation)} evaluation"
     name = network.config.to_dict().get("architecture") or type(network).__name__
     logger.info("recipe   %s", run_args.recipe or "none")
@@ -116,13 +117,14 @@ def work(
 
     if model_args.sync_bn and args.world_size > 1 and args.device.type == "cuda":
         network = torch.nn.SyncBatchNorm.convert_sync_batchnorm(network)
-    if model_args.channels_last:
+    channels_last = model_args.channels_last
+    if prefers_channels_last(network, args.bf16 or args.fp16) if channels_last is None else channels_last:
         network = network.to(memory_format=torch.channels_last)  # convolutions take the form of their images from it
     trainer = MixupTrainer(
         network, args, train_dataset=train if args.do_train else None, eval_dataset=evaluation, processing_class=form.processor()
     )
     EpochTable.replace(trainer)
-    looked_at = torch.stack([example["pixel_values"] for example in varied(evaluation, 3)])
+    looked_at = torch.stack([example["pixel_values"] for example in varied(evaluation.finished(), 3)])
     trainer.add_callback(MaskPictures(run_args.report_dir or args.output_dir, looked_at, form))
     licence = {"license": run_args.license} if run_args.license else {}
     if not licence and model_args.model_name_or_path:
@@ -169,7 +171,7 @@ def work(
         if first:
             reports = Path(run_args.report_dir or folder.path)
             reports.mkdir(parents=True, exist_ok=True)
-            gallery(reports / GALLERY_NAME, mixed_examples(trainer.mixup_model, evaluation, form, args.seed), images.label_names)
+            gallery(reports / GALLERY_NAME, mixed_examples(trainer.mixup_model, evaluation.finished(), form, args.seed), images.label_names)
             trainer.create_model_card(**card)
             folder.record(files=folder.files())
             if args.push_to_hub and not licence:

@@ -22,6 +22,7 @@ from hf_mixup.cli.folder import choose_folder
 from hf_mixup.cli.network import build_model
 from hf_mixup.cli.pretrain import parse
 from hf_mixup.cli.refusals import log_to_screen, run
+from hf_mixup.core.precision import prefers_channels_last
 from hf_mixup.core.secrets import without_secrets
 from hf_mixup.data.dataset import ImageDataset, check_readable
 from hf_mixup.pretraining.data import load_pretraining_images
@@ -64,14 +65,15 @@ def work(
     model_args.ignore_mismatched_sizes = True  # a checkpoint's classifier is left out
     network, form = build_model(model_args, data_args, args, images)
     flip = data_args.dataset_name != "digits" if data_args.horizontal_flip is None else data_args.horizontal_flip
-    columns, cache = (images.image_column, images.label_column), {"cache": data_args.cache_images}
-    train = ImageDataset(images.train, *columns, view_transform(form, args.views, flip), seed=args.seed, **cache)
+    columns, how = (images.image_column, images.label_column), {"cache": data_args.cache_images, "on_device": True}
+    train = ImageDataset(images.train, *columns, view_transform(form, args.views, flip), seed=args.seed, **how)
     bank, evaluation = (
-        ImageDataset(data, *columns, form.eval_transform(), **cache) if monitored else None for data in (found.bank, images.evaluation)
+        ImageDataset(data, *columns, form.eval_transform(), **how) if monitored else None for data in (found.bank, images.evaluation)
     )
     if model_args.sync_bn and args.world_size > 1 and args.device.type == "cuda":
         network = torch.nn.SyncBatchNorm.convert_sync_batchnorm(network)
-    if model_args.channels_last:
+    channels_last = model_args.channels_last
+    if prefers_channels_last(network, args.bf16 or args.fp16) if channels_last is None else channels_last:
         network = network.to(memory_format=torch.channels_last)
     name = network.config.to_dict().get("architecture") or type(network).__name__
     logger.info("recipe   %s", run_args.recipe or "none")

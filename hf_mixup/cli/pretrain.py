@@ -23,7 +23,6 @@ OF_LABELS = {
     "train_resize": "--views says how images are cropped",
     "auto_augment": "--views says how images are augmented",
     "random_erasing": "--views says how images are augmented",
-    "augment_on_device": "views are made by the workers",
     "train_image_size": "views have image_size",
     "do_predict": "there is no classifier to ask",
     "report_dir": "the card and the pictures are in output_dir",

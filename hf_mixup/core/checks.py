@@ -130,7 +130,7 @@ def check_takes_images(network: nn.Module) -> None:
 def check_images(images: Tensor, *, finite: bool = True, raw: bool = False) -> None:
     """Refuses a batch that a policy cannot mix. One reduction at most, and none on an accelerator, where it would wait.
 
-    `raw`: uint8 pixels, which will be normalised on the device."""
+    `raw`: uint8 pixels are right, too: they will be normalised later."""
     if not isinstance(images, Tensor):
         raise TypeError(f"images must be a tensor (B, C, H, W), got {type(images).__name__}; stack them first.")
     if images.ndim != 4:
@@ -170,13 +170,6 @@ def check_cached_size(row: int, pixels: Tensor, first: Tensor) -> None:
             f"cache_images needs images of one size before their random crop, got {sizes} in rows 0 and {row}; "
             "leave it off, or set train_crop to pad, reflect or none."
         )
-
-
-def refuse_augmentation_on_device() -> None:
-    raise ValueError(
-        "augment_on_device needs transforms of whole batches, got a resized crop, auto_augment or random_erasing; "
-        "leave it off, or set train_crop to pad, reflect or none, without those."
-    )
 
 
 def check_divisible(size: tuple[int, int], grid: tuple[int, int]) -> None:

@@ -18,11 +18,11 @@ def centred_boxes(side: Tensor, row: Tensor, col: Tensor, size: tuple[int, int])
     Sides are halved in whole pixels, so an odd side loses one, and boxes are clipped at the border. Returns (n, 4) int64
     `[top, bottom, left, right]`, where the centres are.
     """
-    edges = []
-    for centre, length in ((row, size[0]), (col, size[1])):
-        half = ((side.double() * length).long() // 2).to(row.device, non_blocking=True)
-        edges += [(centre - half).clamp_(min=0), (centre + half).clamp_(max=length)]
-    return torch.stack(edges, 1)
+    lengths = torch.tensor(size)
+    half = ((side.double()[:, None] * lengths).long() // 2).to(row.device, non_blocking=True)
+    centre = torch.stack([row, col], 1)
+    edges = torch.stack([centre - half, centre + half], 2).clamp_(min=0)  # (n, 2 axes, 2 ends)
+    return torch.minimum(edges, lengths[:, None].to(row.device, non_blocking=True)).flatten(1)
 
 
 def random_boxes(area: Tensor, size: tuple[int, int], rng: torch.Generator, margin: float = 0.0) -> Tensor:
@@ -32,8 +32,8 @@ def random_boxes(area: Tensor, size: tuple[int, int], rng: torch.Generator, marg
     """
     side = area.sqrt()
     if margin == 0:  # nothing else to work out
-        places = torch.rand(len(side), 2, generator=rng, dtype=torch.float64).unbind(1)
-        return centred_boxes(side, *((place * length).long() for place, length in zip(places, size, strict=True)), size)
+        places = torch.rand(len(side), 2, generator=rng, dtype=torch.float64) * torch.tensor(size)
+        return centred_boxes(side, *places.long().unbind(1), size)
     lengths = torch.tensor(size)
     away = (margin * (side[:, None] * lengths).floor()).long()
     return centred_boxes(side, *integers(away, lengths - away, rng).unbind(1), size)

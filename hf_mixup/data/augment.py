@@ -1,9 +1,8 @@
-"""Transforms whose randomness is keyed: crops, mirrors and normalisation of batches, and transforms of single images."""
+"""Transforms of images whose randomness is keyed, from a file to what a network sees."""
 
 from __future__ import annotations
 
 import contextlib
-import functools
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,113 +14,82 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
 
-from hf_mixup.core.rng import hashed_integers, keyed
+from hf_mixup.core.rng import keyed
 from hf_mixup.data.pixels import read_image
-
-
-@dataclass(frozen=True)
-class Augmentation:
-    """Random crop, mirror and normalisation of a batch in one go, on any device.
-
-    Attributes:
-        mean, std: of the normalisation, on bytes times `scale`.
-        padding: pixels added to each side before the crop back to the size of before.
-        reflect: what is added is mirrored; else it is black.
-        flip: mirror one half of the images.
-        order: the image's channel that each channel of the result shows, such as (2, 1, 0) for BGR; None keeps them.
-        scale: what bytes are multiplied by first.
-    """
-
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    padding: int = 0
-    reflect: bool = False
-    flip: bool = False
-    order: tuple[int, ...] | None = None
-    scale: float = 1 / 255
-
-    def __call__(self, images: Tensor | Sequence[Tensor], keys: Tensor) -> Tensor:
-        """(B, C, H, W) float32 of images (B, C, H, W) uint8. What is drawn for one follows from its key (B,) int64 alone."""
-        images = images if isinstance(images, Tensor) else torch.stack(images)
-        if self.padding or self.flip:
-            images = self._moved(images, keys)
-        mean, std = (_per_channel(values, images.device) for values in (self.mean, self.std))
-        images = images if self.order is None else images[:, list(self.order)]
-        # a copy, also of images that are float32 already: those of a cache
-        return images.to(torch.float32, copy=True).mul_(self.scale).sub_(mean).div_(std)
-
-    def _moved(self, images: Tensor, keys: Tensor) -> Tensor:
-        height, width = images.shape[2:]
-        # where the pixels of row y and column x come from, (B, H) and (B, W)
-        y, x = (torch.arange(side, device=images.device).expand(len(images), -1) for side in (height, width))
-        if self.flip:
-            x = torch.where(hashed_integers(keys, 2, 2)[:, None] == 1, width - 1 - x, x)
-        y, x = (axis + (hashed_integers(keys, draw, 2 * self.padding + 1) - self.padding)[:, None] for draw, axis in enumerate((y, x)))
-        if self.reflect:
-            y, x = (last - (last - axis.abs()).abs() for axis, last in ((y, height - 1), (x, width - 1)))
-        from_y, from_x = y.clamp(0, height - 1), x.clamp(0, width - 1)
-        source = (from_y[:, :, None] * width + from_x[:, None, :]).flatten(1)[:, None]
-        moved = images.flatten(2).gather(2, source.expand(-1, images.shape[1], -1)).view_as(images)
-        inside = (y == from_y)[:, :, None] & (x == from_x)[:, None, :]
-        return moved * inside[:, None]
-
-
-@functools.cache
-def _per_channel(values: tuple[float, ...], device: torch.device) -> Tensor:
-    """Kept, because copying them to an accelerator for every batch would wait for it."""
-    return torch.tensor(values, device=device).view(-1, 1, 1)
+from hf_mixup.data.tail import Augmentation
 
 
 @dataclass(frozen=True)
 class OneByOne:
     """Transforms of single images that draw from the global streams, by keys all the same: of PIL images, or of tensors where PIL has no mode."""
 
-    transform: Callable[[PIL.Image.Image | Tensor], Tensor]
+    transform: Callable[[PIL.Image.Image | Tensor], PIL.Image.Image | Tensor]
 
-    def __call__(self, images: Iterable[Tensor], keys: Tensor) -> Tensor:
-        """(B, C, H, W) float32 of uint8 images of any sizes."""
+    def __call__(self, images: Iterable[PIL.Image.Image | Tensor], keys: Tensor) -> list[Tensor]:
+        """(C, H, W) for each of the images, which are of any sizes: uint8, if the transform leaves bytes."""
         done = []
-        for image, key in zip(images, keys.tolist(), strict=True):
-            with seeded_streams(key):
-                done.append(self.transform(to_pil_image(image) if len(image) in (1, 3) else image))
-        return torch.stack(done)
+        with kept_streams():
+            for image, key in zip(images, keys.tolist(), strict=True):
+                seed_streams(key)
+                if isinstance(image, Tensor) and len(image) in (1, 3):
+                    image = to_pil_image(image)
+                done.append(as_pixels(self.transform(image)))
+        return done
 
 
 @dataclass(frozen=True)
 class Transform:
-    """What becomes of an image, in two halves.
+    """What becomes of an image, in three parts.
 
     Attributes:
         head: from an image as `read_image` returns it to one, or to its pixels; draws nothing, so that they can be kept.
-        tail: from pixels, and a key for each image, to what a network sees.
+        tail: from a batch of pixels, and a key for each image, to what a network sees. On the device, where pixels arrive as bytes.
         channels: of the images.
+        each: between both: from images and their keys to pixels of one size, image by image.
     """
 
     head: Callable[[PIL.Image.Image | Tensor], PIL.Image.Image | Tensor]
-    tail: Augmentation | OneByOne
+    tail: Augmentation
     channels: int = 3
+    each: Callable[[Sequence[PIL.Image.Image | Tensor], Tensor], Sequence[Tensor]] | None = None
 
-    def pixels(self, image: Any) -> Tensor:
-        """(C, H, W), of 0 to 255: uint8, or float32 where a processor's resizing leaves more than whole numbers. Of what `read_image` takes."""
-        made = self.head(read_image(image, self.channels))
-        return made if isinstance(made, Tensor) else pil_to_tensor(made)
+    def opened(self, image: Any) -> PIL.Image.Image | Tensor:
+        """The image after `head`, of what `read_image` takes; as pixels they are of 0 to 255, float32 where a processor's resizing leaves more than
+        whole numbers."""
+        return self.head(read_image(image, self.channels))
+
+    def drawn(self, images: Tensor | Sequence[PIL.Image.Image | Tensor], keys: Tensor) -> Tensor | Sequence[Tensor]:
+        """The pixels (C, H, W) of each image, which are left to `tail`."""
+        if self.each is not None:
+            return self.each(images, keys)
+        return images if isinstance(images, Tensor) else [as_pixels(image) for image in images]
 
     def __call__(self, image: Any, key: int = 0) -> Tensor:
         """(C, H, W) float32 of one image."""
-        return self.tail([self.pixels(image)], torch.tensor([key]))[0]
+        keys = torch.tensor([key])
+        return self.tail(self.drawn([self.opened(image)], keys), keys)[0]
+
+
+def as_pixels(image: PIL.Image.Image | Tensor) -> Tensor:
+    """(C, H, W)."""
+    return image if isinstance(image, Tensor) else pil_to_tensor(image)
 
 
 @contextlib.contextmanager
-def seeded_streams(key: int) -> Iterator[None]:
-    """Inside, the global streams that transforms draw from, of torch, Python and numpy, follow from the key; after, they are as before."""
+def kept_streams() -> Iterator[None]:
+    """After it, the global streams of torch, Python and numpy are as they were before."""
     before = torch.get_rng_state(), random.getstate(), np.random.get_state()
-    seed = keyed(key).initial_seed()
-    torch.random.default_generator.manual_seed(seed)
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
     try:
         yield
     finally:
         torch.set_rng_state(before[0])
         random.setstate(before[1])
         np.random.set_state(before[2])
+
+
+def seed_streams(key: int) -> None:
+    """From here on, the global streams that transforms draw from, of torch, Python and numpy, follow from the key."""
+    seed = keyed(key).initial_seed()
+    torch.random.default_generator.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 import math
 import os
@@ -14,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import get_worker_info
 from transformers import TrainerCallback
 from transformers.data import DefaultDataCollator, default_data_collator
@@ -33,6 +34,7 @@ from hf_mixup.core.losses import CrossEntropy, Loss, MultiHead
 from hf_mixup.core.plan import ONE_PASS_FROM, MixPlan, blend_examples, mix_targets
 from hf_mixup.core.policy import Signals
 from hf_mixup.core.rng import keyed
+from hf_mixup.data.tail import Augmentation
 from hf_mixup.method import Method, check_model_free
 from hf_mixup.methods import MethodChoice
 
@@ -47,6 +49,9 @@ class MixedBatch(dict):
 @dataclass
 class MixupCollator:
     """Stacks examples into a batch and mixes it, in one pass over the pixels. Labels come out soft, (B, num_labels) float32.
+
+    Images of bytes, uint8 of 0 to 255, are mixed as bytes, a quarter of the memory: boxes and masks by copying, shares rounded, so
+    half a level off at most. With `processor`, `MixupCallback` lets the network normalise them, in evaluation too.
 
     For training only: give a stock `Trainer` `MixupCallback(collator)` and `compute_loss_func=MixupLoss()`, so that evaluation
     stays plain. Methods that need the model are refused. Plans are drawn from one number of the worker's own torch stream and
@@ -65,6 +70,8 @@ class MixupCollator:
         mix_repeat: independent mixtures of each batch; r of them give r * B rows.
         check_finite: refuse NaN and infinite pixels.
         every_column: without a `base_collator`, keep columns of numbers and lists too, not of tensors and arrays alone.
+        processor: for images of bytes, the image processor that says how they are normalised: after mixing, and before a method looks
+            at them. Without it a method looks at pixels in [0, 1].
 
     Raises:
         ValueError: at construction for methods and hyper-parameters, at the batch for images and labels that cannot be mixed.
@@ -81,6 +88,7 @@ class MixupCollator:
     mix_repeat: int = 1
     check_finite: bool = True
     every_column: bool = field(default=False, repr=False)
+    processor: Any = field(default=None, repr=False)
     choice: MethodChoice = field(init=False, repr=False)
 
     def __post_init__(self):
@@ -93,6 +101,7 @@ class MixupCollator:
             check_counts(2, num_labels=self.num_labels)
         elif self.num_labels is not None:
             check_num_labels(self.num_labels)
+        self.normalisation = None if self.processor is None else normalisation_of(self.processor)
         # in shared memory, so that workers see it: no mixing any more; and what the last batches' labels add up to
         self._off = torch.zeros((), dtype=torch.int64).share_memory_()
         self._made = torch.full((64,), math.nan, dtype=torch.float64).share_memory_()
@@ -119,26 +128,41 @@ class MixupCollator:
     def __call__(self, examples: list) -> MixedBatch:
         return self.mixed(examples)[0]
 
-    def mixed(self, examples: list) -> tuple[MixedBatch, Tensor, list[str]]:
-        """The batch of r * B rows, the labels' share of each row's own image (r * B,) float32, and the method of each of the r mixtures."""
+    def mixed(self, examples: list, tail: Augmentation | None = None) -> tuple[MixedBatch, Tensor, list[str]]:
+        """The batch of r * B rows, the labels' share of each row's own image (r * B,) float32, and the method of each of the r mixtures.
+
+        Of `tail`, the augmentation that a data set has left, all is done here but normalising: bytes are left as bytes. Noise cannot be
+        mixed as bytes, so with random erasing, and for pixels that are no bytes, that is done too.
+        """
         if self.base_collator is None:
             images, labels, others = _unpack(examples, self.every_column)
             images = _checked(images)
         else:
             others = dict(self.base_collator(examples))
             images, labels = others.pop(_image_key(others)), others.pop(_label_key(others))
-            check_images(images, finite=False)
+            check_images(images, finite=False, raw=True)
             images = images if images[0].numel() < ONE_PASS_FROM else list(images)
+        keys = others.pop("augmentation_keys", None)
+        if tail is not None:
+            images = _before_mixing(tail, images, keys)
+        elif keys is not None:
+            raise ValueError(
+                "images must be cropped and mirrored before they are mixed, got augmentation_keys of a data set that leaves it to the device; make "
+                "the data set with on_device=False, or use MixupTrainer."
+            )
+        elif self.normalisation is not None and images[0].dtype != torch.uint8:
+            raise TypeError(f"processor is for images of bytes, got {images[0].dtype}; leave it out, or do not normalise them before.")
         labels = self._targets(labels, len(images))
         repeats = 1 if self._off else self.mix_repeat
         out = _batch_like(images[0], repeats * len(images))
-        check_images(out, finite=False)
+        check_images(out, finite=False, raw=True)
+        look = (self.normalisation if tail is None else tail) or _IN_UNIT_RANGE
         key = int(torch.randint(2**62, ()))
         # a plain DataLoader seeds the workers of all processes alike; one that was not forked knows no process group
         rank = self.__dict__.get("_rank", process_rank()) if get_worker_info() else process_rank()
         mixed_targets, totals, shares, names = [], [], [], []
         for repeat, rows in enumerate(out.chunk(repeats)):
-            name, plan = self._plan(images, rows, keyed(key, rank, repeat))
+            name, plan = self._plan(images, rows, keyed(key, rank, repeat), look)
             blend_examples(plan, images, rows, lambda part: totals.append(part.sum()) if self.check_finite else None)
             mixed_targets.append(mix_targets(plan, labels, self.outputs))
             shares.append(plan.weight[:, 0].float())
@@ -165,17 +189,46 @@ class MixupCollator:
         check_labels(labels, batch, self.num_labels)
         return labels
 
-    def _plan(self, images: list[Tensor] | Tensor, rows: Tensor, rng: torch.Generator) -> tuple[str, MixPlan]:
-        """`rows` (B, C, H, W), where the mixtures go, holds the images until then if the policy looks at them."""
+    def _plan(self, images: list[Tensor] | Tensor, rows: Tensor, rng: torch.Generator, look: Augmentation) -> tuple[str, MixPlan]:
+        """`rows` (B, C, H, W), where the mixtures go, holds the images until then if the policy looks at them. `look` normalises bytes."""
         if len(images) == 1 or self._off:
             if not self._off:
                 _log_once("a batch of one image is not mixed; use dataloader_drop_last=True to leave it out")
             return "vanilla", MixPlan.identity(len(images))
         method = self.choice.draw(rng)
-        signals = Signals()
+        signals, seen = Signals(), None
         if "images" in method.sample.needs:
-            signals["images"] = images if isinstance(images, Tensor) else torch.stack(images, out=rows)
-        return method.name, method.sample.plan(rows.shape, rng, signals)
+            seen = images if isinstance(images, Tensor) else torch.stack(images, out=rows)
+            signals["images"] = look.normalised(seen) if seen.dtype == torch.uint8 else seen
+        plan = method.sample.plan(rows.shape, rng, signals)
+        if plan.sources is not None and rows.dtype == torch.uint8:
+            own = list(images) if isinstance(images, list) else images
+            sources = tuple(own if source is signals["images"] else look.pixels(source) for source in plan.sources)
+            plan = dataclasses.replace(plan, sources=sources)
+        return method.name, plan
+
+
+# for looking at bytes whose normalisation is not known, of any number of channels
+_IN_UNIT_RANGE = Augmentation((0.0,), (1.0,))
+
+
+def normalisation_of(processor: Any) -> Augmentation:
+    """Of images of bytes, as an image processor does it."""
+    from hf_mixup.data.processor import ImageFormat  # here, because most collators need none
+
+    mean = getattr(processor, "image_mean", None)
+    return ImageFormat.of_processor(processor, channels=len(mean) if isinstance(mean, Sequence) else 3).normalisation()
+
+
+def _before_mixing(tail: Augmentation, images: Tensor | list[Tensor], keys: Tensor | None) -> Tensor | list[Tensor]:
+    if tail.draws and keys is None:
+        raise ValueError(
+            "a batch must have 'augmentation_keys', which the data set gives, got none; pass them on in the base_collator, or make the data set "
+            "with on_device=False."
+        )
+    if tail.erasing or images[0].dtype != torch.uint8:
+        return tail(images, keys)
+    return tail.moved(images, keys) if tail.draws else images
 
 
 # those that are in use, which MixupLoss asks whether soft labels of an evaluation are theirs
@@ -185,7 +238,12 @@ _collators: weakref.WeakSet[MixupCollator] = weakref.WeakSet()
 def _checksum(labels: Tensor) -> float:
     """A number that hardly two batches of soft labels share."""
     numbers = labels.detach().double().cpu().flatten()
-    return float(numbers @ torch.arange(1, len(numbers) + 1, dtype=torch.float64).sqrt())
+    return float(numbers @ _square_roots(len(numbers)))
+
+
+@functools.lru_cache(maxsize=8)
+def _square_roots(count: int) -> Tensor:
+    return torch.arange(1, count + 1, dtype=torch.float64).sqrt()
 
 
 def process_rank() -> int:
@@ -206,7 +264,7 @@ def _log_once(message: str) -> None:
 
 def as_mapping(example: Any) -> Mapping:
     """An example as a mapping: pairs (image, label), as torchvision's data sets give them, and objects with attributes, become one."""
-    if isinstance(example, Mapping):
+    if isinstance(example, (dict, Mapping)):  # a dict is found ten times as fast
         return example
     if isinstance(example, (tuple, list)) and len(example) == 2:
         return {"pixel_values": example[0], "labels": example[1]}
@@ -232,7 +290,10 @@ def _unpack(examples: list, every_column: bool = False) -> tuple[list[Tensor], T
         column = _stacked([example.get(key) for example in examples])
         if column is not None:
             others[key] = column
-    return [_as_tensor(example[image_key]) for example in examples], stack_labels([example[label_key] for example in examples]), others
+    images = [example[image_key] for example in examples]
+    if {*map(type, images)} != {Tensor}:
+        images = [_as_tensor(image) for image in images]
+    return images, stack_labels([example[label_key] for example in examples]), others
 
 
 def stack_labels(labels: list) -> Tensor:
@@ -381,6 +442,9 @@ class MixupCallback(TrainerCallback):
     The Trainer's own collator makes the batch, unless it is the default one, which the faster `MixupCollator` replaces. Give
     the Trainer `compute_loss_func=MixupLoss()` too: without it transformers takes soft labels for multi-label ones.
 
+    Where the collator has a `processor`, or the data set is one of ours with `on_device`, images come as bytes, and the model takes them
+    from then on: it normalises uint8 `pixel_values`, in training and in evaluation, and leaves others as they are.
+
     Args:
         mix_off_epoch: train without mixing from this epoch on, counted from 0; None mixes to the end.
 
@@ -395,7 +459,11 @@ class MixupCallback(TrainerCallback):
         if mix_off_epoch is not None:
             check_count(0, mix_off_epoch=mix_off_epoch)
         self.collator, self.mix_off_epoch = collator, mix_off_epoch
-        self._loader = None
+        self._loader = self._bytes = None
+
+    def on_init_end(self, args, state, control, model=None, **kwargs):
+        if self.collator.normalisation is not None:
+            self._take_bytes(model, self.collator.normalisation)
 
     def on_train_begin(self, args, state, control, model=None, train_dataloader=None, **kwargs):
         if args.label_smoothing_factor:
@@ -417,6 +485,15 @@ class MixupCallback(TrainerCallback):
             raise ValueError(
                 "every batch must be mixed once, got a loader whose collator mixes already; give the MixupCollator to the callback alone."
             )
+        from hf_mixup.data.dataset import tail_on_device  # here, because data sets of one's own need none of it
+
+        tail = tail_on_device(getattr(loader, "dataset", None))
+        if tail is not None and tail.draws:
+            raise ValueError(
+                "images must be cropped and mirrored before they are mixed, got a data set that leaves it to the device; make it with "
+                "on_device=False, or use MixupTrainer."
+            )
+        self._take_bytes(model, self.collator.normalisation if tail is None else tail)
         self._loader, self._plain = loader, loader.collate_fn
         changes = {"every_column": True}
         if self.collator.base_collator is None and not is_default_collator(self._plain):
@@ -446,10 +523,28 @@ class MixupCallback(TrainerCallback):
             self._guard.remove()
             self._loader = None
 
+    def _take_bytes(self, model: nn.Module | None, normalisation: Augmentation | None) -> None:
+        """From now on the model normalises images of bytes; once for each model."""
+        if model is None or normalisation is None or (self._bytes is not None and self._bytes() is model):
+            return
+        self._bytes = weakref.ref(model)
+
+        def normalised(module, args, kwargs):
+            images = kwargs.get("pixel_values")
+            if isinstance(images, Tensor) and images.dtype == torch.uint8:
+                return args, {**kwargs, "pixel_values": normalisation.normalised(images)}
+
+        model.register_forward_pre_hook(normalised, with_kwargs=True)
+
     def _first_batch(self, module, args, kwargs):
         if not module.training:
             return  # an evaluation before the first step
         self._guard.remove()
+        images = kwargs.get("pixel_values")
+        if isinstance(images, Tensor) and images.dtype == torch.uint8:
+            raise TypeError(
+                "images must be normalised before the network sees them, got uint8; give the MixupCollator the image processor as processor."
+            )
         labels = kwargs.get("labels")
         many = getattr(getattr(module, "config", None), "problem_type", None) in ("multi_label_classification", "regression")
         if labels is not None and not many and labels.is_floating_point() and labels.ndim == 2 and labels.shape[1] > 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import logging
 import operator
 from collections.abc import Iterator, Sequence
@@ -14,10 +15,11 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from hf_mixup.core.checks import check_cached_size, refuse_augmentation_on_device
+from hf_mixup.core.checks import check_cached_size
 from hf_mixup.core.rng import hashed, keyed
-from hf_mixup.data.augment import Augmentation, Transform
+from hf_mixup.data.augment import Transform, as_pixels
 from hf_mixup.data.pixels import read_image
+from hf_mixup.data.tail import Augmentation
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
 
 
 class ImageDataset(torch.utils.data.Dataset):
-    """`{"pixel_values": (C, H, W) float32, "labels": int}` of a data set of images.
+    """`{"pixel_values": (C, H, W) float32, "labels": int}` of a data set of images, or bytes that are finished on the device.
 
     What a transform draws follows from (seed, epoch, row), not from a global stream: the same images come in batches of any size, at
     any number of workers, and to a resumed run.
@@ -34,11 +36,11 @@ class ImageDataset(torch.utils.data.Dataset):
     Args:
         data: with an image and a label column: images of any mode, or arrays (H, W, C) or (C, H, W), as `read_image` takes them.
         cache: decode and resize all images now, and keep them in memory, one copy for all workers of this process.
-        on_device: give uint8 pixels, and `augmentation_keys` for `transform.tail`, which MixupTrainer then applies on the device.
+        on_device: give uint8 pixels, and `augmentation_keys` for `transform.tail`, which MixupTrainer then applies on the device: a
+            quarter of the memory, and the same images. Pixels that bytes cannot hold stay float32.
 
     Raises:
-        ValueError: for images that cannot be read, with `cache` for those of several sizes, and with `on_device` for transforms that
-            take images one by one.
+        ValueError: for images that cannot be read, and with `cache` for those of several sizes.
     """
 
     def __init__(
@@ -52,8 +54,6 @@ class ImageDataset(torch.utils.data.Dataset):
         cache: bool = False,
         on_device: bool = False,
     ):
-        if on_device and not isinstance(transform.tail, Augmentation):
-            refuse_augmentation_on_device()
         self.data = data.select_columns([image_column, label_column])
         from datasets import Array2D, Array3D, List  # here, because training on a data set of one's own needs no `datasets`
 
@@ -83,38 +83,57 @@ class ImageDataset(torch.utils.data.Dataset):
         # of any integer type, as k-fold splits and samplers of numpy and torch give them
         rows, copies = zip(*((operator.index(row), copy) for row, copy in pairs), strict=True)
         if self._cache is None:
-            pixels, labels = zip(*map(self._read, rows), strict=True)
+            images, labels = zip(*map(self._read, rows), strict=True)
         else:
-            pixels, labels = self._cache[0][list(rows)], [self._cache[1][row] for row in rows]
+            images, labels = self._cache[0][list(rows)], [self._cache[1][row] for row in rows]
         epoch = keyed(self.seed, int(self._epoch)).initial_seed()
         keys = hashed(torch.tensor(rows) + (torch.tensor(copies) << 40), epoch)
-        if self.on_device:
-            return [
-                {"pixel_values": image, "labels": label, "augmentation_keys": key}
-                for image, label, key in zip(pixels, labels, keys, strict=True)
-            ]
-        images = self.transform.tail(pixels, keys)
-        return [{"pixel_values": image, "labels": label} for image, label in zip(images, labels, strict=True)]
+        return examples_of(self.transform, images, labels, keys, self.on_device)
 
-    def _read(self, row: int) -> tuple[Tensor, Any]:
+    def finished(self) -> ImageDataset:
+        """The same data set, of images that a network can see: float32, with nothing left for the device."""
+        other = copy.copy(self)
+        other.on_device = False
+        return other
+
+    @property
+    def left(self) -> Augmentation | None:
+        """What is left to be done with its batches."""
+        return self.transform.tail if self.on_device else None
+
+    def _read(self, row: int) -> tuple[PIL.Image.Image | Tensor, Any]:
         try:
             example = self.data[row]
-            pixels = self.transform.pixels(example[self.image_column])
+            image = self.transform.opened(example[self.image_column])
         except Exception as error:
             raise unreadable(self.data, self.image_column, row, error) from None
-        return pixels, example[self.label_column]
+        return image, example[self.label_column]
 
     def _decoded(self) -> tuple[Tensor, list]:
-        """(N, C, H, W), as `Transform.pixels` gives them, and the labels. Not in shared memory, which containers have little of: forked workers share it as it is."""
+        """(N, C, H, W), as `Transform.opened` gives them, and the labels. Not in shared memory, which containers have little of: forked workers share it as it is."""
         labels = []
         for row in tqdm(range(len(self)), desc="decoding images", leave=False, disable=None):
-            pixels, label = self._read(row)
+            image, label = self._read(row)
+            pixels = as_pixels(image)
             if row == 0:
                 images = pixels.new_empty((len(self), *pixels.shape))
             check_cached_size(row, pixels, images[0])
             images[row] = pixels
             labels.append(label)
         return images, labels
+
+
+def examples_of(
+    transform: Transform, images: Sequence[PIL.Image.Image | Tensor], labels: Sequence[Any], keys: Tensor, on_device: bool
+) -> list[dict[str, Any]]:
+    """Examples of images after the transform's head: finished, or with what their tail needs to be applied on the device."""
+    pixels = transform.drawn(images, keys)
+    if on_device:
+        return [
+            {"pixel_values": image, "labels": label, "augmentation_keys": key}
+            for image, label, key in zip(pixels, labels, keys, strict=True)
+        ]
+    return [{"pixel_values": image, "labels": label} for image, label in zip(transform.tail(pixels, keys), labels, strict=True)]
 
 
 def unwrapped(data: Any) -> Iterator[Any]:
@@ -143,8 +162,7 @@ def tail_on_device(data: Any) -> Augmentation | None:
 
     Raises ValueError where a batch may hold images of several kinds.
     """
-    images = [inner for inner in unwrapped(data) if isinstance(inner, ImageDataset)]
-    tails = {inner.transform.tail if inner.on_device else None for inner in images}
+    tails = {inner.left for inner in unwrapped(data) if hasattr(inner, "left")}
     if len(tails) > 1:
         raise ValueError(
             f"data sets that are joined must be augmented alike on the device, got {len(tails)} ways of it; make them with one transform, or on_device=False."

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 
 _MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
@@ -37,7 +37,8 @@ def read_image(source: Any, channels: int = 3) -> Image.Image | Tensor:
             return read_image(opened, channels)
     if not isinstance(source, Image.Image):
         return _of_array(source, channels)
-    image = ImageOps.exif_transpose(source)
+    # without a copy where there is nothing to do
+    image = ImageOps.exif_transpose(source) if source.getexif().get(ExifTags.Base.Orientation, 1) != 1 else source
     if image.mode in _DEEP:
         image = Image.fromarray(_bytes(np.asarray(image), f"an image of mode {image.mode}"))
     if _RAW.get(image.mode) != channels:
@@ -47,7 +48,7 @@ def read_image(source: Any, channels: int = 3) -> Image.Image | Tensor:
             )
         if channels == 4 and image.mode in _RAW:
             image = image.convert("RGB")
-        image = image.convert(_MODES[channels])
+        image = image if image.mode == _MODES[channels] else image.convert(_MODES[channels])
     return image if channels in (1, 3) else torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 

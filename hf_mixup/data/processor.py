@@ -17,9 +17,10 @@ from torchvision.transforms import InterpolationMode, v2
 from hf_mixup.arguments import DataArguments
 from hf_mixup.core.checks import check_channel_values, check_known
 from hf_mixup.core.hub import told_plainly
-from hf_mixup.data.augment import Augmentation, OneByOne, Transform
+from hf_mixup.data.augment import OneByOne, Transform
 from hf_mixup.data.dataset import unreadable
 from hf_mixup.data.probe import is_timm, pixels_of, probe, processed
+from hf_mixup.data.tail import Augmentation
 
 logger = logging.getLogger(__name__)
 
@@ -184,7 +185,9 @@ class ImageFormat:
         auto_augment: str | None = None,
         random_erasing: float = 0.0,
     ) -> Transform:
-        """Random crop, flip, timm's automatic augmentation, tensor, normalise, timm's random erasing with noise.
+        """Random crop, flip, timm's automatic augmentation, tensor, normalise, random erasing with noise.
+
+        All but normalising and erasing leaves bytes.
 
         The aspect ratio of objects, the range of values and the order of channels are those of evaluation.
 
@@ -209,8 +212,8 @@ class ImageFormat:
             head += [v2.Resize(sides, interpolation)] if form.squash else [v2.Resize(sides[0], interpolation), v2.CenterCrop(sides)]
         head_ = v2.Compose(head or [v2.Identity()])
         padding, reflect = max(sides) // 8 if crop in ("pad", "reflect") else 0, crop == "reflect"
-        if crop != "resized" and not auto_augment and not random_erasing:
-            return Transform(head_, form.normalisation(padding, reflect, horizontal_flip), form.channels)
+        if crop != "resized" and not auto_augment:
+            return Transform(head_, form.normalisation(padding, reflect, horizontal_flip, random_erasing), form.channels)
         steps: list[Callable] = []
         if crop == "resized":
             steps += [ResizedCrop(sides, tuple(scale), interpolation, form.squash)]
@@ -219,14 +222,7 @@ class ImageFormat:
         steps += [v2.RandomHorizontalFlip()] if horizontal_flip else []
         if auto_augment:
             steps.append(form._auto_augment(auto_augment, max(sides)))
-        steps += [v2.ToImage(), v2.ToDtype(torch.float32, scale=True)]
-        steps += [] if form.order is None else [Reordered(form.order)]
-        steps += [v2.Normalize(form.mean, form.std)]
-        if random_erasing:
-            from timm.data.random_erasing import RandomErasing
-
-            steps.append(RandomErasing(random_erasing, mode="pixel", device="cpu"))
-        return Transform(head_, OneByOne(v2.Compose(steps)), form.channels)
+        return Transform(head_, form.normalisation(erasing=random_erasing), form.channels, OneByOne(v2.Compose(steps or [v2.Identity()])))
 
     def _auto_augment(self, policy: str, size: int) -> Callable:
         from timm.data.auto_augment import augment_and_mix_transform, auto_augment_transform, rand_augment_transform
@@ -254,13 +250,26 @@ class ImageFormat:
         """From an image to the pixels that `processor` gives of it."""
         return Geometry(self.processor(), self.mean, self.std, self.order or tuple(range(self.channels)), self.whole)
 
-    def normalisation(self, padding: int = 0, reflect: bool = False, flip: bool = False) -> Augmentation:
-        """Of batches of pixels of 0 to 255, moved at random before."""
+    def normalisation(self, padding: int = 0, reflect: bool = False, flip: bool = False, erasing: float = 0.0) -> Augmentation:
+        """Of batches of pixels of 0 to 255, moved at random before, and erased at random after.
+
+        What is erased becomes noise of mean 0 and standard deviation 1, as published. A format whose values are not centred, such as
+        pixels in [0, 1], would be shown noise far out of its range; there it is noise that ImageNet's normalisation would make such.
+        """
+        noise: dict[str, Any] = {}
+        if erasing and not all(0 < mean < 1 for mean in self.mean):
+            low, spread = (
+                [values[place] if self.channels == 3 else float(np.mean(values)) for place in self.order or range(self.channels)]
+                for values in (IMAGENET_MEAN, IMAGENET_STD)
+            )
+            noise["noise_mean"] = tuple((value - mean) / std for value, mean, std in zip(low, self.mean, self.std, strict=True))
+            noise["noise_std"] = tuple(value / std for value, std in zip(spread, self.std, strict=True))
+        moves = {"padding": padding, "reflect": reflect, "flip": flip, "order": self.order, "erasing": erasing, **noise}
         if min(map(abs, self.std)) > 1 / 50:
-            return Augmentation(tuple(self.mean), tuple(self.std), padding, reflect, flip, self.order)
+            return Augmentation(tuple(self.mean), tuple(self.std), **moves)
         # a processor that leaves pixels at 0 to 255: their rounding would show if they were divided first
         mean, std = (tuple(255 * value for value in values) for values in (self.mean, self.std))
-        return Augmentation(mean, std, padding, reflect, flip, self.order, scale=1.0)
+        return Augmentation(mean, std, scale=1.0, **moves)
 
     def at(self, size: int) -> ImageFormat:
         """The same for square images of another size."""
@@ -365,16 +374,6 @@ class ResizedCrop:
         aspect = width / height if self.squash else self.sides[1] / self.sides[0]
         ratio = (3 / 4 * aspect, 4 / 3 * aspect)
         return v2.RandomResizedCrop(self.sides, self.scale, ratio, self.interpolation)(image)
-
-
-@dataclass(frozen=True)
-class Reordered:
-    """Channels of an image (C, H, W) in another order."""
-
-    order: tuple[int, ...]
-
-    def __call__(self, image: Tensor) -> Tensor:
-        return image[list(self.order)]
 
 
 def _median_side(dataset: Dataset, column: str) -> tuple[int, int]:

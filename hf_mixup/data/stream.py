@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import re
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from hf_mixup.arguments import DataArguments
 from hf_mixup.core.checks import check_known, needed
 from hf_mixup.core.rng import hashed, keyed
 from hf_mixup.data.augment import Transform
-from hf_mixup.data.dataset import one_line
+from hf_mixup.data.dataset import examples_of, one_line
 from hf_mixup.data.labels import ONE_CLASS, Labels, listed, matched
 from hf_mixup.data.sources import (
     EVALUATION_SPLITS,
@@ -32,6 +33,7 @@ from hf_mixup.data.sources import (
     told,
     with_images,
 )
+from hf_mixup.data.tail import Augmentation
 
 needed("datasets", "reading a data set")
 from datasets import ClassLabel, Image, IterableDataset, Value  # noqa: E402
@@ -105,7 +107,7 @@ class StreamedSplit:
 
 
 class ImageStream(torch.utils.data.IterableDataset):
-    """`{"pixel_values": (C, H, W) float32, "labels": int}` of a split that is read while training.
+    """`{"pixel_values": (C, H, W) float32, "labels": int}` of a split that is read while training, or bytes that are finished on the device.
 
     What a transform draws follows from (seed, epoch, place in the stream): the same images come in batches of any size, and with
     `batch_size` in the same batches at any number of workers.
@@ -118,18 +120,40 @@ class ImageStream(torch.utils.data.IterableDataset):
     Args:
         shuffle: with the buffer of `datasets`, in another order every epoch.
         batch_size: of the loader, whose workers take turns by so many images, so that only the last batch may be smaller.
+        on_device: as of an `ImageDataset`.
 
     Raises:
         ValueError: for images that cannot be read, and for labels that are none.
     """
 
-    def __init__(self, split: StreamedSplit, transform: Transform, seed: int = 0, *, shuffle: bool = False, batch_size: int = 1):
+    def __init__(
+        self,
+        split: StreamedSplit,
+        transform: Transform,
+        seed: int = 0,
+        *,
+        shuffle: bool = False,
+        batch_size: int = 1,
+        on_device: bool = False,
+    ):
         self.split, self.transform, self.seed, self.shuffle, self.batch_size = split, transform, seed, shuffle, batch_size
+        self.on_device = on_device
         # in shared memory, because persistent workers keep the copy of the data set that they started with
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
     def set_epoch(self, epoch: int) -> None:
         self._epoch.fill_(epoch)
+
+    def finished(self) -> ImageStream:
+        """The same stream, of images that a network can see: float32, with nothing left for the device."""
+        other = copy.copy(self)
+        other.on_device = False
+        return other
+
+    @property
+    def left(self) -> Augmentation | None:
+        """What is left to be done with its batches."""
+        return self.transform.tail if self.on_device else None
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         info = torch.utils.data.get_worker_info()
@@ -139,13 +163,13 @@ class ImageStream(torch.utils.data.IterableDataset):
             if count // self.batch_size % workers != worker:
                 continue
             try:
-                pixels = self.transform.pixels(self.split.image(value))
+                image = self.transform.opened(self.split.image(value))
             except Exception as error:
                 raise ValueError(
                     f"every row must hold a readable image, got an error at {self.split.at(place, value)} ({one_line(error)}); "
                     "repair or drop that row."
                 ) from None
-            yield {"pixel_values": self.transform.tail([pixels], hashed(torch.tensor([place]), epoch))[0], "labels": label}
+            yield from examples_of(self.transform, [image], [label], hashed(torch.tensor([place]), epoch), self.on_device)
 
 
 def load_stream(

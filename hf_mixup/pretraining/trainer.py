@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from hf_mixup.core.checks import check_images
 from hf_mixup.data.collator import as_mapping, stack_examples
-from hf_mixup.data.dataset import ImageDataset
+from hf_mixup.data.dataset import ImageDataset, tail_on_device
 from hf_mixup.networks.families import is_timm
 from hf_mixup.networks.signals.signal import reading
 from hf_mixup.networks.wrapping import as_classifier
@@ -32,9 +32,14 @@ from hf_mixup.training.trainer import MixupTrainer
 
 @dataclass
 class ViewCollator:
-    """Stacks views (2, C, H, W) to `pixel_values` (B, 2, C, H, W), and looks at them; labels are left out."""
+    """Stacks views (2, C, H, W) to `pixel_values` (B, 2, C, H, W), and looks at them; labels are left out.
+
+    Attributes:
+        raw: they are bytes, which are finished on the device.
+    """
 
     base: Callable
+    raw: bool = False
 
     def __call__(self, examples: list) -> dict[str, Tensor]:
         batch = as_mapping(self.base(examples))
@@ -45,8 +50,8 @@ class ViewCollator:
                 f"a batch of pre-training must have pixel_values (B, 2, C, H, W), two views of every image, got {found}; make the data set "
                 "with view_transform."
             )
-        check_images(images.flatten(0, 1))
-        return {"pixel_values": images}
+        check_images(images.flatten(0, 1), raw=self.raw)
+        return {name: batch[name] for name in ("pixel_values", "augmentation_keys") if name in batch}
 
 
 class MixupPreTrainer(MixupTrainer):
@@ -126,7 +131,7 @@ class MixupPreTrainer(MixupTrainer):
     # -- a step ---------------------------------------------------------------------------------------------------------
 
     def _checked(self, training: bool = False, tail: Any = None) -> Callable:
-        return ViewCollator(self.data_collator) if training else self.data_collator
+        return ViewCollator(self.data_collator, tail is not None) if training else self.data_collator
 
     def _check_evaluation_labels(self) -> None:
         """There is no classifier that they must fit."""
@@ -136,7 +141,9 @@ class MixupPreTrainer(MixupTrainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         self._last_key = self._next_key()
-        outputs = model(pixel_values=as_mapping(inputs)["pixel_values"], mix_key=self._last_key)
+        inputs = as_mapping(inputs)
+        images = inputs["pixel_values"] if self._tail is None else self._tail(inputs["pixel_values"], inputs["augmentation_keys"])
+        outputs = model(pixel_values=images, mix_key=self._last_key)
         self._last_methods = outputs.methods
         found = outputs.logits.detach().argmax(1) == outputs.targets.argmax(1)
         self._tally.add(outputs.methods, found.float(), outputs.lam)
@@ -216,10 +223,12 @@ class MixupPreTrainer(MixupTrainer):
             num_workers=self.args.dataloader_num_workers,
             collate_fn=stack_examples,
         )
-        features, labels = [], []
+        features, labels, tail = [], [], tail_on_device(data)
         with reading(model.backbone), self.compute_loss_context_manager():
             for batch in loader:
-                features.append(model.features(batch["pixel_values"].to(self.args.device)).float())
+                images = batch["pixel_values"].to(self.args.device)
+                images = images if tail is None else tail(images, batch["augmentation_keys"].to(self.args.device))
+                features.append(model.features(images).float())
                 labels.append(batch["labels"].to(self.args.device))
         with torch.no_grad():
             every, numbers = (everyone(torch.cat(parts)) for parts in (features, labels))

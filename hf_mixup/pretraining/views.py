@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import PIL.Image
 import torch
 from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
@@ -12,7 +13,7 @@ from torchvision.transforms import InterpolationMode, v2
 from hf_mixup.core.checks import check_known
 from hf_mixup.core.rng import hashed
 from hf_mixup.data.augment import OneByOne, Transform
-from hf_mixup.data.processor import ImageFormat, Reordered, ResizedCrop
+from hf_mixup.data.processor import ImageFormat, ResizedCrop
 
 
 @dataclass(frozen=True)
@@ -46,16 +47,17 @@ STYLES: dict[str, Style] = {
 
 @dataclass(frozen=True)
 class Views:
-    """Several transforms of the same images: the tail of a `Transform`, for an `ImageDataset`.
+    """Several transforms of the same images: `Transform.each`, for an `ImageDataset`.
 
     What a view draws follows from the image's key and the number of the view, so from (seed, epoch, row, view).
     """
 
-    tails: tuple[OneByOne, ...]
+    views: tuple[OneByOne, ...]
 
-    def __call__(self, images: Sequence[Tensor], keys: Tensor) -> Tensor:
-        """(B, views, C, H, W) float32 of uint8 images of any sizes."""
-        return torch.stack([tail(images, hashed(keys, view)) for view, tail in enumerate(self.tails)], 1)
+    def __call__(self, images: Sequence[PIL.Image.Image | Tensor], keys: Tensor) -> list[Tensor]:
+        """(views, C, H, W) uint8 for each of the images, which are of any sizes."""
+        made = [view(images, hashed(keys, number)) for number, view in enumerate(self.views)]
+        return [torch.stack(of_one) for of_one in zip(*made, strict=True)]
 
 
 def view_transform(form: ImageFormat, style: str | Style = "mocov2", horizontal_flip: bool = True) -> Transform:
@@ -73,11 +75,11 @@ def view_transform(form: ImageFormat, style: str | Style = "mocov2", horizontal_
         style = STYLES[style]
     if form.channels not in (1, 3):
         raise ValueError(f"views need images of 1 or 3 channels, got {form.channels}; make transforms of your own for them.")
-    tails = (
+    views = (
         OneByOne(v2.Compose(_steps(form, style, blur, solarize, horizontal_flip)))
         for blur, solarize in zip(style.blur, style.solarize, strict=True)
     )
-    return Transform(v2.Identity(), Views(tuple(tails)), form.channels)
+    return Transform(v2.Identity(), form.normalisation(), form.channels, Views(tuple(views)))
 
 
 def _steps(form: ImageFormat, style: Style, blur: float, solarize: float, flip: bool) -> list[Callable]:
@@ -85,7 +87,4 @@ def _steps(form: ImageFormat, style: Style, blur: float, solarize: float, flip: 
     steps += [v2.RandomHorizontalFlip()] if flip else []
     steps += [v2.RandomApply([v2.ColorJitter(*style.jitter)], 0.8), v2.RandomGrayscale(style.grey)]
     steps += [v2.RandomApply([v2.GaussianBlur(max(form.sides) // 10 | 1, (0.1, 2.0))], blur)] if blur else []  # 23 pixels at 224
-    steps += [v2.RandomSolarize(128, solarize)] if solarize else []
-    steps += [v2.ToImage(), v2.ToDtype(torch.float32, scale=True)]
-    steps += [] if form.order is None else [Reordered(form.order)]
-    return [*steps, v2.Normalize(form.mean, form.std)]
+    return [*steps, *([v2.RandomSolarize(128, solarize)] if solarize else [])]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,7 @@ from transformers.trainer_utils import HubStrategy, has_length
 
 from hf_mixup.arguments import MixupTrainingArguments
 from hf_mixup.core.losses import CrossEntropy, Loss, MultiHead
+from hf_mixup.core.precision import bfloat16_ratio, has_bfloat16
 from hf_mixup.core.secrets import keep_secret
 from hf_mixup.data.collator import MixupCallback, MixupCollator, MixupLoss
 from hf_mixup.method import needs_of_model
@@ -19,6 +21,8 @@ from hf_mixup.methods import MethodChoice
 from hf_mixup.model import MixupModel
 from hf_mixup.networks.wrapping import as_classifier
 from hf_mixup.steps.standard import Standard
+
+logger = logging.getLogger(__name__)
 
 CHOICE = ("mix", "mix_prob", "alpha", "mix_args", "mode", "loss", "mix_rate")
 
@@ -178,6 +182,14 @@ def check_callable(loss_func: Callable | None) -> None:
         )
 
 
+def check_no_processor(collator: MixupCollator) -> None:
+    if collator.processor is not None:
+        raise ValueError(
+            f"processor of a MixupCollator is for a stock Trainer, got {type(collator.processor).__name__} with MixupTrainer, whose data set says "
+            "how bytes are normalised; leave it out, and give an ImageDataset with on_device=True."
+        )
+
+
 def loss_of(model: MixupModel) -> Loss:
     """The one that says what labels are; methods that are chosen between agree on that."""
     return model.choice.methods[0].loss
@@ -190,6 +202,11 @@ def check_arguments(args: Any, data: Any, callbacks: list | None) -> None:
             f"args must be MixupTrainingArguments, got {type(args).__name__}; write MixupTrainingArguments in its place, it takes every argument of TrainingArguments."
         )
     keep_secret(args.hub_token)
+    if args.bf16 and args.device.type == "cpu" and not has_bfloat16() and (ratio := bfloat16_ratio()) > 1:
+        logger.warning(
+            "bf16 is emulated by this CPU, where a convolution takes %.1f times as long as in float32 (measured now); leave out --bf16",
+            ratio,
+        )
     if args.n_gpu > 1:
         raise ValueError(
             f"one process drives one GPU, got {args.n_gpu} GPUs in one process; start with `accelerate launch`, or set CUDA_VISIBLE_DEVICES."

@@ -8,10 +8,18 @@ from torch import Tensor
 
 from hf_mixup.core.losses import CrossEntropy
 from hf_mixup.data.collator import as_mapping
+from hf_mixup.data.dataset import tail_on_device
+from hf_mixup.data.tail import Augmentation
 
 
 class Evaluating:
     """The part of MixupTrainer that evaluates: as the Trainer, with the columns that the network takes."""
+
+    _left: Augmentation | None = None  # to be done with the batches of the evaluation that is going on
+
+    def evaluation_loop(self, dataloader, *args, **kwargs):
+        self._left = tail_on_device(getattr(dataloader, "dataset", None))
+        return super().evaluation_loop(dataloader, *args, **kwargs)
 
     def _evaluated(self, outputs: Any, labels: Tensor | None, items: Tensor | int | None) -> Tensor | None:
         if self._loss_func is not None:
@@ -23,5 +31,7 @@ class Evaluating:
 
     def prediction_step(self, model, inputs, *args, **kwargs):
         # the network takes no other column, such as the number of an image
-        named = as_mapping(inputs)
+        named = dict(as_mapping(self._prepare_inputs(inputs)))
+        if self._left is not None and "augmentation_keys" in named:
+            named["pixel_values"] = self._left(named["pixel_values"], named["augmentation_keys"])
         return super().prediction_step(model, {name: named[name] for name in ("pixel_values", "labels") if name in named}, *args, **kwargs)

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from hf_mixup.core.checks import check_examples, check_images
 from hf_mixup.core.losses import Loss
-from hf_mixup.data.augment import Augmentation
 from hf_mixup.data.collator import LABEL_KEYS, MixedBatch, MixupCollator
 from hf_mixup.data.dataset import ImageDataset, RepeatedAugmentation, tail_on_device
+from hf_mixup.data.tail import Augmentation
 
 # what a forward of transformers takes beside inputs
 _SWITCHES = {"labels", "return_dict", "output_attentions", "output_hidden_states"}
@@ -33,7 +33,7 @@ class CheckedCollator:
         label_names: columns that become `labels`, beside each other where they are several.
         refused: inputs that the network takes and MixupTrainer does not pass.
         training: labels must be there.
-        tail: the augmentation that the data set leaves to the device; done here in evaluation, where no step does it.
+        tail: the augmentation that the data set leaves to the device.
     """
 
     base: Callable
@@ -65,8 +65,6 @@ class CheckedCollator:
         check_images(batch["pixel_values"], finite=self.training, raw=self.tail is not None)
         if "labels" in batch:
             self.loss.check(batch["labels"], len(batch["pixel_values"]), self.num_labels)
-        if self.tail is not None and not self.training:
-            batch["pixel_values"] = self.tail(batch["pixel_values"], batch.pop("augmentation_keys"))
         return batch
 
     def _name_labels(self, batch: dict[str, Any]) -> None:
@@ -82,14 +80,15 @@ class CheckedCollator:
 @dataclass
 class RecordedCollator:
     """A MixupCollator whose batches also tell what was mixed, for the log: `mix_lam` (B,) and `mix_method` (B,), numbers of `choice.methods`,
-    or one more for rows that were not mixed."""
+    or one more for rows that were not mixed. `tail` is the augmentation that the data set leaves."""
 
     collator: MixupCollator
     loss: Loss
     num_labels: int
+    tail: Augmentation | None = None
 
     def __call__(self, examples: list) -> MixedBatch:
-        batch, lam, names = self.collator.mixed(examples)
+        batch, lam, names = self.collator.mixed(examples, self.tail)
         self.loss.check(batch["labels"], len(batch["labels"]), self.num_labels)
         known = [method.name for method in self.collator.choice.methods]
         numbers = torch.tensor([known.index(name) if name in known else len(known) for name in names])
@@ -105,7 +104,7 @@ class Loaders:
                 f"mixing needs at least 2 images in a batch, got {self._train_batch_size} from auto_find_batch_size; make images smaller, or use gradient checkpointing."
             )
         if self._train_collator is not None:
-            collator = RecordedCollator(self._train_collator, self._loss, self.mixup_model.num_labels)
+            collator = RecordedCollator(self._train_collator, self._loss, self.mixup_model.num_labels, tail_on_device(self.train_dataset))
         else:
             collator = self._checked(training=True, tail=tail_on_device(self.train_dataset))
         with self._collating(collator):

@@ -17,6 +17,8 @@ from hf_mixup.arguments import MixupTrainingArguments
 from hf_mixup.model import MixupModel
 from hf_mixup.training.schedules import cosine
 
+# optimizers of torch that have fused kernels, on CPUs too
+FUSED = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD, torch.optim.Adagrad)
 MIXER_FIELDS = ("mixer_learning_rate", "mixer_weight_decay", "mixer_momentum", "mixer_min_lr")
 
 
@@ -25,9 +27,13 @@ class Optimization:
 
     @staticmethod
     def get_optimizer_cls_and_kwargs(args, model=None):
-        """The Trainer's, and timm's LAMB, which clips the norm of all gradients at 1 by itself."""
+        """The Trainer's, and timm's LAMB, which clips the norm of all gradients at 1 by itself. `fast` takes the fused kernels of torch."""
         if args.optim != "lamb":
-            return Trainer.get_optimizer_cls_and_kwargs(args, model)
+            cls, kwargs = Trainer.get_optimizer_cls_and_kwargs(args, model)
+            wanted = "fused=false" not in (args.optim_args or "").replace(" ", "").lower()
+            if args.fast and wanted and cls in FUSED:
+                kwargs["fused"] = True
+            return cls, kwargs
         from timm.optim import Lamb
 
         return Lamb, {"lr": args.learning_rate, "betas": (args.adam_beta1, args.adam_beta2), "eps": args.adam_epsilon}

@@ -14,7 +14,7 @@ from hf_mixup.core.checks import check_transformers
 from hf_mixup.data.collator import MixedBatch, MixupCollator, MixupLoss, as_mapping, is_default_collator, stack_examples
 from hf_mixup.data.dataset import tail_on_device
 from hf_mixup.evaluation.metrics import TrainerMetrics, classification_metrics, training_accuracy
-from hf_mixup.training.agreement import check_arguments, check_callable, check_fsdp
+from hf_mixup.training.agreement import check_arguments, check_callable, check_fsdp, check_no_processor
 from hf_mixup.training.callbacks import BesideSteps, EpochLog, Tally
 from hf_mixup.training.course import Course
 from hf_mixup.training.evaluating import Evaluating
@@ -70,6 +70,7 @@ class MixupTrainer(Publishing, Resuming, Optimization, Evaluating, Course, Loade
         self._processor = processing_class
         self._data, self._optimizers = train_dataset, kwargs.get("optimizers") or (None, None)
         if self._train_collator is not None:
+            check_no_processor(self._train_collator)
             data_collator = data_collator.base_collator
         if data_collator is None or is_default_collator(data_collator):
             data_collator = stack_examples
@@ -120,8 +121,10 @@ class MixupTrainer(Publishing, Resuming, Optimization, Evaluating, Course, Loade
             raise ValueError(
                 "batches were expected from the MixupCollator, got others; let it make them, or give them to MixupTrainer without one."
             )
-        if self._tail is not None:
+        if self._tail is not None and not isinstance(inputs, MixedBatch):
             images = self._tail(images, inputs["augmentation_keys"])
+        elif self._tail is not None and images.dtype == torch.uint8:
+            images = self._tail.normalised(images)  # a collator of ours has done the rest
         self._last_key = self._next_key()
         mixed = isinstance(inputs, MixedBatch) or self._mixing_is_over()
         outputs = model(pixel_values=images, labels=labels, mix_key=self._last_key, mixed=mixed)
