@@ -24,7 +24,7 @@ from hf_mixup.core.checks import check_count
 from hf_mixup.core.places import RECIPES
 from hf_mixup.core.secrets import without_secrets
 from hf_mixup.report.benchmark import Reported, about, configure
-from hf_mixup.report.sweep import Cell, finished, report, summarize, sweep, trained_before, what_is_impossible
+from hf_mixup.report.sweep import Cell, Images, finished, report, summarize, sweep, trained_before, what_is_impossible
 
 
 @dataclass
@@ -32,8 +32,11 @@ class SweepArguments:
     """What to train, and how to report it."""
 
     recipe: str = field(default="digits100", metadata={"help": "Name of a recipe, or a YAML file of arguments."})
-    mix: list[str] = field(
-        default_factory=lambda: ["vanilla", "mixup", "cutmix"], metadata={"help": "Methods; several at once as mixup+cutmix; or all."}
+    mix: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Methods; several at once as mixup+cutmix; or all. If not given those of the recipe, or vanilla, mixup and cutmix."
+        },
     )
     backbones: list[str] | None = field(default=None, metadata={"help": "Networks; the recipe's if not given."})
     alphas: list[float] | None = field(default=None, metadata={"help": "Alphas; the recipe's if not given."})
@@ -41,6 +44,13 @@ class SweepArguments:
     seeds: int = field(default=3, metadata={"help": "Runs of each, with the seeds 1, 2, ..."})
     jobs: int = field(default=1, metadata={"help": "Runs at a time."})
     threads: int = field(default=1, metadata={"help": "Threads of each run on a CPU; small networks do not gain from more."})
+    data: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder or file where this machine has the recipe's data set. Cells do not name it, so any machine takes them up."
+        },
+    )
+    report: bool = field(default=False, metadata={"help": "Make tables and chart of the cells that are there, and train nothing."})
     output_dir: str | None = field(default=None, metadata={"help": "Folder of the sweep; runs/benchmark-<recipe> if not given."})
     dry_run: str | None = field(default=None, metadata={"help": "Write the commands as a shell script of this name, and train nothing."})
     summarize: list[str] | None = field(default=None, metadata={"help": "Report these folders of runs, and train nothing."})
@@ -58,12 +68,14 @@ def parser(prog: str = "run_benchmark.py") -> Parser:
 
 def cells(args: SweepArguments) -> Iterator[Cell]:
     """What is to be trained, in the order in which tables grow evenly: seed by seed."""
-    networks = args.backbones or about(args.recipe, RECIPES).get("backbones") or [None]
-    choices = [(name,) for name in METHODS] if args.mix == ["all"] else [tuple(choice.split("+")) for choice in args.mix]
-    for seed, mix, architecture, alpha, epochs in itertools.product(
-        range(1, args.seeds + 1), choices, networks, args.alphas or [None], args.epochs or [None]
+    of_recipe: dict[str | None, list[str]] = about(args.recipe, RECIPES).get("sweep") or {None: ["vanilla", "mixup", "cutmix"]}
+    networks = args.backbones or list(of_recipe)
+    choices = {network: args.mix or of_recipe.get(network) or next(iter(of_recipe.values())) for network in networks}
+    pairs = [(network, mix) for network, names in choices.items() for mix in (METHODS if names == ["all"] else names)]
+    for seed, (network, mix), alpha, epochs in itertools.product(
+        range(1, args.seeds + 1), pairs, args.alphas or [None], args.epochs or [None]
     ):
-        yield Cell(configure(args.recipe, RECIPES, mix, architecture, epochs, alpha), alpha, epochs, seed)
+        yield Cell(configure(args.recipe, RECIPES, mix.split("+"), network, epochs, alpha), alpha, epochs, seed)
 
 
 def main(argv: list[str], prog: str = "run_benchmark.py") -> None:
@@ -97,11 +109,15 @@ def main(argv: list[str], prog: str = "run_benchmark.py") -> None:
     possible = [cell for cell in every if ("+".join(cell.run.mix), cell.run.architecture) not in impossible]
     todo = [cell for cell in possible if finished(cell, folder, more) is None]
     (folder / "cells").mkdir(parents=True, exist_ok=True)
+    if args.report:
+        print(report(every, impossible, folder, args.recipe, more))
+        return
     print(f"{len(every)} cells: {len(todo)} to train, {len(impossible)} pairs of methods and networks impossible", flush=True)
+    images = Images.at(args.data) if args.data is not None else None
     changed = [cell.name for cell in todo if trained_before(cell, folder) is not None]
     if changed:
         print(f"{len(changed)} of them again, because their words or their recipe changed: {', '.join(changed)}", flush=True)
-    sweep(todo, folder, more, args.jobs, args.threads)
+    sweep(todo, folder, more, args.jobs, args.threads, images)
     print(report(every, impossible, folder, args.recipe, more))
 
 

@@ -49,8 +49,9 @@ TABLE_METHODS: dict[str, tuple[str, ...]] = {
     "SAMix": ("samix",),
 }
 # of a recipe: which rows of the published results are its own, how they are reported, how many processes they had, where
-# configurations come from that upstream has not, by methods; and the networks of a sweep
-FACTS = ("table", "measure", "last_epochs", "processes", "derived_from", "backbones")
+# configurations come from that upstream has not, by methods; the methods of a sweep by network, and of how many evaluation images a
+# sweep measures the corruption error
+FACTS = ("table", "measure", "last_epochs", "processes", "derived_from", "sweep", "corrupted_images")
 MEASURES = ("median", "best", "last")
 
 

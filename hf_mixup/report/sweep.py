@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import multiprocessing
 import os
@@ -17,16 +18,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
+from hf_mixup.arguments import DataArguments
 from hf_mixup.core.places import PUBLISHED, RECIPES, SCRIPTS
 from hf_mixup.core.secrets import redacted, without_secrets
 from hf_mixup.methods import MethodChoice
 from hf_mixup.model import MixupModel
 from hf_mixup.networks.backbones import from_scratch
-from hf_mixup.report.benchmark import Reported, Run, Summary, accuracies, latex_table, markdown_table, published, published_value
+from hf_mixup.report.benchmark import Reported, Run, Summary, about, accuracies, latex_table, markdown_table, published, published_value
 from hf_mixup.report.plots import benchmark_chart
-from hf_mixup.report.run_folder import hash_of
+from hf_mixup.report.run_folder import EVALUATION_NAME, RESULTS_NAME, hash_of
 
 
 @dataclass(frozen=True)
@@ -80,12 +83,39 @@ def what_is_impossible(run: Run) -> str | None:
     return None
 
 
-def train(cell: Cell, folder: Path, more: Sequence[str], threads: int) -> dict[str, Any]:
-    """Trains a cell and writes what came out; in a process of its own."""
+@dataclass(frozen=True)
+class Images:
+    """The images of a sweep, where they lie on this machine rather than where the recipe says.
+
+    Attributes:
+        path: a folder or file, as `--dataset_name` takes them.
+        fingerprint: the same for the same images, whatever their path.
+    """
+
+    path: str
+    fingerprint: str
+
+    @classmethod
+    def at(cls, path: str) -> Images:
+        """Raises ValueError where there are none."""
+        from hf_mixup.data.sources import load_images
+
+        data = load_images(DataArguments(dataset_name=path))
+        found = hashlib.sha256()
+        for part in (data.train, data.evaluation):
+            some = part.select(range(min(100, len(part))))
+            found.update(json.dumps([len(part), list(some[data.label_column])], default=str).encode())
+            for image in some[data.image_column]:
+                found.update(np.asarray(image).tobytes())
+        return cls(path, found.hexdigest()[:16])
+
+
+def train(cell: Cell, folder: Path, more: Sequence[str], threads: int, images: Images | None = None) -> dict[str, Any]:
+    """Trains and measures a cell, and writes what came out; in a process of its own."""
     torch.set_num_threads(threads)
     target = folder / "runs" / cell.name
     shutil.rmtree(target, ignore_errors=True)
-    words = [*cell.words(folder), *more]
+    words = [*cell.words(folder), *(["--dataset_name", images.path] if images is not None else []), *more]
     start = time.monotonic()
     if cell.run.processes > 1:
         launch = [sys.executable, "-m", "hf_mixup", "train", "--num_processes", str(cell.run.processes)]
@@ -97,10 +127,18 @@ def train(cell: Cell, folder: Path, more: Sequence[str], threads: int) -> dict[s
             try:
                 os.dup2(log.fileno(), 1), os.dup2(log.fileno(), 2)
                 runpy.run_path(str(SCRIPTS / "run_mixup.py"))["main"](words)
+                evaluate(cell, target, "--use_cpu" in more)
             finally:
                 sys.stdout.flush(), sys.stderr.flush()
                 os.dup2(keep[0], 1), os.dup2(keep[1], 2)
-    result = {**cell.facts(more), "seconds": round(time.monotonic() - start, 1), "top1": accuracies(target)}
+    result = {
+        **cell.facts(more),
+        "seconds": round(time.monotonic() - start, 1),
+        "top1": accuracies(target),
+        **measured(target),
+        "machine": {"device": device_name(), "threads": threads, "torch": torch.__version__},
+        **({"images": images.fingerprint} if images is not None else {}),
+    }
     for heavy in (*target.glob("*.safetensors"), *target.glob("checkpoint-*"), target / "mixup"):
         shutil.rmtree(heavy) if heavy.is_dir() else heavy.unlink(missing_ok=True)
     path = folder / "cells" / f"{cell.name}.json"
@@ -108,6 +146,33 @@ def train(cell: Cell, folder: Path, more: Sequence[str], threads: int) -> dict[s
     temporary.write_text(json.dumps(result, indent=1) + "\n")
     os.replace(temporary, path)
     return result
+
+
+def evaluate(cell: Cell, target: Path, use_cpu: bool) -> None:
+    """Calibration and corruption error of the final weights, where the recipe asks for them."""
+    some = about(cell.run.recipe, RECIPES).get("corrupted_images")
+    if some is not None:
+        words = [str(target), "--protocols", "corruptions", "--max_corrupted_samples", str(some), "--batch_size", "250"]
+        runpy.run_path(str(SCRIPTS / "run_evaluation.py"))["main"]([*words, *(["--use_cpu"] if use_cpu else [])])
+
+
+def measured(target: Path) -> dict[str, Any]:
+    """What a run's folder has beside the accuracies of its epochs: seconds of a step, and the results of its evaluation."""
+    results = json.loads((target / RESULTS_NAME).read_text())
+    steps = json.loads((target / "trainer_state.json").read_text())["global_step"]
+    found = {"seconds_per_step": results["train_runtime"] / steps, "cpu_seconds_per_step": results["train_cpu_seconds"] / steps}
+    path = target / EVALUATION_NAME
+    if path.is_file():
+        evaluation = json.loads(path.read_text())
+        found |= {name: evaluation["clean"][name] for name in ("ece", "nll")}
+        found |= {"corruption_error": evaluation["corruptions"]["mean_error"]}
+    return {name: round(value, 6) for name, value in found.items()}
+
+
+def device_name() -> str:
+    """As people call it."""
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return "cpu" if accelerator is None else torch.get_device_module(accelerator).get_device_name()
 
 
 def finished(cell: Cell, folder: Path, more: Sequence[str] = ()) -> dict[str, Any] | None:
@@ -123,11 +188,11 @@ def trained_before(cell: Cell, folder: Path) -> dict[str, Any] | None:
     return json.loads(path.read_text()) if path.is_file() else None
 
 
-def sweep(todo: list[Cell], folder: Path, more: Sequence[str], jobs: int, threads: int) -> None:
+def sweep(todo: list[Cell], folder: Path, more: Sequence[str], jobs: int, threads: int, images: Images | None = None) -> None:
     """Trains the cells, and tells of each when it is done."""
     done, start, failed = 0, time.monotonic(), []
     with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
-        futures = {pool.submit(train, cell, folder, more, threads): cell for cell in todo}
+        futures = {pool.submit(train, cell, folder, more, threads, images): cell for cell in todo}
         for future in as_completed(futures):
             cell, done = futures[future], done + 1
             minutes = (time.monotonic() - start) / done * (len(todo) - done) / 60
