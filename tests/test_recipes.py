@@ -109,7 +109,7 @@ def test_overlays(tmp_path):
     )
 
     def read(*mix, architecture=None):
-        return read_recipe("own", tmp_path, mix=list(mix), architecture=architecture)
+        return read_recipe("own", tmp_path, mix=list(mix), network=architecture)
 
     assert read("mixup") == {"learning_rate": 1.0, "alpha": [1.0]}
     assert read("cutmix") == {"learning_rate": 1.0, "alpha": [0.2]}

@@ -47,11 +47,12 @@ TABLE_METHODS: dict[str, tuple[str, ...]] = {
     "SMMix": ("mixup", "smmix"),
     "AutoMix": ("automix",),
     "SAMix": ("samix",),
+    "AdAutoMix": ("adautomix",),
 }
 # of a recipe: which rows of the published results are its own, how they are reported, how many processes they had, where
 # configurations come from that upstream has not, by methods; the methods of a sweep by network, and of how many evaluation images a
-# sweep measures the corruption error
-FACTS = ("table", "measure", "last_epochs", "processes", "derived_from", "sweep", "corrupted_images")
+# sweep measures the corruption error; and by the networks' names in the tables the checkpoints that are fine-tuned
+FACTS = ("table", "measure", "last_epochs", "processes", "derived_from", "sweep", "corrupted_images", "checkpoints")
 MEASURES = ("median", "best", "last")
 
 
@@ -85,9 +86,11 @@ class Run:
     """A complete configuration: a recipe, and what is typed over it.
 
     Attributes:
+        architecture: the network's name.
         arguments: all that the recipe sets for these methods and this network.
         processes: how many the published run had.
         derived_from: where the configuration comes from, where upstream has none.
+        checkpoint: what is fine-tuned, where the recipe has one for the network.
     """
 
     recipe: str
@@ -97,11 +100,14 @@ class Run:
     reported: Reported = Reported()
     processes: int = 1
     derived_from: str | None = None
+    checkpoint: str | None = None
 
     def words(self) -> list[str]:
         """Arguments of run_mixup.py."""
         words = ["--recipe", self.recipe, "--mix", *self.mix]
-        if self.architecture is not None:
+        if self.checkpoint is not None:
+            words += ["--model_name_or_path", self.checkpoint]
+        elif self.architecture is not None:
             words += ["--architecture", self.architecture]
         if "num_train_epochs" in self.arguments:
             words += ["--num_train_epochs", str(self.arguments["num_train_epochs"])]
@@ -116,12 +122,15 @@ def configure(
     recipe: str, folder: Path, mix: Sequence[str], architecture: str | None = None, epochs: int | None = None, alpha: float | None = None
 ) -> Run:
     """The run of these methods on this network by a recipe. Raises ValueError for recipes and names that do not exist."""
-    arguments = read_recipe(recipe, folder, mix=list(mix), architecture=architecture)
+    facts = about(recipe, folder)
+    checkpoint = facts.get("checkpoints", {}).get(architecture)
+    arguments = read_recipe(recipe, folder, mix=list(mix), network=checkpoint or architecture)
+    if checkpoint is not None:
+        arguments["model_name_or_path"] = checkpoint
     if epochs is not None:
         arguments["num_train_epochs"] = epochs
     if alpha is not None:
         arguments["alpha"] = [alpha]
-    facts = about(recipe, folder)
     return Run(
         recipe,
         tuple(mix),
@@ -129,8 +138,16 @@ def configure(
         {**arguments, "mix": list(mix)},
         Reported(facts.get("measure", "last"), facts.get("last_epochs")),
         facts.get("processes", 1),
-        facts.get("derived_from", {}).get("+".join(mix)),
+        _derived(facts, mix, architecture),
+        checkpoint,
     )
+
+
+def _derived(facts: Mapping[str, Any], mix: Sequence[str], architecture: str | None) -> str | None:
+    """Where a configuration comes from that upstream has not: of the methods, or of the methods on one network."""
+    found = facts.get("derived_from", {})
+    name = "+".join(mix)
+    return found.get(f"{name}, {architecture}") or found.get(name)
 
 
 def published(path: str | Path) -> list[dict[str, str]]:
@@ -267,6 +284,12 @@ DATASETS = {
     "cifar10": "CIFAR-10",
     "tiny_imagenet": "Tiny-ImageNet",
     "inaturalist2018": "iNaturalist-2018",
+    "cifar100": "CIFAR-100",
+    "cub200": "CUB-200-2011",
+    "aircraft": "FGVC-Aircraft",
+    "cars": "Stanford Cars",
+    "inaturalist2017": "iNaturalist-2017",
+    "places205": "Places205",
 }
 OPENMIXUP = """@article{li2022openmixup,
   title = {OpenMixup: A Comprehensive Mixup Benchmark for Visual Classification},
@@ -308,7 +331,10 @@ def _parameters(backbone: str, num_labels: int, size: int) -> str:
         return f"{sum(p.numel() for p in from_scratch(backbone, num_labels, size).parameters()) / 1e6:.2f}"
 
 
-CLASSES = {"imagenet1k": 1000, "cifar10": 10, "tiny_imagenet": 200, "inaturalist2018": 8142}
+CLASSES = {
+    "imagenet1k": 1000, "cifar10": 10, "tiny_imagenet": 200, "inaturalist2018": 8142, "cifar100": 100, "cub200": 200,
+    "aircraft": 100, "cars": 196, "inaturalist2017": 5089, "places205": 205,
+}  # fmt: skip
 
 
 def _card(dataset, setting, source, rows, every, ours, folder: Path) -> str:
