@@ -95,11 +95,16 @@ def test_commands_give_the_configuration_back():
 
 def test_cards_are_current():
     """`python -m hf_mixup.report.benchmark` makes them."""
-    made = published_cards(CARDS / "published_results.csv", RECIPES, CARDS / "measured.csv")
+    made = published_cards(CARDS / "published_results.csv", RECIPES, CARDS / "measured.csv", CARDS / "published_costs.csv")
     assert {path.name for path in CARDS.glob("*.md")} == set(made)
     for name, text in made.items():
         assert (CARDS / name).read_text() == text, name
-    assert sum(text.count("\n| ") - 2 for text in made.values()) == 439
+    assert sum(text.count("\n| ") - 2 for text in made.values()) == 752
+    vits = made["cifar100-vit-mixup_cifar.md"]
+    assert "| DeiT-S | SAMix | 2 | 224 | 21.70 | 600 | 82.49 | - | 21.3 | 58 |" in vits
+    assert sum(row["measure"] == "hours" for row in published(CARDS / "published_costs.csv")) == sum(
+        line.split(" | ")[9] != "-" for line in vits.splitlines() if line.startswith("| ") and not line.startswith(("| backbone", "| ---"))
+    )
     assert made["imagenet1k-pytorch-samix.md"].count("contradicted by") == 9
 
 
