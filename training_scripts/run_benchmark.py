@@ -50,7 +50,10 @@ class SweepArguments:
             "help": "Folder or file where this machine has the recipe's data set. Cells do not name it, so any machine takes them up."
         },
     )
-    report: bool = field(default=False, metadata={"help": "Make tables and chart of the cells that are there, and train nothing."})
+    report: bool = field(default=False, metadata={"help": "Make tables and chart of all cells that are there, and train nothing."})
+    into: str | None = field(
+        default=None, metadata={"help": "Also put the tables into this Markdown file, between <!-- RECIPE --> and <!-- /RECIPE -->."}
+    )
     output_dir: str | None = field(default=None, metadata={"help": "Folder of the sweep; runs/benchmark-<recipe> if not given."})
     dry_run: str | None = field(default=None, metadata={"help": "Write the commands as a shell script of this name, and train nothing."})
     summarize: list[str] | None = field(default=None, metadata={"help": "Report these folders of runs, and train nothing."})
@@ -66,15 +69,21 @@ def parser(prog: str = "run_benchmark.py") -> Parser:
     return Parser((SweepArguments,), prog, usage, __doc__.splitlines()[0], {"sweep": list(SweepArguments.__dataclass_fields__)})
 
 
-def cells(args: SweepArguments) -> Iterator[Cell]:
+def seeds_in(folder: Path) -> list[int]:
+    """Of the cells of a sweep's folder."""
+    return [
+        int(path.stem.rpartition("-")[2]) for path in (folder / "cells").glob("*-[0-9]*.json") if path.stem.rpartition("-")[2].isdigit()
+    ]
+
+
+def cells(args: SweepArguments, folder: Path) -> Iterator[Cell]:
     """What is to be trained, in the order in which tables grow evenly: seed by seed."""
     of_recipe: dict[str | None, list[str]] = about(args.recipe, RECIPES).get("sweep") or {None: ["vanilla", "mixup", "cutmix"]}
     networks = args.backbones or list(of_recipe)
     choices = {network: args.mix or of_recipe.get(network) or next(iter(of_recipe.values())) for network in networks}
     pairs = [(network, mix) for network, names in choices.items() for mix in (METHODS if names == ["all"] else names)]
-    for seed, (network, mix), alpha, epochs in itertools.product(
-        range(1, args.seeds + 1), pairs, args.alphas or [None], args.epochs or [None]
-    ):
+    seeds = range(1, max([args.seeds, *(seeds_in(folder) if args.report else [])]) + 1)
+    for seed, (network, mix), alpha, epochs in itertools.product(seeds, pairs, args.alphas or [None], args.epochs or [None]):
         yield Cell(configure(args.recipe, RECIPES, mix.split("+"), network, epochs, alpha), alpha, epochs, seed)
 
 
@@ -92,7 +101,7 @@ def main(argv: list[str], prog: str = "run_benchmark.py") -> None:
         print(summarize(args.summarize, Reported(args.measure, args.last_epochs or (10 if args.measure == "median" else None))))
         return
     folder = Path(args.output_dir or f"runs/benchmark-{Path(args.recipe).stem}")
-    every = list(cells(args))
+    every = list(cells(args, folder))
     if args.dry_run:
         launch = {cell.name: ["accelerate", "launch", "--num_processes", str(cell.run.processes)] for cell in every}
         lines = [
@@ -110,7 +119,7 @@ def main(argv: list[str], prog: str = "run_benchmark.py") -> None:
     todo = [cell for cell in possible if finished(cell, folder, more) is None]
     (folder / "cells").mkdir(parents=True, exist_ok=True)
     if args.report:
-        print(report(every, impossible, folder, args.recipe, more))
+        print(told(args, report(every, impossible, folder, args.recipe, more)))
         return
     print(f"{len(every)} cells: {len(todo)} to train, {len(impossible)} pairs of methods and networks impossible", flush=True)
     images = Images.at(args.data) if args.data is not None else None
@@ -118,7 +127,20 @@ def main(argv: list[str], prog: str = "run_benchmark.py") -> None:
     if changed:
         print(f"{len(changed)} of them again, because their words or their recipe changed: {', '.join(changed)}", flush=True)
     sweep(todo, folder, more, args.jobs, args.threads, images)
-    print(report(every, impossible, folder, args.recipe, more))
+    print(told(args, report(every, impossible, folder, args.recipe, more)))
+
+
+def told(args: SweepArguments, tables: str) -> str:
+    """The tables, which `into` gets too. Raises ValueError for a file without the two marks."""
+    if args.into is not None:
+        name, path = Path(args.recipe).stem, Path(args.into)
+        begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+        text = path.read_text() if path.is_file() else ""
+        if text.count(begin) != 1 or text.count(end) != 1:
+            raise ValueError(f"into must be a file with one {begin} and one {end}, got {args.into!r}; add both lines.")
+        head, _, rest = text.partition(begin)
+        path.write_text(f"{head}{begin}\n{tables}\n{end}{rest.partition(end)[2]}")
+    return tables
 
 
 if __name__ == "__main__":

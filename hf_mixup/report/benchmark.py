@@ -51,8 +51,9 @@ TABLE_METHODS: dict[str, tuple[str, ...]] = {
 }
 # of a recipe: which rows of the published results are its own, how they are reported, how many processes they had, where
 # configurations come from that upstream has not, by methods; the methods of a sweep by network, and of how many evaluation images a
-# sweep measures the corruption error; and by the networks' names in the tables the checkpoints that are fine-tuned
-FACTS = ("table", "measure", "last_epochs", "processes", "derived_from", "sweep", "corrupted_images", "checkpoints")
+# sweep measures the corruption error; by network, the published rows whose order its methods are compared with; and by the networks' names in
+# the tables the checkpoints that are fine-tuned
+FACTS = ("table", "measure", "last_epochs", "processes", "derived_from", "sweep", "corrupted_images", "order", "checkpoints")
 MEASURES = ("median", "best", "last")
 
 
