@@ -21,7 +21,7 @@ from hf_mixup import METHODS
 from hf_mixup.cli.parser import Parser
 from hf_mixup.cli.refusals import run
 from hf_mixup.core.checks import check_count
-from hf_mixup.core.places import RECIPES
+from hf_mixup.core.places import RECIPES, SWEEPS
 from hf_mixup.core.secrets import without_secrets
 from hf_mixup.report.benchmark import Reported, about, configure
 from hf_mixup.report.sweep import Cell, Images, finished, report, summarize, sweep, trained_before, what_is_impossible
@@ -54,6 +54,15 @@ class SweepArguments:
     into: str | None = field(
         default=None, metadata={"help": "Also put the tables into this Markdown file, between <!-- RECIPE --> and <!-- /RECIPE -->."}
     )
+    dataset: str | None = field(
+        default=None,
+        metadata={
+            "help": "Write all published results, and the measured ones that are kept with the code, into this folder as a data set of the Hub, and "
+            "train nothing."
+        },
+    )
+    hub_dataset_id: str | None = field(default=None, metadata={"help": "Push the folder of --dataset to this data set of the Hub."})
+    token: str | None = field(default=None, metadata={"help": "Hub token; the one of `hf auth login` if not given."})
     output_dir: str | None = field(default=None, metadata={"help": "Folder of the sweep; runs/benchmark-<recipe> if not given."})
     dry_run: str | None = field(default=None, metadata={"help": "Write the commands as a shell script of this name, and train nothing."})
     summarize: list[str] | None = field(default=None, metadata={"help": "Report these folders of runs, and train nothing."})
@@ -62,6 +71,8 @@ class SweepArguments:
 
     def __post_init__(self):
         check_count(1, seeds=self.seeds, jobs=self.jobs, threads=self.threads)
+        if self.hub_dataset_id is not None and self.dataset is None:
+            raise ValueError(f"hub_dataset_id needs the folder of the data set, got {self.hub_dataset_id!r} without it; pass --dataset.")
 
 
 def parser(prog: str = "run_benchmark.py") -> Parser:
@@ -97,6 +108,9 @@ def main(argv: list[str], prog: str = "run_benchmark.py") -> None:
         from hf_mixup.cli.train import parser as of_training
 
         of_training(prog).typed(more)
+    if args.dataset is not None:
+        print(publish(args))
+        return
     if args.summarize:
         print(summarize(args.summarize, Reported(args.measure, args.last_epochs or (10 if args.measure == "median" else None))))
         return
@@ -128,6 +142,19 @@ def main(argv: list[str], prog: str = "run_benchmark.py") -> None:
         print(f"{len(changed)} of them again, because their words or their recipe changed: {', '.join(changed)}", flush=True)
     sweep(todo, folder, more, args.jobs, args.threads, images)
     print(told(args, report(every, impossible, folder, args.recipe, more)))
+
+
+def publish(args: SweepArguments) -> str:
+    """Writes the data set of all results, and pushes it where that is asked for; says where it is."""
+    from hf_mixup.report.dataset import write_dataset
+    from hf_mixup.training.hub import check_token, push_dataset
+
+    if args.hub_dataset_id is not None:
+        check_token(args.token)
+    folder = write_dataset(args.dataset, sorted(path.parent for path in SWEEPS.glob("*/cells")))
+    if args.hub_dataset_id is None:
+        return f"the data set is in {folder}"
+    return f"pushed to {push_dataset(args.hub_dataset_id, folder, 'All results', token=args.token)}"
 
 
 def told(args: SweepArguments, tables: str) -> str:
