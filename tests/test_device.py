@@ -53,11 +53,12 @@ def test_images_travel_unchanged(device, tmp_path):
 
 def test_a_part_that_is_stopped_or_fails_keeps_its_figures(device, tmp_path):
     _, run = device
-    code = "import json, sys, time; open(sys.argv[1], 'w').write(json.dumps({'passed': 1, 'failed': [], 'skipped': 0})); "
+    code = "import json, sys, time; open(sys.argv[1], 'w').write(json.dumps({'figures': [FIGURE]})); "
+    code = code.replace("FIGURE", "dict(method='mixup', epochs=1, of_epochs=2, top1=0.5, published=None)")
     ends = {"slow": "time.sleep(60)", "broken": "sys.exit(3)", "good": ""}
     said = {}
     chosen = {
-        name: run.Part(name, 1.0, lambda path, end=end: run.python("-c", code + end, path), run.of_tests) for name, end in ends.items()
+        name: run.Part(name, 1.0, lambda path, end=end: run.python("-c", code + end, path), run.of_training) for name, end in ends.items()
     }
     start = time.monotonic()
     with open(tmp_path / "log", "w") as log:
@@ -70,7 +71,11 @@ def test_a_part_that_is_stopped_or_fails_keeps_its_figures(device, tmp_path):
         "good": "done",
     }
     table = run.table(tmp_path, chosen, said)
-    assert table.count("| passed / failed / skipped | 1 / 0 / 0 |") == 3
+    assert table.count("| mixup, 1 of 2 epochs | top-1 50.00 %, published - |") == 3
+    tests = run.read_tests(
+        "tests/a.py::test_x[1] PASSED [ 1%]\ntests/a.py::test_y FAILED [ 2%]\ntests/a.py::test_z SKIPPED (no) [ 3%]\ntests/a.py::test_q "
+    )
+    assert tests == {"passed": 1, "failed": ["test_y"], "skipped": 1}
 
 
 @pytest.mark.slow

@@ -58,7 +58,8 @@ def test_steps(name, dtype):
         out.loss.backward()
         assert torch.isfinite(out.loss)
         assert torch.isfinite(out.losses).all()
-        assert_close(out.targets.sum(1), torch.ones(len(images), device=DEVICE))
+        assert torch.isfinite(out.targets).all()
+        assert out.targets.device.type == DEVICE
         found = [p.grad for p in model.parameters() if p.grad is not None]
         assert found
         assert all(torch.isfinite(gradient).all() for gradient in found)
