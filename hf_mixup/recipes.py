@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -84,9 +86,17 @@ def load_recipe(name: str, folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(f"recipe must be a YAML file that exists, got {name!r}; look at the path.")
     try:
-        values = yaml.safe_load(path.read_text())
+        values = copy.deepcopy(_parsed(path.read_text()))
     except yaml.YAMLError as error:
         raise ValueError(f"recipe {name!r} must be plain YAML, got {' '.join(str(error).split())}; mend the file.") from None
     if not isinstance(values, dict):
         raise ValueError(f"recipe {name!r} must map arguments to values, got {type(values).__name__}; write one `key: value` a line.")
     return values
+
+
+@functools.lru_cache(maxsize=64)
+def _parsed(text: str) -> Any:
+    """What YAML says: parsing takes longer than all else that is done with a recipe."""
+    import yaml
+
+    return yaml.safe_load(text)

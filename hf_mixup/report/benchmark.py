@@ -376,6 +376,12 @@ def _card(dataset, setting, source, rows, every, ours, costs, folder: Path) -> s
         )
         commands.append(run.command())
         papers.update({name: METHODS[name].paper for name in run.mix if METHODS[name].paper})
+    alone = {key: values for key, values in costs.items() if key[:2] == (dataset, setting) and key not in {_key(row) for row in rows}}
+    if spent and alone:
+        lines += ["", "Costs that the source prints without an accuracy:", ""]
+        for (_, _, backbone, epochs, method), values in alone.items():
+            told = "; ".join(f"{COST_TITLES[name].removesuffix(', published')} {values[name]}" for name in spent if name in values)
+            lines.append(f"- {backbone}, {method}, {epochs} epochs: {told}")
     reported = resolve(rows[0], folder).reported
     lines += [
         "",
