@@ -87,6 +87,9 @@ def test_all_parts_run_on_the_cpu(tmp_path):
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert {name: entry["ended"] for name, entry in summary.items()} == dict.fromkeys("abcdef", "done")
     assert {path.name for path in tmp_path.iterdir()} == {*(f"{name}.json" for name in "abcdef"), "summary.json"}
+    tests = json.loads((tmp_path / "a.json").read_text())
+    assert tests["passed"] >= 12
+    assert tests["failed"] == []
     table = done.stdout.split("| part | what | measured |")[1]
     for text in (
         "copy",

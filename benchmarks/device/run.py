@@ -49,7 +49,8 @@ def parts(args: argparse.Namespace, images: Path | None) -> dict[str, Part]:
     tests = [
         "-m",
         "pytest",
-        "-q",
+        "-v",
+        "--tb=short",
         "-p",
         "no:cacheprovider",
         "-m",
