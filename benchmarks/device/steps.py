@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from timing import interleaved, parse, peak_memory, show, write
+from timing import interleaved, now, parse, peak_memory, show, write
 
 from hf_mixup import METHODS, MixupModel, get_method
 from hf_mixup.core.rng import MixKey
@@ -22,6 +22,8 @@ args = parse(
     batch={"type": int, "default": 128},
 )
 ON_CPU = args.device == "cpu"
+LAST = ["supermix", "comixup"]
+MOST_SECONDS = 4  # of the rounds of a method
 NETWORKS = {"cifar_resnet20": 32, "vit_mini": 32} if ON_CPU else {"ResNet-50": 224, "DeiT-S": 224}
 if ON_CPU:
     args.batch = 8
@@ -48,22 +50,39 @@ def step_of(name: str, network: torch.nn.Module, images: torch.Tensor, labels: t
     return step
 
 
-figures: dict[str, dict] = {}
-for architecture, size in NETWORKS.items():
-    title = f"{architecture}, {args.batch}x3x{size}x{size}"
-    network = from_scratch(architecture, 100, size).to(args.device, memory_format=torch.channels_last)
-    images = torch.randn(args.batch, 3, size, size, device=args.device).contiguous(memory_format=torch.channels_last)
-    labels = torch.arange(args.batch, device=args.device) % 100
-    plain = step_of("vanilla", network, images, labels)
-    rows = figures.setdefault(title, {})
-    for name in dict.fromkeys(["vanilla", *args.methods]):
+class Network:
+    """A network on the device, with a batch, and its step without mixing."""
+
+    def __init__(self, architecture: str, size: int):
+        self.title = f"{architecture}, {args.batch}x3x{size}x{size}"
+        self.network = from_scratch(architecture, 100, size).to(args.device, memory_format=torch.channels_last)
+        self.images = torch.randn(args.batch, 3, size, size, device=args.device).contiguous(memory_format=torch.channels_last)
+        self.labels = torch.arange(args.batch, device=args.device) % 100
+        self.plain = self.step_of("vanilla")
+
+    def step_of(self, name: str):
+        return step_of(name, self.network, self.images, self.labels)
+
+    def measured(self, name: str) -> dict:
         try:
-            step = plain if name == "vanilla" else step_of(name, network, images, labels)
-            rows[name] = {**interleaved({"vanilla": plain, name: step}, args.rounds, args.device)[name]}
-            rows[name]["peak_mb"] = peak_memory(step, args.device)
+            step = self.plain if name == "vanilla" else self.step_of(name)
+            step()
+            start = now(args.device)
+            step()
+            rounds = max(1, min(args.rounds, int(MOST_SECONDS / (now(args.device) - start))))
+            found = interleaved({"vanilla": self.plain, name: step}, rounds, args.device)[name]
+            return {**found, "peak_mb": peak_memory(step, args.device)}
         except ValueError as error:  # the network cannot serve the method
-            rows[name] = {"error": str(error)}
+            return {"error": str(error)}
         except torch.OutOfMemoryError:
-            rows[name] = {"error": "out of memory"}
+            return {"error": "out of memory"}
+
+
+networks = [Network(architecture, size) for architecture, size in NETWORKS.items()]
+figures: dict[str, dict] = {network.title: {} for network in networks}
+for name in sorted(dict.fromkeys(["vanilla", *args.methods]), key=LAST.count):  # those that take long at the end
+    for network in networks:
+        figures[network.title][name] = network.measured(name)
         write(args, figures)
+for title, rows in figures.items():
     show(f"steps of {title} on {args.device}", {name: row for name, row in rows.items() if "error" not in row})
