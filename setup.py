@@ -55,7 +55,7 @@ setup(
     package_data={
         "hf_mixup": ["py.typed", "report/templates/*"],
         "hf_mixup.scripts": ["recipes/*.yaml"],
-        "hf_mixup.model_cards": ["published_results.csv", "published_pretraining.csv"],
+        "hf_mixup.model_cards": ["published_results.csv", "published_costs.csv", "published_pretraining.csv"],
     },
     include_package_data=False,
     entry_points={"console_scripts": ["hf-mixup = hf_mixup.cli.main:main"]},

@@ -273,6 +273,9 @@ class DataArguments:
         default=0.15, metadata={"help": "Share of the training images to evaluate on, where the data set has no such split."}
     )
     max_train_samples: int | None = field(default=None, metadata={"help": "Train on this many images only."})
+    max_train_samples_per_class: int | None = field(
+        default=None, metadata={"help": "Train on this many images of every class only, drawn by the seed; of a rarer class on all."}
+    )
     max_eval_samples: int | None = field(default=None, metadata={"help": "Evaluate on this many images only."})
     image_column_name: str | None = field(default=None, metadata={"help": "Column of the images; the one of type Image if not given."})
     label_column_name: str | None = field(
@@ -323,7 +326,7 @@ class DataArguments:
             if self.dataset_name is None and getattr(self, name) is not None and (self.train_dir or self.validation_dir):
                 raise ValueError(f"{name} is for dataset_name, got {getattr(self, name)!r} with folders of images; leave it out.")
         if self.streaming:
-            whole = ("train_dir", "validation_dir", "cache_images", "check_images")
+            whole = ("train_dir", "validation_dir", "cache_images", "check_images", "max_train_samples_per_class")
             refused = [f"{name} {getattr(self, name)!r}" for name in whole if getattr(self, name)]
             refused += ["dataset_name 'digits'"] if self.dataset_name == "digits" else []
             refused += [f"train_val_split {self.train_val_split}"] if self.train_val_split != type(self).train_val_split else []
@@ -333,7 +336,13 @@ class DataArguments:
                 )
         if not (isinstance(self.train_val_split, float) and 0 < self.train_val_split < 1):
             raise ValueError(f"train_val_split must be a share between 0 and 1, got {self.train_val_split}; give one such as 0.15.")
-        counts = ("max_train_samples", "max_eval_samples", "channels", "image_size", "train_image_size", "train_resize")
+        if self.max_train_samples is not None and self.max_train_samples_per_class is not None:
+            raise ValueError(
+                f"give one of max_train_samples and max_train_samples_per_class, got {self.max_train_samples} and "
+                f"{self.max_train_samples_per_class}; drop one."
+            )
+        counts = ("max_train_samples", "max_train_samples_per_class", "max_eval_samples", "channels", "image_size", "train_image_size",
+                  "train_resize")  # fmt: skip
         check_count(1, **{name: getattr(self, name) for name in counts if getattr(self, name) is not None})
         check_between(0, 1, random_erasing=self.random_erasing)
         if self.crop_ratio is not None:
@@ -353,7 +362,7 @@ class DataArguments:
 
 # of DataArguments, those that are about training alone
 FOR_TRAINING = (
-    "train_split", "max_train_samples", "train_image_size", "train_crop", "train_resize", "crop_scale", "auto_augment", "random_erasing",
+    "train_split", "max_train_samples", "max_train_samples_per_class", "train_image_size", "train_crop", "train_resize", "crop_scale", "auto_augment", "random_erasing",
     "horizontal_flip", "cache_images", "check_images", "streaming",
 )  # fmt: skip
 

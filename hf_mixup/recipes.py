@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +18,13 @@ ABOUT = "benchmark"
 
 
 def read_recipe(
-    name: str, folder: Path, known: set[str] | None = None, mix: list[str] | None = None, architecture: str | None = None
+    name: str, folder: Path, known: set[str] | None = None, mix: list[str] | None = None, network: str | None = None
 ) -> dict[str, Any]:
     """The arguments of a recipe, for these methods and this network.
 
     A recipe maps arguments to values. Beside them, `for_method` has arguments that hold for one choice of methods, by names joined
-    with `+` as in `mixup+cutmix`, and `for_backbone` those that hold for one network, with a `for_method` of its own:
+    with `+` as in `mixup+cutmix`, and `for_backbone` those that hold for one network, an architecture or a checkpoint, with a `for_method`
+    of its own:
 
         alpha: [1.0]
         for_method: {cutmix: {alpha: [0.2]}}
@@ -35,7 +38,8 @@ def read_recipe(
     Args:
         name: a YAML file, or the name of one in `folder`.
         known: names of arguments; those of run_mixup.py if None.
-        mix, architecture: what is typed; the recipe's own where None.
+        mix: the methods typed; the recipe's own where None.
+        network: the architecture or checkpoint typed; the recipe's own where None.
 
     Raises:
         ValueError: for unknown names and keys, wherever they stand.
@@ -46,7 +50,7 @@ def read_recipe(
     methods, backbones = (_overlays(values, key, name) for key in OVERLAYS)
     chosen = values.get("mix", ["mixup", "cutmix"]) if mix is None else mix
     chosen = "+".join([chosen] if isinstance(chosen, str) else chosen)
-    network = architecture or values.get("architecture")
+    network = network or values.get("architecture") or values.get("model_name_or_path")
     general, special, unused = [values], list[dict[str, Any]](), list[dict[str, Any]]()
     for backbone, overlay in backbones.items():
         matches = network is not None and same_architecture(backbone, network)
@@ -88,9 +92,17 @@ def load_recipe(name: str, folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(f"recipe must be a YAML file that exists, got {name!r}; look at the path.")
     try:
-        values = yaml.safe_load(path.read_text())
+        values = copy.deepcopy(_parsed(path.read_text()))
     except yaml.YAMLError as error:
         raise ValueError(f"recipe {name!r} must be plain YAML, got {' '.join(str(error).split())}; mend the file.") from None
     if not isinstance(values, dict):
         raise ValueError(f"recipe {name!r} must map arguments to values, got {type(values).__name__}; write one `key: value` a line.")
     return values
+
+
+@functools.lru_cache(maxsize=64)
+def _parsed(text: str) -> Any:
+    """What YAML says: parsing takes longer than all else that is done with a recipe."""
+    import yaml
+
+    return yaml.safe_load(text)

@@ -1,4 +1,4 @@
-"""A Hub on the loopback: models only, in memory, speaking to the real `huggingface_hub` client.
+"""A Hub on the loopback: models and data sets, in memory, speaking to the real `huggingface_hub` client.
 
 Creating, pushing (preupload, LFS, commit), branches and tags, listing, resolving, whoami, private repositories, and errors with
 the headers that the client reads. It can be made to fail in the middle of a push, and started again with all it had.
@@ -18,7 +18,7 @@ import yaml
 
 USER = "tester"
 WRITE, READ = "hf_may_write", "hf_may_read"
-LFS = (".safetensors", ".bin", ".pt", ".pth", ".pkl")
+LFS = (".parquet", ".safetensors", ".bin", ".pt", ".pth", ".pkl")
 
 
 class HubError(Exception):
@@ -123,6 +123,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self) -> None:
         url = urlsplit(self.path)
         path, query = unquote(url.path), parse_qs(url.query)
+        path = re.sub("^/datasets/", "/", path.replace("/api/datasets/", "/api/models/", 1))  # they share their names with models
         line = f"{self.command} {path}"
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         hub = self.hub

@@ -21,10 +21,10 @@ from hf_mixup import METHODS
 from hf_mixup.cli.parser import Parser
 from hf_mixup.cli.refusals import run
 from hf_mixup.core.checks import check_count
-from hf_mixup.core.places import RECIPES
+from hf_mixup.core.places import RECIPES, SWEEPS
 from hf_mixup.core.secrets import without_secrets
 from hf_mixup.report.benchmark import Reported, about, configure
-from hf_mixup.report.sweep import Cell, finished, report, summarize, sweep, trained_before, what_is_impossible
+from hf_mixup.report.sweep import Cell, Images, finished, report, summarize, sweep, trained_before, what_is_impossible
 
 
 @dataclass
@@ -32,8 +32,11 @@ class SweepArguments:
     """What to train, and how to report it."""
 
     recipe: str = field(default="digits100", metadata={"help": "Name of a recipe, or a YAML file of arguments."})
-    mix: list[str] = field(
-        default_factory=lambda: ["vanilla", "mixup", "cutmix"], metadata={"help": "Methods; several at once as mixup+cutmix; or all."}
+    mix: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Methods; several at once as mixup+cutmix; or all. If not given those of the recipe, or vanilla, mixup and cutmix."
+        },
     )
     backbones: list[str] | None = field(default=None, metadata={"help": "Networks; the recipe's if not given."})
     alphas: list[float] | None = field(default=None, metadata={"help": "Alphas; the recipe's if not given."})
@@ -41,6 +44,25 @@ class SweepArguments:
     seeds: int = field(default=3, metadata={"help": "Runs of each, with the seeds 1, 2, ..."})
     jobs: int = field(default=1, metadata={"help": "Runs at a time."})
     threads: int = field(default=1, metadata={"help": "Threads of each run on a CPU; small networks do not gain from more."})
+    data: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder or file where this machine has the recipe's data set. Cells do not name it, so any machine takes them up."
+        },
+    )
+    report: bool = field(default=False, metadata={"help": "Make tables and chart of all cells that are there, and train nothing."})
+    into: str | None = field(
+        default=None, metadata={"help": "Also put the tables into this Markdown file, between <!-- RECIPE --> and <!-- /RECIPE -->."}
+    )
+    dataset: str | None = field(
+        default=None,
+        metadata={
+            "help": "Write all published results, and the measured ones that are kept with the code, into this folder as a data set of the Hub, and "
+            "train nothing."
+        },
+    )
+    hub_dataset_id: str | None = field(default=None, metadata={"help": "Push the folder of --dataset to this data set of the Hub."})
+    token: str | None = field(default=None, metadata={"help": "Hub token; the one of `hf auth login` if not given."})
     output_dir: str | None = field(default=None, metadata={"help": "Folder of the sweep; runs/benchmark-<recipe> if not given."})
     dry_run: str | None = field(default=None, metadata={"help": "Write the commands as a shell script of this name, and train nothing."})
     summarize: list[str] | None = field(default=None, metadata={"help": "Report these folders of runs, and train nothing."})
@@ -49,6 +71,8 @@ class SweepArguments:
 
     def __post_init__(self):
         check_count(1, seeds=self.seeds, jobs=self.jobs, threads=self.threads)
+        if self.hub_dataset_id is not None and self.dataset is None:
+            raise ValueError(f"hub_dataset_id needs the folder of the data set, got {self.hub_dataset_id!r} without it; pass --dataset.")
 
 
 def parser(prog: str = "run_benchmark.py") -> Parser:
@@ -56,14 +80,22 @@ def parser(prog: str = "run_benchmark.py") -> Parser:
     return Parser((SweepArguments,), prog, usage, __doc__.splitlines()[0], {"sweep": list(SweepArguments.__dataclass_fields__)})
 
 
-def cells(args: SweepArguments) -> Iterator[Cell]:
+def seeds_in(folder: Path) -> list[int]:
+    """Of the cells of a sweep's folder."""
+    return [
+        int(path.stem.rpartition("-")[2]) for path in (folder / "cells").glob("*-[0-9]*.json") if path.stem.rpartition("-")[2].isdigit()
+    ]
+
+
+def cells(args: SweepArguments, folder: Path) -> Iterator[Cell]:
     """What is to be trained, in the order in which tables grow evenly: seed by seed."""
-    networks = args.backbones or about(args.recipe, RECIPES).get("backbones") or [None]
-    choices = [(name,) for name in METHODS] if args.mix == ["all"] else [tuple(choice.split("+")) for choice in args.mix]
-    for seed, mix, architecture, alpha, epochs in itertools.product(
-        range(1, args.seeds + 1), choices, networks, args.alphas or [None], args.epochs or [None]
-    ):
-        yield Cell(configure(args.recipe, RECIPES, mix, architecture, epochs, alpha), alpha, epochs, seed)
+    of_recipe: dict[str | None, list[str]] = about(args.recipe, RECIPES).get("sweep") or {None: ["vanilla", "mixup", "cutmix"]}
+    networks = args.backbones or list(of_recipe)
+    choices = {network: args.mix or of_recipe.get(network) or next(iter(of_recipe.values())) for network in networks}
+    pairs = [(network, mix) for network, names in choices.items() for mix in (METHODS if names == ["all"] else names)]
+    seeds = range(1, max([args.seeds, *(seeds_in(folder) if args.report else [])]) + 1)
+    for seed, (network, mix), alpha, epochs in itertools.product(seeds, pairs, args.alphas or [None], args.epochs or [None]):
+        yield Cell(configure(args.recipe, RECIPES, mix.split("+"), network, epochs, alpha), alpha, epochs, seed)
 
 
 def main(argv: list[str], prog: str = "run_benchmark.py") -> None:
@@ -76,11 +108,14 @@ def main(argv: list[str], prog: str = "run_benchmark.py") -> None:
         from hf_mixup.cli.train import parser as of_training
 
         of_training(prog).typed(more)
+    if args.dataset is not None:
+        print(publish(args))
+        return
     if args.summarize:
         print(summarize(args.summarize, Reported(args.measure, args.last_epochs or (10 if args.measure == "median" else None))))
         return
     folder = Path(args.output_dir or f"runs/benchmark-{Path(args.recipe).stem}")
-    every = list(cells(args))
+    every = list(cells(args, folder))
     if args.dry_run:
         launch = {cell.name: ["accelerate", "launch", "--num_processes", str(cell.run.processes)] for cell in every}
         lines = [
@@ -97,12 +132,42 @@ def main(argv: list[str], prog: str = "run_benchmark.py") -> None:
     possible = [cell for cell in every if ("+".join(cell.run.mix), cell.run.architecture) not in impossible]
     todo = [cell for cell in possible if finished(cell, folder, more) is None]
     (folder / "cells").mkdir(parents=True, exist_ok=True)
+    if args.report:
+        print(told(args, report(every, impossible, folder, args.recipe, more)))
+        return
     print(f"{len(every)} cells: {len(todo)} to train, {len(impossible)} pairs of methods and networks impossible", flush=True)
+    images = Images.at(args.data) if args.data is not None else None
     changed = [cell.name for cell in todo if trained_before(cell, folder) is not None]
     if changed:
         print(f"{len(changed)} of them again, because their words or their recipe changed: {', '.join(changed)}", flush=True)
-    sweep(todo, folder, more, args.jobs, args.threads)
-    print(report(every, impossible, folder, args.recipe, more))
+    sweep(todo, folder, more, args.jobs, args.threads, images)
+    print(told(args, report(every, impossible, folder, args.recipe, more)))
+
+
+def publish(args: SweepArguments) -> str:
+    """Writes the data set of all results, and pushes it where that is asked for; says where it is."""
+    from hf_mixup.report.dataset import write_dataset
+    from hf_mixup.training.hub import check_token, push_dataset
+
+    if args.hub_dataset_id is not None:
+        check_token(args.token)
+    folder = write_dataset(args.dataset, sorted(path.parent for path in SWEEPS.glob("*/cells")))
+    if args.hub_dataset_id is None:
+        return f"the data set is in {folder}"
+    return f"pushed to {push_dataset(args.hub_dataset_id, folder, 'All results', token=args.token)}"
+
+
+def told(args: SweepArguments, tables: str) -> str:
+    """The tables, which `into` gets too. Raises ValueError for a file without the two marks."""
+    if args.into is not None:
+        name, path = Path(args.recipe).stem, Path(args.into)
+        begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+        text = path.read_text() if path.is_file() else ""
+        if text.count(begin) != 1 or text.count(end) != 1:
+            raise ValueError(f"into must be a file with one {begin} and one {end}, got {args.into!r}; add both lines.")
+        head, _, rest = text.partition(begin)
+        path.write_text(f"{head}{begin}\n{tables}\n{end}{rest.partition(end)[2]}")
+    return tables
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import shlex
 import sys
+import time
 from pathlib import Path
 
 import torch
@@ -150,9 +151,12 @@ def work(
         trainer.add_callback(AtTheStart(begin))  # after all that may be refused
     if args.do_train:
         said = str(args.resume_from_checkpoint).lower()
+        started = time.process_time()
         result = trainer.train(resume_from_checkpoint={"true": True, "false": None}.get(said, args.resume_from_checkpoint))
+        cpu_seconds = time.process_time() - started
         trainer.save_model(_internal_call=True)  # pushed at the end, with the results
-        speed = {"train_images_per_second": result.metrics["train_samples_per_second"]}
+        speed = {"train_images_per_second": result.metrics["train_samples_per_second"], "train_runtime": result.metrics["train_runtime"]}
+        speed["train_cpu_seconds"] = round(cpu_seconds, 2)
         trainer.save_metrics("train", {"train_loss": result.metrics["train_loss"], **speed})
         trainer.save_state()
     metrics = measured(trainer) if args.do_eval else {}

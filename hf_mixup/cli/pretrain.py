@@ -60,7 +60,7 @@ def parse(argv: list[str], prog: str = "run_pretraining.py") -> tuple[ModelArgum
     name, recipe = typed.get("recipe", None if own_data else "pretrain_digits"), {}
     if name is not None:
         known = {field.name for kind in KINDS for field in fields(kind) if field.init} - {"recipe"}
-        recipe = read_recipe(name, RECIPES, known, mix=typed.get("mix", ["imix"]), architecture=typed.get("architecture"))
+        recipe = read_recipe(name, RECIPES, known, mix=typed.get("mix", ["imix"]), network=typed.get("architecture"))
         if "train_dir" in typed or "validation_dir" in typed:
             recipe = {key: value for key, value in recipe.items() if not key.startswith("dataset_")}
         if {"model_name_or_path", "model_type", "config_name"} & set(typed):

@@ -83,7 +83,7 @@ def settings(argv: list[str], prog: str = "run_mixup.py") -> tuple[Parser, dict[
     if mix is not None and any("," in name for name in mix):
         raise ValueError(f"methods must be separated by spaces, got {' '.join(mix)!r}; write --mix {' '.join(mix).replace(',', ' ')}")
     if values["recipe"] is not None:
-        recipe = read_recipe(values["recipe"], RECIPES, mix=mix, architecture=typed.get("architecture"))
+        recipe = read_recipe(values["recipe"], RECIPES, mix=mix, network=typed.get("architecture") or typed.get("model_name_or_path"))
         if "train_dir" in typed or "validation_dir" in typed:  # what is typed stands for the data set of the recipe
             recipe = {name: value for name, value in recipe.items() if not name.startswith("dataset_")}
         if network:  # what is typed stands for the network of the recipe, of either kind

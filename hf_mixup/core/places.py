@@ -15,3 +15,6 @@ def _place(installed: str, in_a_checkout: str) -> Path:
 SCRIPTS = _place("scripts", "training_scripts")
 RECIPES = SCRIPTS / "recipes"
 PUBLISHED = _place("model_cards", "model_cards") / "published_results.csv"
+COSTS = PUBLISHED.with_name("published_costs.csv")
+# cells of sweeps that are kept with the code; an installed package has none
+SWEEPS = _PACKAGE.parent / "benchmarks" / "results"

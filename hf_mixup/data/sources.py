@@ -143,7 +143,8 @@ def load_images(
     Classes are matched by name, from one split to the other and to those of a checkpoint. Rows without a label are left out.
 
     Args:
-        seed: of the split, where evaluation images are held out of the training images, and of `max_train_samples`.
+        seed: of the split, where evaluation images are held out of the training images, and of the images that `max_train_samples` and
+            `max_train_samples_per_class` leave.
         training: False for one to evaluate on, which may lack the split `train`, and if it has one split alone may call it anything.
         known: the classes of the checkpoint. Class numbers are then its own, where it knows all classes of the data set.
         regression: labels are numbers to predict, even where all are whole.
@@ -190,12 +191,30 @@ def load_images(
         train, evaluation, evaluation_split = train.select(kept), train.select(out), f"{taken['share']:.0%} of train"
     if args.max_train_samples is not None and train is not None:
         train = train.shuffle(seed=seed).select(range(min(args.max_train_samples, len(train))))
+    if args.max_train_samples_per_class is not None and train is not None:
+        if first.problem_type != ONE_CLASS or isinstance(train.features[label_column], List):
+            raise ValueError(
+                f"max_train_samples_per_class needs one class for each image, got {first.problem_type.replace('_', ' ')} in column "
+                f"{label_column!r}; pass max_train_samples."
+            )
+        train = train.select(of_every_class(np.asarray(train[label_column]), args.max_train_samples_per_class, seed))
     if args.max_eval_samples is not None:
         evaluation = evaluation.shuffle(seed=seed).select(range(min(args.max_eval_samples, len(evaluation))))
     return ImageData(
         name, train, evaluation, evaluation_split, image_column, label_column, names,
         first.problem_type, numbered, repository, taken,
     )  # fmt: skip
+
+
+def of_every_class(classes: np.ndarray, most: int, seed: int) -> np.ndarray:
+    """Rows of at most `most` images of every class, drawn and ordered by the seed. `classes` (N,) are class numbers."""
+    drawn = np.random.default_rng(seed).permutation(len(classes))
+    order = drawn[np.argsort(classes[drawn], kind="stable")]  # by class, at random within one
+    _, first, counts = np.unique(classes[order], return_index=True, return_counts=True)
+    place = np.arange(len(order)) - np.repeat(first, counts)
+    kept = np.zeros(len(classes), bool)
+    kept[order[place < most]] = True
+    return drawn[kept[drawn]]
 
 
 def check_loss(images: ImageData, losses: Sequence[Loss]) -> None:

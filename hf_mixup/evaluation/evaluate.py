@@ -69,6 +69,9 @@ class EvaluationArguments:
             "help": "A ready corrupted set, instead of corrupting here: of the Hub or a folder, with columns of the corruption and the severity."
         },
     )
+    max_corrupted_samples: int | None = field(
+        default=None, metadata={"help": "Corrupt this many images only, drawn by the seed: every image is looked at 95 times."}
+    )
     corruption_column_name: str = field(default="corruption", metadata={"help": "Column of the names of corruptions."})
     severity_column_name: str = field(default="severity", metadata={"help": "Column of the severities, 1 to 5."})
 
@@ -78,8 +81,14 @@ class EvaluationArguments:
         check_count(1, batch_size=self.batch_size, pgd_steps=self.pgd_steps, bins=self.bins)
         check_count(0, workers=self.workers)
         check_between(0, 255, eps=self.eps, pgd_step=self.pgd_step)
-        if self.patch is not None:
-            check_count(1, patch=self.patch)
+        for name in ("patch", "max_corrupted_samples"):
+            if getattr(self, name) is not None:
+                check_count(1, **{name: getattr(self, name)})
+        if self.max_corrupted_samples is not None and self.corrupted_dataset_name is not None:
+            raise ValueError(
+                f"max_corrupted_samples is for images that are corrupted here, got {self.max_corrupted_samples} with the ready set "
+                f"{self.corrupted_dataset_name!r}; drop one."
+            )
 
 
 class Numbered(torch.utils.data.Dataset):
@@ -167,7 +176,7 @@ def settings_of(args: EvaluationArguments, sides: Sequence[int]) -> dict[str, An
         "clean": {"bins": args.bins, "size": size},
         "fgsm": {"eps": args.eps, "size": size},
         "pgd": {"eps": args.eps, "step": args.pgd_step, "steps": args.pgd_steps, "seed": args.seed, "size": size},
-        "corruptions": {"seed": args.seed, "size": size, **ready},
+        "corruptions": {"seed": args.seed, "size": size, "max_samples": args.max_corrupted_samples, **ready},
         "occlusion": {"patch": patch_of(sides, args), "seed": args.seed, "size": size} if "occlusion" in args.protocols else {},
     }
 
@@ -192,8 +201,16 @@ def evaluate(
     wanted = settings_of(args, form.sides)
     ready = ready_set(images, args, token) if "corruptions" in args.protocols and args.corrupted_dataset_name is not None else None
 
-    def run(changes: dict[str, Change], text: str):
-        return evaluator.run(images.evaluation, (images.image_column, images.label_column), changes, text)
+    def run(changes: dict[str, Change], text: str, data: Dataset = images.evaluation):
+        return evaluator.run(data, (images.image_column, images.label_column), changes, text)
+
+    def corrupted() -> dict[str, list[float]]:
+        if ready is not None:
+            return ready_corruptions(evaluator, images, ready)
+        data = images.evaluation
+        if args.max_corrupted_samples is not None:
+            data = data.shuffle(seed=args.seed).select(range(min(args.max_corrupted_samples, len(data))))
+        return corrupted_here(run(corruptions(args), "corruptions", data))
 
     def measure(protocol: str) -> dict[str, Any]:
         if protocol == "clean":
@@ -207,7 +224,7 @@ def evaluate(
             )
             return {"attacks": {protocol: {**facts, **{f"top{k}": top_k_accuracy(*found, k) for k in (1, 5)}}}}
         if protocol == "corruptions":
-            top1 = corrupted_here(run(corruptions(args), "corruptions")) if ready is None else ready_corruptions(evaluator, images, ready)
+            top1 = corrupted()
             return {"corruptions": {"top1": top1, **corruption_errors(top1, alexnet=ready is not None and len(images.label_names) == 1000)}}
         patch = wanted["occlusion"]["patch"]
         fill = torch.tensor(form.neutral).view(1, -1, 1, 1)

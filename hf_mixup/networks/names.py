@@ -14,6 +14,8 @@ TABLE_NAMES: dict[str, tuple[str, str]] = {
     "DeiT-T": ("deit_tiny_patch16_224", "deit_tiny_patch16_224"),
     "DeiT-S": ("deit_small_patch16_224", "deit_small_patch16_224"),
     "DeiT-B": ("deit_base_patch16_224", "deit_base_patch16_224"),
+    "ViT-S": ("openmixup_vit_small", "openmixup_vit_small"),
+    "ViT-L": ("vit_large_patch16_224", "vit_large_patch16_224"),
     "PVT-T": ("pvt_tiny", "pvt_tiny"),
     "PVT-S": ("pvt_small", "pvt_small"),
     "Swin-T": ("swin_tiny_patch4_window7_224", "swin_tiny_patch4_window7_224"),

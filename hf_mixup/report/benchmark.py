@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from hf_mixup.core.checks import check_count, check_known
-from hf_mixup.core.places import PUBLISHED, RECIPES
+from hf_mixup.core.places import COSTS, PUBLISHED, RECIPES
 from hf_mixup.methods import METHODS
 from hf_mixup.networks.backbones import from_scratch
 from hf_mixup.networks.names import same_architecture
@@ -47,10 +47,13 @@ TABLE_METHODS: dict[str, tuple[str, ...]] = {
     "SMMix": ("mixup", "smmix"),
     "AutoMix": ("automix",),
     "SAMix": ("samix",),
+    "AdAutoMix": ("adautomix",),
 }
 # of a recipe: which rows of the published results are its own, how they are reported, how many processes they had, where
-# configurations come from that upstream has not, by methods; and the networks of a sweep
-FACTS = ("table", "measure", "last_epochs", "processes", "derived_from", "backbones")
+# configurations come from that upstream has not, by methods; the methods of a sweep by network, and of how many evaluation images a
+# sweep measures the corruption error; by network, the published rows whose order its methods are compared with; and by the networks' names in
+# the tables the checkpoints that are fine-tuned
+FACTS = ("table", "measure", "last_epochs", "processes", "derived_from", "sweep", "corrupted_images", "order", "checkpoints")
 MEASURES = ("median", "best", "last")
 
 
@@ -84,9 +87,11 @@ class Run:
     """A complete configuration: a recipe, and what is typed over it.
 
     Attributes:
+        architecture: the network's name.
         arguments: all that the recipe sets for these methods and this network.
         processes: how many the published run had.
         derived_from: where the configuration comes from, where upstream has none.
+        checkpoint: what is fine-tuned, where the recipe has one for the network.
     """
 
     recipe: str
@@ -96,11 +101,14 @@ class Run:
     reported: Reported = Reported()
     processes: int = 1
     derived_from: str | None = None
+    checkpoint: str | None = None
 
     def words(self) -> list[str]:
         """Arguments of run_mixup.py."""
         words = ["--recipe", self.recipe, "--mix", *self.mix]
-        if self.architecture is not None:
+        if self.checkpoint is not None:
+            words += ["--model_name_or_path", self.checkpoint]
+        elif self.architecture is not None:
             words += ["--architecture", self.architecture]
         if "num_train_epochs" in self.arguments:
             words += ["--num_train_epochs", str(self.arguments["num_train_epochs"])]
@@ -115,12 +123,15 @@ def configure(
     recipe: str, folder: Path, mix: Sequence[str], architecture: str | None = None, epochs: int | None = None, alpha: float | None = None
 ) -> Run:
     """The run of these methods on this network by a recipe. Raises ValueError for recipes and names that do not exist."""
-    arguments = read_recipe(recipe, folder, mix=list(mix), architecture=architecture)
+    facts = about(recipe, folder)
+    checkpoint = facts.get("checkpoints", {}).get(architecture)
+    arguments = read_recipe(recipe, folder, mix=list(mix), network=checkpoint or architecture)
+    if checkpoint is not None:
+        arguments["model_name_or_path"] = checkpoint
     if epochs is not None:
         arguments["num_train_epochs"] = epochs
     if alpha is not None:
         arguments["alpha"] = [alpha]
-    facts = about(recipe, folder)
     return Run(
         recipe,
         tuple(mix),
@@ -128,8 +139,16 @@ def configure(
         {**arguments, "mix": list(mix)},
         Reported(facts.get("measure", "last"), facts.get("last_epochs")),
         facts.get("processes", 1),
-        facts.get("derived_from", {}).get("+".join(mix)),
+        _derived(facts, mix, architecture),
+        checkpoint,
     )
+
+
+def _derived(facts: Mapping[str, Any], mix: Sequence[str], architecture: str | None) -> str | None:
+    """Where a configuration comes from that upstream has not: of the methods, or of the methods on one network."""
+    found = facts.get("derived_from", {})
+    name = "+".join(mix)
+    return found.get(f"{name}, {architecture}") or found.get(name)
 
 
 def published(path: str | Path) -> list[dict[str, str]]:
@@ -266,6 +285,12 @@ DATASETS = {
     "cifar10": "CIFAR-10",
     "tiny_imagenet": "Tiny-ImageNet",
     "inaturalist2018": "iNaturalist-2018",
+    "cifar100": "CIFAR-100",
+    "cub200": "CUB-200-2011",
+    "aircraft": "FGVC-Aircraft",
+    "cars": "Stanford Cars",
+    "inaturalist2017": "iNaturalist-2017",
+    "places205": "Places205",
 }
 OPENMIXUP = """@article{li2022openmixup,
   title = {OpenMixup: A Comprehensive Mixup Benchmark for Visual Classification},
@@ -275,7 +300,11 @@ OPENMIXUP = """@article{li2022openmixup,
 }"""
 
 
-def published_cards(results: Path, folder: Path, measured: Path | None = None) -> dict[str, str]:
+# what the sources print beside accuracies, and what it is called in a card
+COST_TITLES = {"memory_gb": "memory (GB), published", "hours": "hours, published"}
+
+
+def published_cards(results: Path, folder: Path, measured: Path | None = None, costs: Path | None = None) -> dict[str, str]:
     """Cards of the published results, by file name: one for each data set, setting and source, all numbers from the files.
 
     `python -m hf_mixup.report.benchmark` writes them into model_cards/.
@@ -284,13 +313,17 @@ def published_cards(results: Path, folder: Path, measured: Path | None = None) -
         results: the published ones, as a CSV.
         folder: of recipes.
         measured: a CSV of ours with the columns dataset, setting, backbone, epochs, method, top1, runs, checkpoint.
+        costs: the published ones, as a CSV with the columns dataset, setting, backbone, epochs, method, measure, value, source.
     """
     rows = published(results)
     ours = {_key(row): row for row in published(measured)} if measured is not None and measured.is_file() else {}
+    spent: dict[tuple[str, ...], dict[str, str]] = {}
+    for row in published(costs) if costs is not None else []:
+        spent.setdefault(_key(row), {})[row["measure"]] = row["value"]
     groups: dict[tuple[str, str, str], list[dict[str, str]]] = {}
     for row in rows:
         groups.setdefault((row["dataset"], row["setting"], row["source"]), []).append(row)
-    return {_card_name(*group): _card(*group, found, rows, ours, folder) for group, found in groups.items()}
+    return {_card_name(*group): _card(*group, found, rows, ours, spent, folder) for group, found in groups.items()}
 
 
 def _key(row: Mapping[str, str]) -> tuple[str, ...]:
@@ -307,18 +340,25 @@ def _parameters(backbone: str, num_labels: int, size: int) -> str:
         return f"{sum(p.numel() for p in from_scratch(backbone, num_labels, size).parameters()) / 1e6:.2f}"
 
 
-CLASSES = {"imagenet1k": 1000, "cifar10": 10, "tiny_imagenet": 200, "inaturalist2018": 8142}
+CLASSES = {
+    "imagenet1k": 1000, "cifar10": 10, "tiny_imagenet": 200, "inaturalist2018": 8142, "cifar100": 100, "cub200": 200,
+    "aircraft": 100, "cars": 196, "inaturalist2017": 5089, "places205": 205,
+}  # fmt: skip
 
 
-def _card(dataset, setting, source, rows, every, ours, folder: Path) -> str:
+def _card(dataset, setting, source, rows, every, ours, costs, folder: Path) -> str:
+    spent = [measure for measure in COST_TITLES if any(measure in costs.get(_key(row), {}) for row in rows)]
+    titles = ["backbone", "method", "alpha", "resolution", "parameters (M)", "epochs", "top-1, published", "top-1, measured",
+              *(COST_TITLES[measure] for measure in spent), "recipe", "remarks"]  # fmt: skip
     lines = [
         f"# {DATASETS[dataset]}, {setting}: {source}",
         "",
         "Generated by `python -m hf_mixup.report.benchmark` from `published_results.csv` and the recipes. *Published* is what the source prints, "
         "in percent; *measured* is what this project measured itself, `-` where it has not. There is no checkpoint where none is linked.",
+        *(["Memory and hours are those that the source prints, on a GPU that it does not name."] if spent else []),
         "",
-        "| backbone | method | alpha | resolution | parameters (M) | epochs | top-1, published | top-1, measured | recipe | remarks |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        f"| {' | '.join(titles)} |",
+        "|" + " --- |" * len(titles),
     ]
     commands, papers = [], {}
     for row in rows:
@@ -331,10 +371,17 @@ def _card(dataset, setting, source, rows, every, ours, folder: Path) -> str:
             value = f"[{value}]({mine['checkpoint']})"
         lines.append(
             f"| {row['backbone']} | {row['method']} | {row['alpha'] or '-'} | {side} | {_parameters(row['backbone'], CLASSES[dataset], size)} | "
-            f"{row['epochs']} | {row['top1']} | {value} | `{run.recipe}` | {_remarks(row, run, every)} |"
+            f"{row['epochs']} | {row['top1']} | {value} | {''.join(costs.get(_key(row), {}).get(name, '-') + ' | ' for name in spent)}"
+            f"`{run.recipe}` | {_remarks(row, run, every)} |"
         )
         commands.append(run.command())
         papers.update({name: METHODS[name].paper for name in run.mix if METHODS[name].paper})
+    alone = {key: values for key, values in costs.items() if key[:2] == (dataset, setting) and key not in {_key(row) for row in rows}}
+    if spent and alone:
+        lines += ["", "Costs that the source prints without an accuracy:", ""]
+        for (_, _, backbone, epochs, method), values in alone.items():
+            told = "; ".join(f"{COST_TITLES[name].removesuffix(', published')} {values[name]}" for name in spent if name in values)
+            lines.append(f"- {backbone}, {method}, {epochs} epochs: {told}")
     reported = resolve(rows[0], folder).reported
     lines += [
         "",
@@ -363,11 +410,12 @@ def _remarks(row: Mapping[str, str], run: Run, every: Iterable[Mapping[str, str]
             elif "samix README" in row["source"]:
                 remarks.append(f"**contradicted by {other['source']}: {other['top1']}**")
             else:
-                remarks.append(f"{other['source']} has {other['top1']}, AutoMix's number")
+                whose = ", AutoMix's number" if "samix README" in other["source"] else ""
+                remarks.append(f"{other['source']} has {other['top1']}{whose}")
     return "; ".join(remarks)
 
 
 if __name__ == "__main__":
     cards = PUBLISHED.parent
-    for name, text in published_cards(PUBLISHED, RECIPES, cards / "measured.csv").items():
+    for name, text in published_cards(PUBLISHED, RECIPES, cards / "measured.csv", COSTS).items():
         (cards / name).write_text(text)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from hf_mixup.core.secrets import redacted, without_secrets
 
-__all__ = ["NOT_PUSHED", "WAITS", "by_hand", "check_token", "push_folder", "without_secrets"]
+__all__ = ["NOT_PUSHED", "WAITS", "by_hand", "check_token", "push_dataset", "push_folder", "without_secrets"]
 
 logger = logging.getLogger(__name__)
 
@@ -47,8 +47,9 @@ def push_folder(
     token: str | None = None,
     revision: str | None = None,
     private: bool | None = None,
+    repo_type: str = "model",
 ):
-    """Uploads a folder, in four attempts where the network or the server fails.
+    """Uploads a folder to a `model` or `dataset` that is there, in four attempts where the network or the server fails.
 
     Raises:
         ValueError: for a folder that is not there.
@@ -61,7 +62,12 @@ def push_folder(
     for wait in (*WAITS, None):
         try:
             return HfApi(token=token).upload_folder(
-                repo_id=repo, folder_path=folder, commit_message=message, revision=revision, ignore_patterns=list(NOT_PUSHED)
+                repo_id=repo,
+                folder_path=folder,
+                commit_message=message,
+                revision=revision,
+                ignore_patterns=list(NOT_PUSHED),
+                repo_type=repo_type,
             )
         except Exception as error:
             again = _passes(error)
@@ -70,7 +76,7 @@ def push_folder(
             if wait is None or not again:
                 raise ConnectionError(
                     f"the push to {repo} must reach the Hub, got {_short(error)!r}; everything is in {folder}, push it with:\n"
-                    + by_hand(repo, folder, revision=revision, private=private)
+                    + by_hand(repo, folder, revision=revision, private=private, repo_type=repo_type)
                 ) from error
             logger.warning("the push to %s failed (%s); trying again in %.0f seconds", repo, _short(error), wait)
             time.sleep(wait)
@@ -88,12 +94,24 @@ def _passes(error: Exception) -> bool:
     return isinstance(error, (ConnectionError, TimeoutError)) or type(error).__module__.split(".")[0] in ("httpx", "httpx2", "httpcore")
 
 
-def by_hand(repo: str, folder: str | os.PathLike, *, revision: str | None = None, private: bool | None = None) -> str:
+def push_dataset(repo: str, folder: str | os.PathLike, message: str, *, token: str | None = None) -> str:
+    """Uploads a folder as a data set, which is made where there is none, and returns its address. Raises as `push_folder`."""
+    from huggingface_hub import HfApi
+
+    made = HfApi(token=token).create_repo(repo, repo_type="dataset", exist_ok=True)
+    push_folder(made.repo_id, folder, message, token=token, repo_type="dataset")
+    return str(made)
+
+
+def by_hand(
+    repo: str, folder: str | os.PathLike, *, revision: str | None = None, private: bool | None = None, repo_type: str = "model"
+) -> str:
     """The command that pushes a folder."""
     words = ["hf", "upload", repo, str(Path(folder).absolute()), "."]
     words += [word for pattern in NOT_PUSHED for word in ("--exclude", pattern)]
     words += ["--revision", revision] if revision else []
     words += ["--private"] if private else []
+    words += ["--repo-type", repo_type] if repo_type != "model" else []
     return shlex.join(words)
 
 

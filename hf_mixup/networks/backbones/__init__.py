@@ -73,6 +73,11 @@ ARCHITECTURES: dict[str, tuple[type[PreTrainedConfig], dict[str, Any]]] = {
     ),
 }
 
+# networks of timm with other fields; OpenMixup's ViT-S is wider and shallower than timm's
+TIMM_VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "openmixup_vit_small": ("vit_base_patch16_224", {"depth": 8, "num_heads": 8, "mlp_ratio": 3.0}),
+}
+
 
 def from_scratch(
     architecture: str, num_labels: int, image_size: int, *, channels: int = 3, drop_path: float = 0.0, **labels: Any
@@ -110,11 +115,11 @@ def _timm_from_scratch(
     import timm
     from transformers import TimmWrapperConfig, TimmWrapperForImageClassification
 
+    architecture, fields = TIMM_VARIANTS.get(architecture, (architecture, {}))
     if not timm.is_model(architecture):
-        raise ValueError(
-            f"architecture must be a name of timm or of ours, got {architecture!r}; {nearest(architecture, [*timm.list_models(), *ARCHITECTURES, *TABLE_NAMES])}"
-        )
-    model_args: dict[str, Any] = {"drop_path_rate": drop_path} if drop_path else {}
+        known = [*timm.list_models(), *ARCHITECTURES, *TIMM_VARIANTS, *TABLE_NAMES]
+        raise ValueError(f"architecture must be a name of timm or of ours, got {architecture!r}; {nearest(architecture, known)}")
+    model_args: dict[str, Any] = {**fields, **({"drop_path_rate": drop_path} if drop_path else {})}
     model_args |= {"in_chans": channels} if channels != 3 else {}
     default = timm.get_pretrained_cfg(architecture)
     if default is not None and default.input_size[-1] != image_size:
