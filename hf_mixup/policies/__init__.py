@@ -1,6 +1,7 @@
 """Sample policies, one file per paper."""
 
 from hf_mixup.policies.attentivemix import AttentiveMix
+from hf_mixup.policies.augmix import AugMix
 from hf_mixup.policies.comixup import CoMixup
 from hf_mixup.policies.cutmix import CutMix
 from hf_mixup.policies.dirichletsets import DirichletSets
@@ -24,6 +25,7 @@ from hf_mixup.policies.vanilla import Vanilla
 
 __all__ = [
     "AttentiveMix",
+    "AugMix",
     "CoMixup",
     "CutMix",
     "DirichletSets",

@@ -1,6 +1,7 @@
 """Training steps: the standard one, and those of the few methods that need their own."""
 
 from hf_mixup.steps.alignmix import AlignMix
+from hf_mixup.steps.keepclean import KeepClean
 from hf_mixup.steps.learned.adautomix import AdversarialMixing
 from hf_mixup.steps.learned.automix import LearnedMixing
 from hf_mixup.steps.manifoldmix import ManifoldMix
@@ -10,4 +11,15 @@ from hf_mixup.steps.standard import Standard
 from hf_mixup.steps.sumix import SUMix
 from hf_mixup.steps.supermix import SuperMix
 
-__all__ = ["AdversarialMixing", "AlignMix", "LearnedMixing", "ManifoldMix", "RecursiveMix", "SMMixing", "SUMix", "Standard", "SuperMix"]
+__all__ = [
+    "AdversarialMixing",
+    "AlignMix",
+    "KeepClean",
+    "LearnedMixing",
+    "ManifoldMix",
+    "RecursiveMix",
+    "SMMixing",
+    "SUMix",
+    "Standard",
+    "SuperMix",
+]
