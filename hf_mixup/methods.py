@@ -12,19 +12,23 @@ import torch
 
 from hf_mixup.core.checks import check_known, check_probabilities, nearest
 from hf_mixup.core.jensenshannon import JensenShannon
-from hf_mixup.core.losses import Decoupled, Loss
+from hf_mixup.core.losses import BCE, Decoupled, Loss
 from hf_mixup.core.schedule import Points, Schedule, as_json, corners, extremes_of, schedule_of, value_at
 from hf_mixup.labels import AlignedLabels, AttentionLabels, ProgressiveLabels, SaliencyLabels, TokenLabels
 from hf_mixup.method import CONFIG_NAME, Method, fields_of, read_config
 from hf_mixup.policies import (
+    RICAP,
     AttentiveMix,
     AugMix,
     CoMixup,
     CutMix,
     DirichletSets,
+    FixedMixup,
     FMix,
+    GMix,
     GridMix,
     GuidedMixup,
+    HMix,
     MaskMix,
     Mixup,
     MultiMixup,
@@ -36,11 +40,26 @@ from hf_mixup.policies import (
     SMMix,
     SmoothMix,
     SnapMix,
+    SpliceMix,
     TokenCutMix,
     TokenMix,
     Vanilla,
 )
-from hf_mixup.steps import AdversarialMixing, AlignMix, KeepClean, LearnedMixing, ManifoldMix, RecursiveMix, SMMixing, SUMix, SuperMix
+from hf_mixup.steps import (
+    AdversarialMixing,
+    AlignMix,
+    KeepClean,
+    LearnedMixing,
+    ManifoldMix,
+    MixStyle,
+    MoEx,
+    NoisyMix,
+    PatchUp,
+    RecursiveMix,
+    SMMixing,
+    SUMix,
+    SuperMix,
+)
 
 METHODS: dict[str, Method] = {
     method.name: method
@@ -83,6 +102,14 @@ METHODS: dict[str, Method] = {
         # beyond the published tables
         Method("regmixup", Mixup(alpha=20.0), step=KeepClean(), paper="2206.14502"),
         Method("augmix", AugMix(), loss=JensenShannon(), step=KeepClean(mixtures=2), paper="1912.02781"),
+        Method("ricap", RICAP(), paper="1811.09030"),
+        Method("moex", FixedMixup(), step=MoEx(), paper="2002.11102"),
+        Method("patchup", Mixup(alpha=2.0), step=PatchUp(), paper="2006.07794"),
+        Method("nfm", Mixup(), step=NoisyMix(), paper="2110.02180"),
+        Method("mixstyle", Mixup(alpha=0.1), step=MixStyle(), paper="2104.02008"),
+        Method("hmix", HMix(), paper="2208.09913"),
+        Method("gmix", GMix(), paper="2208.09913"),
+        Method("splicemix", SpliceMix(), loss=BCE(), step=KeepClean(clean_weight=4.0), paper="2311.15200"),
         Method("snapmix", SnapMix(), paper="2012.04846"),
         Method("guidedmixup", GuidedMixup(), paper="2306.16612"),
         Method("adautomix", MultiMixup(alpha=1.0, mode="batch"), step=AdversarialMixing(), paper="2312.11954"),

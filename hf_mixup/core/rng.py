@@ -170,6 +170,10 @@ class MixKey(NamedTuple):
         """For pairs, lam and boxes: another stream on every process."""
         return keyed(self.seed, self.rank, self.step, self.micro_step, self.repeat)
 
+    def layer_rng(self, place: int) -> torch.Generator:
+        """For what is drawn for one layer of the network: another stream for each, and on every process."""
+        return keyed(self.seed, self.rank, self.step, self.micro_step, self.repeat, 2, place)
+
     def shared_rng(self) -> torch.Generator:
         """For choices that change which parameters are used: the same on all processes, so that their graphs agree."""
         return keyed(self.seed, self.step, self.micro_step, self.repeat)
