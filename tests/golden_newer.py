@@ -14,7 +14,7 @@ from hf_mixup.core.losses import BCE, CrossEntropy
 from hf_mixup.core.plan import Boxes, Dense, MixPlan, blend, mix_targets, onehot
 from hf_mixup.core.policy import AreaLabels, SamplePolicy
 from hf_mixup.core.rng import MixKey
-from hf_mixup.policies.augmix import OPERATIONS, AugMix, augmented, chained, rotate, shear_x, shear_y
+from hf_mixup.policies.augmix import OPERATIONS, AugMix, augmented, autocontrast, chained, rotate, shear_x, shear_y
 from hf_mixup.policies.gmix import own_share as gmix_share
 from hf_mixup.policies.hmix import own_share as hmix_share
 from hf_mixup.policies.ricap import patch
@@ -67,7 +67,7 @@ def regmixup(case):
 def augmix(case):
     # every transform by itself: by rounding, at most one of 255 is different, and nothing at the edge of what is black
     done = chained(case["images"].float(), *(case[name][None] for name in ("operation", "level", "sign")))
-    exact = ~torch.isin(case["operation"], torch.tensor([OPERATIONS.index(move) for move in (rotate, shear_x, shear_y)]))
+    exact = ~torch.isin(case["operation"], torch.tensor([OPERATIONS.index(move) for move in (autocontrast, rotate, shear_x, shear_y)]))
     assert torch.equal(done[exact], case["out"][exact].float())
     away = (done - case["out"].float()).abs()
     assert away.max() <= 1, away.flatten(1).amax(1)

@@ -77,21 +77,39 @@ def test_an_image_is_augmented_alike_whatever_the_dtype_and_rows_have_draws_of_t
     assert len({tuple(row.flatten()[:50].tolist()) for row in augmented(same, severity=10.0)}) == 6
 
 
-def test_both_trainers_and_the_collator_have_the_same_loss(tmp_path):
-    found = []
-    for ours in (False, True):
-        torch.manual_seed(0)
-        network, collator = vit(), MixupCollator("augmix", num_labels=4, mix_rate=0.7)
-        settings = {"max_steps": 4, "gradient_accumulation_steps": 2, "per_device_train_batch_size": 6, "seed": 3, "learning_rate": 3e-3}
-        if ours:
-            trainer(tmp_path, network, data_collator=collator, logging_steps=1, **settings).train()
-        else:
-            Trainer(
-                network, plain_arguments(tmp_path, **settings), train_dataset=Images(), compute_loss_func=MixupLoss(loss=JensenShannon()),
-                callbacks=[MixupCallback(collator)],
-            ).train()  # fmt: skip
-        found.append(weights(network))
-    assert difference(*found) < 1e-5
+def test_stock_loss_and_model_compare_the_collators_views_alike():
+    """With repeats, whose views lie apart in the batch, and in batches that were not mixed."""
+    data = Images(6)
+    collator = MixupCollator("augmix", num_labels=4, mix_rate=0.5, mix_repeat=2)
+    made = [collator.mixed([data[i] for i in range(6)]) for _ in range(20)]
+    for wanted in ({"augmix"}, {"vanilla"}, {"augmix", "vanilla"}):
+        found = next(found for found, _, names in made if set(names) == wanted)
+        assert found["pixel_values"].shape == (36, 3, 16, 16)
+        logits = vit().train()(found["pixel_values"]).logits
+        stock = MixupLoss(loss=JensenShannon())(logits, found["labels"])
+        ours = MixupModel(vit(), "augmix").train()(found["pixel_values"], found["labels"], mixed=collator.choice.rows)
+        assert_close(ours.loss, stock)
+        # by hand: the views of an image are 12 rows apart
+        p = logits.softmax(1).view(3, 12, 4)
+        divergence = (p * (p.log() - p.mean(0).log())).sum(2).mean()
+        clean = torch.nn.functional.cross_entropy(logits[24:], found["labels"][24:])
+        assert_close(stock, clean + 12 * divergence, atol=1e-4, rtol=1e-4)
+        assert (divergence > 1e-9) == ("augmix" in wanted)
+
+
+def test_both_trainers_take_it(tmp_path):
+    settings = {"max_steps": 3, "gradient_accumulation_steps": 2, "per_device_train_batch_size": 6}
+    collator = MixupCollator("augmix", num_labels=4, mix_rate=0.7)
+    for network, data_collator in ((vit(), collator), (vit(), None)):
+        before = weights(network)
+        done = trainer(tmp_path, network, mix=["mixup", "cutmix"] if data_collator else ["augmix"], data_collator=data_collator, **settings)
+        done.train()
+        assert difference(before, weights(network)) > 0
+    network = vit()
+    Trainer(
+        network, plain_arguments(tmp_path, **settings), train_dataset=Images(), compute_loss_func=MixupLoss(loss=JensenShannon()),
+        callbacks=[MixupCallback(collator)],
+    ).train()  # fmt: skip
 
 
 def test_batches_that_were_not_mixed_have_the_plain_loss():

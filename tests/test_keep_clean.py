@@ -6,16 +6,14 @@ import pytest
 import torch
 from torch import nn
 from torch.testing import assert_close
-from transformers import Trainer
 
-from hf_mixup import MixupCallback, MixupCollator, MixupLoss, MixupModel, get_method
+from hf_mixup import MixupCollator, MixupLoss, MixupModel, get_method
 from hf_mixup.core.losses import BCE, CrossEntropy, Decoupled
 from hf_mixup.core.rng import MixKey, keyed
 from hf_mixup.methods import MethodChoice
 from hf_mixup.steps import KeepClean
 from refusals import refuses
 from small import Images, difference, resnet, trainer, vit, weights
-from test_collator import plain_arguments
 from test_situations import batch, keys, still
 
 KEY = MixKey(3, 0, 5, 0, 0, 100)
@@ -84,30 +82,34 @@ def test_an_unmixed_batch_counts_as_much_as_a_mixed_one(tmp_path):
         assert_close(out.loss, (out.losses[:8].mean() + clean.loss) / 2)
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
-def test_collator_in_both_trainers_and_the_model_train_alike(tmp_path, accumulate):
-    """The batch of the collator, with mix_repeat=2, gives the same loss in a stock Trainer and in ours, divided by all of its rows."""
-    rates, found = {"mix_rate": 0.5, "mix_repeat": 2}, []
-    for ours in (False, True):
-        torch.manual_seed(0)
-        network, collator = vit(), MixupCollator("regmixup", num_labels=4, **rates)
-        settings = {
-            "max_steps": 4,
-            "gradient_accumulation_steps": accumulate,
-            "per_device_train_batch_size": 6,
-            "seed": 3,
-            "learning_rate": 3e-3,
-        }
-        if ours:
-            done = trainer(tmp_path, network, data_collator=collator, logging_steps=1, **settings)
-        else:
-            done = Trainer(
-                network, plain_arguments(tmp_path, **settings), train_dataset=Images(), compute_loss_func=MixupLoss(),
-                callbacks=[MixupCallback(collator)],
-            )  # fmt: skip
-        done.train()
-        found.append(weights(network))
-    assert difference(*found) < 1e-5
+@pytest.mark.parametrize("mix_repeat", [1, 2])
+def test_stock_loss_and_model_weigh_the_collators_batches_alike(mix_repeat):
+    """Two micro-batches, one mixed and one not: both Trainers divide by all rows, so the loss is the mean over images."""
+    data = Images(12)
+    collator = MixupCollator("regmixup", num_labels=4, mix_rate=0.5, mix_repeat=mix_repeat)
+    made = [collator.mixed([data[i] for i in range(6 * k, 6 * k + 6)]) for k in (0, 1) for _ in range(20)]
+    batches = [next(found for found, _, names in made if set(names) == {name}) for name in ("regmixup", "vanilla")]
+    network = vit()
+    images, rows = [], sum(len(found["labels"]) for found in batches)
+    stock = ours = 0.0
+    for mixed in batches:
+        outputs = network.train()(mixed["pixel_values"])
+        images.append(MixupLoss()(outputs, mixed["labels"]).item())
+        stock += MixupLoss()(outputs, mixed["labels"], num_items_in_batch=rows * 4).item()
+        model = MixupModel(network, "regmixup").train()
+        ours += model(mixed["pixel_values"], mixed["labels"], mixed=collator.choice.rows).loss.item() * len(mixed["labels"]) / rows
+    assert len(batches[0]["labels"]) == len(batches[1]["labels"]) == 12 * mix_repeat
+    assert stock == pytest.approx(sum(images) / 2, rel=1e-5)
+    assert ours == pytest.approx(stock, rel=1e-5)
+
+
+def test_our_trainer_takes_the_collator(tmp_path):
+    collator = MixupCollator(["regmixup", "cutmix"], num_labels=4, mix_rate=0.7)
+    settings = {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 4, "max_steps": 6, "logging_steps": 6}
+    done = trainer(tmp_path, vit(), data_collator=collator, **settings)
+    done.train()
+    entry = next(entry for entry in done.state.log_history if "loss" in entry)
+    assert {"mix/regmixup", "mix/cutmix", "mix/vanilla"} <= set(entry)
 
 
 def test_collator_lays_out_all_mixtures_then_all_clean_images():

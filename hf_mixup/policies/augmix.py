@@ -21,7 +21,7 @@ class AugMix(SamplePolicy):
 
     `w ~ Dirichlet(alpha)`, `m ~ Beta(alpha, alpha)`; a chain is one to three of nine transforms of 8-bit images, each at a level that is
     uniform in [0.1, severity]. Labels stay. The transforms are those of the authors' code, for whole batches on any device;
-    equalize and autocontrast are torchvision's. Rotations and shears differ from PIL's by rounding, at most one of 255.
+    equalize and autocontrast are torchvision's. Rotations, shears and autocontrast differ from PIL's by rounding, at most one of 255.
     With the step `KeepClean(mixtures=2)` and the loss `JensenShannon` it is the method of the paper.
 
     Args:
