@@ -90,9 +90,12 @@ def changed_output(layout: Layout, output: Any, size: tuple[int, int], change: C
     maps = layout.maps(output, size)
     with torch.autocast(maps.device.type, enabled=False):
         changed = change.maps(maps.float()).to(maps.dtype)
-        return layout.put(
-            changed, output, lambda tokens: tokens if change.tokens is None else change.tokens(tokens.float()).to(tokens.dtype)
-        )
+        return layout.put(changed, output, lambda tokens: changed_tokens(tokens, change))
+
+
+def changed_tokens(tokens: Tensor, change: Change) -> Tensor:
+    """Tokens before the patches (B, n, C), where there are any."""
+    return tokens if change.tokens is None or tokens.shape[1] == 0 else change.tokens(tokens.float()).to(tokens.dtype)
 
 
 def check_layers(layers: Layers) -> None:
