@@ -85,16 +85,18 @@ def test_stock_loss_and_model_compare_the_collators_views_alike():
     for wanted in ({"augmix"}, {"vanilla"}, {"augmix", "vanilla"}):
         found = next(found for found, _, names in made if set(names) == wanted)
         assert found["pixel_values"].shape == (36, 3, 16, 16)
-        logits = vit().train()(found["pixel_values"]).logits
+        network = vit().train()
+        network.classifier.weight.data.mul_(50)  # or all views would look alike to it
+        logits = network(found["pixel_values"]).logits
         stock = MixupLoss(loss=JensenShannon())(logits, found["labels"])
-        ours = MixupModel(vit(), "augmix").train()(found["pixel_values"], found["labels"], mixed=collator.choice.rows)
+        ours = MixupModel(network, "augmix").train()(found["pixel_values"], found["labels"], mixed=collator.choice.rows)
         assert_close(ours.loss, stock)
         # by hand: the views of an image are 12 rows apart
         p = logits.softmax(1).view(3, 12, 4)
         divergence = (p * (p.log() - p.mean(0).log())).sum(2).mean()
         clean = torch.nn.functional.cross_entropy(logits[24:], found["labels"][24:])
         assert_close(stock, clean + 12 * divergence, atol=1e-4, rtol=1e-4)
-        assert (divergence > 1e-9) == ("augmix" in wanted)
+        assert (divergence > 1e-5) == ("augmix" in wanted)
 
 
 def test_both_trainers_take_it(tmp_path):
