@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import TrainingArguments
@@ -13,8 +13,14 @@ from transformers.utils import is_torch_tf32_available
 from hf_mixup.core.checks import check_between, check_count, check_known, check_range
 from hf_mixup.core.losses import Loss
 from hf_mixup.core.rng import MODES
+from hf_mixup.core.schedule import as_json, schedule_of
 from hf_mixup.method import Method
 from hf_mixup.methods import METHODS, MethodChoice
+
+if TYPE_CHECKING:
+    Probabilities, Rate = list[Any], float | list | dict
+else:  # words of a command line, which may be numbers or JSON
+    Probabilities, Rate = list[str], str
 
 
 @dataclass
@@ -29,7 +35,9 @@ class MixupTrainingArguments(TrainingArguments):
         default_factory=lambda: ["mixup", "cutmix"],
         metadata={"help": f"One or several methods, of which one is chosen for every batch: {', '.join(METHODS)}."},
     )
-    mix_prob: list[float] | None = field(default=None, metadata={"help": "A probability for each method; equal ones if not given."})
+    mix_prob: Probabilities | None = field(
+        default=None, metadata={"help": "A probability for each method, a number or a schedule as for mix_rate; equal ones if not given."}
+    )
     alpha: list[float] | None = field(default=None, metadata={"help": "Alpha of each method, or one for all."})
     mix_args: dict | str | None = field(
         default=None, metadata={"help": 'Other hyper-parameters by method, as JSON: \'{"cutmix": {"alpha": 0.2}}\'.'}
@@ -47,7 +55,13 @@ class MixupTrainingArguments(TrainingArguments):
             '\'{"name": "focal", "weight": [1, 1, 5]}\', \'{"name": "multihead", "classes": [3, 7]}\'.'
         },
     )
-    mix_rate: float = field(default=1.0, metadata={"help": "Share of the batches that is mixed, 0 to 1."})
+    mix_rate: Rate | None = field(
+        default=1.0,
+        metadata={
+            "help": "Share of the batches that is mixed, 0 to 1, or a schedule of it as JSON: points of (epoch, share) such as "
+            '[[0, 1], [60, 1], [100, 0]], with lines between them, or {"name": "withouthesitation"}.'
+        },
+    )
     mix_repeat: int = field(default=1, metadata={"help": "Independent mixtures of each batch, whose losses are averaged."})
     mix_off_epoch: float | None = field(default=None, metadata={"help": "Train without mixing from this epoch on."})
     fast: bool = field(
@@ -98,6 +112,10 @@ class MixupTrainingArguments(TrainingArguments):
     def __post_init__(self):
         self.mix = [self.mix] if isinstance(self.mix, (str, Method)) else self.mix
         self.mix_args = parse_json("mix_args", self.mix_args)
+        # numbers as text come from the command line
+        self.mix_rate = as_json(schedule_of("mix_rate", 1.0 if self.mix_rate is None else self.mix_rate))
+        if self.mix_prob is not None:
+            self.mix_prob = [as_json(schedule_of("mix_prob", value)) if isinstance(value, str) else value for value in self.mix_prob]
         if isinstance(self.loss, str) and self.loss.lstrip().startswith("{"):
             self.loss = parse_json("loss", self.loss)
         if self.mode is not None:

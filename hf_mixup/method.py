@@ -16,9 +16,10 @@ from torch import Tensor
 from hf_mixup.core.checks import check_images, check_labels, check_switch, nearest
 from hf_mixup.core.hub import download
 from hf_mixup.core.losses import CrossEntropy, Loss, smooth
-from hf_mixup.core.plan import blend, mix_targets
+from hf_mixup.core.plan import MixPlan, blend, mix_targets
 from hf_mixup.core.policy import AreaLabels, LabelPolicy, SamplePolicy, Signals
 from hf_mixup.core.rng import keyed
+from hf_mixup.steps.keepclean import KeepClean
 from hf_mixup.steps.standard import Standard
 from hf_mixup.steps.step import Parts, Step
 
@@ -69,16 +70,21 @@ class Method:
     ) -> tuple[Tensor, Tensor]:
         """Mixes `images` (B, C, H, W) and `labels`, (B,) class numbers or (B, num_labels) soft.
 
-        Returns the mixed images and float32 soft targets (B, num_labels), with the label smoothing of the method's loss. Without a (CPU) `generator`, one number is drawn
-        from torch's global stream. Raises ValueError or TypeError for input that cannot be mixed.
+        Returns the mixed images and float32 soft targets (B, num_labels), with the label smoothing of the method's loss; r * B of both for
+        a method with r rows of each image (`KeepClean`), whose clean images come last. Without a (CPU) `generator`, one number is drawn from torch's global stream. Raises ValueError or TypeError for input that cannot be mixed.
         """
         check_model_free(self, "a plain call")
         check_images(images)
         check_labels(labels, len(images), num_labels)
         if generator is None:
             generator = keyed(int(torch.randint(2**62, ())))
-        plan = self.sample.plan(images.shape, generator, Signals(images.device, images=images)).to(images.device)
-        return blend(plan, images), smooth(mix_targets(plan, labels, num_labels), getattr(self.loss, "smoothing", 0.0))
+        plans = []
+        for mixture in self.step.rows:
+            signals = Signals(images.device, images=images)
+            plans.append(self.sample.plan(images.shape, generator, signals) if mixture else MixPlan.identity(len(images)))
+        mixed = torch.cat([blend(plan, images) for plan in plans]) if len(plans) > 1 else blend(plans[0], images)
+        targets = torch.cat([mix_targets(plan, labels, num_labels) for plan in plans])
+        return mixed, smooth(targets, getattr(self.loss, "smoothing", 0.0))
 
     def replaced(self, **fields: Any) -> Method:
         """The same method with other hyper-parameters.
@@ -205,7 +211,19 @@ def read_config(repo_or_folder: str | Path, *, revision: str | None = None, toke
 def needs_of_model(method: Method) -> list[str]:
     """What the method needs a model for; empty for one that mixes by images alone."""
     wanted = sorted((method.sample.needs | method.label.needs) - {"images"})
-    return wanted or ([] if isinstance(method.step, Standard) else ["a training step of its own"])
+    if wanted or method.step.rows is not None:
+        return wanted
+    return ["a weight or a pass of its own for clean images" if isinstance(method.step, KeepClean) else "a training step of its own"]
+
+
+def check_views(method: Method) -> None:
+    """Refuses a loss that compares views of every image, where the step makes others."""
+    wanted, made = method.loss.views, method.step.rows
+    if wanted > 1 and (made is None or len(made) != wanted):
+        raise ValueError(
+            f"{type(method.loss).__name__} compares {wanted} views of every image in one pass, got {method.name!r} with the step {method.step}; "
+            f"set step=KeepClean(mixtures={wanted - 1})."
+        )
 
 
 def check_model_free(method: Method, where: str) -> None:

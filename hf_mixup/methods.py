@@ -4,24 +4,31 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from hf_mixup.core.checks import check_between, check_known, check_probabilities, nearest
-from hf_mixup.core.losses import Decoupled, Loss
+from hf_mixup.core.checks import check_known, check_probabilities, nearest
+from hf_mixup.core.jensenshannon import JensenShannon
+from hf_mixup.core.losses import BCE, Decoupled, Loss
+from hf_mixup.core.schedule import Points, Schedule, as_json, corners, extremes_of, schedule_of, value_at
 from hf_mixup.labels import AlignedLabels, AttentionLabels, ProgressiveLabels, SaliencyLabels, TokenLabels
 from hf_mixup.method import CONFIG_NAME, Method, fields_of, read_config
 from hf_mixup.policies import (
+    RICAP,
     AttentiveMix,
+    AugMix,
     CoMixup,
     CutMix,
     DirichletSets,
+    FixedMixup,
     FMix,
+    GMix,
     GridMix,
     GuidedMixup,
+    HMix,
     MaskMix,
     Mixup,
     MultiMixup,
@@ -33,11 +40,26 @@ from hf_mixup.policies import (
     SMMix,
     SmoothMix,
     SnapMix,
+    SpliceMix,
     TokenCutMix,
     TokenMix,
     Vanilla,
 )
-from hf_mixup.steps import AdversarialMixing, AlignMix, LearnedMixing, ManifoldMix, RecursiveMix, SMMixing, SUMix, SuperMix
+from hf_mixup.steps import (
+    AdversarialMixing,
+    AlignMix,
+    KeepClean,
+    LearnedMixing,
+    ManifoldMix,
+    MixStyle,
+    MoEx,
+    NoisyMix,
+    PatchUp,
+    RecursiveMix,
+    SMMixing,
+    SUMix,
+    SuperMix,
+)
 
 METHODS: dict[str, Method] = {
     method.name: method
@@ -78,6 +100,16 @@ METHODS: dict[str, Method] = {
         Method("tokenmix", TokenMix(), label=TokenLabels(), paper="2207.08409"),
         Method("smmix", SMMix(), step=SMMixing(), paper="2212.12977"),
         # beyond the published tables
+        Method("regmixup", Mixup(alpha=20.0), step=KeepClean(), paper="2206.14502"),
+        Method("augmix", AugMix(), loss=JensenShannon(), step=KeepClean(mixtures=2), paper="1912.02781"),
+        Method("ricap", RICAP(), paper="1811.09030"),
+        Method("moex", FixedMixup(), step=MoEx(), paper="2002.11102"),
+        Method("patchup", Mixup(alpha=2.0), step=PatchUp(), paper="2006.07794"),
+        Method("nfm", Mixup(), step=NoisyMix(), paper="2110.02180"),
+        Method("mixstyle", Mixup(alpha=0.1), step=MixStyle(), paper="2104.02008"),
+        Method("hmix", HMix(), paper="2208.09913"),
+        Method("gmix", GMix(), paper="2208.09913"),
+        Method("splicemix", SpliceMix(), loss=BCE(), step=KeepClean(clean_weight=4.0), paper="2311.15200"),
         Method("snapmix", SnapMix(), paper="2012.04846"),
         Method("guidedmixup", GuidedMixup(), paper="2306.16612"),
         Method("adautomix", MultiMixup(alpha=1.0, mode="batch"), step=AdversarialMixing(), paper="2312.11954"),
@@ -106,36 +138,54 @@ class MethodChoice:
 
     Attributes:
         methods: at least one, of different names.
-        probabilities: one for each, summing to 1.
-        rate: the share of batches that is mixed at all.
+        probabilities: one for each, summing to 1; numbers or schedules.
+        rate: the share of batches that is mixed at all; a number or a schedule.
     """
 
     methods: tuple[Method, ...]
-    probabilities: tuple[float, ...]
-    rate: float = 1.0
+    probabilities: tuple[float | Schedule, ...]
+    rate: float | Schedule = 1.0
+
+    @property
+    def rates(self) -> tuple[float, float]:
+        """The least and the greatest share of batches that is mixed."""
+        return extremes_of(self.rate)
+
+    def at(self, epoch: int, epochs: int) -> MethodChoice:
+        """The choice in an epoch, counted from 0, of a run of so many: without schedules. Raises ValueError where they need more."""
+        if not any(isinstance(value, Schedule) for value in (self.rate, *self.probabilities)):
+            return self
+        probabilities = tuple(value_at(value, epoch, epochs) for value in self.probabilities)
+        return replace(self, probabilities=probabilities, rate=value_at(self.rate, epoch, epochs))
+
+    @property
+    def rows(self) -> int:
+        """Rows of each image in a batch of a collator."""
+        return max(len(method.step.rows or (True,)) for method in self.methods)
 
     @classmethod
     def build(
         cls,
         mix: str | Method | Sequence[str | Method],
-        mix_prob: Sequence[float] | None = None,
+        mix_prob: Sequence[Any] | None = None,
         alpha: float | Sequence[float] | None = None,
         mix_args: Mapping[str, Mapping[str, Any]] | None = None,
         *,
         mode: str | None = None,
         loss: str | Mapping[str, Any] | Loss | None = None,
-        mix_rate: float = 1.0,
+        mix_rate: Any = 1.0,
     ) -> MethodChoice:
         """From what people type. Raises ValueError for unknown names and fields, and for lists of different lengths.
 
         Args:
             mix: a method or several, by name or built.
-            mix_prob: one probability for each; equal ones if None.
+            mix_prob: one probability for each, a number or a schedule; equal ones if None.
             alpha: one for each, or one for all that have an alpha.
             mix_args: other hyper-parameters by method, `{"cutmix": {"alpha": 0.2}}`.
             mode: sets `mode` of every method that has one.
             loss: sets the loss of every method, by name or `{"name": ..., <fields>}`.
-            mix_rate: the share of batches that is mixed, 0 to 1.
+            mix_rate: the share of batches that is mixed, 0 to 1, or a schedule of it: points `[[epoch, share], ...]`, or
+                `{"name": "withouthesitation"}`, as `hf_mixup.core.schedule` describes them.
         """
         named = [mix] if isinstance(mix, (str, Method)) else list(mix)
         if not named:
@@ -170,14 +220,19 @@ class MethodChoice:
             own = {k: tuple(v) if isinstance(v, list) else v for k, v in mix_args.get(method.name, {}).items()}
             built.append(method.replaced(**own))
         probabilities = [1 / len(built)] * len(built) if mix_prob is None else list(mix_prob)
-        check_probabilities(probabilities, len(built))
-        check_between(0, 1, mix_rate=mix_rate)
-        return cls(tuple(built), tuple(map(float, probabilities)), float(mix_rate))
+        if any(isinstance(value, (str, list, tuple, dict, Schedule)) for value in probabilities):
+            probabilities = [schedule_of("mix_prob", value) for value in probabilities]
+            for value in probabilities:
+                if isinstance(value, Schedule) and not isinstance(value, Points):
+                    raise ValueError(f"mix_prob takes numbers and schedules of points, got {as_json(value)}; give points, or set mix_rate.")
+        for epoch in corners(probabilities):
+            check_probabilities([value_at(value, epoch, 0) for value in probabilities], len(built))
+        return cls(tuple(built), tuple(map(_number, probabilities)), schedule_of("mix_rate", mix_rate))
 
     def draw(self, rng: torch.Generator) -> Method:
-        """The method of a batch."""
+        """The method of a batch; of a choice without schedules, which `at` gives."""
         if self.rate < 1 and float(torch.rand((), generator=rng)) >= self.rate:
-            return METHODS["vanilla"].replaced(loss=self.methods[0].loss)
+            return METHODS["vanilla"].replaced(loss=self.methods[0].loss.single())
         if len(self.methods) == 1:
             return self.methods[0]
         weights = torch.tensor(self.probabilities, dtype=torch.float64)
@@ -186,8 +241,8 @@ class MethodChoice:
     def to_dict(self) -> dict[str, Any]:
         return {
             "methods": [method.to_dict() for method in self.methods],
-            "mix_prob": list(self.probabilities),
-            "mix_rate": self.rate,
+            "mix_prob": list(map(as_json, self.probabilities)),
+            "mix_rate": as_json(self.rate),
         }
 
     @classmethod
@@ -205,3 +260,7 @@ class MethodChoice:
 
     def __str__(self) -> str:
         return " + ".join(map(str, self.methods))
+
+
+def _number(value: float | Schedule) -> float | Schedule:
+    return value if isinstance(value, Schedule) else float(value)

@@ -20,7 +20,7 @@ from hf_mixup.core.checks import check_between, check_count, check_images
 from hf_mixup.core.hub import download_all, told_plainly
 from hf_mixup.core.losses import CrossEntropy
 from hf_mixup.core.rng import MixKey
-from hf_mixup.method import CONFIG_NAME, Method, read_config
+from hf_mixup.method import CONFIG_NAME, Method, check_views, read_config
 from hf_mixup.methods import MethodChoice
 from hf_mixup.mixers.mixer import Mixer
 from hf_mixup.networks.average import Average, rising_decay
@@ -87,13 +87,13 @@ class MixupModel(PreTrainedModel):
         self,
         backbone: PreTrainedModel,
         mix: str | Method | MethodChoice | Sequence[str | Method] = "cutmix",
-        mix_prob: Sequence[float] | None = None,
+        mix_prob: Sequence[Any] | None = None,
         alpha: float | Sequence[float] | None = None,
         mix_args: Mapping[str, Mapping[str, Any]] | None = None,
         *,
         mode: str | None = None,
         loss: Any = None,
-        mix_rate: float = 1.0,
+        mix_rate: Any = 1.0,
         mix_repeat: int = 1,
         ema_decay: float | None = None,
     ):
@@ -115,6 +115,8 @@ class MixupModel(PreTrainedModel):
         self.num_labels = backbone.config.num_labels
         self._no_split_modules = backbone._no_split_modules
         self.supports_gradient_checkpointing = backbone.supports_gradient_checkpointing
+        for method in mix.methods:
+            check_views(method)
         self.states = nn.ModuleDict({method.name: method.step.build(method.parts, backbone) for method in mix.methods})
         self.ema_decay, self.ema = ema_decay, None
         if ema_decay is not None:
@@ -179,14 +181,15 @@ class MixupModel(PreTrainedModel):
         pixel_values: Tensor,
         labels: Tensor | None = None,
         mix_key: Sequence[int] | None = None,
-        mixed: bool = False,
+        mixed: int = 0,
     ) -> ImageClassifierOutput:
         """
         Args:
             pixel_values: (B, C, H, W).
             labels: (B,) class numbers, or (B, num_labels) soft.
             mix_key: a `MixKey`, or its numbers; needed in training.
-            mixed: in training, take the labels as final and mix nothing.
+            mixed: in training, take the labels as final and mix nothing: the number of rows of each image, which lie in as many equal parts
+                of the batch, as a MixupCollator makes them; 0 to mix.
         """
         if labels is None:
             if self.training and torch.is_grad_enabled():
@@ -204,6 +207,8 @@ class MixupModel(PreTrainedModel):
         targets = loss.targets(labels, self.num_labels)
         if mixed or len(pixel_values) == 1:
             logits = self.backbone(pixel_values=pixel_values).logits
+            views = max(mixed, 1)
+            loss = next((method.loss for method in self.choice.methods if method.loss.views == views), loss.single())
             losses = loss(logits, targets)
             return MixupOutput(
                 loss=losses.mean(), logits=logits, targets=targets, lam=targets.new_ones(len(targets)), losses=losses, methods=("vanilla",)
@@ -226,7 +231,7 @@ class MixupModel(PreTrainedModel):
 
     def method_for(self, key: MixKey) -> Method:
         """The method of a batch: the same on all processes."""
-        return self.choice.draw(key.shared_rng())
+        return self.choice.at(key.epoch, key.epochs).draw(key.shared_rng())
 
     def _step(self, method: Method, images: Tensor, targets: Tensor, key: MixKey) -> StepOutput:
         state = self.states[method.name] if method.name in self.states else MethodState()

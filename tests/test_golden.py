@@ -10,6 +10,7 @@ import golden_evidence
 import golden_handcrafted
 import golden_label
 import golden_learnable
+import golden_newer
 import golden_optimised
 
 CHECKS = {
@@ -17,6 +18,7 @@ CHECKS = {
     **golden_handcrafted.CHECKS,
     **golden_label.CHECKS,
     **golden_learnable.CHECKS,
+    **golden_newer.CHECKS,
     **golden_optimised.CHECKS,
 }
 

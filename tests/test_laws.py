@@ -10,11 +10,11 @@ from hf_mixup.core.plan import blend, blend_examples
 
 # the exceptions stand on this table and nowhere else: methods whose papers do not label by the visible area
 # (law 1 and the sum of weights do not apply), or that need more room than the smallest shapes have
-NOT_BY_AREA: set[str] = {"mixpro", "saliencygrafting", "snapmix", "tlalign", "tokenmix", "transmix"}
+NOT_BY_AREA: set[str] = {"augmix", "mixpro", "saliencygrafting", "snapmix", "splicemix", "tlalign", "tokenmix", "transmix"}
 # of those, methods whose weights do not sum to 1
-NOT_WHOLE = {"snapmix"}
-# nothing about them is drawn
-UNDRAWN = {"vanilla", "guidedmixup"}
+NOT_WHOLE = {"snapmix", "splicemix"}
+# nothing about their pairs is drawn; augmix mixes every image with transforms of itself
+UNDRAWN = {"augmix", "vanilla", "guidedmixup"}
 SMALLEST = {}
 # numbers of channels that a method can look at; any, if not named: a gray value is defined for these only
 CHANNELS = {"saliencymix": (1, 3)}

@@ -14,7 +14,7 @@ from hf_mixup.core.geometry import centred_boxes
 from hf_mixup.core.plan import Boxes, Dense, MixPlan, Share
 from hf_mixup.core.policy import AreaLabels, LabelPolicy, SamplePolicy
 from hf_mixup.core.rng import beta, keyed
-from hf_mixup.policies import CutMix, FMix, GridMix, Mixup, ResizeMix, SaliencyMix, SmoothMix
+from hf_mixup.policies import RICAP, CutMix, FMix, GMix, GridMix, HMix, Mixup, ResizeMix, SaliencyMix, SmoothMix
 
 SHAPE = (5, 3, 16, 12)
 
@@ -227,7 +227,11 @@ def test_inverted_weights_of_published_smoothmix_are_rejected():
         laws.onehot_images(SmoothMix(as_published=True), AreaLabels(), SHAPE)
 
 
-@pytest.mark.parametrize("policy", [FMix(), SmoothMix(), GridMix(), ResizeMix(), SaliencyMix()], ids=lambda policy: type(policy).__name__)
+@pytest.mark.parametrize(
+    "policy",
+    [FMix(), SmoothMix(), GridMix(), ResizeMix(), SaliencyMix(), HMix(), GMix(), RICAP()],
+    ids=lambda policy: type(policy).__name__,
+)
 def test_an_inverted_lam_is_rejected_whatever_the_mask(policy):
     tolerance = 1e-5 + laws.PIXEL / (SHAPE[2] * SHAPE[3])
     every_key(laws.onehot_images, policy, AreaLabels(), SHAPE, tolerance=tolerance)

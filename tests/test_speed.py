@@ -14,6 +14,7 @@ from hf_mixup.core.rng import MixKey
 from hf_mixup.method import needs_of_model
 from hf_mixup.policies import fmix, puzzlemix
 from hf_mixup.recipes import read_recipe
+from hf_mixup.steps import noisymix, patchup
 from hf_mixup.training import agreement
 from small import arguments, difference, resnet, trainer, vit, weights
 
@@ -46,7 +47,7 @@ READ_THE_DEVICE = {"comixup", "supermix", "guidedmixup"}
 def test_no_step_waits_for_the_device(name, monkeypatch):
     """On the device `meta`, whose tensors have no values: whatever the host would have to wait for raises."""
     # it has neither random numbers nor autocast
-    for module in (fmix, puzzlemix):
+    for module in (fmix, puzzlemix, noisymix, patchup):
         monkeypatch.setattr(module, "normal", lambda size, rng, device="cpu": torch.empty(size, device=device))
     monkeypatch.setattr(torch, "autocast", lambda *args, **kwargs: contextlib.nullcontext())
     method, images, labels = METHODS[name], torch.empty(8, 3, 16, 16, device="meta"), torch.zeros(8, dtype=torch.long, device="meta")

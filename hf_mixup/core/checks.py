@@ -78,6 +78,14 @@ def check_per_channel(low: float, **values: Sequence[float]) -> None:
             raise ValueError(f"{name} must list numbers above {low}, got {value!r}; give one for all channels, or one for each.")
 
 
+def check_normalisation(mean: Sequence[float] | None, std: Sequence[float] | None) -> None:
+    if (mean is None) != (std is None):
+        raise ValueError(f"mean and std must be given together, got mean={mean} and std={std}; give both or none.")
+    if std is not None:
+        check_per_channel(0, std=std)
+        check_per_channel(float("-inf"), mean=mean)
+
+
 def check_channels(images: Tensor, **values: Sequence[float]) -> None:
     for name, value in values.items():
         if len(value) not in (1, images.shape[1]):

@@ -32,10 +32,12 @@ class Loss(ABC):
     Attributes:
         multi_label: targets are any numbers in [0, 1], one for each class, instead of distributions.
         regression: targets are any numbers, one for each output; there are no classes.
+        views: rows of each image that are compared, in as many equal parts of the batch (`JensenShannon`); 1 for rows by themselves.
     """
 
     multi_label: ClassVar[bool] = False
     regression: ClassVar[bool] = False
+    views = 1
 
     @property
     def problem_type(self) -> str:
@@ -64,6 +66,10 @@ class Loss(ABC):
     def plain(self) -> Loss:
         """The loss that evaluation reports: without what regularises or weighs, so that runs can be compared."""
         return CrossEntropy()
+
+    def single(self) -> Loss:
+        """The loss of rows by themselves, of batches that were not mixed."""
+        return self
 
     def _is_column(self, labels: Tensor, num_labels: int) -> bool:
         """Numbers, where class numbers could stand: those of a regression, and the zeros and ones of a single output."""

@@ -153,6 +153,8 @@ class MixKey(NamedTuple):
         micro_step: batches done since, under gradient accumulation.
         repeat: which of the draws of one batch this is (`mix_repeat`).
         total_steps: of the whole run; schedules read it, no draw depends on it.
+        epoch: whole epochs done; schedules of `mix_rate` and `mix_prob` read it, no draw depends on it. -1 where it is not known.
+        epochs: of the whole run; 0 where it is not known.
     """
 
     seed: int
@@ -161,10 +163,16 @@ class MixKey(NamedTuple):
     micro_step: int = 0
     repeat: int = 0
     total_steps: int = 0
+    epoch: int = -1
+    epochs: int = 0
 
     def own_rng(self) -> torch.Generator:
         """For pairs, lam and boxes: another stream on every process."""
         return keyed(self.seed, self.rank, self.step, self.micro_step, self.repeat)
+
+    def layer_rng(self, place: int) -> torch.Generator:
+        """For what is drawn for one layer of the network: another stream for each, and on every process."""
+        return keyed(self.seed, self.rank, self.step, self.micro_step, self.repeat, 2, place)
 
     def shared_rng(self) -> torch.Generator:
         """For choices that change which parameters are used: the same on all processes, so that their graphs agree."""

@@ -53,6 +53,8 @@ class MixupCollator:
     Images of bytes, uint8 of 0 to 255, are mixed as bytes, a quarter of the memory: boxes and masks by copying, shares rounded, so
     half a level off at most. With `processor`, `MixupCallback` lets the network normalise them, in evaluation too.
 
+    A method that keeps clean images (RegMixup) gives r rows of each image: the mixtures of all, then all clean ones, r * B rows in all.
+
     For training only: give a stock `Trainer` `MixupCallback(collator)` and `compute_loss_func=MixupLoss()`, so that evaluation
     stays plain. Methods that need the model are refused. Plans are drawn from one number of the worker's own torch stream and
     the process rank, so no two workers or processes repeat each other; a resumed run is exact at the ends of epochs only
@@ -61,12 +63,12 @@ class MixupCollator:
     Args:
         mix: a method of `METHODS` that needs images only, or several, of which one is chosen for every batch.
         num_labels: classes; needed where labels are class numbers. Several numbers for several columns of them, one for each head.
-        mix_prob: one probability for each method; equal ones if None.
+        mix_prob: one probability for each method, a number or a schedule over epochs; equal ones if None.
         alpha: one for each method, or one for all.
         mix_args: other hyper-parameters by method, `{"cutmix": {"mode": "batch"}}`.
         base_collator: makes the batch, a mapping with `pixel_values` and `labels`; None stacks, which is faster.
         mode: `sample`, `pair` or `batch`, for every method that has it.
-        mix_rate: the share of batches that is mixed, 0 to 1.
+        mix_rate: the share of batches that is mixed, 0 to 1, or a schedule of it over epochs, as in `MethodChoice.build`.
         mix_repeat: independent mixtures of each batch; r of them give r * B rows.
         check_finite: refuse NaN and infinite pixels.
         every_column: without a `base_collator`, keep columns of numbers and lists too, not of tensors and arrays alone.
@@ -79,12 +81,12 @@ class MixupCollator:
 
     mix: str | Method | Sequence[str | Method] = "cutmix"
     num_labels: int | Sequence[int] | None = None
-    mix_prob: Sequence[float] | None = None
+    mix_prob: Sequence[Any] | None = None
     alpha: float | Sequence[float] | None = None
     mix_args: Mapping[str, Mapping[str, Any]] | None = None
     base_collator: Callable[[list], Mapping] | None = None
     mode: str | None = None
-    mix_rate: float = 1.0
+    mix_rate: Any = 1.0
     mix_repeat: int = 1
     check_finite: bool = True
     every_column: bool = field(default=False, repr=False)
@@ -95,6 +97,11 @@ class MixupCollator:
         self.choice = MethodChoice.build(self.mix, self.mix_prob, self.alpha, self.mix_args, mode=self.mode, mix_rate=self.mix_rate)
         for method in self.choice.methods:
             check_model_free(method, "MixupCollator")
+        kept = {method.step.rows for method in self.choice.methods if len(method.step.rows) > 1}
+        if len(kept) > 1:
+            raise ValueError(
+                f"methods of a MixupCollator must keep clean images alike, got {self.choice}; take one of them, or MixupTrainer alone."
+            )
         check_count(1, mix_repeat=self.mix_repeat)
         if isinstance(self.num_labels, Sequence):
             self.num_labels = tuple(self.num_labels)
@@ -102,8 +109,10 @@ class MixupCollator:
         elif self.num_labels is not None:
             check_num_labels(self.num_labels)
         self.normalisation = None if self.processor is None else normalisation_of(self.processor)
-        # in shared memory, so that workers see it: no mixing any more; and what the last batches' labels add up to
+        # in shared memory, so that workers see it: no mixing any more; the epoch and how many there are; and what the last batches' labels
+        # add up to
         self._off = torch.zeros((), dtype=torch.int64).share_memory_()
+        self._when = torch.tensor([-1, 0]).share_memory_()
         self._made = torch.full((64,), math.nan, dtype=torch.float64).share_memory_()
         _collators.add(self)
 
@@ -121,6 +130,10 @@ class MixupCollator:
         """From now on batches are left alone, in workers too, once those that were asked for before have come; or mixed again."""
         self._off.fill_(int(off))
 
+    def set_epoch(self, epoch: int, epochs: int = 0) -> None:
+        """Tells schedules the epoch of the batches to come, counted from 0, and how many there are; MixupCallback and MixupTrainer do."""
+        self._when.copy_(torch.tensor([epoch, epochs]))
+
     def has_made(self, labels: Tensor) -> bool:
         """Whether these soft labels are of one of the last batches."""
         return bool(((self._made - _checksum(labels)).abs() < 1e-6).any())
@@ -129,7 +142,8 @@ class MixupCollator:
         return self.mixed(examples)[0]
 
     def mixed(self, examples: list, tail: Augmentation | None = None) -> tuple[MixedBatch, Tensor, list[str]]:
-        """The batch of r * B rows, the labels' share of each row's own image (r * B,) float32, and the method of each of the r mixtures.
+        """The batch of r * B rows, r of them the repeats times the rows of the methods; the labels' share of each row's own image (r * B,)
+        float32; the method of each repeat.
 
         Of `tail`, the augmentation that a data set has left, all is done here but normalising: bytes are left as bytes. Noise cannot be
         mixed as bytes, so with random erasing, and for pixels that are no bytes, that is done too.
@@ -153,27 +167,32 @@ class MixupCollator:
         elif self.normalisation is not None and images[0].dtype != torch.uint8:
             raise TypeError(f"processor is for images of bytes, got {images[0].dtype}; leave it out, or do not normalise them before.")
         labels = self._targets(labels, len(images))
-        repeats = 1 if self._off else self.mix_repeat
-        out = _batch_like(images[0], repeats * len(images))
+        # the same number of rows in every batch, mixed or not, or accumulation would weigh their images differently
+        repeats, rows = 1 if self._off else self.mix_repeat, self.choice.rows
+        out = _batch_like(images[0], rows * repeats * len(images))
         check_images(out, finite=False, raw=True)
         look = (self.normalisation if tail is None else tail) or _IN_UNIT_RANGE
         key = int(torch.randint(2**62, ()))
         # a plain DataLoader seeds the workers of all processes alike; one that was not forked knows no process group
         rank = self.__dict__.get("_rank", process_rank()) if get_worker_info() else process_rank()
-        mixed_targets, totals, shares, names = [], [], [], []
-        for repeat, rows in enumerate(out.chunk(repeats)):
-            name, plan = self._plan(images, rows, keyed(key, rank, repeat), look)
-            blend_examples(plan, images, rows, lambda part: totals.append(part.sum()) if self.check_finite else None)
-            mixed_targets.append(mix_targets(plan, labels, self.outputs))
-            shares.append(plan.weight[:, 0].float())
+        totals, names, plans = [], [], []
+        # all repeats of the first row of every image, then of the second one: a loss that compares rows finds them in equal parts
+        for repeat, parts in enumerate(zip(*(part.chunk(repeats) for part in out.chunk(rows)), strict=True)):
+            name, own = self._plans(images, parts, keyed(key, rank, repeat), look)
+            for plan, part in zip(own, parts, strict=False):
+                blend_examples(plan, images, part, lambda done: totals.append(done.sum()) if self.check_finite else None)
+            for part in parts[len(own) :]:
+                part.copy_(parts[0])
             names.append(name)
+            plans.append(own * (rows // len(own)))
+        plans = [of_one for of_row in zip(*plans, strict=True) for of_one in of_row]
         if not math.isfinite(sum(totals)):
             check_images(out)  # says where, if it was not the sum that ran over
-        if repeats > 1:
-            others = {k: torch.cat([v] * repeats) if isinstance(v, Tensor) else v for k, v in others.items()}
-        targets = torch.cat(mixed_targets)
+        if rows * repeats > 1:
+            others = {k: torch.cat([v] * rows * repeats) if isinstance(v, Tensor) else v for k, v in others.items()}
+        targets = torch.cat([mix_targets(plan, labels, self.outputs) for plan in plans])
         self._made[key % len(self._made)] = _checksum(targets)
-        return MixedBatch(others, pixel_values=out, labels=targets), torch.cat(shares), names
+        return MixedBatch(others, pixel_values=out, labels=targets), torch.cat([plan.weight[:, 0].float() for plan in plans]), names
 
     def _targets(self, labels: Tensor, batch: int) -> Tensor:
         """Checked, and ready to be mixed: class numbers (B,) as they are, all else (B, ...) float32."""
@@ -189,23 +208,32 @@ class MixupCollator:
         check_labels(labels, batch, self.num_labels)
         return labels
 
-    def _plan(self, images: list[Tensor] | Tensor, rows: Tensor, rng: torch.Generator, look: Augmentation) -> tuple[str, MixPlan]:
-        """`rows` (B, C, H, W), where the mixtures go, holds the images until then if the policy looks at them. `look` normalises bytes."""
+    def _plans(
+        self, images: list[Tensor] | Tensor, parts: tuple[Tensor, ...], rng: torch.Generator, look: Augmentation
+    ) -> tuple[str, list[MixPlan]]:
+        """One for each of the `parts` (B, C, H, W), where the mixtures go, or one for all. Parts hold the images until then if the policy
+        looks at them. `look` normalises bytes."""
         if len(images) == 1 or self._off:
             if not self._off:
                 _log_once("a batch of one image is not mixed; use dataloader_drop_last=True to leave it out")
-            return "vanilla", MixPlan.identity(len(images))
-        method = self.choice.draw(rng)
-        signals, seen = Signals(), None
-        if "images" in method.sample.needs:
-            seen = images if isinstance(images, Tensor) else torch.stack(images, out=rows)
-            signals["images"] = look.normalised(seen) if seen.dtype == torch.uint8 else seen
-        plan = method.sample.plan(rows.shape, rng, signals)
-        if plan.sources is not None and rows.dtype == torch.uint8:
-            own = list(images) if isinstance(images, list) else images
-            sources = tuple(own if source is signals["images"] else look.pixels(source) for source in plan.sources)
-            plan = dataclasses.replace(plan, sources=sources)
-        return method.name, plan
+            return "vanilla", [MixPlan.identity(len(images))]
+        method = self.choice.at(*self._when.tolist()).draw(rng)
+        plans = []
+        for mixture, part in zip(method.step.rows, parts, strict=False):
+            if not mixture:
+                plans.append(MixPlan.identity(len(images)))
+                continue
+            signals = Signals()
+            if "images" in method.sample.needs:
+                seen = images if isinstance(images, Tensor) else torch.stack(images, out=part)
+                signals["images"] = look.normalised(seen) if seen.dtype == torch.uint8 else seen
+            plan = method.sample.plan(part.shape, rng, signals)
+            if plan.sources is not None and part.dtype == torch.uint8:
+                own = list(images) if isinstance(images, list) else images
+                sources = tuple(own if source is signals["images"] else look.pixels(source) for source in plan.sources)
+                plan = dataclasses.replace(plan, sources=sources)
+            plans.append(plan)
+        return method.name, plans
 
 
 # for looking at bytes whose normalisation is not known, of any number of channels
@@ -511,6 +539,7 @@ class MixupCallback(TrainerCallback):
         self._guard = model.register_forward_pre_hook(self._first_batch, with_kwargs=True)
 
     def on_epoch_begin(self, args, state, control, **kwargs):
+        self._mixing.set_epoch(self._epoch, state.num_train_epochs)
         self._mixing.mix_until_now(self.mix_off_epoch is not None and self._epoch >= self.mix_off_epoch)
         self._epoch += 1
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hf_mixup.core.checks import check_mode, check_per_channel, check_positive, check_switch
+from hf_mixup.core.checks import check_mode, check_normalisation, check_positive, check_switch
 from hf_mixup.core.geometry import box_plan, centred_boxes
 from hf_mixup.core.plan import MixPlan
 from hf_mixup.core.policy import SamplePolicy, Signals
@@ -47,11 +47,7 @@ class SaliencyMix(SamplePolicy):
         check_positive(alpha=self.alpha)
         check_switch(as_published=self.as_published)
         check_mode(self.mode)
-        if (self.mean is None) != (self.std is None):
-            raise ValueError(f"mean and std must be given together, got mean={self.mean} and std={self.std}; give both or none.")
-        if self.std is not None:
-            check_per_channel(0, std=self.std)
-            check_per_channel(float("-inf"), mean=self.mean)
+        check_normalisation(self.mean, self.std)
 
     def plan(self, shape: torch.Size, rng: torch.Generator, signals: Signals) -> MixPlan:
         size = tuple(shape[2:])

@@ -20,7 +20,7 @@ from hf_mixup.pretraining.losses import LogOfMean, Separate
 from hf_mixup.pretraining.policies import auxiliary_plan, first_half
 from hf_mixup.pretraining.processes import everyone, processes
 from hf_mixup.pretraining.state import Batch, ContrastState, check_mlp
-from hf_mixup.steps.manifoldmix import layer_of
+from hf_mixup.steps.hidden import layer_of
 from hf_mixup.steps.standard import check_whole_images
 from hf_mixup.steps.step import Parts, Step, StepOutput
 

@@ -93,6 +93,7 @@ def pretext(mix: str = "imix", base: str = "moco", **fields: Any) -> Method:
             raise ValueError(f"mix must be a known name, got {mix!r}; {nearest(mix, [*PRETEXTS, *METHODS])}")
         method = METHODS[mix]
         wanted = needs_of_model(method) or ([] if method.loss == CrossEntropy() else ["a loss of its own"])
+        wanted = wanted or ([] if len(method.step.rows) == 1 else ["clean images beside the mixtures"])
         if wanted:
             raise ValueError(
                 f"mixing without labels takes methods that need images alone, got {mix!r}, which needs {' and '.join(wanted)}; choose another."

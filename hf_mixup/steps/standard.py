@@ -17,6 +17,10 @@ from hf_mixup.steps.step import MethodState, Parts, Step, StepOutput
 class Standard(Step):
     """One forward pass of the mixed images."""
 
+    @property
+    def rows(self) -> tuple[bool, ...]:
+        return (True,)
+
     def run(self, parts: Parts, state: MethodState, network: nn.Module, images: Tensor, targets: Tensor, key: MixKey) -> StepOutput:
         signals = state.before(images, targets)
         plan = parts.sample.plan(images.shape, key.own_rng(), signals).to(images.device)

@@ -34,11 +34,11 @@ class StepOutput(NamedTuple):
 
     Attributes:
         loss: scalar, float32: the mean of `losses`, and what the step adds to it.
-        losses: (B,) float32, of every mixture by itself.
+        losses: (B,) float32, of every mixture by itself; r * B of a step with r rows of each image (`KeepClean`), as all that follow.
         logits: (B, num_labels), of the mixed images.
         targets: (B, num_labels) float32, the mixed targets.
         lam: (B,) float32, the labels' share of the own image.
-        plan: what was mixed with what, where one plan says it.
+        plan: what was mixed with what in the first B rows, where one plan says it.
         memory: what the state is to remember of this step, by name; see `MethodState.remember`.
     """
 
@@ -133,6 +133,12 @@ class Step(ABC):
     """
 
     views: ClassVar[int] = 1
+
+    @property
+    def rows(self) -> tuple[bool, ...] | None:
+        """Where images alone make the batch that passes: what it holds of every image, True for a mixture, False for the clean one.
+        None for a step that needs the model."""
+        return None
 
     def build(self, parts: Parts, network: nn.Module) -> MethodState:
         """The state of the method. Raises ValueError when the network cannot serve it."""

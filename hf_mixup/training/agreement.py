@@ -20,7 +20,6 @@ from hf_mixup.method import needs_of_model
 from hf_mixup.methods import MethodChoice
 from hf_mixup.model import MixupModel
 from hf_mixup.networks.wrapping import as_classifier
-from hf_mixup.steps.standard import Standard
 
 logger = logging.getLogger(__name__)
 
@@ -152,7 +151,7 @@ def _check_own_loss(choice: MethodChoice, args: MixupTrainingArguments) -> None:
             f"label_smoothing_factor has no effect with compute_loss_func, got {args.label_smoothing_factor}; smooth in the function."
         )
     for method in choice.methods:
-        own = type(method.step) is not Standard or method.loss != CrossEntropy() or method.sample.clean_lam or method.label.clean_lam
+        own = method.step.rows is None or method.loss != CrossEntropy() or method.sample.clean_lam or method.label.clean_lam
         if own:
             raise ValueError(
                 f"compute_loss_func takes the place of a loss, got {method.name!r}, whose training step has losses of its own; "

@@ -21,6 +21,7 @@ class Course:
         set_epoch(self.train_dataset, epoch)
         if self._train_collator is not None:
             self._train_collator.mix_until_now(self._mixing_is_over())
+            self._train_collator.set_epoch(epoch, self.state.num_train_epochs)
         super()._run_epoch(*args, epoch=epoch, **kwargs)
 
     @property
@@ -28,7 +29,8 @@ class Course:
         return self.args.seed if self.args.mix_seed is None else self.args.mix_seed
 
     def _next_key(self) -> MixKey:
-        return MixKey(self._mix_seed, self.args.process_index, self.state.global_step, self._beside.micro_step, 0, self.state.max_steps)
+        place = self.state.global_step, self._beside.micro_step, 0, self.state.max_steps, self._epoch, self.state.num_train_epochs
+        return MixKey(self._mix_seed, self.args.process_index, *place)
 
     def _mixing_is_over(self) -> bool:
         off = self.args.mix_off_epoch

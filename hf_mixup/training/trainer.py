@@ -47,6 +47,8 @@ class MixupTrainer(Publishing, Resuming, Optimization, Evaluating, Course, Loade
         ValueError: for methods that the model cannot serve, and settings that would train something else than meant.
     """
 
+    _epoch = -1  # whole epochs done
+
     def __init__(
         self,
         model: PreTrainedModel | nn.Module | None = None,
@@ -78,7 +80,7 @@ class MixupTrainer(Publishing, Resuming, Optimization, Evaluating, Course, Loade
             raise ValueError("MixupTrainer needs a network, got neither model nor model_init; give one of them.")
         if model is not None:
             model = self._ready(model, args)
-        elif len(args.mix) > 1 or args.mix_rate < 1 or args.mix_off_epoch is not None:
+        elif len(args.mix) > 1 or args.method_choice().rates[0] < 1 or args.mix_off_epoch is not None:
             args.ddp_find_unused_parameters = True  # as below, before there is a model to ask
         # the Trainer would log the mean of earlier losses in the place of a NaN
         args.logging_nan_inf_filter = False
@@ -100,7 +102,7 @@ class MixupTrainer(Publishing, Resuming, Optimization, Evaluating, Course, Loade
     def mixes(self) -> bool:
         """Whether any batch is mixed."""
         choice = self.mixup_model.choice
-        return choice.rate > 0 and any(method.name != "vanilla" for method in choice.methods)
+        return choice.rates[1] > 0 and any(method.name != "vanilla" for method in choice.methods)
 
     # -- a step ---------------------------------------------------------------------------------------------------------
 
@@ -126,7 +128,7 @@ class MixupTrainer(Publishing, Resuming, Optimization, Evaluating, Course, Loade
         elif self._tail is not None and images.dtype == torch.uint8:
             images = self._tail.normalised(images)  # a collator of ours has done the rest
         self._last_key = self._next_key()
-        mixed = isinstance(inputs, MixedBatch) or self._mixing_is_over()
+        mixed = self._train_collator.choice.rows if isinstance(inputs, MixedBatch) else int(self._mixing_is_over())
         outputs = model(pixel_values=images, labels=labels, mix_key=self._last_key, mixed=mixed)
         self._last_methods = outputs.methods
         several = labels.ndim == 2 and not isinstance(inputs, MixedBatch)

@@ -23,7 +23,7 @@ class Wrapping:
         if model.teachers and self._processor is not None:
             model.normalisation = Normalisation.of_processor(self._processor)
         check_optimization(args, model, self._data, self._optimizers)
-        unmixed = len(model.choice.methods) > 1 or model.choice.rate < 1 or args.mix_off_epoch is not None
+        unmixed = len(model.choice.methods) > 1 or model.choice.rates[0] < 1 or args.mix_off_epoch is not None
         if unmixed and any(p.requires_grad for p in model.states.parameters()):
             # the mixer of a method gets no gradient in a batch of another, or in one that is not mixed
             args.ddp_find_unused_parameters = True

@@ -1,0 +1,50 @@
+"""GMix: a Gaussian spot of one image in the other."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hf_mixup.core.checks import check_mode, check_positive
+from hf_mixup.core.geometry import dense_pair
+from hf_mixup.core.plan import MixPlan
+from hf_mixup.core.policy import SamplePolicy, Signals
+from hf_mixup.core.rng import beta, partners
+
+
+@dataclass(frozen=True)
+class GMix(SamplePolicy):
+    """GMix (Park et al., NeurIPS 2022, arXiv:2208.09913; github.com/naver-ai/hmix-gmix): CutMix whose box is a Gaussian spot.
+
+    The image with the smaller share is in the spot `exp(-pi d^2 / (share H W))` around a random pixel, whose integral over the plane is that
+    share; labels are by the mean of the mask. The authors' code has `H^2` in place of `H W` and takes square images.
+
+    Args:
+        alpha: both parameters of the Beta of lam.
+        mode: `sample` draws lam and the spot for every image, `pair` for every two that change places, `batch` once (the authors' code).
+    """
+
+    alpha: float = 1.0
+    mode: str = "sample"
+
+    def __post_init__(self):
+        check_positive(alpha=self.alpha)
+        check_mode(self.mode)
+
+    def plan(self, shape: torch.Size, rng: torch.Generator, signals: Signals) -> MixPlan:
+        size = tuple(shape[2:])
+        pairing = partners(shape[0], self.mode, rng)
+        lam = beta(self.alpha, pairing.draws, rng)
+        centre = (torch.rand(pairing.draws, 2, generator=rng, dtype=torch.float64) * torch.tensor(size)).long()
+        own = own_share(lam, centre, size)
+        return MixPlan.pair(pairing.partner, dense_pair(own, pairing.row), pairing.spread(own.double().mean((1, 2))))
+
+
+def own_share(lam: Tensor, centre: Tensor, size: tuple[int, int]) -> Tensor:
+    """(n, H, W) float32, of lam (n,) and the spot's row and column (n, 2)."""
+    rows, cols = (torch.arange(side, dtype=torch.float64) - place[:, None] for side, place in zip(size, centre.double().T, strict=True))
+    share = torch.minimum(lam, 1 - lam).clamp(min=1e-12)[:, None]
+    falls = [torch.exp(-math.pi * places**2 / (share * size[0] * size[1])) for places in (rows, cols)]
+    spot = (falls[0][:, :, None] * falls[1][:, None, :]).float()
+    return torch.where((lam < 0.5)[:, None, None], spot, 1 - spot)

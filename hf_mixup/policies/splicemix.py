@@ -1,0 +1,79 @@
+"""SpliceMix: a grid of small images."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from hf_mixup.core.checks import check_between
+from hf_mixup.core.plan import Dense, MixPlan
+from hf_mixup.core.policy import SamplePolicy, Signals
+
+GRIDS = ((1, 2), (2, 2), (2, 3))
+
+
+@dataclass(frozen=True)
+class SpliceMix(SamplePolicy):
+    """SpliceMix for multi-label classification (Wang et al., 2023, arXiv:2311.15200; github.com/zuiran/SpliceMix): images of the batch,
+    made small, beside each other in a grid; the labels are those of all of them.
+
+    Every label weight is 1, so labels are summed, and `BCE` takes the union. In a share of the batches some cells are empty, and their
+    labels are left out. A grid that is not square lies on its side in every second batch. The authors' default: grids of 1 x 2, 2 x 2
+    and 2 x 3 at 0.3, 0.4, 0.3, one for the batch; a quarter as many grids as images, beside the clean images, all in one mean. Here every
+    image has a grid, in a place of its own, and the step `KeepClean` weighs clean images four times, which is the same in the mean.
+
+    Args:
+        shares: of the three grids, summing to 1.
+        drop_rate: share of batches whose grids have empty cells, 0 to 1; how many is uniform from 1 to one less than there are.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset({"images"})
+
+    shares: tuple[float, ...] = (0.3, 0.4, 0.3)
+    drop_rate: float = 0.3
+
+    def __post_init__(self):
+        if len(self.shares) != len(GRIDS) or min(self.shares) < 0 or abs(sum(self.shares) - 1) > 1e-6:
+            raise ValueError(f"shares must be {len(GRIDS)} numbers of at least 0 that sum to 1, got {self.shares}; rescale them.")
+        check_between(0, 1, drop_rate=self.drop_rate)
+
+    def plan(self, shape: torch.Size, rng: torch.Generator, signals: Signals) -> MixPlan:
+        batch = shape[0]
+        rows, cols = GRIDS[int(torch.multinomial(torch.tensor(self.shares, dtype=torch.float64), 1, generator=rng))]
+        turned, dropping = (torch.rand(2, generator=rng) < torch.tensor([0.5, self.drop_rate])).tolist()
+        rows, cols = (cols, rows) if turned else (rows, cols)
+        cells = rows * cols
+        index = torch.stack([torch.arange(batch), *(torch.randperm(batch, generator=rng) for _ in range(cells - 1))], 1)
+        empty = int(torch.randint(1, cells, (), generator=rng)) if dropping else 0
+        weight = torch.ones(batch, cells)
+        weight.scatter_(1, torch.rand(batch, cells, generator=rng).argsort(1)[:, :empty], 0)
+        place = torch.rand(batch, cells, generator=rng).argsort(1)  # of every image, the cell that it is in
+        grid = spliced(signals["images"], index, weight, place, (rows, cols))
+        mask = cell_masks(place, (rows, cols), tuple(shape[2:])).to(signals.device)
+        return MixPlan(index, Dense(mask), weight, (grid,) * cells)
+
+
+def spliced(images: Tensor, index: Tensor, weight: Tensor, place: Tensor, grid: tuple[int, int]) -> Tensor:
+    """(B, C, H, W): images `index` (B, K) in the cells `place` (B, K) of a grid, times their weights of 0 or 1."""
+    size = tuple(images.shape[2:])
+    index, weight, place = (part.to(images.device, non_blocking=True) for part in (index, weight, place))
+    small = resized(images, (max(size[0] // grid[0], 1), max(size[1] // grid[1], 1)))
+    at = place.argsort(1)  # of every cell, the column of the image that is in it
+    cells = small[index.gather(1, at)] * weight.gather(1, at).to(small.dtype)[:, :, None, None, None]
+    joined = cells.unflatten(1, grid).permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
+    return resized(joined, size)
+
+
+def resized(images: Tensor, size: tuple[int, int]) -> Tensor:
+    if tuple(images.shape[2:]) == size:
+        return images
+    return F.interpolate(images.float(), size, mode="bilinear", align_corners=True).to(images.dtype)
+
+
+def cell_masks(place: Tensor, grid: tuple[int, int], size: tuple[int, int]) -> Tensor:
+    """(B, K, H, W) float32: 1 in the cell of each image."""
+    row, col = (torch.arange(side) * cells // side for side, cells in zip(size, grid, strict=True))
+    cell = row[:, None] * grid[1] + col
+    return (cell == place[:, :, None, None]).float()

@@ -1,0 +1,118 @@
+"""What steps share that change hidden states in the pass of the images."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from hf_mixup.core.checks import check_counts, check_known
+from hf_mixup.core.plan import MixPlan
+from hf_mixup.core.rng import MixKey
+from hf_mixup.networks.families import Layout, bare, module_of, stage_names
+from hf_mixup.networks.passes import changing, check_changeable
+from hf_mixup.steps.standard import check_whole_images, finish
+from hf_mixup.steps.step import MethodState, Parts, Step, StepOutput
+
+Layers = tuple[int | str, ...]
+
+
+class HiddenState(MethodState):
+    """The layers that may be changed; None stands for the images."""
+
+    def __init__(self, layers: list[nn.Module | None], layout: Layout | None = None):
+        super().__init__()
+        self.layers = tuple(layers)  # a tuple, or they would become modules of the state too
+        self.layout = layout
+
+    @property
+    def changed(self) -> list[nn.Module]:
+        return [layer for layer in self.layers if layer is not None]
+
+
+class Change(NamedTuple):
+    """What becomes of a layer's output.
+
+    Attributes:
+        place: of the layer in `layers`.
+        maps: from its maps (B, C, h, w) to others, in float32.
+        tokens: from the tokens before the patches (B, n, C), such as the class token; they stay if None.
+    """
+
+    place: int
+    maps: Callable[[Tensor], Tensor]
+    tokens: Callable[[Tensor], Tensor] | None = None
+
+
+class HiddenStep(Step):
+    """One pass of the clean images, in which outputs of layers are changed. Subclasses have the field `layers`."""
+
+    layers: Layers
+
+    def build(self, parts: Parts, network: nn.Module) -> MethodState:
+        check_whole_images(parts, "mixup")
+        return HiddenState.for_parts(parts, network, [layer_of(network, layer) for layer in self.layers], Layout.of(network))
+
+    @abstractmethod
+    def changes(self, parts: Parts, plan: MixPlan, key: MixKey, shape: torch.Size) -> list[Change]:
+        """Of one pass. The choice of a layer is drawn from `key.step_rng()`, alike on all processes; what is drawn for the layer from
+        `key.layer_rng(place)`."""
+
+    def labelled(self, plan: MixPlan, changes: list[Change]) -> MixPlan:
+        """The plan by whose weights labels are mixed, after the pass."""
+        return plan
+
+    def one_layer(self, key: MixKey) -> int:
+        return int(torch.randint(len(self.layers), (), generator=key.step_rng()))
+
+    def run(self, parts: Parts, state: HiddenState, network: nn.Module, images: Tensor, targets: Tensor, key: MixKey) -> StepOutput:
+        signals = state.before(images, targets)
+        plan = parts.sample.plan(images.shape, key.own_rng(), signals).to(images.device)
+        size, changes = tuple(images.shape[2:]), self.changes(parts, plan, key, images.shape)
+        with ExitStack() as stack:
+            for change in changes:
+                layer = state.layers[change.place]
+                if layer is None:
+                    images = change.maps(images.float()).to(images.dtype)
+                else:
+                    check_changeable(network, parts.name)
+                    stack.enter_context(changing(layer, lambda output, change=change: changed_output(state.layout, output, size, change)))
+            stack.enter_context(state.watching(signals, images))
+            logits = network(pixel_values=images).logits
+        return finish(parts, self.labelled(plan, changes), logits, targets, signals)
+
+
+def changed_output(layout: Layout, output: Any, size: tuple[int, int], change: Change) -> Any:
+    maps = layout.maps(output, size)
+    with torch.autocast(maps.device.type, enabled=False):
+        changed = change.maps(maps.float()).to(maps.dtype)
+        return layout.put(changed, output, lambda tokens: changed_tokens(tokens, change))
+
+
+def changed_tokens(tokens: Tensor, change: Change) -> Tensor:
+    """Tokens before the patches (B, n, C), where there are any."""
+    return tokens if change.tokens is None or tokens.shape[1] == 0 else change.tokens(tokens.float()).to(tokens.dtype)
+
+
+def check_layers(layers: Layers) -> None:
+    # names are looked up when the network is known
+    listed = isinstance(layers, (tuple, list))
+    numbers = [layer for layer in layers if not isinstance(layer, str)] if listed else layers
+    if numbers or not layers:
+        check_counts(0, layers=numbers)
+
+
+def layer_of(network: nn.Module, layer: int | str) -> nn.Module | None:
+    if layer == 0:
+        return None
+    if isinstance(layer, str):
+        check_known("layer", layer, [name for name, _ in bare(network).named_modules() if name])
+        return module_of(network, layer)
+    names = stage_names(network)
+    if layer > len(names):
+        raise ValueError(f"layers must be from 0 to {len(names)}, the stages of {type(bare(network)).__name__}, got {layer}; name fewer.")
+    return module_of(network, names[layer - 1])

@@ -1,0 +1,74 @@
+"""Clean images beside their mixtures, in one training step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from hf_mixup.core.checks import check_count, check_positive
+from hf_mixup.core.plan import blend, mix_targets
+from hf_mixup.core.policy import Signals
+from hf_mixup.core.rng import MixKey
+from hf_mixup.steps.standard import relabelled
+from hf_mixup.steps.step import MethodState, Parts, Step, StepOutput
+
+
+@dataclass(frozen=True)
+class KeepClean(Step):
+    """Trains on every image as it is, beside its mixtures: the step of RegMixup (Pinto et al., NeurIPS 2022, arXiv:2206.14502, eq. 4;
+    github.com/FrancescoPinto/RegMixup) and of AugMix, and of any method that needs images only.
+
+    The rows of a step are the mixtures, then the clean images. The loss is the weighted mean over all rows,
+    `(sum of mixtures + clean_weight * clean) / (mixtures + clean_weight)`, so that a batch counts the same whether it is mixed or not. The
+    paper's loss is the sum `clean + eta * mixed`, with eta 1; the authors' code takes the mean of 2 B rows, as here.
+
+    Args:
+        clean_weight: of a clean image's loss, where a mixture has 1; `1 / eta` of the paper.
+        mixtures: of each image, drawn apart.
+        one_pass: all rows pass together, as in the authors' code, so batch norms take the mean and variance of clean and mixed images
+            together; False for a pass each.
+    """
+
+    clean_weight: float = 1.0
+    mixtures: int = 1
+    one_pass: bool = True
+
+    def __post_init__(self):
+        check_positive(clean_weight=self.clean_weight)
+        check_count(1, mixtures=self.mixtures)
+
+    @property
+    def rows(self) -> tuple[bool, ...] | None:
+        """A collator gives rows that weigh alike and pass together."""
+        return (True,) * self.mixtures + (False,) if self.clean_weight == 1 and self.one_pass else None
+
+    def run(self, parts: Parts, state: MethodState, network: nn.Module, images: Tensor, targets: Tensor, key: MixKey) -> StepOutput:
+        signals, rng = state.before(images, targets), key.own_rng()
+        plans = [parts.sample.plan(images.shape, rng, signals).to(images.device) for _ in range(self.mixtures)]
+        rows = [*(blend(plan, images) for plan in plans), images]
+        logits, seen = [], []
+        for batch in [torch.cat(rows)] if self.one_pass else rows:
+            with state.watching(signals, batch):
+                logits.append(network(pixel_values=batch).logits)
+            seen.append({name: signals[name] for name in state.late})
+        logits = torch.cat(logits)
+        # of every mixture what was seen of its own rows
+        late = {name: torch.cat([part[name] for part in seen]).split(len(images)) for name in state.late}
+        rows_logits = logits.split(len(images))
+        for k, plan in enumerate(plans):
+            own = Signals(signals.device, **{**signals, **{name: of_rows[k] for name, of_rows in late.items()}})
+            own.for_label = signals.for_label
+            plans[k] = relabelled(parts, plan, rows_logits[k], targets, own)
+        mixed = [*(mix_targets(plan, targets) for plan in plans), targets.float()]
+        if parts.loss.views > 1:
+            losses = parts.loss(logits, torch.cat(mixed))
+        else:
+            losses = torch.cat([parts.loss(*of_one) for of_one in zip(rows_logits, mixed, [*plans, None], strict=True)])
+        weight = losses.new_ones(len(rows), len(images))
+        weight[-1] = self.clean_weight
+        losses = losses * weight.flatten() * (len(rows) / (self.mixtures + self.clean_weight))
+        loss = losses.mean() if signals.loss is None else losses.mean() + signals.loss
+        lam = torch.cat([*(plan.weight[:, 0] for plan in plans), weight.new_ones(len(images))])
+        return StepOutput(loss, losses, logits, torch.cat(mixed), lam, plans[0])

@@ -1,0 +1,65 @@
+"""MixStyle: styles of hidden states are mixed, labels are not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hf_mixup.core.checks import check_between, check_positive
+from hf_mixup.core.plan import MixPlan
+from hf_mixup.core.policy import Signals
+from hf_mixup.core.rng import MixKey
+from hf_mixup.steps.hidden import Change, HiddenStep, Layers, check_layers
+from hf_mixup.steps.step import Parts
+
+
+@dataclass(frozen=True)
+class MixStyle(HiddenStep):
+    """MixStyle (Zhou et al., ICLR 2021, arXiv:2104.02008; github.com/KaiyangZhou/mixstyle-release): the mean and deviation of every channel
+    over places are mixed with another image's; images keep their labels. For domain generalisation.
+
+    Every layer has a coin, partners and shares of its own, from the sample policy (`mixup` with alpha 0.1). Gradients do not flow through
+    means and deviations. Partners come from the whole batch, as with the authors' sampler of random domains. Tokens before the patches,
+    such as a class token, have one place and no style, and stay.
+
+    Args:
+        layers: k for the output of stage k, or the name of any module; 0, the images, is allowed too.
+        probability: of each layer, that its style is mixed in a step.
+        eps: added to the variance.
+    """
+
+    layers: Layers = (1, 2)
+    probability: float = 0.5
+    eps: float = 1e-6
+
+    def __post_init__(self):
+        check_layers(self.layers)
+        check_between(0, 1, probability=self.probability)
+        check_positive(eps=self.eps)
+
+    def changes(self, parts: Parts, plan: MixPlan, key: MixKey, shape: torch.Size) -> list[Change]:
+        chosen = []
+        for place in range(len(self.layers)):
+            rng = key.layer_rng(place)
+            if float(torch.rand((), generator=rng)) < self.probability:
+                own = parts.sample.plan(shape, rng, Signals()).to(plan.index.device)
+                partner, lam = own.index[:, 1], own.mask.value[:, 0]
+                chosen.append(Change(place, lambda maps, partner=partner, lam=lam: restyled(maps, partner, lam, self.eps)))
+        return chosen
+
+    def labelled(self, plan: MixPlan, changes: list[Change]) -> MixPlan:
+        own = torch.zeros_like(plan.weight)
+        own[:, 0] = 1
+        return plan.reweighted(own)
+
+
+def restyled(maps: Tensor, partner: Tensor, lam: Tensor, eps: float) -> Tensor:
+    """Maps (B, C, h, w) whose style is that of both images, the own one's in the share `lam` (B,)."""
+    detached = maps.detach()
+    mean = detached.mean((2, 3), keepdim=True)
+    # of a single place there is no deviation
+    deviation = (detached.var((2, 3), keepdim=True, correction=int(maps[0, 0].numel() > 1)) + eps).sqrt()
+    mixed_mean, mixed_deviation = (torch.lerp(part[partner], part, lam[:, None, None, None]) for part in (mean, deviation))
+    return (maps - mean) / deviation * mixed_deviation + mixed_mean

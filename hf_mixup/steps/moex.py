@@ -1,0 +1,51 @@
+"""MoEx: moments of hidden states change places."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hf_mixup.core.checks import check_positive
+from hf_mixup.core.plan import MixPlan
+from hf_mixup.core.rng import MixKey
+from hf_mixup.steps.hidden import Change, HiddenStep, Layers, check_layers
+from hf_mixup.steps.step import Parts
+
+
+@dataclass(frozen=True)
+class MoEx(HiddenStep):
+    """Moment Exchange (Li et al., CVPR 2021, arXiv:2002.11102; github.com/Boyiliee/MoEx): hidden states of an image take the mean and
+    deviation of another one's, place by place over channels (positional normalisation).
+
+    Labels are mixed in the fixed share of the sample policy `fixedmixup`. Gradients flow through both images. The authors exchange
+    before the first stage (`stem`) and name stages as other choices; here the first stage is the default, and the module before it can
+    be named. A part of the batches is mixed by `mix_rate`, their `moex_prob`: 1 in their ImageNet command.
+
+    Args:
+        layers: one is chosen for each batch, each as often: k for the output of stage k (of block k, in a vision transformer), 0 for the
+            images, or the name of any module of the network.
+        eps: added to the variance.
+    """
+
+    layers: Layers = (1,)
+    eps: float = 1e-5
+
+    def __post_init__(self):
+        check_layers(self.layers)
+        check_positive(eps=self.eps)
+
+    def changes(self, parts: Parts, plan: MixPlan, key: MixKey, shape: torch.Size) -> list[Change]:
+        partner = plan.index[:, 1]
+        # tokens have their channels last
+        return [Change(self.one_layer(key), *(lambda hidden, dim=dim: exchanged(hidden, partner, dim, self.eps) for dim in (1, 2)))]
+
+
+def exchanged(hidden: Tensor, partner: Tensor, dim: int, eps: float) -> Tensor:
+    """Hidden states with the moments over `dim` of their partners'; `partner` (B,)."""
+    mean = hidden.mean(dim, keepdim=True)
+    # of a single channel there is no deviation to exchange
+    deviation = (hidden.var(dim, keepdim=True, correction=int(hidden.shape[dim] > 1)) + eps).sqrt()
+    scale = deviation[partner] / deviation
+    return hidden * scale + (mean[partner] - mean * scale)
