@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_mixup.core.checks import check_images, check_labels, check_switch, nearest
+from hf_mixup.core.checks import check_images, check_labels, check_rows, check_switch, nearest
 from hf_mixup.core.hub import download
 from hf_mixup.core.losses import CrossEntropy, Loss, smooth
-from hf_mixup.core.plan import blend, mix_targets
+from hf_mixup.core.plan import MixPlan, blend, mix_targets
 from hf_mixup.core.policy import AreaLabels, LabelPolicy, SamplePolicy, Signals
 from hf_mixup.core.rng import keyed
 from hf_mixup.steps.standard import Standard
@@ -75,10 +75,28 @@ class Method:
         check_model_free(self, "a plain call")
         check_images(images)
         check_labels(labels, len(images), num_labels)
+        plan = self._planned(images, generator)
+        return blend(plan, images), smooth(mix_targets(plan, labels, num_labels), getattr(self.loss, "smoothing", 0.0))
+
+    def plan(self, images: Tensor, labels: Tensor | None = None, generator: torch.Generator | None = None) -> MixPlan:
+        """What a call would do with `images` (B, C, H, W), without doing it: partners, masks and lam.
+
+        A call with a generator in the same state mixes by the same plan. Take from it `plan.partners` (B, K - 1), `plan.lam` (B,),
+        and `plan.dense_mask((H, W))` (B, K, H, W), the share of each image in each pixel; `blend(plan, images)` and
+        `mix_targets(plan, labels, num_labels)` make the mixture. `labels` decide nothing here; if given, their number is checked.
+
+        Raises ValueError or TypeError as a call does, for methods that need the model too.
+        """
+        check_model_free(self, "a plain call")
+        check_images(images)
+        if labels is not None:
+            check_rows(labels, len(images))
+        return self._planned(images, generator)
+
+    def _planned(self, images: Tensor, generator: torch.Generator | None) -> MixPlan:
         if generator is None:
             generator = keyed(int(torch.randint(2**62, ())))
-        plan = self.sample.plan(images.shape, generator, Signals(images.device, images=images)).to(images.device)
-        return blend(plan, images), smooth(mix_targets(plan, labels, num_labels), getattr(self.loss, "smoothing", 0.0))
+        return self.sample.plan(images.shape, generator, Signals(images.device, images=images)).to(images.device)
 
     def replaced(self, **fields: Any) -> Method:
         """The same method with other hyper-parameters.

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from hf_mixup.core.checks import check_between, check_known, check_probabilities, nearest
+from hf_mixup.core.checks import check_between, check_known, check_num_labels, check_probabilities, nearest
 from hf_mixup.core.losses import Decoupled, Loss
+from hf_mixup.core.rng import keyed
 from hf_mixup.labels import AlignedLabels, AttentionLabels, ProgressiveLabels, SaliencyLabels, TokenLabels
-from hf_mixup.method import CONFIG_NAME, Method, fields_of, read_config
+from hf_mixup.method import CONFIG_NAME, Method, check_model_free, fields_of, read_config
 from hf_mixup.policies import (
     AttentiveMix,
     CoMixup,
@@ -100,19 +102,27 @@ def taught_by_the_network(choice: MethodChoice) -> list[str]:
     return [name for name, some in parts.items() if any("teacher" in fields_of(part) and part.teacher is None for part in some)]
 
 
-@dataclass(frozen=True)
+@dataclass(unsafe_hash=True)
 class MethodChoice:
     """One or several methods, of which one is chosen for every batch.
+
+    Calling it mixes one batch, in any loop and on any device. With `num_labels` it stands in for `timm.data.Mixup` of mixup and
+    cutmix together: `images, targets = choice(images, labels)`. Label smoothing is that of the loss,
+    `loss={"name": "crossentropy", "smoothing": 0.1}`.
 
     Attributes:
         methods: at least one, of different names.
         probabilities: one for each, summing to 1.
         rate: the share of batches that is mixed at all.
+        num_labels: classes, for calls that do not name them. It is not saved.
+        mixup_enabled: set it to False, and no batch is mixed from then on. This is timm's switch for the last epochs.
     """
 
     methods: tuple[Method, ...]
     probabilities: tuple[float, ...]
     rate: float = 1.0
+    num_labels: int | None = field(default=None, compare=False)
+    mixup_enabled: bool = field(default=True, compare=False, repr=False)
 
     @classmethod
     def build(
@@ -125,6 +135,7 @@ class MethodChoice:
         mode: str | None = None,
         loss: str | Mapping[str, Any] | Loss | None = None,
         mix_rate: float = 1.0,
+        num_labels: int | None = None,
     ) -> MethodChoice:
         """From what people type. Raises ValueError for unknown names and fields, and for lists of different lengths.
 
@@ -136,7 +147,10 @@ class MethodChoice:
             mode: sets `mode` of every method that has one.
             loss: sets the loss of every method, by name or `{"name": ..., <fields>}`.
             mix_rate: the share of batches that is mixed, 0 to 1.
+            num_labels: classes, for calls that do not name them.
         """
+        if num_labels is not None:
+            check_num_labels(num_labels)
         named = [mix] if isinstance(mix, (str, Method)) else list(mix)
         if not named:
             raise ValueError(f"mix needs at least one method, got none; {nearest('', METHODS)}")
@@ -172,10 +186,22 @@ class MethodChoice:
         probabilities = [1 / len(built)] * len(built) if mix_prob is None else list(mix_prob)
         check_probabilities(probabilities, len(built))
         check_between(0, 1, mix_rate=mix_rate)
-        return cls(tuple(built), tuple(map(float, probabilities)), float(mix_rate))
+        return cls(tuple(built), tuple(map(float, probabilities)), float(mix_rate), num_labels)
+
+    def __call__(
+        self, images: Tensor, labels: Tensor, num_labels: int | None = None, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Mixes one batch by one of the methods; arguments, results and errors are those of a `Method` that is called."""
+        for method in self.methods:
+            check_model_free(method, "a plain call")
+        if generator is None:
+            generator = keyed(int(torch.randint(2**62, ())))
+        return self.draw(generator)(images, labels, self.num_labels if num_labels is None else num_labels, generator)
 
     def draw(self, rng: torch.Generator) -> Method:
         """The method of a batch."""
+        if not self.mixup_enabled:
+            return METHODS["vanilla"].replaced(loss=self.methods[0].loss)
         if self.rate < 1 and float(torch.rand((), generator=rng)) >= self.rate:
             return METHODS["vanilla"].replaced(loss=self.methods[0].loss)
         if len(self.methods) == 1:

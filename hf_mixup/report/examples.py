@@ -179,7 +179,13 @@ class MaskPictures(TrainerCallback):
 
 
 def pairs_of_every_method(
-    pixels: Tensor, form: ImageFormat, seed: int, names: Sequence[str] | None = None, model: PreTrainedModel | None = None
+    pixels: Tensor,
+    form: ImageFormat,
+    seed: int,
+    names: Sequence[str] | None = None,
+    model: PreTrainedModel | None = None,
+    *,
+    masks: bool = False,
 ) -> list[dict]:
     """Columns for `plots.overview`: the first of two images mixed with the second by every method that there is.
 
@@ -188,6 +194,7 @@ def pairs_of_every_method(
     Args:
         pixels: (2, 3, H, W) normalised.
         model: the network that methods look at; untrained ones of ours if None.
+        masks: as for `mixtures`.
     """
 
     def unevenness(column: dict) -> float:
@@ -206,7 +213,7 @@ def pairs_of_every_method(
         found = []
         for batch, step in ((batch, step) for batch in (pixels, more) for step in range(12)):
             labels = torch.arange(len(batch)) % 2
-            made = mixtures(mixing, batch, labels, form, MixKey(seed, 0, step))[name]
+            made = mixtures(mixing, batch, labels, form, MixKey(seed, 0, step), masks=masks)[name]
             found += made[:1] if batch is pixels else made
             if name == "vanilla" or min(map(unevenness, found)) <= 0.15:
                 break
