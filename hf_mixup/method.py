@@ -75,7 +75,9 @@ class Method:
         check_model_free(self, "a plain call")
         check_images(images)
         check_labels(labels, len(images), num_labels)
-        plan = self._planned(images, generator)
+        if generator is None:
+            generator = keyed(int(torch.randint(2**62, ())))
+        plan = self.sample.plan(images.shape, generator, Signals(images.device, images=images)).to(images.device)
         return blend(plan, images), smooth(mix_targets(plan, labels, num_labels), getattr(self.loss, "smoothing", 0.0))
 
     def plan(self, images: Tensor, labels: Tensor | None = None, generator: torch.Generator | None = None) -> MixPlan:
@@ -91,9 +93,6 @@ class Method:
         check_images(images)
         if labels is not None:
             check_rows(labels, len(images))
-        return self._planned(images, generator)
-
-    def _planned(self, images: Tensor, generator: torch.Generator | None) -> MixPlan:
         if generator is None:
             generator = keyed(int(torch.randint(2**62, ())))
         return self.sample.plan(images.shape, generator, Signals(images.device, images=images)).to(images.device)

@@ -41,7 +41,7 @@ def test_a_call_mixes_by_the_plan(name):
 
 def test_a_plan_is_refused_as_a_call_is():
     images, labels = batch()
-    with pytest.raises(ValueError, match="transmix.*MixupTrainer"):
+    with pytest.raises(ValueError, match=r"transmix.*MixupTrainer"):
         get_method("transmix").plan(images)
     with pytest.raises(ValueError, match="one row for each of the 6 images, got 5"):
         get_method("cutmix").plan(images, labels[:5])

@@ -18,6 +18,7 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 from transformers import Trainer, TrainingArguments, ViTImageProcessor
 
+import facts
 from hf_mixup import METHODS, MixupCallback
 from hf_mixup.cli.pretrain import parse as of_pretraining
 from hf_mixup.cli.train import parser as of_training
@@ -27,9 +28,6 @@ from hf_mixup.networks.backbones import from_scratch
 from hf_mixup.report.benchmark import Summary, markdown_table
 from run_script import ROOT
 from small import Images, difference, vit, weights
-
-sys.path.insert(0, str(ROOT / "docs/tools"))
-import facts
 
 TEXT = (ROOT / "README.md").read_text()
 PAGES = {"README.md": TEXT, **{str(path.relative_to(ROOT)): path.read_text() for path in sorted((ROOT / "docs").rglob("*.md"))}}
@@ -68,8 +66,8 @@ def test_the_choice_follows_from_the_files(page):
     assert table == facts.which()
     assert len(table.splitlines()) <= 2 + 10
     # by hand, from the rows of the files
-    assert "| `mixup` + `cutmix` | 0.8 1 | × 1.0 | 75.66 → 79.80 (ImageNet, DeiT-S, 300 epochs) |" in table
-    assert "| `automix` | 2 | × 3.0 | 94.87 → 96.59 (CIFAR-10, ResNet-18, 200 epochs) |" in table
+    assert "| `mixup` + `cutmix` | 0.8 1 | 1.0 | 75.66 → 79.80 (ImageNet, DeiT-S, 300 epochs) |" in table
+    assert "| `automix` | 2 | 3.0 | 94.87 → 96.59 (CIFAR-10, ResNet-18, 200 epochs) |" in table
 
 
 @pytest.mark.parametrize("recipe", ["digits100", "cifar10_small"])
@@ -95,7 +93,9 @@ def test_numbers_in_the_prose_are_those_of_the_files():
     assert f"{digits['vanilla']:.2f} % without mixing, {digits['resizemix']:.2f} % with ResizeMix" in said
     harm = f"{small['vanilla']:.2f} % without, {small['mixup']:.2f} % with mixup"
     assert harm in said
-    assert f"{small['vanilla']:.2f} % without mixing and {small['mixup']:.2f} % with mixup" in " ".join(PAGES["docs/which-method.md"].split())
+    assert f"{small['vanilla']:.2f} % without mixing and {small['mixup']:.2f} % with mixup" in " ".join(
+        PAGES["docs/which-method.md"].split()
+    )
     figures = json.loads((ROOT / "benchmarks/results/cpu.json").read_text())
     ratio = {name: cell["ratio"][1] for name, cell in figures["collation"]["figures"]["batches"]["64x3x224x224"].items()}
     page = PAGES["docs/benchmarks.md"]
@@ -255,7 +255,9 @@ def test_the_lines_for_the_script_of_transformers(tmp_path, monkeypatch, page):
         "collate_fn": collate_fn,
         "labels": ["a", "b", "c", "d"],
     }
-    exec(textwrap.dedent("from hf_mixup import MixupCallback, MixupCollator, MixupLoss\n") + textwrap.dedent(kept.partition("\n")[2]), names)
+    exec(
+        textwrap.dedent("from hf_mixup import MixupCallback, MixupCollator, MixupLoss\n") + textwrap.dedent(kept.partition("\n")[2]), names
+    )
     assert kept.startswith("from hf_mixup import MixupCallback, MixupCollator, MixupLoss\n")
     names["trainer"].train()
     names["trainer"].evaluate()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import csv
 import dataclasses
 import inspect
@@ -20,7 +19,6 @@ from hf_mixup.core.policy import AreaLabels
 from hf_mixup.method import Method, needs_of_model
 from hf_mixup.methods import METHODS
 from hf_mixup.report.benchmark import TABLE_METHODS, Summary, markdown_table
-from hf_mixup.report.card import bibtex
 from hf_mixup.report.examples import TOKEN_SIGNALS
 from hf_mixup.steps import Standard
 
@@ -175,7 +173,9 @@ def published_of(name: str) -> list[dict[str, str]]:
 
 def plain_of(row: dict[str, str]) -> float | None:
     keys = ("dataset", "setting", "backbone", "epochs")
-    return next((float(other["top1"]) for other in published() if other["method"] == "Vanilla" and all(other[k] == row[k] for k in keys)), None)
+    return next(
+        (float(other["top1"]) for other in published() if other["method"] == "Vanilla" and all(other[k] == row[k] for k in keys)), None
+    )
 
 
 def gain(name: str, dataset: str, backbone: str, epochs: int) -> tuple[float, float, str]:
@@ -220,7 +220,7 @@ def catalogue() -> str:
 
 
 # what people have, what to use, and where its gain was published or measured; cost, gain and alpha follow from the files
-CHOICES: tuple[tuple[str, str, tuple[str, str, int] | None | str], ...] = (
+CHOICES: tuple[tuple[str, str, tuple[str, str, int] | str | None], ...] = (
     ("a vision transformer from scratch", "mixup+cutmix", ("imagenet1k", "DeiT-S", 300)),
     ("the same, and want more", "mixup+transmix", ("imagenet1k", "DeiT-S", 300)),
     ("a CNN from scratch, photos", "resizemix", ("imagenet1k", "ResNet-50", 300)),
@@ -234,7 +234,10 @@ CHOICES: tuple[tuple[str, str, tuple[str, str, int] | None | str], ...] = (
 
 def which() -> str:
     """The table that helps to choose."""
-    lines = ["| you have | use | alpha | time of a step | top-1 accuracy in %, without → with |", "| --- | --- | --- | --- | --- |"]
+    lines = [
+        "| you have | use | alpha | time of a step, without mixing = 1 | top-1 accuracy in %, without → with |",
+        "| --- | --- | --- | --- | --- |",
+    ]
     for have, name, where in CHOICES:
         last = name.split("+")[-1]
         one = cost(last) or whole_run(last)
@@ -248,7 +251,7 @@ def which() -> str:
             plain, mixed, alpha = gain(name, *where)
             dataset = {"imagenet1k": "ImageNet", "cifar10": "CIFAR-10"}[where[0]]
             shown = f"{plain:.2f} → {mixed:.2f} ({dataset}, {where[1]}, {where[2]} epochs)"
-        lines.append(f"| {have} | `{name.replace('+', '` + `')}` | {alpha.replace(',', ' ')} | × {one[0]:.1f} | {shown} |")
+        lines.append(f"| {have} | `{name.replace('+', '` + `')}` | {alpha.replace(',', ' ')} | {one[0]:.1f} | {shown} |")
     return "\n".join(lines)
 
 

@@ -104,7 +104,10 @@ def prepare(rows):
 train, test = train.with_transform(prepare), test.with_transform(prepare)
 len(train), len(test)""",
     ),
-    ("markdown", "Two arms from the same start: 4 epochs without mixing, then 4 more with `vanilla` (no mixing) or with `mixup` + `cutmix`."),
+    (
+        "markdown",
+        "Two arms from the same start: 4 epochs without mixing, then 4 more with `vanilla` (no mixing) or with `mixup` + `cutmix`.",
+    ),
     (
         "code",
         """import copy
@@ -224,7 +227,10 @@ def built(name: str) -> nbformat.NotebookNode:
     book = nbformat.v4.new_notebook(cells=[make[kind](text) for kind, text in NOTEBOOKS[name]])
     for place, cell in enumerate(book.cells):
         cell["id"] = f"cell-{place}"
-    book.metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}, "language_info": {"name": "python"}}
+    book.metadata = {
+        "kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"},
+        "language_info": {"name": "python"},
+    }
     return book
 
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 import io
 import sys
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
-from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
 from PIL import Image
@@ -21,7 +21,6 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).parent))
 
 import facts
-
 from hf_mixup import METHODS, MixPlan, blend, get_method
 from hf_mixup.core.geometry import box_plan, dense_pair
 from hf_mixup.core.plan import Share
@@ -29,11 +28,10 @@ from hf_mixup.core.rng import keyed
 from hf_mixup.data.processor import ImageFormat
 from hf_mixup.policies.fmix import brightest, reference_field
 from hf_mixup.report.examples import pairs_of_every_method
-from hf_mixup.report.plots import COLOURS
+from hf_mixup.report.plots import COLOURS, OWN, PARTNER, mask_colours, overview
 
 PICTURES = Path(__file__).parents[1] / "pictures"
-OWN, PARTNER, GREEN = COLOURS[:3]
-MASK = LinearSegmentedColormap.from_list("mask", [PARTNER, "#f2f2f2", OWN])
+GREEN = COLOURS[2]
 NAMES = ("cat", "coffee")
 
 
@@ -74,8 +72,9 @@ def _saved(figure: Figure, path: Path, colours: int = 256) -> None:
         image.quantize(colours, dither=Image.Dither.NONE).save(path, optimize=True)
 
 
-def pair_of(name: str, size: int = 128) -> dict[str, Any]:
+def pair_of(name: str) -> dict[str, Any]:
     """The two photographs mixed by a method, as a column of `report.plots`, with the mask where one plan says it."""
+    size = 64 if "transformers" in facts.runs_in(METHODS[name]) else 96  # a small vision transformer has a token for few pixels
     form = ImageFormat(size)
     pixels = (photographs(size) - torch.tensor(form.mean)[:, None, None]) / torch.tensor(form.std)[:, None, None]
     return pairs_of_every_method(pixels, form, 1, [name], masks=True)[0]
@@ -84,14 +83,14 @@ def pair_of(name: str, size: int = 128) -> dict[str, Any]:
 def of_method(name: str, path: Path) -> dict[str, Any]:
     """Draws a method on the two photographs; returns what was drawn."""
     column = pair_of(name)
-    cells = [(NAMES[0], column["own"], [1.0]), (NAMES[1], column.get("partner", photographs(128)[1]), [0.0, 1.0])]
+    cells = [(NAMES[0], column["own"], [1.0]), (NAMES[1], column.get("partner", photographs(column["own"].shape[1])[1]), [0.0, 1.0])]
     figure = Figure(figsize=(9, 2.75), dpi=100, layout="constrained")
     axes = figure.subplots(1, 4)
     for axis, (title, image, target) in zip(axes, cells, strict=False):
         _shown(axis, image, title, target, bold=True)
     if "mask" in column and not (column["target"][0] < 0.95 and torch.equal(column["mixed"], column["own"])):
         height, width = column["mask"].shape
-        axes[2].imshow(column["mask"].numpy(), cmap=MASK, vmin=0, vmax=1, interpolation="nearest")
+        axes[2].imshow(column["mask"].numpy(), cmap=mask_colours(), vmin=0, vmax=1, interpolation="nearest")
         axes[2].set_title("mask", fontsize=11, pad=4)
         axes[2].text(width / 2, height * 1.24, "blue: cat, orange: coffee", fontsize=9.5, ha="center", va="center")
         axes[2].set(xlim=(0, width), ylim=(height * 1.33, -0.5))
@@ -183,7 +182,7 @@ def animation() -> None:
 def walk() -> None:
     """One batch from the file to the loss, with its shapes."""
     steps = (
-        ("image file", "JPEG, 640 × 480", "data/pixels.py"),
+        ("image file", "JPEG, 640 x 480", "data/pixels.py"),
         ("augmented image", "(3, 224, 224)", "data/dataset.py"),
         ("batch", "images (B, 3, 224, 224)\nlabels (B,)", "data/collator.py"),
         ("MixPlan", "partners (B, 1)\nmask (B, 2, H, W)\nlam (B,)", "policies/"),
@@ -199,12 +198,19 @@ def walk() -> None:
     for (x, y), (name, shape, where) in zip(places, steps, strict=True):
         ours = name in ("MixPlan", "mixed batch")
         axis.add_patch(
-            FancyBboxPatch((x - 0.4, y - 0.3), 0.8, 0.6, boxstyle="round,pad=0.01", facecolor="#e3f0f8" if ours else "#f4f4f4", edgecolor=OWN if ours else "#888888")
+            FancyBboxPatch(
+                (x - 0.4, y - 0.3),
+                0.8,
+                0.6,
+                boxstyle="round,pad=0.01",
+                facecolor="#e3f0f8" if ours else "#f4f4f4",
+                edgecolor=OWN if ours else "#888888",
+            )
         )
         axis.text(x, y + 0.2, name, ha="center", va="center", fontsize=11, fontweight="bold")
         axis.text(x, y - 0.02, shape, ha="center", va="center", fontsize=9.5, linespacing=1.35)
         axis.text(x, y - 0.24, where, ha="center", va="center", fontsize=9, color="#666666", family="monospace")
-    for start, end in zip(places, places[1:], strict=False):
+    for start, end in pairwise(places):
         if start[1] == end[1]:
             step = 0.41 if end[0] > start[0] else -0.41
             ends = (start[0] + step, start[1]), (end[0] - step, end[1])
@@ -231,15 +237,22 @@ def gains() -> None:
         axis.plot(time, points, "o", color=GREEN, markerfacecolor=GREEN if measured else "white")
         below = max(points, below + 0.055)  # names that would lie on each other move up
         axis.annotate(name, (time, below), xytext=(7, -3), textcoords="offset points", fontsize=9)
-    axis.set(xlabel="time of a training step, without mixing = 1", ylabel="gain in points of top-1 accuracy", xlim=(0.9, 3.6), ylim=(0, None))
+    axis.set(
+        xlabel="time of a training step, without mixing = 1", ylabel="gain in points of top-1 accuracy", xlim=(0.9, 3.6), ylim=(0, None)
+    )
     axis.set_title("CIFAR-10, ResNet-18, 200 epochs (published); filled: step measured, hollow: whole run on digits", fontsize=10)
     axis.grid(alpha=0.3)
     axis.spines[["top", "right"]].set_visible(False)
     _saved(figure, PICTURES / "gains.png", 64)
 
 
+def every() -> None:
+    """The two photographs by every method; `hf-mixup visualize --all` does the same for others."""
+    overview(PICTURES.parent / "methods.png", [pair_of(name) for name in METHODS if name != "vanilla"], NAMES)
+
+
 def main(names: Sequence[str]) -> None:
-    drawers = {draw.__name__: draw for draw in (first, beta, faded, animation, walk, gains)}
+    drawers = {draw.__name__: draw for draw in (first, beta, faded, animation, walk, gains, every)}
     for name in names or drawers:
         drawers[name]()
 

@@ -111,7 +111,14 @@ def mixtures(
         shown = next((images for images in reversed(seen) if not torch.equal(images, pixels)), pixels)
         mixed = form.unnormalised(shown)
         made[method.name] = columns = [
-            {"title": method.name, "own": clean[i], "mixed": mixed[i], "target": step.targets[i].detach()} for i in range(len(pixels))
+            {
+                "title": method.name,
+                "own": clean[i],
+                "mixed": mixed[i],
+                "target": step.targets[i].detach(),
+                "own_class": int(targets[i].argmax()),
+            }
+            for i in range(len(pixels))
         ]
         if step.plan is not None and step.plan.index.shape[1] > 1:
             heaviest = step.plan.weight[:, 1:].argmax(1).cpu() + 1
