@@ -56,13 +56,13 @@ show([*images, *mixed], ["cat", "coffee", *(f"cat {t[0]:.2f}, coffee {t[1]:.2f}"
     (
         "code",
         """methods = ["mixup", "cutmix", "fmix", "gridmix", "resizemix", "smoothmix"]
-made = [get_method(name)(images, labels, num_labels=2, generator=keyed(11)) for name in methods]
+made = [get_method(name)(images, labels, num_labels=2, generator=keyed(5)) for name in methods]
 show([images[0] for images, _ in made], [f"{name}\\ncat {targets[0, 0]:.2f}" for name, (_, targets) in zip(methods, made)])""",
     ),
     ("markdown", "What a method would do is a *plan*: partners, lam and a mask. Blue is the cat, orange the coffee."),
     (
         "code",
-        """plan = get_method("fmix").plan(images, generator=keyed(11))
+        """plan = get_method("fmix").plan(images, generator=keyed(5))
 mask = plan.dense_mask((224, 224))  # (images, sources, height, width)
 print("partners", plan.partners.tolist(), " lam", [round(float(x), 2) for x in plan.lam], " masks", tuple(mask.shape))
 blue, orange = torch.tensor([0.0, 0.45, 0.70]), torch.tensor([0.90, 0.62, 0.0])

@@ -12,6 +12,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import facts
 from hf_mixup.method import Method
+from hf_mixup.report.card import bibtex
 
 
 def method_page(method: Method, drawn: dict[str, Any]) -> str:
@@ -23,7 +24,11 @@ def method_page(method: Method, drawn: dict[str, Any]) -> str:
         lines += [
             "The label of this mixture is "
             + f"{drawn['share']:.2f} cat, and the rest coffee."
-            + (" The network that the method looks at is untrained here; a trained one gives other masks and labels." if learns else ""),
+            + (
+                " The network that the method looks at was trained on pieces of these two photographs, for seconds; what a method learns beside it is untrained."
+                if learns
+                else ""
+            ),
             "",
             "## Use it",
             "",
@@ -34,7 +39,7 @@ def method_page(method: Method, drawn: dict[str, Any]) -> str:
             *_formula(method, drawn),
             "",
         ]
-    lines += ["## Facts", "", "| | |", "| --- | --- |"]
+    lines += ["## Facts", "", "| fact | |", "| --- | --- |"]
     lines += [f"| runs in | {facts.runs_in(method)} |", f"| time of a training step, without mixing = 1 | {facts.cost_text(name)} |"]
     if method.paper:
         lines.append(f"| paper | [arXiv:{method.paper}](https://arxiv.org/abs/{method.paper}) |")
@@ -53,7 +58,7 @@ def method_page(method: Method, drawn: dict[str, Any]) -> str:
             lines += [f"{number}. {_safe(clause)}" for number, clause in enumerate(clauses, 1)]
             lines.append("")
     lines += _settings(name) + _results(name)
-    cited = facts.bibtex(name)
+    cited = bibtex(name)
     if cited:
         lines += ["## Cite", "", "```bibtex", cited.strip(), "```", ""]
     return "\n".join(lines)
