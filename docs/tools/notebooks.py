@@ -127,6 +127,7 @@ def run(network, seed, **mixing):
         seed=seed, report_to="none", disable_tqdm=True, save_strategy="no", logging_strategy="no", **mixing,
     )
     trainer = MixupTrainer(network, args, train_dataset=train, eval_dataset=test)
+    trainer.remove_callback(transformers.PrinterCallback)
     trainer.train()
     return network, 100 * trainer.evaluate()["eval_top1"]
 
@@ -204,10 +205,11 @@ masks()""",
     (
         "code",
         """args = MixupTrainingArguments(
-    "runs/automix", mix="automix", max_steps=int(os.environ.get("STEPS", 150)), per_device_train_batch_size=40, learning_rate=3e-3,
+    "runs/automix", max_steps=int(os.environ.get("STEPS", 150)), per_device_train_batch_size=40, learning_rate=3e-3,
     mixer_learning_rate=0.03, report_to="none", disable_tqdm=True, save_strategy="no", logging_strategy="no",
 )
 trainer = MixupTrainer(model, args, train_dataset=train)
+trainer.remove_callback(transformers.PrinterCallback)
 trainer.train()
 masks()""",
     ),

@@ -28,6 +28,7 @@ from hf_mixup.core.geometry import box_plan, dense_pair
 from hf_mixup.core.plan import Share
 from hf_mixup.core.rng import keyed
 from hf_mixup.data.processor import ImageFormat
+from hf_mixup.method import needs_of_model
 from hf_mixup.networks.backbones import from_scratch
 from hf_mixup.policies.fmix import brightest, reference_field
 from hf_mixup.report.examples import pairs_of_every_method
@@ -100,7 +101,8 @@ def pair_of(name: str) -> dict[str, Any]:
     architecture, size = ("vit_mini", 64) if tokens else ("cifar_resnet20", 96)  # the transformer has a token for few pixels
     form = ImageFormat(size)
     pixels = (photographs(size) - torch.tensor(form.mean)[:, None, None]) / torch.tensor(form.std)[:, None, None]
-    return pairs_of_every_method(pixels, form, 1, [name], network(architecture, size), masks=True)[0]
+    seen = network(architecture, size) if needs_of_model(METHODS[name]) else None
+    return pairs_of_every_method(pixels, form, 1, [name], seen, masks=True)[0]
 
 
 def of_method(name: str, path: Path) -> dict[str, Any]:
@@ -200,7 +202,7 @@ def animation() -> None:
             _shown(axis, blend(plan, pixels)[0], name, plan.weight[0].tolist())
         stream = io.BytesIO()
         figure.savefig(stream, format="png")
-        frames.append(Image.open(stream).convert("RGB").quantize(64, dither=Image.Dither.NONE))
+        frames.append(Image.open(stream).convert("RGB").quantize(48, dither=Image.Dither.NONE))
     frames[0].save(PICTURES / "lam.gif", save_all=True, append_images=frames[1:], duration=160, loop=0, optimize=True)
 
 
