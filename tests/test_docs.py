@@ -156,12 +156,13 @@ QUESTIONS = (
 )
 
 
-@pytest.mark.parametrize("start", ["README.md", "docs/index.md"])
-@pytest.mark.parametrize(("question", "page", "words"), QUESTIONS)
+@pytest.mark.parametrize(
+    ("start", "question", "page", "words"),
+    # the site does not hold the README
+    [(start, *rest) for start in ("README.md", "docs/index.md") for rest in QUESTIONS if start == "README.md" or rest[1] != "README.md"],
+)
 def test_an_answer_is_two_clicks_away(start, question, page, words):
     assert words in (ROOT / page).read_text(), question
-    if page == "README.md" and start != page:
-        pytest.skip("the site's first page is not the README")
     reached = {(ROOT / start).resolve()}
     for _ in range(2):
         for path in list(reached):
@@ -184,7 +185,7 @@ def test_pictures_show_what_methods_do():
     """The picture of a method is its mixture of the two photographs, and the mask is that of its plan."""
     import pictures
 
-    own, partner = pictures.photographs(96)
+    own, partner = pictures.photographs(64)
     column = pictures.pair_of("cutmix")
     mixed = column["mask"] * own + (1 - column["mask"]) * partner
     torch.testing.assert_close(column["mixed"], mixed, atol=2e-6, rtol=1e-5)
@@ -194,7 +195,7 @@ def test_pictures_show_what_methods_do():
             plan = pictures._plan(name, lam, 64)
             assert abs(float(plan.lam[0]) - lam) < 0.02
             assert abs(float(plan.dense_mask((64, 64))[0, 0].mean()) - lam) < 0.02
-    assert torch.equal(blend(pictures._plan("fmix", 1.0, 96), torch.stack([own, partner]))[0], own)
+    assert torch.equal(blend(pictures._plan("fmix", 1.0, 64), torch.stack([own, partner]))[0], own)
 
 
 def test_colours_mean_the_same_in_every_picture():
