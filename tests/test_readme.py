@@ -121,6 +121,14 @@ def test_numbers_in_the_prose_are_those_of_the_files():
     assert f"{facts.whole_run('puzzlemix')[0]:.1f}" in ("1.4", "1.5", "1.6")  # "about half as long again"
     memory = figures["learned"]["figures"]["cifar_resnet18, 100x3x32x32"]
     assert memory["automix"]["peak_mb"] / memory["vanilla"]["peak_mb"] == pytest.approx(2, abs=0.3)  # "with twice the memory"
+    with open(ROOT / "docs/pretraining.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    guide = " ".join(PAGES["docs/guides/pretraining.md"].split())
+    assert f"above the untrained network ({rows[0]['untrained_knn_top1']})" in guide
+    assert all(1 <= float(row["knn_top1"]) - float(row["untrained_knn_top1"]) < 10.5 for row in rows)
+    above = [(row["base"], row["mix"]) for row in rows if float(row["knn_top1"]) > float(row["raw_pixels_knn_top1"])]
+    assert above == [("simclr", "imix")]
+    assert f"only SimCLR with i-Mix is above raw pixels ({rows[0]['raw_pixels_knn_top1']})" in guide
     setup = (ROOT / "setup.py").read_text()
     for name, least in re.findall(r"(transformers|torch|Python) (\d+\.\d+) or newer", TEXT):
         assert (f'python_requires=">={least}"' if name == "Python" else f'"{name}>={least}"') in setup
