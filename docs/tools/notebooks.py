@@ -215,8 +215,8 @@ masks()""",
     ),
     (
         "markdown",
-        "After training the masks follow the shapes. `area` is the share of the own image that the mask shows; it should be near lam. The label uses lam, "
-        "not the area.\n\nOn your own images `hf-mixup train --mix automix` draws such pictures into `masks/` of the run, ten times.",
+        "So short a training only begins: the masks differ from place to place, and their `area`, the share of the own image, rises with lam. In a long "
+        "training they follow the shapes, and the area comes near lam. The label uses lam, not the area.\n\nOn your own images `hf-mixup train --mix automix` draws such pictures into `masks/` of the run, ten times.",
     ),
 ]
 

@@ -19,16 +19,9 @@ def method_page(method: Method, drawn: dict[str, Any]) -> str:
     """A page in Markdown."""
     name = method.name
     lines = [f"# {name}", "", facts.sentence(method), "", f"![A cat, a cup of coffee, and their mixture by {name}]({name}.png)", ""]
-    learns = facts.runs_in(method).startswith("`MixupTrainer`")
     if name != "vanilla":
         lines += [
-            "The label of this mixture is "
-            + f"{drawn['share']:.2f} cat, and the rest coffee."
-            + (
-                " The network that the method looks at was trained on pieces of these two photographs, for seconds; what a method learns beside it is untrained."
-                if learns
-                else ""
-            ),
+            f"The label of this mixture is {drawn['share']:.2f} cat, and the rest coffee.{_network(method)}",
             "",
             "## Use it",
             "",
@@ -62,6 +55,13 @@ def method_page(method: Method, drawn: dict[str, Any]) -> str:
     if cited:
         lines += ["## Cite", "", "```bibtex", cited.strip(), "```", ""]
     return "\n".join(lines)
+
+
+def _network(method: Method) -> str:
+    """Which network the method looked at for the picture."""
+    if (method.sample.needs | method.label.needs) - {"images"}:
+        return " The network that the method looks at was trained for seconds, on pieces of these two photographs."
+    return "" if facts.runs_in(method).startswith("any loop") else " The network is untrained here; a trained one gives other mixtures."
 
 
 def _usage(method: Method) -> list[str]:

@@ -28,7 +28,6 @@ from hf_mixup.core.geometry import box_plan, dense_pair
 from hf_mixup.core.plan import Share
 from hf_mixup.core.rng import keyed
 from hf_mixup.data.processor import ImageFormat
-from hf_mixup.method import needs_of_model
 from hf_mixup.networks.backbones import from_scratch
 from hf_mixup.policies.fmix import brightest, reference_field
 from hf_mixup.report.examples import pairs_of_every_method
@@ -101,7 +100,8 @@ def pair_of(name: str) -> dict[str, Any]:
     architecture = "vit_mini" if "transformers" in facts.runs_in(METHODS[name]) else "cifar_resnet20"
     form = ImageFormat(size)
     pixels = (photographs(size) - torch.tensor(form.mean)[:, None, None]) / torch.tensor(form.std)[:, None, None]
-    seen = network(architecture, size) if needs_of_model(METHODS[name]) else None
+    wanted = METHODS[name].sample.needs | METHODS[name].label.needs
+    seen = network(architecture, size) if wanted - {"images"} else None
     return pairs_of_every_method(pixels, form, 1, [name], seen, masks=True)[0]
 
 
@@ -278,7 +278,7 @@ def gains() -> None:
 
 def every() -> None:
     """The two photographs by every method; `hf-mixup visualize --all` does the same for others."""
-    overview(PICTURES.parent / "methods.png", [pair_of(name) for name in METHODS if name != "vanilla"], NAMES)
+    overview(PICTURES.parent / "methods.png", [pair_of(name) | {"title": name} for name in METHODS if name != "vanilla"], NAMES)
 
 
 def main(names: Sequence[str]) -> None:
