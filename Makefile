@@ -3,13 +3,16 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow test-oldest lint help
+.PHONY: demo test test-slow test-oldest lint docs docs-tables new-method help
 help:
 	@echo "make demo       install into .venv and train on the embedded digits (about 3 minutes after installing)"
 	@echo "make test       install into .venv and run the tests"
 	@echo "make test-slow  the long tests as well"
 	@echo "make test-oldest  some tests with the oldest versions that setup.py allows"
 	@echo "make lint       ruff, and mypy over the public API"
+	@echo "make docs       the documentation as a site, in build/site"
+	@echo "make docs-tables  write the tables of README.md and docs/ again, from the files of measurements"
+	@echo "make new-method NAME=checkermix  make the files of a new method"
 
 $(VENV)/installed: setup.py hf_mixup/__init__.py
 	@echo "==> Making $(VENV) and installing hf_mixup with its dependencies (PyTorch is large: some minutes the first time)"
@@ -47,3 +50,20 @@ lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+$(VENV)/docs-installed: setup.py $(VENV)/installed
+	@echo "==> Installing what builds the documentation"
+	@$(BIN)/python -m pip install --quiet -e ".[docs]"
+	@touch $@
+
+# warnings are errors: mkdocs.yml is strict
+docs: $(VENV)/docs-installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
+	@echo "==> Open build/site/index.html"
+
+docs-tables: $(VENV)/installed
+	$(BIN)/python docs/tools/facts.py
+
+new-method: $(VENV)/installed
+	@test -n "$(NAME)" || { echo "make new-method needs a name: make new-method NAME=checkermix"; exit 2; }
+	$(BIN)/python docs/tools/new_method.py $(NAME)

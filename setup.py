@@ -77,5 +77,13 @@ setup(
             "optuna>=4.0",
         ],
         "benchmarks": ["kornia>=0.8"],
+        "docs": [
+            "mkdocs>=1.6,<2",
+            "mkdocs-material>=9.6",
+            "mkdocstrings[python]>=0.30",
+            "mkdocs-jupyter>=0.25",
+            "nbclient>=0.10",
+            "ipykernel>=6.29",
+        ],
     },
 )

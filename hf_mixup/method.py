@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_mixup.core.checks import check_images, check_labels, check_switch, nearest
+from hf_mixup.core.checks import check_images, check_labels, check_rows, check_switch, nearest
 from hf_mixup.core.hub import download
 from hf_mixup.core.losses import CrossEntropy, Loss, smooth
 from hf_mixup.core.plan import MixPlan, blend, mix_targets
@@ -85,6 +85,23 @@ class Method:
         mixed = torch.cat([blend(plan, images) for plan in plans]) if len(plans) > 1 else blend(plans[0], images)
         targets = torch.cat([mix_targets(plan, labels, num_labels) for plan in plans])
         return mixed, smooth(targets, getattr(self.loss, "smoothing", 0.0))
+
+    def plan(self, images: Tensor, labels: Tensor | None = None, generator: torch.Generator | None = None) -> MixPlan:
+        """What a call would do with `images` (B, C, H, W), without doing it: partners, masks and lam.
+
+        A call with a generator in the same state mixes by the same plan. Take from it `plan.partners` (B, K - 1), `plan.lam` (B,),
+        and `plan.dense_mask((H, W))` (B, K, H, W), the share of each image in each pixel; `blend(plan, images)` and
+        `mix_targets(plan, labels, num_labels)` make the mixture. `labels` decide nothing here; if given, their number is checked.
+
+        Raises ValueError or TypeError as a call does, for methods that need the model too.
+        """
+        check_model_free(self, "a plain call")
+        check_images(images)
+        if labels is not None:
+            check_rows(labels, len(images))
+        if generator is None:
+            generator = keyed(int(torch.randint(2**62, ())))
+        return self.sample.plan(images.shape, generator, Signals(images.device, images=images)).to(images.device)
 
     def replaced(self, **fields: Any) -> Method:
         """The same method with other hyper-parameters.

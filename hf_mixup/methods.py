@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from hf_mixup.core.checks import check_known, check_probabilities, nearest
+from hf_mixup.core.checks import check_known, check_num_labels, check_probabilities, nearest
 from hf_mixup.core.jensenshannon import JensenShannon
 from hf_mixup.core.losses import BCE, Decoupled, Loss
+from hf_mixup.core.rng import keyed
 from hf_mixup.core.schedule import Points, Schedule, as_json, corners, extremes_of, schedule_of, value_at
 from hf_mixup.labels import AlignedLabels, AttentionLabels, ProgressiveLabels, SaliencyLabels, TokenLabels
-from hf_mixup.method import CONFIG_NAME, Method, fields_of, read_config
+from hf_mixup.method import CONFIG_NAME, Method, check_model_free, fields_of, read_config
 from hf_mixup.policies import (
     RICAP,
     AttentiveMix,
@@ -132,19 +134,27 @@ def taught_by_the_network(choice: MethodChoice) -> list[str]:
     return [name for name, some in parts.items() if any("teacher" in fields_of(part) and part.teacher is None for part in some)]
 
 
-@dataclass(frozen=True)
+@dataclass(unsafe_hash=True)
 class MethodChoice:
     """One or several methods, of which one is chosen for every batch.
+
+    Calling it mixes one batch, in any loop and on any device. With `num_labels` it stands in for `timm.data.Mixup` of mixup and
+    cutmix together: `images, targets = choice(images, labels)`. Label smoothing is that of the loss,
+    `loss={"name": "crossentropy", "smoothing": 0.1}`.
 
     Attributes:
         methods: at least one, of different names.
         probabilities: one for each, summing to 1; numbers or schedules.
         rate: the share of batches that is mixed at all; a number or a schedule.
+        num_labels: classes, for calls that do not name them. It is not saved.
+        mixup_enabled: set it to False, and no batch is mixed from then on. This is timm's switch for the last epochs.
     """
 
     methods: tuple[Method, ...]
     probabilities: tuple[float | Schedule, ...]
     rate: float | Schedule = 1.0
+    num_labels: int | None = field(default=None, compare=False)
+    mixup_enabled: bool = field(default=True, compare=False, repr=False)
 
     @property
     def rates(self) -> tuple[float, float]:
@@ -174,6 +184,7 @@ class MethodChoice:
         mode: str | None = None,
         loss: str | Mapping[str, Any] | Loss | None = None,
         mix_rate: Any = 1.0,
+        num_labels: int | None = None,
     ) -> MethodChoice:
         """From what people type. Raises ValueError for unknown names and fields, and for lists of different lengths.
 
@@ -186,7 +197,10 @@ class MethodChoice:
             loss: sets the loss of every method, by name or `{"name": ..., <fields>}`.
             mix_rate: the share of batches that is mixed, 0 to 1, or a schedule of it: points `[[epoch, share], ...]`, or
                 `{"name": "withouthesitation"}`, as `hf_mixup.core.schedule` describes them.
+            num_labels: classes, for calls that do not name them.
         """
+        if num_labels is not None:
+            check_num_labels(num_labels)
         named = [mix] if isinstance(mix, (str, Method)) else list(mix)
         if not named:
             raise ValueError(f"mix needs at least one method, got none; {nearest('', METHODS)}")
@@ -227,10 +241,23 @@ class MethodChoice:
                     raise ValueError(f"mix_prob takes numbers and schedules of points, got {as_json(value)}; give points, or set mix_rate.")
         for epoch in corners(probabilities):
             check_probabilities([value_at(value, epoch, 0) for value in probabilities], len(built))
-        return cls(tuple(built), tuple(map(_number, probabilities)), schedule_of("mix_rate", mix_rate))
+        return cls(tuple(built), tuple(map(_number, probabilities)), schedule_of("mix_rate", mix_rate), num_labels)
+
+    def __call__(
+        self, images: Tensor, labels: Tensor, num_labels: int | None = None, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Mixes one batch by one of the methods; arguments, results and errors are those of a `Method` that is called. A choice with
+        schedules is called as `choice.at(epoch, epochs)(images, labels)`."""
+        for method in self.methods:
+            check_model_free(method, "a plain call")
+        if generator is None:
+            generator = keyed(int(torch.randint(2**62, ())))
+        return self.at(-1, 0).draw(generator)(images, labels, self.num_labels if num_labels is None else num_labels, generator)
 
     def draw(self, rng: torch.Generator) -> Method:
         """The method of a batch; of a choice without schedules, which `at` gives."""
+        if not self.mixup_enabled:
+            return METHODS["vanilla"].replaced(loss=self.methods[0].loss.single())
         if self.rate < 1 and float(torch.rand((), generator=rng)) >= self.rate:
             return METHODS["vanilla"].replaced(loss=self.methods[0].loss.single())
         if len(self.methods) == 1:

@@ -113,6 +113,8 @@ class MixupModel(PreTrainedModel):
         self.mix_repeat = mix_repeat
         self.backbone = backbone
         self.num_labels = backbone.config.num_labels
+        if mix.num_labels not in (None, self.num_labels):
+            raise ValueError(f"mix and the network must agree on num_labels, got {mix.num_labels} and {self.num_labels}; make them equal.")
         self._no_split_modules = backbone._no_split_modules
         self.supports_gradient_checkpointing = backbone.supports_gradient_checkpointing
         for method in mix.methods:

@@ -188,7 +188,7 @@ def check_divisible(size: tuple[int, int], grid: tuple[int, int]) -> None:
         )
 
 
-def _check_rows(labels: Tensor, batch: int) -> None:
+def check_rows(labels: Tensor, batch: int) -> None:
     if not isinstance(labels, Tensor):
         raise TypeError(
             f"labels must be a tensor, class numbers (B,) or soft labels (B, num_labels), got {type(labels).__name__}; convert them with torch.as_tensor."
@@ -202,7 +202,7 @@ def check_labels(labels: Tensor, batch: int, num_labels: int | None) -> None:
 
     Values are read where that costs no waiting, on the CPU; shapes and types everywhere.
     """
-    _check_rows(labels, batch)
+    check_rows(labels, batch)
     if labels.ndim == 1 and not labels.is_floating_point() and not labels.is_complex():
         check_num_labels(num_labels)
         _check_classes(labels, num_labels)
@@ -238,7 +238,7 @@ def _check_classes(labels: Tensor, num_labels: int, head: str = "") -> None:
 
 def check_heads(labels: Tensor, batch: int, classes: Sequence[int]) -> None:
     """Class numbers (B, heads): one column for each head."""
-    _check_rows(labels, batch)
+    check_rows(labels, batch)
     if labels.shape[1] != len(classes):
         raise ValueError(
             f"labels must have one column for each of the {len(classes)} heads, got {labels.shape[1]}; look at the loss's classes."
@@ -249,7 +249,7 @@ def check_heads(labels: Tensor, batch: int, classes: Sequence[int]) -> None:
 
 def check_values(labels: Tensor, batch: int, num_labels: int, limits: tuple[float, float] | None = None) -> None:
     """Numbers (B,) for one output, or (B, num_labels): labels of a regression, or the zeros and ones of several labels."""
-    _check_rows(labels, batch)
+    check_rows(labels, batch)
     if tuple(labels.shape) not in {(batch, num_labels), *([(batch,)] if num_labels == 1 else [])} or labels.is_complex():
         raise ValueError(
             f"labels must be numbers {(batch, num_labels)}, one for each output of the network, got {tuple(labels.shape)}; "

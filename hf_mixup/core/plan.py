@@ -113,6 +113,16 @@ class MixPlan:
         alone = torch.ones(batch, 1)
         return cls(torch.arange(batch)[:, None], Share(alone), alone)
 
+    @property
+    def lam(self) -> Tensor:
+        """(B,) float32: the share that each label keeps of its own class, `weight[:, 0]`."""
+        return self.weight[:, 0]
+
+    @property
+    def partners(self) -> Tensor:
+        """(B, K - 1) int64: the rows of the batch that each image is mixed with, `index[:, 1:]`."""
+        return self.index[:, 1:]
+
     def to(self, device: torch.device | str) -> MixPlan:
         match self.mask:
             case Boxes(edges, size):

@@ -299,15 +299,6 @@ def methods_rows() -> list[tuple[str, str, str, str]]:
     return rows
 
 
-def methods_table() -> str:
-    """The table of methods of the README, in Markdown."""
-    lines = ["| method | parts | needs | paper |", "| --- | --- | --- | --- |"]
-    for name, parts, needs, paper in methods_rows():
-        shown = " + ".join(f"`{part}`" for part in parts.split(" + "))
-        lines.append(f"| `{name}` | {shown} | {needs} | {f'[{paper}](https://arxiv.org/abs/{paper})' if paper else ''} |")
-    return "\n".join(lines)
-
-
 # -- what the files say ---------------------------------------------------------------------------------------------------
 
 

@@ -111,7 +111,14 @@ def mixtures(
         shown = next((images for images in reversed(seen) if not torch.equal(images, pixels)), pixels)
         mixed = form.unnormalised(shown)
         made[method.name] = columns = [
-            {"title": method.name, "own": clean[i], "mixed": mixed[i], "target": step.targets[i].detach()} for i in range(len(pixels))
+            {
+                "title": method.name,
+                "own": clean[i],
+                "mixed": mixed[i],
+                "target": step.targets[i].detach(),
+                "own_class": int(targets[i].argmax()),
+            }
+            for i in range(len(pixels))
         ]
         if step.plan is not None and step.plan.index.shape[1] > 1:
             heaviest = step.plan.weight[:, 1:].argmax(1).cpu() + 1
@@ -179,7 +186,13 @@ class MaskPictures(TrainerCallback):
 
 
 def pairs_of_every_method(
-    pixels: Tensor, form: ImageFormat, seed: int, names: Sequence[str] | None = None, model: PreTrainedModel | None = None
+    pixels: Tensor,
+    form: ImageFormat,
+    seed: int,
+    names: Sequence[str] | None = None,
+    model: PreTrainedModel | None = None,
+    *,
+    masks: bool = False,
 ) -> list[dict]:
     """Columns for `plots.overview`: the first of two images mixed with the second by every method that there is.
 
@@ -188,6 +201,7 @@ def pairs_of_every_method(
     Args:
         pixels: (2, 3, H, W) normalised.
         model: the network that methods look at; untrained ones of ours if None.
+        masks: as for `mixtures`.
     """
 
     def unevenness(column: dict) -> float:
@@ -206,7 +220,7 @@ def pairs_of_every_method(
         found = []
         for batch, step in ((batch, step) for batch in (pixels, more) for step in range(12)):
             labels = torch.arange(len(batch)) % 2
-            made = mixtures(mixing, batch, labels, form, MixKey(seed, 0, step))[name]
+            made = mixtures(mixing, batch, labels, form, MixKey(seed, 0, step), masks=masks)[name]
             found += made[:1] if batch is pixels else made
             if name == "vanilla" or min(map(unevenness, found)) <= 0.15:
                 break

@@ -18,6 +18,9 @@ COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
 
 VISIBLE = 0.005  # shares of labels below it are not drawn
 
+# in every picture of a mixture: the own image is blue, what it is mixed with orange
+OWN, PARTNER = COLOURS[:2]
+
 
 def _figure(**settings: Any) -> Any:
     return needed("matplotlib.figure", "pictures").Figure(**settings)
@@ -28,7 +31,8 @@ def gallery(path: str | Path, columns: list[dict], label_names: list[str], acros
 
     Args:
         columns: one mixture each: `title`; `own`, `mixed` and, where there is one, `partner`, (3, H, W) in [0, 1]; `target` (num_labels,);
-            where wanted, `mask` (H, W), the share of the own image, and `activation` (h, w), a class activation map of the mixed one.
+            where wanted, `mask` (H, W), the share of the own image, and `activation` (h, w), a class activation map of the mixed one;
+            `own_class`, whose bar is blue as the own image is in the mask.
         label_names: of the classes.
     """
     rows = [name for name in ("own", "partner", "mask", "mixed", "activation") if any(name in column for column in columns)]
@@ -48,9 +52,9 @@ def gallery(path: str | Path, columns: list[dict], label_names: list[str], acros
             if name in mixture:
                 _show(axis, mixture, name)
             if column == 0:
-                axis.set_ylabel(name, fontsize=11)
+                axis.set_ylabel("mask\n(blue: own)" if name == "mask" else name, fontsize=11)
         cells[0].set_title(mixture["title"], fontsize=11)
-        _bars(cells[-1], mixture["target"], label_names, bars)
+        _bars(cells[-1], mixture["target"], label_names, bars, mixture.get("own_class"))
         if column == 0:
             cells[-1].set_ylabel("label", fontsize=11)
     figure.savefig(path)
@@ -84,9 +88,14 @@ def masks_by_lam(path: str | Path, columns: Sequence[Mapping[str, Any]], lams: S
     figure.savefig(path)
 
 
+def mask_colours() -> Any:
+    """From orange, where the partner is, through grey to blue, where the own image is."""
+    return needed("matplotlib.colors", "pictures").LinearSegmentedColormap.from_list("mask", [PARTNER, "#f2f2f2", OWN])
+
+
 def _show(axis, mixture: dict, name: str) -> None:
     if name == "mask":
-        axis.imshow(mixture[name].numpy(), cmap="cividis", vmin=0, vmax=1, interpolation="nearest")
+        axis.imshow(mixture[name].numpy(), cmap=mask_colours(), vmin=0, vmax=1, interpolation="nearest")
     elif name == "activation":
         height, width = mixture["mixed"].shape[1:]
         axis.imshow(_pixels(mixture["mixed"]).mean(2), cmap="gray", vmin=0, vmax=1, extent=(0, width, height, 0))
@@ -132,12 +141,14 @@ def overview(path: str | Path, columns: Sequence[Mapping[str, Any]], label_names
     Image.open(stream).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
 
 
-def _bars(axis, target: Tensor, label_names: list[str], rows: int) -> None:
-    """The classes of a mixed target, at most three, as horizontal bars with their names and shares."""
+def _bars(axis, target: Tensor, label_names: list[str], rows: int, own: int | None = None) -> None:
+    """The classes of a mixed target, at most three, as horizontal bars with their names and shares: the own one blue, the next orange."""
     shares, classes = target.topk(min(3, len(target)))
-    shown = [(float(share), label_names[int(c)]) for share, c in zip(shares, classes, strict=True) if share >= VISIBLE]
-    for place, (share, name) in enumerate(shown):
-        axis.barh(-place, share, color=COLOURS[place], height=0.36)
+    shown = [(float(share), int(c)) for share, c in zip(shares, classes, strict=True) if share >= VISIBLE]
+    others = iter(COLOURS if own is None else COLOURS[1:])
+    for place, (share, number) in enumerate(shown):
+        name = label_names[number]
+        axis.barh(-place, share, color=OWN if number == own else next(others), height=0.36)
         axis.text(0, -place - 0.24, f"{name[:12]}  {share:.2f}", fontsize=9, va="top", parse_math=False)
     axis.set(xlim=(0, 1), ylim=(0.25 - rows, 0.35), xticks=[], yticks=[])
     for side in axis.spines.values():
@@ -192,7 +203,7 @@ def benchmark_chart(path: str | Path, table: Mapping[str, Mapping[str, tuple[flo
             if row == "vanilla":
                 axis.axvline(mean, color=colour, linewidth=1, linestyle=":")
         axis.set_yticks(range(len(found)), [row for _, row in found])
-        axis.set(xlabel=label, title=column)
+        axis.set(xlabel=label, title=column, ylim=(-0.6, len(found) - 0.4))
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(axis="x", alpha=0.3)
     figure.savefig(path)
@@ -253,7 +264,7 @@ def occlusion_curve(path: str | Path, ratios: Sequence[float], accuracies: Seque
     axis = figure.subplots()
     axis.plot([100 * ratio for ratio in ratios], accuracies, "o-", color=COLOURS[0])
     axis.axhline(chance, color="grey", linestyle="--", linewidth=1)
-    axis.text(0, chance + 0.015, "chance", fontsize=9, color="grey", va="bottom")
+    axis.text(50, chance + 0.015, "chance", fontsize=9, color="grey", va="bottom", ha="center")
     axis.set(xlabel="patches hidden, %", ylabel="top-1 accuracy", ylim=(0, 1.03))
     axis.spines[["top", "right"]].set_visible(False)
     figure.savefig(path)

@@ -1,0 +1,282 @@
+"""What the pages of the site say of a method. Everything is read: from its row, its docstrings, and the files of measurements."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import inspect
+import json
+import re
+import statistics
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from hf_mixup.core.losses import CrossEntropy
+from hf_mixup.core.policy import AreaLabels
+from hf_mixup.method import Method, needs_of_model
+from hf_mixup.methods import METHODS
+from hf_mixup.report.benchmark import TABLE_METHODS, Summary, markdown_table
+from hf_mixup.report.examples import TOKEN_SIGNALS
+from hf_mixup.steps import Standard
+
+ROOT = Path(__file__).parents[2]
+UNSAID = (AreaLabels(), CrossEntropy(), Standard())
+KINDS = {"sample": "how images are mixed", "label": "how labels are weighed", "loss": "the loss", "step": "the training step"}
+
+
+def parts(method: Method) -> dict[str, Any]:
+    """The parts of a method that are not the usual ones, by kind."""
+    return {kind: getattr(method, kind) for kind in KINDS if getattr(method, kind) not in UNSAID}
+
+
+def main_part(method: Method) -> Any:
+    """The part that the method is named after: the last that is not the usual one, or the sample policy."""
+    own = parts(method)
+    return next((own[kind] for kind in ("step", "loss", "label") if kind in own), method.sample)
+
+
+def paragraphs(part: Any) -> list[str]:
+    """Of a part's docstring, each on one line, without the arguments."""
+    text = (inspect.getdoc(type(part)) or "").split("\nArgs:")[0]
+    return [" ".join(paragraph.split()) for paragraph in text.strip().split("\n\n") if paragraph.strip()]
+
+
+def sentence(method: Method) -> str:
+    """What the method does in one sentence: that of `plain.yaml`, or, for a method that is not there, of its docstring."""
+    plain = yaml.safe_load((Path(__file__).parent / "plain.yaml").read_text())
+    if method.name in plain:
+        return plain[method.name]
+    for part in (main_part(method), method.sample):
+        text = " ".join(paragraphs(part))
+        # "NAME (paper; code): what it does. More."; a docstring that begins otherwise says it in its second sentence
+        found = re.match(r"[^.]*?\([^()]*(?:\([^()]*\)[^()]*)*\):? ?(.*)", text)
+        said = found.group(1) if found and found.group(1) else text
+        said = said.removeprefix(", ").lstrip(". ")
+        first = re.split(r"(?<=[.:]) (?=[A-Z`])", said)[0].rstrip(":. ")
+        if first:
+            return first[0].upper() + first[1:] + "."
+    return ""
+
+
+def deviations(part: Any) -> list[str]:
+    """The clauses of the paragraphs that begin with "Deviation", one each, and whole sentences that name a difference elsewhere."""
+    found = []
+    for paragraph in paragraphs(part):
+        place = re.search(r"Deviations?\b[^:]*: ", paragraph)
+        if place is None:
+            continue
+        *clauses, last = re.split(r"; (?![^()]*\))", paragraph[place.end() :])
+        sentences = re.split(r"(?<=\.) (?=[A-Z])", last)
+        found += [clause[0].upper() + clause[1:].rstrip(".") + "." for clause in [*clauses, *sentences]]
+    return found
+
+
+def prose(part: Any) -> list[str]:
+    """The paragraphs without what `deviations` lists."""
+    kept = (re.split(r"Deviations?\b[^:]*: ", paragraph)[0].strip() for paragraph in paragraphs(part))
+    return [paragraph for paragraph in kept if paragraph]
+
+
+def arguments(part: Any) -> list[tuple[str, str, str]]:
+    """(name, default, what it is) of the hyper-parameters of a part."""
+    text = (inspect.getdoc(type(part)) or "").partition("\nArgs:\n")[2].split("\n\n")[0]
+    told: dict[str, str] = {}
+    for match in re.finditer(r"^    (\w+(?:,\s+\w+)*):(.*?)(?=^    \w+(?:,\s+\w+)*:|\Z)", text + "\n", re.M | re.S):
+        for name in re.split(r",\s*", match.group(1)):
+            told[name.strip()] = " ".join(match.group(2).split())
+    return [(f.name, repr(getattr(part, f.name)), told.get(f.name, "")) for f in dataclasses.fields(part)]
+
+
+def runs_in(method: Method) -> str:
+    """Where a method works."""
+    if not needs_of_model(method):
+        return "any loop, collator, `MixupTrainer`"
+    signals = method.sample.needs | method.label.needs
+    return "`MixupTrainer`, vision transformers only" if signals & TOKEN_SIGNALS else "`MixupTrainer`"
+
+
+def formula(method: Method) -> str:
+    """What pixels and labels become."""
+    weights = {
+        "AreaLabels": "\\lambda",
+    }.get(type(method.label).__name__, "w")
+    pixels = "\\tilde x = m \\odot x_i + (1 - m) \\odot x_j"
+    labels = f"\\tilde y = {weights}\\, y_i + (1 - {weights})\\, y_j"
+    return f"{pixels}, \\qquad {labels}"
+
+
+# -- measurements ---------------------------------------------------------------------------------------------------------
+
+
+@cache
+def _figures() -> dict[str, Any]:
+    return json.loads((ROOT / "benchmarks/results/cpu.json").read_text())
+
+
+# a section of the measurements, its network, the name in it of the step without mixing, how names are written, a name for people
+_STEPS = (
+    ("learned", "cifar_resnet18, 100x3x32x32", "vanilla", "{}", "ResNet-18, 32 px"),
+    ("labels", "DeiT-S, 4x3x224x224", "cutmix", "{}", "DeiT-S, 224 px, beside CutMix"),
+    ("steps", "cifar_resnet20, 64x3x32x32", "no mixing", "ours {}, per image", "ResNet-20, 32 px"),
+)
+
+
+def cost(name: str) -> tuple[float, str] | None:
+    """How many times as long a training step takes as without mixing, and where that was measured; None where it was not."""
+    for section, network, plain, pattern, where in _STEPS:
+        found = _figures()[section]["figures"].get(network, {})
+        if name != plain and pattern.format(name) in found:
+            return found[pattern.format(name)]["ratio"][1], where
+    return None
+
+
+@cache
+def digits() -> dict[str, dict[str, list[dict[str, str]]]]:
+    """The rows of docs/digits100.csv, by method and network."""
+    found: dict[str, dict[str, list[dict[str, str]]]] = {}
+    with open(ROOT / "docs/digits100.csv", newline="") as file:
+        for row in csv.DictReader(file):
+            found.setdefault(row["method"], {}).setdefault(row["network"], []).append(row)
+    return found
+
+
+def whole_run(name: str) -> tuple[float, str] | None:
+    """The same of a whole run, evaluations and start included."""
+    cells = digits().get(name, {})
+    for network, words in (("cifar_resnet20", "whole run on 100 digits, ResNet-20"), ("vit_mini", "whole run on 100 digits, small ViT")):
+        if network in cells and name != "vanilla":
+            seconds, plain = (statistics.median(float(row["seconds"]) for row in digits()[n][network]) for n in (name, "vanilla"))
+            return seconds / plain, words
+    return None
+
+
+def cost_text(name: str) -> str:
+    found = cost(name) or whole_run(name)
+    return "not measured" if found is None else f"{found[0]:.2f} ({found[1]})"
+
+
+@cache
+def published() -> list[dict[str, str]]:
+    with open(ROOT / "model_cards/published_results.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def published_of(name: str) -> list[dict[str, str]]:
+    """The published rows of a method, or of several that take turns, such as `mixup+cutmix`; of a method alone also those in which
+    it takes turns with mixup."""
+    wanted = {tuple(name.split("+")), ("mixup", name)} - {("mixup", "cutmix") if name == "cutmix" else ()}
+    return [row for row in published() if TABLE_METHODS.get(row["method"]) in wanted]
+
+
+def plain_of(row: dict[str, str]) -> float | None:
+    keys = ("dataset", "setting", "backbone", "epochs")
+    return next(
+        (float(other["top1"]) for other in published() if other["method"] == "Vanilla" and all(other[k] == row[k] for k in keys)), None
+    )
+
+
+def gain(name: str, dataset: str, backbone: str, epochs: int) -> tuple[float, float, str]:
+    """(without mixing, with it, alpha): published top-1 accuracies of one setting."""
+    wanted = {"dataset": dataset, "backbone": backbone, "epochs": str(epochs)}
+    row = next(row for row in published_of(name) if all(row[key] == value for key, value in wanted.items()))
+    plain = plain_of(row)
+    assert plain is not None
+    return plain, float(row["top1"]), row["alpha"]
+
+
+@cache
+def settings() -> list[tuple[str, dict[str, Any]]]:
+    """(recipe, its arguments by method) of every recipe that has some."""
+    found = []
+    for path in sorted((ROOT / "training_scripts/recipes").glob("*.yaml")):
+        recipe = yaml.safe_load(path.read_text())
+        if recipe.get("for_method"):
+            found.append((path.stem, recipe["for_method"]))
+    return found
+
+
+# -- tables that are committed, between markers -----------------------------------------------------------------------------
+
+
+def _measured(recipe: str) -> str:
+    """The table of a sweep of ours from its CSV file."""
+    values: dict[str, dict[str, list[float]]] = {}
+    with open(ROOT / f"docs/{recipe}.csv", newline="") as file:
+        for row in csv.DictReader(file):
+            values.setdefault(row["method"], {}).setdefault(row["network"], []).append(float(row["top1"]))
+    return markdown_table({name: {n: Summary(tuple(found)) for n, found in cells.items()} for name, cells in values.items()}).strip()
+
+
+def catalogue() -> str:
+    """Every method in a line. The site turns the names into links."""
+    lines = ["| method | what it does | runs in | time of a step, without mixing = 1 | paper |", "| --- | --- | --- | --- | --- |"]
+    for name, method in METHODS.items():
+        paper = f"[{method.paper}](https://arxiv.org/abs/{method.paper})" if method.paper else ""
+        lines.append(f"| `{name}` | {sentence(method)} | {runs_in(method)} | {cost_text(name)} | {paper} |")
+    return "\n".join(lines)
+
+
+# what people have, what to use, and where its gain was published or measured; cost, gain and alpha follow from the files
+CHOICES: tuple[tuple[str, str, tuple[str, str, int] | str | None], ...] = (
+    ("a vision transformer from scratch", "mixup+cutmix", ("imagenet1k", "DeiT-S", 300)),
+    ("the same, and want more", "mixup+transmix", ("imagenet1k", "DeiT-S", 300)),
+    ("a CNN from scratch, photos", "resizemix", ("imagenet1k", "ResNet-50", 300)),
+    ("a CNN from scratch, small pictures", "cutmix", ("cifar10", "ResNet-18", 200)),
+    ("a CNN from scratch, a hundred pictures", "resizemix", "digits"),
+    ("half more time", "puzzlemix", ("cifar10", "ResNet-18", 200)),
+    ("three times the time and twice the memory", "automix", ("cifar10", "ResNet-18", 200)),
+    ("a pretrained network and few epochs", "mixup", None),
+)
+
+
+def which() -> str:
+    """The table that helps to choose."""
+    lines = [
+        "| you have | use | alpha | time of a step, without mixing = 1 | top-1 accuracy in %, without → with |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for have, name, where in CHOICES:
+        last = name.split("+")[-1]
+        one = cost(last) or whole_run(last)
+        assert one is not None
+        if where is None:
+            alpha, shown = "0.2", "nothing published: compare, see below"
+        elif isinstance(where, str):
+            plain, mixed = (statistics.mean(float(r["top1"]) for r in digits()[n]["cifar_resnet20"]) for n in ("vanilla", name))
+            alpha, shown = "default", f"{plain:.2f} → {mixed:.2f} (100 digits, measured here)"
+        else:
+            plain, mixed, alpha = gain(name, *where)
+            dataset = {"imagenet1k": "ImageNet", "cifar10": "CIFAR-10"}[where[0]]
+            shown = f"{plain:.2f} → {mixed:.2f} ({dataset}, {where[1]}, {where[2]} epochs)"
+        lines.append(f"| {have} | `{name.replace('+', '` + `')}` | {alpha.replace(',', ' ')} | {one[0]:.1f} | {shown} |")
+    return "\n".join(lines)
+
+
+TABLES = {
+    "catalogue": ("docs/methods.md", catalogue),
+    "which": ("README.md", which),
+    "which ": ("docs/which-method.md", which),
+    "digits100": ("docs/benchmarks.md", lambda: _measured("digits100")),
+    "cifar10_small": ("docs/benchmarks.md", lambda: _measured("cifar10_small")),
+}
+
+
+def table_of(text: str, name: str) -> str:
+    """The table between the markers of that name."""
+    return text.split(f"<!-- {name} -->")[1].split(f"<!-- /{name} -->")[0].strip()
+
+
+def main() -> None:
+    """Writes all of them again, from the files."""
+    for key, (file, make) in TABLES.items():
+        name, path = key.strip(), ROOT / file
+        before, _, rest = path.read_text().partition(f"<!-- {name} -->")
+        after = rest.partition(f"<!-- /{name} -->")[2]
+        path.write_text(f"{before}<!-- {name} -->\n{make()}\n<!-- /{name} -->{after}")
+
+
+if __name__ == "__main__":
+    main()
