@@ -71,7 +71,8 @@ class Method:
         """Mixes `images` (B, C, H, W) and `labels`, (B,) class numbers or (B, num_labels) soft.
 
         Returns the mixed images and float32 soft targets (B, num_labels), with the label smoothing of the method's loss; r * B of both for
-        a method with r rows of each image (`KeepClean`), whose clean images come last. Without a (CPU) `generator`, one number is drawn from torch's global stream. Raises ValueError or TypeError for input that cannot be mixed.
+        a method with r rows of each image (`KeepClean`), whose clean images come last. Without a (CPU) `generator`, one number is drawn
+        from torch's global stream. Raises ValueError or TypeError for input that cannot be mixed.
         """
         check_model_free(self, "a plain call")
         check_images(images)
@@ -87,7 +88,8 @@ class Method:
         return mixed, smooth(targets, getattr(self.loss, "smoothing", 0.0))
 
     def plan(self, images: Tensor, labels: Tensor | None = None, generator: torch.Generator | None = None) -> MixPlan:
-        """What a call would do with `images` (B, C, H, W), without doing it: partners, masks and lam.
+        """What a call would do with `images` (B, C, H, W), without doing it: partners, masks and lam; of the first mixture, for a method
+        that makes several of each image.
 
         A call with a generator in the same state mixes by the same plan. Take from it `plan.partners` (B, K - 1), `plan.lam` (B,),
         and `plan.dense_mask((H, W))` (B, K, H, W), the share of each image in each pixel; `blend(plan, images)` and

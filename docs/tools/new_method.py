@@ -80,7 +80,7 @@ def make(name: str, title: str, root: Path) -> list[str]:
     imported = re.findall(r"^from hf_mixup\.policies\.(\w+) import", rooms.read_text(), re.M)
     after = first_after(imported, name)
     exported = re.findall(r'^    "(\w+)",$', rooms.read_text(), re.M)
-    following = next((other for other in exported if other > title), None)
+    following = next((other for other in exported if not other.isupper() and other > title), None)  # capitals come first
     changed(
         rooms,
         (rf"^from hf_mixup\.policies\.{after} import" if after else r"^\n__all__", f"from hf_mixup.policies.{name} import {title}\n"),
@@ -89,7 +89,7 @@ def make(name: str, title: str, root: Path) -> list[str]:
     several = re.search(r"from hf_mixup\.policies import \(\n(.*?)\)", catalogue.read_text(), re.S)
     assert several is not None
     names = re.findall(r"^    (\w+),$", several.group(1), re.M)
-    after = first_after(names, title)
+    after = first_after([other for other in names if not other.isupper()], title)
     changed(
         catalogue,
         (rf"^    {after},$" if after else r"^\)\nfrom hf_mixup\.steps", f"    {title},\n"),

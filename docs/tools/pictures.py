@@ -29,7 +29,7 @@ from hf_mixup.core.plan import Share
 from hf_mixup.core.rng import keyed
 from hf_mixup.data.processor import ImageFormat
 from hf_mixup.networks.backbones import from_scratch
-from hf_mixup.policies.fmix import brightest, reference_field
+from hf_mixup.policies.fmix import brightest, published_field
 from hf_mixup.report.examples import pairs_of_every_method
 from hf_mixup.report.plots import COLOURS, OWN, PARTNER, mask_colours, overview
 
@@ -183,7 +183,7 @@ def _plan(name: str, lam: float, size: int) -> MixPlan:
         side = round(size * (1 - lam) ** 0.5)
         top, left = int((size - side) * 0.7), int((size - side) * 0.35)
         return box_plan(partner, torch.tensor([[top, top + side, left, left + side]] * 2), (size, size))
-    field = reference_field(torch.randn(1, 2, size // 2 + 1, 2, generator=keyed(6)), (size, size), 3.0)
+    field = published_field(torch.randn(1, 2, size // 2 + 1, 2, generator=keyed(6)), (size, size), 3.0)
     own = brightest(field, share[:1], torch.tensor([True]), 0.0)
     return MixPlan.pair(partner, dense_pair(own, torch.zeros(2, dtype=torch.int64)), share)
 

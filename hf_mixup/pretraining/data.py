@@ -66,24 +66,28 @@ def load_pretraining_images(
         raise ValueError(f"a split to train on must hold images, got none in {called['train']!r}; choose another with --train_split.")
     parts = {"train": train} if evaluation is None else {"train": train, "evaluation": evaluation}
     try:
-        column, labels, names = _labels(parts, called, args)
-        if evaluation is not None:
+        found = _labels(parts, called, args)
+        if evaluation is not None and not isinstance(found, str):
             if image_column not in evaluation.column_names:
-                raise ValueError(f"no column {image_column!r} in {split!r}")
-            parts["evaluation"] = with_images(evaluation, image_column, split, folder_of(args))
+                found = f"no column {image_column!r} in {split!r}"
+            else:
+                parts["evaluation"] = with_images(evaluation, image_column, split, folder_of(args))
     except ValueError as error:
-        why = str(error).rstrip(".")
+        found = str(error).rstrip(".")
+    if isinstance(found, str):
+        why = found
         if asked:
             raise ValueError(
                 f"the kNN monitor, which --{asked[0]} asks for, needs images of known classes to train on and to evaluate on, got {why}; "
                 f"leave out --{asked[0]}, or give both labels."
-            ) from None
+            )
         logger.warning("no kNN monitor: %s", why)
         column = next(name for name in ("label", "labels") if name != image_column)
         train = train.select_columns([image_column]).add_column(column, [-1] * len(train))
         train = _some(train, args.max_train_samples, seed)
         nothing = train.select(range(0))
         return PreTrainingImages(ImageData(name, train, nothing, "", image_column, column, ["0", "1"], repository=repository), nothing)
+    column, labels, names = found
 
     def of(role: str, *, all_rows: bool) -> Dataset:
         own = labels[role]
@@ -109,10 +113,9 @@ def _some(data: Dataset, most: int | None, seed: int) -> Dataset:
     return data if most is None else data.shuffle(seed=seed).select(range(min(most, len(data))))
 
 
-def _labels(parts: dict[str, Dataset], called: dict[str, str], args: DataArguments) -> tuple[str, dict[str, Labels], list[str]]:
-    """The label column, the labels of every split as numbers of the same classes, and the names of these.
-
-    Raises ValueError, which says what is not there, where neighbours could not be counted right or wrong.
+def _labels(parts: dict[str, Dataset], called: dict[str, str], args: DataArguments) -> tuple[str, dict[str, Labels], list[str]] | str:
+    """The label column, the labels of every split as numbers of the same classes, and the names of these; or, where neighbours could not be
+    counted right or wrong, what is missing. Raises ValueError for labels that cannot be read.
     """
     train = parts["train"]
     try:
@@ -123,17 +126,17 @@ def _labels(parts: dict[str, Dataset], called: dict[str, str], args: DataArgumen
         column = None
     # whole numbers of any other name, such as image_id, are no classes
     if column is None or not (args.label_column_name or column in LABEL_NAMES or isinstance(train.features[column], ClassLabel)):
-        raise ValueError(f"no column of classes in {called['train']!r} ({', '.join(train.column_names)})")
+        return f"no column of classes in {called['train']!r} ({', '.join(train.column_names)})"
     labels = {}
     for role, data in parts.items():
         if column not in data.column_names:
-            raise ValueError(f"no column {column!r} in {called[role]!r}")
+            return f"no column {column!r} in {called[role]!r}"
         labels[role] = one = read_labels(data, column, called[role])
         if not one.labelled.any():
-            raise ValueError(f"no label in {called[role]!r}")
+            return f"no label in {called[role]!r}"
     labels, names = joined(labels, called, args.allow_unseen_classes, column)
     if any(one.problem_type != ONE_CLASS or one.values.ndim != 1 for one in labels.values()):
-        raise ValueError(f"labels that are not one class for each image in {column!r}")
+        return f"labels that are not one class for each image in {column!r}"
     if len(names) < 2:
-        raise ValueError(f"one class, {listed(names)}")
+        return f"one class, {listed(names)}"
     return column, labels, names

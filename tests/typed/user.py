@@ -34,7 +34,7 @@ choice = MethodChoice.build(["mixup", "cutmix"], mix_prob=[0.5, 0.5])
 assert_type(choice, MethodChoice)
 
 arguments = MixupTrainingArguments("runs/mine", mix=["mixup"], max_steps=2)
-MixupTrainingArguments("runs/mine", mix_rate="half")  # type: ignore[arg-type]
+MixupTrainingArguments("runs/mine", mix_repeat="twice")  # type: ignore[arg-type]
 model = MixupModel.from_pretrained("runs/mine")
 assert_type(model, MixupModel)
 trainer = MixupTrainer(model, arguments)
