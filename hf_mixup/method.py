@@ -30,8 +30,8 @@ KINDS: dict[str, type] = {"sample": SamplePolicy, "label": LabelPolicy, "loss": 
 
 
 def parts_of(kind: str) -> dict[str, type]:
-    """What may stand in for a part, by the lower-case class name: every class that is imported, yours too. Of two with one name ours
-    counts, or the one defined last."""
+    """All imported classes of one kind of part, by lower-case class name, yours included. If two share a name, ours wins; of two of yours,
+    the last defined."""
     return {cls.__name__.lower(): cls for cls in sorted(_concrete(KINDS[kind]), key=_is_ours)}
 
 

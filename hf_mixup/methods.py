@@ -129,7 +129,7 @@ def get_method(name: str, **fields: Any) -> Method:
 
 
 def taught_by_the_network(choice: MethodChoice) -> list[str]:
-    """Names of the methods that take evidence from a teacher where one is named, and from the network in training where not."""
+    """Names of the methods that could have a teacher but have none, and so read the network in training."""
     parts = {method.name: (method.sample, method.label, method.step) for method in choice.methods}
     return [name for name, some in parts.items() if any("teacher" in fields_of(part) and part.teacher is None for part in some)]
 

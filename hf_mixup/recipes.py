@@ -90,7 +90,7 @@ def load_recipe(name: str, folder: Path) -> dict[str, Any]:
             raise ValueError(f"recipe must be a YAML file or a known name, got {name!r}; {nearest(name, names)}")
         path = folder / f"{name}.yaml"
     if not path.is_file():
-        raise ValueError(f"recipe must be a YAML file that exists, got {name!r}; look at the path.")
+        raise ValueError(f"recipe must be a YAML file that exists, got {name!r}; check the path.")
     try:
         values = copy.deepcopy(_parsed(path.read_text()))
     except yaml.YAMLError as error:

@@ -148,7 +148,7 @@ def check_images(images: Tensor, *, finite: bool = True, raw: bool = False) -> N
     if images.shape[1] > 4 and images.shape[3] <= 4:
         raise ValueError(f"images must be channels first, (B, C, H, W), got {tuple(images.shape)}; use permute(0, 3, 1, 2).")
     if len(images) == 0:
-        raise ValueError("mixing needs at least 2 images in a batch, got 0; look at the sampler or the filter before it.")
+        raise ValueError("mixing needs at least 2 images in a batch, got 0; check the sampler, or the filter before it.")
     if finite and images.device.type == "cpu" and not math.isfinite(images.sum()):
         rows = (~torch.isfinite(images.flatten(1)).all(1)).nonzero().flatten().tolist()
         if rows:
@@ -161,7 +161,7 @@ def check_images(images: Tensor, *, finite: bool = True, raw: bool = False) -> N
 def check_examples(examples: Sequence[Tensor]) -> None:
     """The same for a list of single images, before they are stacked."""
     if len(examples) == 0:
-        raise ValueError("mixing needs at least 2 images in a batch, got 0; look at the sampler or the filter before it.")
+        raise ValueError("mixing needs at least 2 images in a batch, got 0; check the sampler, or the filter before it.")
     for example in examples:
         if not isinstance(example, Tensor):
             raise TypeError(f"every image must be a tensor (C, H, W), got {type(example).__name__}; add ToTensor to the transform.")
@@ -194,7 +194,9 @@ def check_rows(labels: Tensor, batch: int) -> None:
             f"labels must be a tensor, class numbers (B,) or soft labels (B, num_labels), got {type(labels).__name__}; convert them with torch.as_tensor."
         )
     if labels.ndim and len(labels) != batch:
-        raise ValueError(f"labels must have one row for each of the {batch} images, got {len(labels)}; look at the data set's columns.")
+        raise ValueError(
+            f"labels must have one row for each of the {batch} images, got {len(labels)}; check that images and labels are columns of the same rows."
+        )
 
 
 def check_labels(labels: Tensor, batch: int, num_labels: int | None) -> None:
@@ -208,7 +210,9 @@ def check_labels(labels: Tensor, batch: int, num_labels: int | None) -> None:
         _check_classes(labels, num_labels)
     elif labels.ndim == 2 and labels.is_floating_point():
         if tuple(labels.shape) != (batch, num_labels or labels.shape[1]):
-            raise ValueError(f"soft labels must have shape {(batch, num_labels)}, got {tuple(labels.shape)}; look at num_labels.")
+            raise ValueError(
+                f"soft labels must have shape {(batch, num_labels)}, got {tuple(labels.shape)}; set num_labels to the length of the soft labels."
+            )
     else:
         raise ValueError(
             f"labels must be class numbers (B,), integer, or soft labels (B, num_labels), floating point; got {tuple(labels.shape)}, "
@@ -232,7 +236,7 @@ def _check_classes(labels: Tensor, num_labels: int, head: str = "") -> None:
     row = int(((labels < 0) | (labels >= num_labels)).nonzero()[0])
     raise ValueError(
         f"labels must be from 0 to {num_labels - 1}, got {int(labels[row])} at row {row} of the batch{head}; "
-        "look at the data set, or set num_labels to its number of classes."
+        "correct the labels in the data set, or set num_labels to the number of classes."
     )
 
 
@@ -241,7 +245,7 @@ def check_heads(labels: Tensor, batch: int, classes: Sequence[int]) -> None:
     check_rows(labels, batch)
     if labels.shape[1] != len(classes):
         raise ValueError(
-            f"labels must have one column for each of the {len(classes)} heads, got {labels.shape[1]}; look at the loss's classes."
+            f"labels must have one column for each of the {len(classes)} heads, got {labels.shape[1]}; correct the classes of the loss."
         )
     for head, (column, count) in enumerate(zip(labels.unbind(1), classes, strict=True)):
         _check_classes(column, count, f", column {head}")
@@ -253,7 +257,7 @@ def check_values(labels: Tensor, batch: int, num_labels: int, limits: tuple[floa
     if tuple(labels.shape) not in {(batch, num_labels), *([(batch,)] if num_labels == 1 else [])} or labels.is_complex():
         raise ValueError(
             f"labels must be numbers {(batch, num_labels)}, one for each output of the network, got {tuple(labels.shape)}; "
-            "look at the data set, or set num_labels."
+            "correct the labels in the data set, or set num_labels."
         )
     if labels.device.type != "cpu" or batch == 0:
         return

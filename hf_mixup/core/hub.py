@@ -14,7 +14,7 @@ logger = logging.getLogger(__name__)
 
 @contextmanager
 def told_plainly(repo_or_folder: str | os.PathLike, revision: str | None = None) -> Iterator[None]:
-    """Inside, what the Hub and its client refuse, and files that cannot be read, become a ValueError of one sentence."""
+    """Context manager: turns errors of the Hub and unreadable files into a ValueError of one sentence."""
     from huggingface_hub.errors import HfHubHTTPError
     from safetensors import SafetensorError
 
@@ -54,7 +54,7 @@ def _in_one_sentence(error: BaseException, repo: str, revision: str | None) -> s
     if first(errors.RevisionNotFoundError):
         return f"revision must be a branch, tag or commit of {repo}, got {revision!r}; its page lists them."
     if first(errors.HFValidationError) or first(errors.RepositoryNotFoundError):
-        return f"a checkpoint must be a folder, or a repository of the Hub that you may read, got {repo!r}; look at the name, or log in with `hf auth login` if it is private."
+        return f"a checkpoint must be a folder, or a repository of the Hub that you may read, got {repo!r}; check the spelling, or log in with `hf auth login` if it is private."
     refused = first(errors.HfHubHTTPError)
     if refused is not None and getattr(refused.response, "status_code", None) == 401:
         return f"the Hub must know your token, got one that it refuses for {repo}; log in anew with `hf auth login`, or mend HF_TOKEN."
@@ -64,16 +64,12 @@ def _in_one_sentence(error: BaseException, repo: str, revision: str | None) -> s
     if "safetensors" in text and ("does not appear to have a file" in text or "no file named" in text):
         return f"{repo} must hold its weights as safetensors, got none; pickled weights can run code and are not loaded: convert them, or take another revision."
     if first(errors.LocalEntryNotFoundError) or first(errors.OfflineModeIsEnabled):
-        return (
-            f"{repo} must be in the cache or within reach, got no answer from the Hub; look at the network, HF_ENDPOINT and HF_HUB_OFFLINE."
-        )
+        return f"{repo} must be in the cache or within reach, got no answer from the Hub; check the network connection, HF_ENDPOINT and HF_HUB_OFFLINE."
     if "load image processor" in text:
         return f"{repo} must hold an image processor, got no readable preprocessor_config.json; save one beside the weights, or take another checkpoint."
     missing = first(errors.EntryNotFoundError)
     if missing is not None:
-        return (
-            f"{repo} must be a checkpoint, got a repository without one of its files ({str(missing).splitlines()[-1]}); look at its page."
-        )
+        return f"{repo} must be a checkpoint, got a repository without one of its files ({str(missing).splitlines()[-1]}); choose a repository that has them."
     return None
 
 

@@ -205,7 +205,7 @@ class MultiHead(Loss):
         if num_labels != sum(self.classes):
             raise ValueError(
                 f"the network must have one output for each of the {sum(self.classes)} classes of all heads, got num_labels={num_labels}; "
-                "look at the loss's classes, or set num_labels to their sum."
+                "correct the classes of the loss, or set num_labels to their sum."
             )
         if isinstance(labels, Tensor) and labels.ndim == 2 and not labels.is_floating_point():
             check_heads(labels, batch, self.classes)

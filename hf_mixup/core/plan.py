@@ -189,11 +189,10 @@ ONE_PASS_FROM = 3 * 64 * 64
 def blend_examples(
     plan: MixPlan, examples: Sequence[Tensor] | Tensor, out: Tensor, written: Callable[[Tensor], object] = lambda part: None
 ) -> Tensor:
-    """The collator's twin of `blend`: reads images (C, H, W), or a batch of them, and writes `out` (B, C, H, W), on the CPU.
+    """Same result as `blend(plan, torch.stack(examples))`, bit for bit, on the CPU, for images (C, H, W) or a batch of them.
 
-    Images of some size are read in one pass, which costs hardly more than stacking them. Bit-equal to
-    `blend(plan, torch.stack(examples))`. `written` is called with every part of `out` once it is done, while it is in the
-    processor's cache.
+    It writes into `out` (B, C, H, W). It reads each large image once, which costs little more than stacking. `written` is called
+    with each finished part of `out`, while it is still in the processor's cache.
 
     Bytes, uint8 of 0 to 255, are copied where a box or a mask is whole, and rounded where shares are: half a level off at most.
     """

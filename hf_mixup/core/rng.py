@@ -179,5 +179,5 @@ class MixKey(NamedTuple):
         return keyed(self.seed, self.step, self.micro_step, self.repeat)
 
     def step_rng(self) -> torch.Generator:
-        """The same for a training step's own choices, apart from the stream that chose the method."""
+        """Like `shared_rng`, equal on all processes, but an independent stream: for random choices inside the training step."""
         return keyed(self.seed, self.step, self.micro_step, self.repeat, 0, 1)

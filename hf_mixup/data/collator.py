@@ -56,9 +56,9 @@ class MixupCollator:
     A method that keeps clean images (RegMixup) gives r rows of each image: the mixtures of all, then all clean ones, r * B rows in all.
 
     For training only: give a stock `Trainer` `MixupCallback(collator)` and `compute_loss_func=MixupLoss()`, so that evaluation
-    stays plain. Methods that need the model are refused. Plans are drawn from one number of the worker's own torch stream and
-    the process rank, so no two workers or processes repeat each other; a resumed run is exact at the ends of epochs only
-    (MixupTrainer's is exact at any step).
+    stays plain. Methods that need the model are refused. Each batch takes one seed from the worker's
+    torch generator and adds the process rank, so workers and processes draw different mixtures. A run resumed in the middle of an
+    epoch draws other mixtures; with MixupTrainer it draws the same.
 
     Args:
         mix: a method of `METHODS` that needs images only, or several, of which one is chosen for every batch.
@@ -264,7 +264,7 @@ _collators: weakref.WeakSet[MixupCollator] = weakref.WeakSet()
 
 
 def _checksum(labels: Tensor) -> float:
-    """A number that hardly two batches of soft labels share."""
+    """A checksum: two different batches of soft labels almost never have the same."""
     numbers = labels.detach().double().cpu().flatten()
     return float(numbers @ _square_roots(len(numbers)))
 
@@ -275,7 +275,7 @@ def _square_roots(count: int) -> Tensor:
 
 
 def process_rank() -> int:
-    """Of this process, or of the one that started this worker: told by torch.distributed, or by the launcher."""
+    """The rank of this process; in a worker, of the process that started it. From torch.distributed, or from the launcher's variables."""
     if torch.distributed.is_initialized():
         return torch.distributed.get_rank()
     return int(os.environ.get("RANK", 0))
@@ -376,7 +376,7 @@ def stack_examples(examples: list) -> dict[str, Any]:
 
 
 def _checked(images: list[Tensor]) -> list[Tensor] | Tensor:
-    """All images are of one size; small ones come stacked."""
+    """Checks that all images have one shape. Returns small images as one stacked tensor, large ones as a list."""
     if isinstance(images[0], Tensor) and images[0].numel() < ONE_PASS_FROM:
         try:
             return torch.stack(images)

@@ -91,7 +91,9 @@ def family_of(network: nn.Module) -> Family:
 def _timm_stages(network: nn.Module) -> Sequence[dict[str, Any]]:
     info = getattr(network.timm_model, "feature_info", None)
     if info is None:
-        raise ValueError(f"a timm model with feature_info is needed, got {network.config.architecture!r}; take another.")
+        raise ValueError(
+            f"a timm model with feature_info is needed, got {network.config.architecture!r}; use a timm model of a convolutional family, such as resnet18."
+        )
     return info if isinstance(info, list) else info.info
 
 
@@ -177,7 +179,7 @@ def classifier_of(network: nn.Module) -> nn.Linear:
     heads = [module for module in network.modules() if isinstance(module, nn.Linear) and module.out_features == network.config.num_labels]
     if not heads:
         raise ValueError(
-            f"a network with a linear classifier is needed for activation maps, got {type(network).__name__}; take another one."
+            f"a network with a linear classifier is needed for activation maps, got {type(network).__name__}; use a network whose classifier is one nn.Linear, or another method."
         )
     return heads[-1]
 

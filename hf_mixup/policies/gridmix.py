@@ -14,7 +14,7 @@ from hf_mixup.core.rng import beta, integers, partners, uniform
 
 @dataclass(frozen=True)
 class GridMix(SamplePolicy):
-    """GridMixup (github.com/IlyaDobrynin/GridMixup), which OpenMixup lists as GridMix (Baek et al., Pattern Recognition 2021).
+    """GridMixup (github.com/IlyaDobrynin/GridMixup). OpenMixup lists it as GridMix (Baek et al., Pattern Recognition 2021).
 
     A rectangle of the image, the cut, is divided into a grid, and the partner fills a hole at the upper left of each cell. A hole
     covers a share `1 - lam` of its cell, `lam ~ Beta(alpha, alpha)`; the label's weight is the area really kept. (The paper of

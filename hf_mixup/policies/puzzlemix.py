@@ -37,7 +37,7 @@ class PuzzleMix(SamplePolicy):
     Args:
         alpha: both parameters of the Beta.
         block_nums: how many blocks a side may have, drawn for every batch among those that divide both sides; where none
-            does, see `geometry.block_count`. Sides without a common divisor are not mixed. OpenMixup's tables, but those of
+            does, see `geometry.block_count`. Images whose sides have no common divisor stay unmixed. OpenMixup's tables, but those of
             CIFAR, are of (2, 4, 8).
         n_labels: shares that a block can have: 3 for own, half, partner.
         beta: weight of agreement between neighbours.

@@ -60,9 +60,10 @@ class RecursiveMix(Step):
     classifier of its own, to the earlier softmax.
 
     The very first batch is not mixed. The authors forget the earlier images at every epoch's start, so that each epoch's first
-    batch is not; here the history goes on, and is part of a checkpoint. It holds random rows of the earlier batch instead of
-    the same, which shuffled data makes no difference to. Several processes under DDP go on from the first one's, as DDP shares
-    buffers at every forward. With several repeats of a batch, all mix with the step before, and the first is remembered. Where a layer normalises what is classified, it normalises the region's features too.
+    batch is not; here the history goes on, and is part of a checkpoint. It holds random rows of the earlier batch, not the
+    same rows; with shuffled data that makes no difference. Several processes under DDP go on from the first one's, as DDP shares
+    buffers at every forward. With several repeats of a batch, all mix with the step before, and the first is remembered. Where
+    a layer normalises what is classified, it normalises the region's features too.
 
     Args:
         omega: weight of the region's loss. 0.5 in the paper's ImageNet runs, 0.1 for PyramidNet on CIFAR-10.

@@ -17,7 +17,7 @@ class Course:
             self.control.should_training_stop = True
             return
         self._epoch = epoch
-        # accelerate tells the sampler, but where processes share one, not the data set, whose augmentation depends on it
+        # with several processes accelerate calls set_epoch on the sampler but not on the data set, whose augmentation needs it
         set_epoch(self.train_dataset, epoch)
         if self._train_collator is not None:
             self._train_collator.mix_until_now(self._mixing_is_over())

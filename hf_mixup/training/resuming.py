@@ -76,7 +76,7 @@ class Resuming:
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)
-        # or the first process may say that a checkpoint is whole before the others have written what is theirs
+        # process 0 must not mark the checkpoint complete before the others have saved their random state
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             list_files(output_dir, LAST_NAME)

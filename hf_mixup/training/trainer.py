@@ -160,7 +160,7 @@ class MixupTrainer(Publishing, Resuming, Optimization, Evaluating, Course, Loade
             key, names = self._last_key, " and ".join(map(repr, self._last_methods))
             raise FloatingPointError(
                 f"the loss must stay finite, got {loss.item()} at step {key.step} with method {names}, learning rate "
-                f"{self._get_learning_rate():g} and {key}; lower the learning rate, or look at the images of that batch."
+                f"{self._get_learning_rate():g} and {key}; lower the learning rate, or check the images of that batch."
             )
         return loss
 
