@@ -24,7 +24,7 @@ from hf_mixup.method import CONFIG_NAME, Method, check_views, read_config
 from hf_mixup.methods import MethodChoice
 from hf_mixup.mixers.mixer import Mixer
 from hf_mixup.networks.average import Average, rising_decay
-from hf_mixup.networks.backbones import checkpoint_config, describe_for_timm, load_classifier
+from hf_mixup.networks.backbones import describe_for_timm, load_classifier
 from hf_mixup.networks.families import bare, is_timm, keep_frozen
 from hf_mixup.networks.passes import check_changeable, compile_around
 from hf_mixup.networks.signals.signal import gathered
@@ -363,7 +363,8 @@ class MixupModel(PreTrainedModel):
             patterns = ["*.json", "*.safetensors", f"{STATE_FOLDER}/*"]
             folder = download_all(str(repo_or_folder), patterns, revision=revision, token=token)
         config = read_config(folder)
-        if not checkpoint_config(folder).num_labels:
+        path = folder / "config.json"
+        if path.is_file() and json.loads(path.read_text()).get("num_labels") == 0:
             if not (kwargs.get("num_labels") or kwargs.get("id2label")):
                 raise ValueError(
                     f"a MixupModel must have classes, got {str(repo_or_folder)!r}, a pre-trained backbone without classifier; pass num_labels, "
