@@ -19,11 +19,13 @@ import killed
 from hf_mixup import MixupModel, PreTrainingModel, pretext
 from hf_mixup.cli.pretrain import parse
 from hf_mixup.core.plan import MixPlan, Share, blend, mix_targets
+from hf_mixup.core.policy import Signals
 from hf_mixup.core.rng import MixKey
 from hf_mixup.data.processor import ImageFormat
 from hf_mixup.method import Method
 from hf_mixup.methods import METHODS
 from hf_mixup.networks.backbones import from_scratch, load_classifier
+from hf_mixup.networks.backbones.cifar_resnet import CifarResNetConfig, CifarResNetForImageClassification
 from hf_mixup.networks.families import classifier_of, freeze_backbone
 from hf_mixup.pretraining.contrast import Mixture
 from hf_mixup.pretraining.pretexts import BASES, PRETEXTS
@@ -806,6 +808,7 @@ def test_samix_by_a_trained_mixer(tmp_path):
     out = other(views(), mix_key=KEY)
     out.loss.backward()
     assert all(p.grad is None for p in mixer.parameters())
+    state_of(model).mixer.eval()  # by the statistics of its run, as a frozen one is
     learning = model(views(), mix_key=KEY)
     assert torch.equal(out.losses, learning.losses)  # of mixtures by the same masks
     assert out.loss < learning.loss  # without the mixer's own
@@ -826,6 +829,31 @@ def test_pictures_of_the_masks_of_samix(tmp_path):
     run = trainer(tmp_path, "moco", ["samix"], evaluate=False, max_steps=8, callbacks=[MaskPictures(tmp_path, pixels, form)])
     run.train()
     assert [path.name for path in (tmp_path / "masks").iterdir()] == ["samix-000008.png"]
+
+
+def test_masks_of_samix_follow_lam(tmp_path):
+    """Seventy steps of the catalogue's settings: the area of the masks that training itself makes rises with lam, and so in the pictures."""
+    torch.manual_seed(0)
+    network = CifarResNetForImageClassification(CifarResNetConfig(depths=(1, 1, 1), widths=(8, 16, 32), embedding_size=8, num_labels=2))
+    base_args = {"projector": [64, 32], "queue_size": 256, "momentum": 0.99, "end_momentum": 0.99}
+    run = trainer(
+        tmp_path, "moco", ["samix"], base_args, TwoViews(256), evaluate=False, network=network, max_steps=70, learning_rate=0.06,
+        per_device_train_batch_size=32, save_strategy="no", logging_steps=70, lr_scheduler_type="cosine",
+    )  # fmt: skip
+    run.train()
+    model, pixels = run.mixup_model.train(), torch.stack([TwoViews(64)[row]["pixel_values"][0] for row in range(64)])
+    rng, drawn = torch.Generator().manual_seed(0), []
+    for _ in range(8):
+        plan = model.pretext.sample.plan(pixels.shape, rng, Signals(pixels.device, images=pixels))
+        masks = state_of(model).masks(pixels, plan.index, plan.weight)  # by batch statistics, as in a step
+        drawn.append((plan.weight[:, 0].float(), masks[:, 0].mean((1, 2))))
+    lam, area = map(torch.cat, zip(*drawn, strict=True))
+    slope = ((lam - lam.mean()) * (area - area.mean())).mean() / lam.var()
+    pictures = torch.stack([column["masks"].mean((1, 2)) for column in masks_of_mixers(model, pixels, ImageFormat(16))["samix"]]).mean(0)
+    assert slope > 0.4
+    assert (area - lam).abs().mean() < 0.15
+    assert (pictures.diff() > 0.01).all()
+    assert pictures[-1] - pictures[0] > 0.2
 
 
 def test_samix_resumes_to_the_bit(tmp_path):

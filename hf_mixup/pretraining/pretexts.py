@@ -69,7 +69,8 @@ PRETEXTS: dict[str, Row] = {
         also={"moco": {"mix_temperature": 0.05}, "simclr": {"temperature": 0.5, "mixed_within_view": False}},
     ),
     "mocomix": Row(Mixup(alpha=2.0, mode="batch"), "", Separate(), {"positives": "same"}, bases=("moco",)),
-    "samix": Row(Mixup(alpha=2.0, mode="batch"), "2111.15454", Separate(), bases=("moco",), steps={"moco": SAMix()}),
+    # a lam for every image: with one for the batch, each step moves the area of all masks one way, and the value neck's norm takes lam out
+    "samix": Row(Mixup(alpha=2.0), "2111.15454", Separate(), bases=("moco",), steps={"moco": SAMix(value_neck=True, mask_loss=1.0)}),
     "sdmp": Row(Paste(), "2206.07692", LogOfMean(), bases=("mocov3",), steps={"mocov3": SDMP()}),
     "mixedbarlow": Row(Mixup(mode="batch"), "2312.02151", bases=("barlowtwins",)),
 }  # fmt: skip

@@ -77,8 +77,13 @@ class SAMix(Queued):
     two sources against each other (its local term), and by the other one at weight `extra`, with positives drawn between both views
     (`r ~ Beta(2, 2)` for every channel). SAMix-P is this with `mixer`, a trained one.
 
-    Deviations from OpenMixup's `MoCoSAMix`: the mixer sees features of the images that it mixes (there partners' features are
-    permuted twice, their images once); no weight of the mixer's loss acts on the query network's; positives are not extrapolated.
+    The sample policy of the catalogue draws a lam for every image, and masks' areas are held to it image by image. Only then is the mixer
+    told lam in training: batch norm in its value neck divides by the spread of the batch, and with it by a lam that all images share.
+
+    Deviations from OpenMixup's `MoCoSAMix`: the mixer sees features of the images that it mixes (there partners' features are permuted
+    twice, their images once); no weight of the mixer's loss acts on the query network's; positives are not extrapolated. In the
+    catalogue also one lam for every image, not for a batch, a value neck, as SAMix has with labels, and a weight of 1 on the masks' area,
+    not 0.1: with one lam for a batch and without the neck, masks come to be of one area at every lam.
 
     Args:
         temperature, queue_size: see `Queued`; keys are made in one pass, so `bn_splits` is 1.
