@@ -364,7 +364,8 @@ class MixupModel(PreTrainedModel):
             folder = download_all(str(repo_or_folder), patterns, revision=revision, token=token)
         config = read_config(folder)
         path = folder / "config.json"
-        if path.is_file() and json.loads(path.read_text()).get("num_labels") == 0:
+        saved = json.loads(path.read_text()) if path.is_file() else {}  # adapters have none
+        if 0 in (saved.get("num_labels"), saved.get("num_classes")):  # the latter in timm's words
             if not (kwargs.get("num_labels") or kwargs.get("id2label")):
                 raise ValueError(
                     f"a MixupModel must have classes, got {str(repo_or_folder)!r}, a pre-trained backbone without classifier; pass num_labels, "
