@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 
 .PHONY: demo test test-slow test-oldest lint docs docs-tables new-method help
 help:
-	@echo "make demo       install into .venv and train on the embedded digits (about 3 minutes after installing)"
+	@echo "make demo       install into .venv and train on the embedded digits (about two minutes after installing)"
 	@echo "make test       install into .venv and run the tests"
 	@echo "make test-slow  the long tests as well"
 	@echo "make test-oldest  some tests with the oldest versions that setup.py allows"

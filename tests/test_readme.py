@@ -26,7 +26,7 @@ from hf_mixup.data.processor import ImageFormat
 from hf_mixup.data.sources import digits
 from hf_mixup.networks.backbones import from_scratch
 from hf_mixup.report.benchmark import Summary, markdown_table
-from run_script import ROOT
+from run_script import ROOT, run_script
 from small import Images, difference, vit, weights
 
 TEXT = (ROOT / "README.md").read_text()
@@ -68,6 +68,17 @@ def test_the_choice_follows_from_the_files(page):
     # by hand, from the rows of the files
     assert "| `mixup` + `cutmix` | 0.8 1 | 1.0 | 75.66 → 79.80 (ImageNet, DeiT-S, 300 epochs) |" in table
     assert "| `automix` | 2 | 3.0 | 94.87 → 96.59 (CIFAR-10, ResNet-18, 200 epochs) |" in table
+
+
+def test_evidence_is_that_of_the_kept_runs(tmp_path):
+    """Table and chart follow from the cells, wherever the repository lies."""
+    folder = ROOT / "benchmarks/results/cifar10_500"
+    shutil.copytree(folder / "cells", tmp_path / "elsewhere/cells")
+    run_script("run_benchmark.py", "--recipe", "cifar10_500", "--output_dir", tmp_path / "elsewhere", "--report")
+    for name in ("results.md", "results.csv"):
+        assert (tmp_path / "elsewhere" / name).read_text() == (folder / name).read_text()
+    assert between("docs/benchmarks.md", "cifar10_500") == (folder / "results.md").read_text().strip()
+    assert (ROOT / "docs/pictures/cifar10_500.png").read_bytes() == (folder / "results.png").read_bytes()
 
 
 @pytest.mark.parametrize("recipe", ["digits100", "cifar10_small"])

@@ -121,4 +121,4 @@ def evidence_chart(path: str | Path, networks: Mapping[str, Measured]) -> None:
                 if differences.values:
                     panels.setdefault(method, {})[f"{network}: {title}"] = (differences.mean, differences.deviation or 0.0)
     if panels:
-        benchmark_chart(path, panels, "difference to vanilla, paired by the seed: mean and deviation")
+        benchmark_chart(path, panels, "difference to vanilla of the same seed")
