@@ -18,6 +18,7 @@ import hf_mixup
 from hf_mixup import METHODS, MixupCollator, MixupModel
 from hf_mixup.core.rng import MixKey
 from hf_mixup.method import KINDS, needs_of_model
+from hf_mixup.steps.keepclean import KeepClean
 from refusals import parts
 from small import NETWORKS, network_for
 
@@ -138,6 +139,11 @@ def labels_of(case, count, num_labels):
     return right
 
 
+def rows_of(method, images):
+    """The images as often as a batch holds each."""
+    return torch.cat([images] * (method.step.mixtures + 1 if isinstance(method.step, KeepClean) else 1))
+
+
 def check_batch(pixels, images, labels):
     assert pixels.shape == images.shape
     assert pixels.dtype == images.dtype
@@ -157,10 +163,10 @@ def mix(case):
     if case["collator"]:
         rows = zip(images, [None] * len(images) if labels is None else labels, strict=False)
         mixed = MixupCollator(method, num_labels=case["num_labels"])([{"pixel_values": image, "labels": label} for image, label in rows])
-        check_batch(mixed["pixel_values"], images[: len(mixed["labels"])], mixed["labels"])
+        check_batch(mixed["pixel_values"], rows_of(method, images)[: len(mixed["labels"])], mixed["labels"])
     else:
         pixels, targets = method(images, labels, case["num_labels"])
-        check_batch(pixels, images, targets)
+        check_batch(pixels, rows_of(method, images), targets)
 
 
 def step(case):
@@ -174,7 +180,7 @@ def step(case):
             outputs = model(images, labels, mix_key=MixKey(case["seed"], 0, place))
     assert torch.isfinite(outputs.loss)
     assert outputs.loss.dtype == torch.float32
-    assert outputs.targets.shape == (case["batch"], 4)
+    assert outputs.targets.shape == (len(rows_of(METHODS[case["method"]], images)), 4)
     assert torch.isfinite(outputs.targets).all()
     assert (outputs.targets >= 0).all()
     # TokenMix sums to what it finds, and SnapMix counts two images of one class twice

@@ -82,6 +82,8 @@ class Parser(HfArgumentParser):
             self.add_argument("--help_all", "--help-all", action="store_true", help="Show all arguments.")
         for action in self._actions:
             action.help = (told or {}).get(action.dest, action.help)
+            if action.type is string_to_bool and action.nargs is None:  # alone it is true, for those without a default too
+                action.nargs, action.const = "?", True
         self.defaults = {action.dest: action.default for action in reversed(self._actions)}
         for action in self._actions:
             action.default = argparse.SUPPRESS  # so that what is parsed was typed
