@@ -97,7 +97,7 @@ def test_row_03_odd_batches_work(count):
 @both_paths
 @pytest.mark.parametrize("label", [4, -1])
 def test_row_04_label_out_of_range(tmp_path, path, label):
-    with refuses(rf"labels must be from 0 to 3, got {label} at row \d of the batch; look"):
+    with refuses(rf"labels must be from 0 to 3, got {label} at row \d of the batch; correct the labels in the data set"):
         path(tmp_path, with_label(2, label))
 
 
