@@ -203,13 +203,7 @@ def blend_examples(
         mixed = blend(plan, examples if isinstance(examples, Tensor) else torch.stack(examples, out=out))
         written(out if mixed is out else out.copy_(mixed))
         return out
-    if plan.sources is not None:
-        own, partner = plan.sources
-    elif small:
-        own = examples if isinstance(examples, Tensor) else torch.stack(examples)
-        partner = torch.index_select(own, 0, plan.index[:, 1], out=out)
-    else:
-        own, partner = examples, [examples[j] for j in plan.index[:, 1].tolist()]
+    own, partner = _both(plan, examples, out, small)
     if small:
         written(_mix_two(plan.mask, own, partner, out=out))
         return out
@@ -225,6 +219,19 @@ def blend_examples(
     return out
 
 
+def _both(
+    plan: MixPlan, examples: Sequence[Tensor] | Tensor, out: Tensor, small: bool
+) -> tuple[Sequence[Tensor] | Tensor, Sequence[Tensor] | Tensor]:
+    """The images and their partners, of a plan for two. Small partners are put into `out`, large ones are not copied."""
+    if plan.sources is not None:
+        own, partner = plan.sources
+        return own, partner
+    if not small:
+        return examples, [examples[j] for j in plan.index[:, 1].tolist()]
+    own = examples if isinstance(examples, Tensor) else torch.stack(examples)
+    return own, torch.index_select(own, 0, plan.index[:, 1], out=out)
+
+
 def _blend_bytes(plan: MixPlan, examples: Sequence[Tensor] | Tensor, out: Tensor) -> Tensor:
     size, small = tuple(out.shape[2:]), out[0].numel() < ONE_PASS_FROM
     if plan.index.shape[1] == 1:
@@ -234,13 +241,7 @@ def _blend_bytes(plan: MixPlan, examples: Sequence[Tensor] | Tensor, out: Tensor
         images = examples if isinstance(examples, Tensor) else torch.stack(examples)
         sources = None if plan.sources is None else tuple(source.float() for source in plan.sources)
         return out.copy_(blend(replace(plan, sources=sources), images.float()).round_())
-    if plan.sources is not None:
-        own, partner = plan.sources
-    elif small:
-        own = examples if isinstance(examples, Tensor) else torch.stack(examples)
-        partner = torch.index_select(own, 0, plan.index[:, 1], out=out)
-    else:
-        own, partner = examples, [examples[j] for j in plan.index[:, 1].tolist()]
+    own, partner = _both(plan, examples, out, small)
     if isinstance(plan.mask, Boxes) and small and size == plan.mask.size:
         # the bits of one or the other: where is five times as slow
         inside = plan.mask.share(torch.uint8).neg_()[:, None]
