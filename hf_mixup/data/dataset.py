@@ -8,7 +8,7 @@ import logging
 import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import PIL.Image
 import torch
@@ -27,7 +27,30 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 
-class ImageDataset(torch.utils.data.Dataset):
+class Keyed:
+    """Images whose augmentation follows from keys, and may be left to the device: what data sets and streams share."""
+
+    def __init__(self, transform: Transform, seed: int, on_device: bool):
+        self.transform, self.seed, self.on_device = transform, seed, on_device
+        # in shared memory, because persistent workers keep the copy of the data set that they started with
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+
+    def set_epoch(self, epoch: int) -> None:
+        self._epoch.fill_(epoch)
+
+    def finished(self) -> Self:
+        """The same images as a network can see them: float32, with nothing left for the device."""
+        other = copy.copy(self)
+        other.on_device = False
+        return other
+
+    @property
+    def left(self) -> Augmentation | None:
+        """What is left to be done with its batches."""
+        return self.transform.tail if self.on_device else None
+
+
+class ImageDataset(Keyed, torch.utils.data.Dataset):
     """`{"pixel_values": (C, H, W) float32, "labels": int}` of a data set of images, or bytes that are finished on the device.
 
     What a transform draws follows from (seed, epoch, row), not from a global stream: the same images come in batches of any size, at
@@ -62,13 +85,8 @@ class ImageDataset(torch.utils.data.Dataset):
         ):  # as lists they would lose their dtype, and so the depth of their pixels
             self.data = self.data.with_format("numpy", columns=[image_column], output_all_columns=True)
         self.image_column, self.label_column = image_column, label_column
-        self.transform, self.seed, self.on_device = transform, seed, on_device
-        # in shared memory, because persistent workers keep the copy of the data set that they started with
-        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+        super().__init__(transform, seed, on_device)
         self._cache: tuple[Tensor, list] | None = self._decoded() if cache else None
-
-    def set_epoch(self, epoch: int) -> None:
-        self._epoch.fill_(epoch)
 
     def __len__(self) -> int:
         return len(self.data)
@@ -89,17 +107,6 @@ class ImageDataset(torch.utils.data.Dataset):
         epoch = keyed(self.seed, int(self._epoch)).initial_seed()
         keys = hashed(torch.tensor(rows) + (torch.tensor(copies) << 40), epoch)
         return examples_of(self.transform, images, labels, keys, self.on_device)
-
-    def finished(self) -> ImageDataset:
-        """The same data set, of images that a network can see: float32, with nothing left for the device."""
-        other = copy.copy(self)
-        other.on_device = False
-        return other
-
-    @property
-    def left(self) -> Augmentation | None:
-        """What is left to be done with its batches."""
-        return self.transform.tail if self.on_device else None
 
     def _read(self, row: int) -> tuple[PIL.Image.Image | Tensor, Any]:
         try:

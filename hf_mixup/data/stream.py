@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import re
 from collections.abc import Iterator
@@ -17,7 +16,7 @@ from hf_mixup.arguments import DataArguments
 from hf_mixup.core.checks import check_known, needed
 from hf_mixup.core.rng import hashed, keyed
 from hf_mixup.data.augment import Transform
-from hf_mixup.data.dataset import examples_of, one_line
+from hf_mixup.data.dataset import Keyed, examples_of, one_line
 from hf_mixup.data.labels import ONE_CLASS, Labels, listed, matched
 from hf_mixup.data.sources import (
     EVALUATION_SPLITS,
@@ -33,7 +32,6 @@ from hf_mixup.data.sources import (
     told,
     with_images,
 )
-from hf_mixup.data.tail import Augmentation
 
 needed("datasets", "reading a data set")
 from datasets import ClassLabel, Image, IterableDataset, Value  # noqa: E402
@@ -106,7 +104,7 @@ class StreamedSplit:
         return self._known[label]
 
 
-class ImageStream(torch.utils.data.IterableDataset):
+class ImageStream(Keyed, torch.utils.data.IterableDataset):
     """`{"pixel_values": (C, H, W) float32, "labels": int}` of a split that is read while training, or bytes that are finished on the device.
 
     What a transform draws follows from (seed, epoch, place in the stream): the same images come in batches of any size, and with
@@ -136,24 +134,8 @@ class ImageStream(torch.utils.data.IterableDataset):
         batch_size: int = 1,
         on_device: bool = False,
     ):
-        self.split, self.transform, self.seed, self.shuffle, self.batch_size = split, transform, seed, shuffle, batch_size
-        self.on_device = on_device
-        # in shared memory, because persistent workers keep the copy of the data set that they started with
-        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
-
-    def set_epoch(self, epoch: int) -> None:
-        self._epoch.fill_(epoch)
-
-    def finished(self) -> ImageStream:
-        """The same stream, of images that a network can see: float32, with nothing left for the device."""
-        other = copy.copy(self)
-        other.on_device = False
-        return other
-
-    @property
-    def left(self) -> Augmentation | None:
-        """What is left to be done with its batches."""
-        return self.transform.tail if self.on_device else None
+        super().__init__(transform, seed, on_device)
+        self.split, self.shuffle, self.batch_size = split, shuffle, batch_size
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         info = torch.utils.data.get_worker_info()
