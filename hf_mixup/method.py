@@ -18,7 +18,7 @@ from hf_mixup.core.hub import download
 from hf_mixup.core.losses import CrossEntropy, Loss, smooth
 from hf_mixup.core.plan import MixPlan, blend, mix_targets
 from hf_mixup.core.policy import AreaLabels, LabelPolicy, SamplePolicy, Signals
-from hf_mixup.core.rng import keyed
+from hf_mixup.core.rng import fresh
 from hf_mixup.steps.keepclean import KeepClean
 from hf_mixup.steps.standard import Standard
 from hf_mixup.steps.step import Parts, Step
@@ -77,12 +77,7 @@ class Method:
         check_model_free(self, "a plain call")
         check_images(images)
         check_labels(labels, len(images), num_labels)
-        if generator is None:
-            generator = keyed(int(torch.randint(2**62, ())))
-        plans = []
-        for mixture in self.step.rows:
-            signals = Signals(images.device, images=images)
-            plans.append(self.sample.plan(images.shape, generator, signals) if mixture else MixPlan.identity(len(images)))
+        plans = list(self._planned(images, generator))
         mixed = torch.cat([blend(plan, images) for plan in plans]) if len(plans) > 1 else blend(plans[0], images)
         targets = torch.cat([mix_targets(plan, labels, num_labels) for plan in plans])
         return mixed, smooth(targets, getattr(self.loss, "smoothing", 0.0))
@@ -101,9 +96,14 @@ class Method:
         check_images(images)
         if labels is not None:
             check_rows(labels, len(images))
-        if generator is None:
-            generator = keyed(int(torch.randint(2**62, ())))
-        return self.sample.plan(images.shape, generator, Signals(images.device, images=images)).to(images.device)
+        return next(self._planned(images, generator)).to(images.device)
+
+    def _planned(self, images: Tensor, generator: torch.Generator | None) -> Iterator[MixPlan]:
+        """The plans of the rows of every image, in turn."""
+        rng = fresh() if generator is None else generator
+        for mixture in self.step.rows:
+            signals = Signals(images.device, images=images)
+            yield self.sample.plan(images.shape, rng, signals) if mixture else MixPlan.identity(len(images))
 
     def replaced(self, **fields: Any) -> Method:
         """The same method with other hyper-parameters.

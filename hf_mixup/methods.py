@@ -14,7 +14,7 @@ from torch import Tensor
 from hf_mixup.core.checks import check_known, check_num_labels, check_probabilities, nearest
 from hf_mixup.core.jensenshannon import JensenShannon
 from hf_mixup.core.losses import BCE, Decoupled, Loss
-from hf_mixup.core.rng import keyed
+from hf_mixup.core.rng import fresh
 from hf_mixup.core.schedule import Points, Schedule, as_json, corners, extremes_of, schedule_of, value_at
 from hf_mixup.labels import AlignedLabels, AttentionLabels, ProgressiveLabels, SaliencyLabels, TokenLabels
 from hf_mixup.method import CONFIG_NAME, Method, check_model_free, fields_of, read_config
@@ -250,8 +250,7 @@ class MethodChoice:
         schedules is called as `choice.at(epoch, epochs)(images, labels)`."""
         for method in self.methods:
             check_model_free(method, "a plain call")
-        if generator is None:
-            generator = keyed(int(torch.randint(2**62, ())))
+        generator = fresh() if generator is None else generator
         return self.at(-1, 0).draw(generator)(images, labels, self.num_labels if num_labels is None else num_labels, generator)
 
     def draw(self, rng: torch.Generator) -> Method:

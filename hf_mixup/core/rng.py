@@ -18,6 +18,11 @@ def keyed(*key: int) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest) >> 1)
 
 
+def fresh() -> torch.Generator:
+    """A CPU generator that follows from one number of torch's global stream."""
+    return keyed(int(torch.randint(2**62, ())))
+
+
 class Draws:
     """Random numbers for a batch, image by image: those of an image follow from its key, whoever else is in the batch.
 
