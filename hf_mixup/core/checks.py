@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import json
 import math
 from collections.abc import Iterable, Sequence
 from importlib import import_module
@@ -28,6 +29,14 @@ def nearest(name: Any, options: Iterable[str]) -> str:
     options = sorted(map(str, options))
     close = difflib.get_close_matches(str(name).lower(), options, n=3, cutoff=0.5)
     return f"did you mean {' or '.join(map(repr, close))}?" if close else f"choose from {', '.join(options)}."
+
+
+def from_json(name: str, text: str, expected: str) -> Any:
+    """What JSON text says that people typed. Raises ValueError where it is none; `expected` says what it must be."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{name} must be {expected}, got {text!r} ({error}); mind the quotes.") from None
 
 
 def check_known(what: str, name: Any, options: Iterable[str]) -> None:

@@ -208,11 +208,7 @@ def blend_examples(
         written(_mix_two(plan.mask, own, partner, out=out))
         return out
     if isinstance(plan.mask, Boxes):
-        for mixed, one, other, (top, bottom, left, right) in zip(out, own, partner, plan.mask.edges.tolist(), strict=True):
-            mixed.copy_(one)
-            mixed[:, top:bottom, left:right] = other[:, top:bottom, left:right]
-            written(mixed)
-        return out
+        return _pasted(plan.mask, own, partner, out, written)
     own_share = plan.mask.value if isinstance(plan.mask, Share) else plan.dense_mask(tuple(out.shape[2:]))
     for mixed, one, other, share in zip(out, own, partner, own_share[:, 0].to(out.dtype), strict=True):
         written(torch.lerp(other, one, share, out=mixed))
@@ -232,6 +228,21 @@ def _both(
     return own, torch.index_select(own, 0, plan.index[:, 1], out=out)
 
 
+def _pasted(
+    mask: Boxes,
+    own: Sequence[Tensor] | Tensor,
+    partner: Sequence[Tensor] | Tensor,
+    out: Tensor,
+    written: Callable[[Tensor], object] = lambda part: None,
+) -> Tensor:
+    """Image by image, each read once."""
+    for mixed, one, other, (top, bottom, left, right) in zip(out, own, partner, mask.edges.tolist(), strict=True):
+        mixed.copy_(one)
+        mixed[:, top:bottom, left:right] = other[:, top:bottom, left:right]
+        written(mixed)
+    return out
+
+
 def _blend_bytes(plan: MixPlan, examples: Sequence[Tensor] | Tensor, out: Tensor) -> Tensor:
     size, small = tuple(out.shape[2:]), out[0].numel() < ONE_PASS_FROM
     if plan.index.shape[1] == 1:
@@ -247,10 +258,7 @@ def _blend_bytes(plan: MixPlan, examples: Sequence[Tensor] | Tensor, out: Tensor
         inside = plan.mask.share(torch.uint8).neg_()[:, None]
         return torch.bitwise_xor(own, (own ^ partner).bitwise_and_(inside), out=out)
     if isinstance(plan.mask, Boxes):
-        for mixed, one, other, (top, bottom, left, right) in zip(out, own, partner, plan.mask.edges.tolist(), strict=True):
-            mixed.copy_(one)
-            mixed[:, top:bottom, left:right] = other[:, top:bottom, left:right]
-        return out
+        return _pasted(plan.mask, own, partner, out)
     share = plan.mask.value[:, :1, None, None] if isinstance(plan.mask, Share) else plan.dense_mask(size)[:, :1]
     if small:
         return out.copy_(_lerp_bytes(own, partner, share.float()))
