@@ -15,8 +15,10 @@ from collections.abc import Callable
 
 import numpy as np
 import PIL.Image
+import timm
 import torch
 from datasets import ClassLabel, Dataset, Features, Image
+from PIL import ImageOps
 from timing import Before, cpu_of_tree, interleaved, memory_of, now, parse, reported, serve, show, write
 from timm.data import create_loader
 from timm.data.transforms import ToNumpy
@@ -142,6 +144,8 @@ def jpegs(count: int) -> Dataset:
 
 
 POLICY = "rand-m9-mstd0.5-inc1"
+# timm leaves no bit of some images, which new versions of Pillow refuse
+timm.data.auto_augment.NAME_TO_OP["PosterizeIncreasing"] = lambda image, bits, **_: ImageOps.posterize(image, max(bits, 1))
 LARGE = ImageFormat(224)
 
 

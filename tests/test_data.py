@@ -4,6 +4,7 @@ import itertools
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from datasets import Dataset, Features, Image, Value
@@ -14,6 +15,7 @@ from transformers import BitImageProcessor
 
 from hf_mixup import MixupCollator
 from hf_mixup.core.rng import hashed, hashed_integers
+from hf_mixup.data.augment import posterized
 from hf_mixup.data.dataset import ImageDataset, RepeatedAugmentation, tail_on_device
 from hf_mixup.data.processor import IMAGENET_MEAN, IMAGENET_STD, ImageFormat
 from hf_mixup.data.sources import digits
@@ -287,6 +289,19 @@ def test_transforms_are_as_set():
         form.train_transform(auto_augment="randm9")
     with refuses("train_crop must be"):
         form.train_transform(crop="reflct")
+
+
+@pytest.mark.parametrize("policy", ["rand-m10-inc1", "v0", "original", "augmix-m10"])
+def test_policies_of_timm_go_as_far_as_they_say(policy):
+    """Timm leaves no bit of an image at the highest strength, which new versions of Pillow refuse: it is black, as it was before."""
+    image = Pillow.effect_noise((40, 40), 80).convert("RGB")
+    transform = ImageFormat(32).train_transform(auto_augment=policy, crop="none", horizontal_flip=False)
+    for key in range(150):
+        transform(image, key)
+    assert posterized(image, 0).getextrema() == ((0, 0),) * 3
+    kept = np.asarray(posterized(image, 3))
+    assert (kept == np.asarray(image) // 32 * 32).all()
+    assert posterized(image, 8) is image
 
 
 def test_every_epoch_augments_anew_on_several_processes(tmp_path):

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import PIL.Image
+import PIL.ImageOps
 import torch
 from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
@@ -93,3 +94,10 @@ def seed_streams(key: int) -> None:
     torch.random.default_generator.manual_seed(seed)
     random.seed(seed)
     np.random.seed(seed % 2**32)
+
+
+def posterized(image: PIL.Image.Image, bits: int, **_: Any) -> PIL.Image.Image:
+    """The image with so many bits a channel, 0 to 8. With none left it is black: timm's policies go so far, and new versions of Pillow refuse it."""
+    if bits >= 8:
+        return image
+    return PIL.Image.new(image.mode, image.size) if bits < 1 else PIL.ImageOps.posterize(image, bits)

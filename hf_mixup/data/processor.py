@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from io import BytesIO
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from torchvision.transforms import InterpolationMode, v2
 from hf_mixup.arguments import DataArguments
 from hf_mixup.core.checks import check_channel_values, check_known
 from hf_mixup.core.hub import told_plainly
-from hf_mixup.data.augment import OneByOne, Transform
+from hf_mixup.data.augment import OneByOne, Transform, posterized
 from hf_mixup.data.dataset import unreadable
 from hf_mixup.data.probe import is_timm, pixels_of, probe, processed
 from hf_mixup.data.tail import Augmentation
@@ -225,7 +226,7 @@ class ImageFormat:
         return Transform(head_, form.normalisation(erasing=random_erasing), form.channels, OneByOne(v2.Compose(steps or [v2.Identity()])))
 
     def _auto_augment(self, policy: str, size: int) -> Callable:
-        from timm.data.auto_augment import augment_and_mix_transform, auto_augment_transform, rand_augment_transform
+        from timm.data.auto_augment import augment_and_mix_transform, auto_augment_transform, posterize, rand_augment_transform
         from timm.data.transforms import str_to_pil_interp
 
         settings = {
@@ -235,11 +236,15 @@ class ImageFormat:
         }
         made_by = {"rand": rand_augment_transform, "augmix": augment_and_mix_transform}
         try:
-            return made_by.get(policy.split("-")[0], auto_augment_transform)(policy, settings)
+            made = made_by.get(policy.split("-")[0], auto_augment_transform)(policy, settings)
         except (AssertionError, ValueError, KeyError, IndexError) as error:
             raise ValueError(
                 f"auto_augment must be a policy of timm such as 'rand-m9-mstd0.5-inc1', got {policy!r} ({error}); check the spelling."
             ) from None
+        for operation in chain(getattr(made, "ops", ()), *getattr(made, "policy", ())):
+            if operation.aug_fn is posterize:
+                operation.aug_fn = posterized
+        return made
 
     def eval_transform(self, *, normalise: bool = True) -> Transform:
         """What `processor` gives for an image. Without `normalise`, the pixels of it, in [0, 1] and in the image's order of channels."""
