@@ -90,7 +90,8 @@ class Before:
         return tuple(json.loads(self.process.stdout.readline()))
 
     def close(self) -> None:
-        self.process.stdin.close()
+        # said, not only closed: workers that this process has forked hold the pipe too
+        print("null", file=self.process.stdin, flush=True)
         self.process.wait()
 
 
@@ -98,7 +99,10 @@ def serve(contenders: Mapping[str, Callable[[], object]], clock: Callable[[], fl
     """The other side of `Before`; returns when the benchmark is over."""
     print(json.dumps(list(contenders)), flush=True)
     for line in sys.stdin:
-        name, calls = json.loads(line)
+        asked = json.loads(line)
+        if asked is None:
+            return
+        name, calls = asked
         print(json.dumps(Timed(contenders[name], clock)(calls)), flush=True)
 
 
