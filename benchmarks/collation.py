@@ -110,6 +110,7 @@ class Loader:
             pass
 
     def costs(self) -> dict[str, float]:
+        self.batches._iterator = None  # new workers, all from this process as it is now, or they could not be compared
         start, memory = cpu_of_tree(), {}
         for _ in self.batches:
             memory = memory or memory_of([worker.pid for worker in self.batches._iterator._workers])

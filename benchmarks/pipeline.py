@@ -160,8 +160,9 @@ class JpegLoader:
             self.finish(batch)
 
     def costs(self) -> dict[str, float]:
-        start, memory = cpu_of_tree(), {}
         loader = getattr(self.batches, "loader", self.batches)  # timm's is around torch's
+        loader._iterator = None  # new workers, all from this process as it is now, or they could not be compared
+        start, memory = cpu_of_tree(), {}
         for batch in self.batches:
             memory = memory or memory_of([worker.pid for worker in loader._iterator._workers])
             self.finish(batch)

@@ -49,19 +49,19 @@ def checkout(commit: str) -> Iterator[str | None]:
 
 
 common = ["--device", args.device, "--threads", str(args.threads), *(["--rounds", str(args.rounds)] if args.rounds else [])]
-found = {}
+path, figures = None, {}
 with checkout(BEFORE) as older:
     for part in args.only:
         with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder, "figures.json")
-            command = [sys.executable, str(HERE / f"{part}.py"), *common, *["--quick"] * args.quick, "--json", str(path)]
+            written = Path(folder, "figures.json")
+            command = [sys.executable, str(HERE / f"{part}.py"), *common, *["--quick"] * args.quick, "--json", str(written)]
             subprocess.run([*command, *(["--before", older] if older and part in COMPARED else [])], check=True)
-            found[part] = json.loads(path.read_text()) | ({"before": BEFORE} if older and part in COMPARED else {})
-name = next(iter(found.values()))["device"].lower().replace(" ", "-")
-path = Path(args.output, f"{name}.json")
-path.parent.mkdir(parents=True, exist_ok=True)
-figures = {**(json.loads(path.read_text()) if path.is_file() else {}), **found}
-path.write_text(json.dumps(figures, indent=1) + "\n")
+            found = json.loads(written.read_text()) | ({"before": BEFORE} if older and part in COMPARED else {})
+        # after each, so that one that fails loses nothing
+        path = Path(args.output, f"{found['device'].lower().replace(' ', '-')}.json")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figures = {**(json.loads(path.read_text()) if path.is_file() else {}), part: found}
+        path.write_text(json.dumps(figures, indent=1) + "\n")
 print(f"\n{path}")
 if "collation" in figures and "steps" in figures:
     draw(args.chart, figures)
