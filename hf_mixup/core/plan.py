@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -259,20 +260,16 @@ def _blend_bytes(plan: MixPlan, examples: Sequence[Tensor] | Tensor, out: Tensor
         return torch.bitwise_xor(own, (own ^ partner).bitwise_and_(inside), out=out)
     if isinstance(plan.mask, Boxes):
         return _pasted(plan.mask, own, partner, out)
-    share = plan.mask.value[:, :1, None, None] if isinstance(plan.mask, Share) else plan.dense_mask(size)[:, :1]
+    share = (plan.mask.value[:, 0] if isinstance(plan.mask, Share) else plan.dense_mask(size)[:, 0]).float()  # (B,) or (B, H, W)
     if small:
-        return out.copy_(_lerp_bytes(own, partner, share.float()))
-    buffers = torch.empty(2, *out.shape[1:])  # one image at a time, which stays in the cache
-    for mixed, one, other, part in zip(out, own, partner, share.float(), strict=True):
-        mixed.copy_(_lerp_bytes(one, other, part, *buffers))
+        return out.copy_(torch.lerp(partner.float(), own.float(), share.view(len(out), 1, *(share.shape[1:] or (1, 1)))).round_())
+    # image by image, and by NumPy, which makes floats of bytes piece by piece in the cache: three quarters of the time of torch
+    first, second = np.empty((2, *out.shape[1:]), np.float32)
+    for mixed, one, other, part in zip(out, own, partner, share.numpy(), strict=True):
+        np.multiply(one.numpy(), part, out=first, dtype=np.float32)
+        np.multiply(other.numpy(), 1 - part, out=second, dtype=np.float32)
+        np.rint(np.add(first, second, out=first), out=mixed.numpy(), casting="unsafe", dtype=np.float32)
     return out
-
-
-def _lerp_bytes(own: Tensor, partner: Tensor, share: Tensor, own_out: Tensor | None = None, partner_out: Tensor | None = None) -> Tensor:
-    """Whole numbers, float32: the share of the own bytes and the rest of the partner's, rounded."""
-    own = own.float() if own_out is None else own_out.copy_(own)
-    partner = partner.float() if partner_out is None else partner_out.copy_(partner)
-    return torch.lerp(partner, own, share, out=own).round_()
 
 
 def mix_targets(plan: MixPlan, targets: Tensor, num_labels: int | None = None) -> Tensor:
