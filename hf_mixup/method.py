@@ -16,8 +16,8 @@ from torch import Tensor
 from hf_mixup.core.checks import check_images, check_labels, check_rows, check_switch, nearest
 from hf_mixup.core.hub import download
 from hf_mixup.core.losses import CrossEntropy, Loss, smooth
-from hf_mixup.core.plan import MixPlan, blend, mix_targets
-from hf_mixup.core.policy import AreaLabels, LabelPolicy, SamplePolicy, Signals
+from hf_mixup.core.plan import MixPlan, blend, mix_targets, onehot
+from hf_mixup.core.policy import OF_THE_BATCH, AreaLabels, LabelPolicy, SamplePolicy, Signals
 from hf_mixup.core.rng import fresh
 from hf_mixup.steps.keepclean import KeepClean
 from hf_mixup.steps.standard import Standard
@@ -65,10 +65,17 @@ class Method:
     step: Step = Standard()
     paper: str = field(default="", compare=False)
 
+    def __post_init__(self):
+        if self.loss.regression and self.counting:
+            raise ValueError(
+                f"{self.name!r} weighs classes by how often they occur, got the loss {type(self.loss).__name__}, which has none; take 'cmixup', or a "
+                "loss of classes."
+            )
+
     def __call__(
         self, images: Tensor, labels: Tensor, num_labels: int | None = None, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Mixes `images` (B, C, H, W) and `labels`, (B,) class numbers or (B, num_labels) soft.
+        """Mixes `images` (B, C, H, W) and `labels`, (B,) class numbers or (B, num_labels) soft; numbers (B,) or (B, k) with the loss `mse`.
 
         Returns the mixed images and float32 soft targets (B, num_labels), with the label smoothing of the method's loss; r * B of both for
         a method with r rows of each image (`KeepClean`), whose clean images come last. Without a (CPU) `generator`, one number is drawn
@@ -76,19 +83,28 @@ class Method:
         """
         check_model_free(self, "a plain call")
         check_images(images)
-        check_labels(labels, len(images), num_labels)
-        plans = list(self._planned(images, generator))
+        if not self.loss.regression:
+            check_labels(labels, len(images), num_labels)
+        labels = self._numbers(labels, len(images))
+        plans = list(self._planned(images, labels, num_labels, generator))
         mixed = torch.cat([blend(plan, images) for plan in plans]) if len(plans) > 1 else blend(plans[0], images)
         targets = torch.cat([mix_targets(plan, labels, num_labels) for plan in plans])
         return mixed, smooth(targets, getattr(self.loss, "smoothing", 0.0))
 
-    def plan(self, images: Tensor, labels: Tensor | None = None, generator: torch.Generator | None = None) -> MixPlan:
+    def plan(
+        self,
+        images: Tensor,
+        labels: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        num_labels: int | None = None,
+    ) -> MixPlan:
         """What a call would do with `images` (B, C, H, W), without doing it: partners, masks and lam; of the first mixture, for a method
         that makes several of each image.
 
         A call with a generator in the same state mixes by the same plan. Take from it `plan.partners` (B, K - 1), `plan.lam` (B,),
         and `plan.dense_mask((H, W))` (B, K, H, W), the share of each image in each pixel; `blend(plan, images)` and
-        `mix_targets(plan, labels, num_labels)` make the mixture. `labels` decide nothing here; if given, their number is checked.
+        `mix_targets(plan, labels, num_labels)` make the mixture. `labels` are needed by methods that look at them (C-Mixup, Remix), and for class
+        numbers `num_labels` where those know the counts of classes; elsewhere they decide nothing.
 
         Raises ValueError or TypeError as a call does, for methods that need the model too.
         """
@@ -96,14 +112,49 @@ class Method:
         check_images(images)
         if labels is not None:
             check_rows(labels, len(images))
-        return next(self._planned(images, generator)).to(images.device)
+            labels = self._numbers(labels, len(images))
+        elif self.needs_targets:
+            raise ValueError(f"the plan of {self.name!r} follows from labels too, got none; pass them.")
+        return next(self._planned(images, labels, num_labels, generator)).to(images.device)
 
-    def _planned(self, images: Tensor, generator: torch.Generator | None) -> Iterator[MixPlan]:
+    def _numbers(self, labels: Tensor, batch: int) -> Tensor:
+        """Labels of a regression as (B, k) float32, others as they are."""
+        if not self.loss.regression:
+            return labels
+        outputs = labels.shape[1] if isinstance(labels, Tensor) and labels.ndim == 2 else 1
+        self.loss.check(labels, batch, outputs)
+        return self.loss.targets(labels, outputs)
+
+    def _planned(
+        self, images: Tensor, labels: Tensor | None, num_labels: int | None, generator: torch.Generator | None
+    ) -> Iterator[MixPlan]:
         """The plans of the rows of every image, in turn."""
         rng = fresh() if generator is None else generator
         for mixture in self.step.rows:
             signals = Signals(images.device, images=images)
-            yield self.sample.plan(images.shape, rng, signals) if mixture else MixPlan.identity(len(images))
+            if self.needs_targets:
+                signals["targets"] = onehot(labels, -1 if num_labels is None else num_labels).to(images.device)
+            yield self.of_the_batch(images.shape, rng, signals) if mixture else MixPlan.identity(len(images))
+
+    def of_the_batch(self, shape: torch.Size, rng: torch.Generator, signals: Signals) -> MixPlan:
+        """The plan of a mixture, with the label policy's weights, by what the batch itself holds."""
+        plan = self.sample.plan(shape, rng, signals).to(signals.device)
+        return plan.reweighted(self.label.weights(plan, signals))
+
+    @property
+    def needs_targets(self) -> bool:
+        """Whether the plan follows from labels."""
+        return "targets" in self.sample.needs | self.label.needs
+
+    @property
+    def counting(self) -> list[str]:
+        """Kinds of its parts that take `class_counts`."""
+        return [kind for kind in KINDS if "class_counts" in fields_of(getattr(self, kind))]
+
+    def with_class_counts(self, counts: tuple[int, ...]) -> Method:
+        """The same method, told how many training images each class has, where it asks and was not told."""
+        asking = [kind for kind in self.counting if getattr(self, kind).class_counts is None]
+        return dataclasses.replace(self, **{kind: dataclasses.replace(getattr(self, kind), class_counts=counts) for kind in asking})
 
     def replaced(self, **fields: Any) -> Method:
         """The same method with other hyper-parameters.
@@ -229,7 +280,7 @@ def read_config(repo_or_folder: str | Path, *, revision: str | None = None, toke
 
 def needs_of_model(method: Method) -> list[str]:
     """What the method needs a model for; empty for one that mixes by images alone."""
-    wanted = sorted((method.sample.needs | method.label.needs) - {"images"})
+    wanted = sorted((method.sample.needs | method.label.needs) - OF_THE_BATCH)
     if wanted or method.step.rows is not None:
         return wanted
     return ["a weight or a pass of its own for clean images" if isinstance(method.step, KeepClean) else "a training step of its own"]

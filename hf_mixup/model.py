@@ -211,6 +211,7 @@ class MixupModel(PreTrainedModel):
             logits = self.backbone(pixel_values=pixel_values).logits
             views = max(mixed, 1)
             loss = next((method.loss for method in self.choice.methods if method.loss.views == views), loss.single())
+            loss = loss if mix_key is None else loss.at(*MixKey(*mix_key)[-2:])
             losses = loss(logits, targets)
             return MixupOutput(
                 loss=losses.mean(), logits=logits, targets=targets, lam=targets.new_ones(len(targets)), losses=losses, methods=("vanilla",)

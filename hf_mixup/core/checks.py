@@ -72,6 +72,11 @@ def check_counts(least: int = 1, **values: Sequence[int]) -> None:
             raise ValueError(f"{name} must list whole numbers of at least {least}, got {value!r}; give one or more.")
 
 
+def check_class_counts(class_counts: Sequence[int] | None) -> None:
+    if class_counts is not None:
+        check_counts(0, class_counts=class_counts)
+
+
 def check_per_channel(low: float, **values: Sequence[float]) -> None:
     for name, value in values.items():
         if not (isinstance(value, (tuple, list)) and value and all(_is_number(number) and number > low for number in value)):

@@ -11,9 +11,12 @@ from torch import Tensor
 
 from hf_mixup.core.plan import MixPlan
 
+# signals that a batch holds itself, so that no model is needed for them
+OF_THE_BATCH = frozenset({"images", "targets"})
+
 
 class Signals(dict[str, Tensor]):
-    """Evidence by name: `images`, `saliency`, `attention`, ...
+    """Evidence by name: `images`, `targets` (B, num_labels), `saliency`, `attention`, ...
 
     Attributes:
         device: where image-sized noise is to be drawn; numbers and boxes are always drawn on the CPU.
@@ -51,7 +54,7 @@ class Policy:
 class SamplePolicy(Policy, ABC):
     """Plans what is mixed with what. Subclasses are frozen dataclasses whose fields are the hyper-parameters.
 
-    `needs` names the signals that `plan` reads; a policy that needs at most `images` can be used in a collator.
+    `needs` names the signals that `plan` reads; a policy that needs at most `images` and `targets` can be used in a collator.
     """
 
     @abstractmethod

@@ -31,7 +31,7 @@ from hf_mixup.core.checks import (
     check_values,
 )
 from hf_mixup.core.losses import CrossEntropy, Loss, MultiHead
-from hf_mixup.core.plan import ONE_PASS_FROM, MixPlan, blend_examples, mix_targets
+from hf_mixup.core.plan import ONE_PASS_FROM, MixPlan, blend_examples, mix_targets, onehot
 from hf_mixup.core.policy import Signals
 from hf_mixup.core.rng import keyed
 from hf_mixup.data.tail import Augmentation
@@ -178,7 +178,7 @@ class MixupCollator:
         totals, names, plans = [], [], []
         # all repeats of the first row of every image, then of the second one: a loss that compares rows finds them in equal parts
         for repeat, parts in enumerate(zip(*(part.chunk(repeats) for part in out.chunk(rows)), strict=True)):
-            name, own = self._plans(images, parts, keyed(key, rank, repeat), look)
+            name, own = self._plans(images, labels, parts, keyed(key, rank, repeat), look)
             for plan, part in zip(own, parts, strict=False):
                 blend_examples(plan, images, part, lambda done: totals.append(done.sum()) if self.check_finite else None)
             for part in parts[len(own) :]:
@@ -209,7 +209,7 @@ class MixupCollator:
         return labels
 
     def _plans(
-        self, images: list[Tensor] | Tensor, parts: tuple[Tensor, ...], rng: torch.Generator, look: Augmentation
+        self, images: list[Tensor] | Tensor, labels: Tensor, parts: tuple[Tensor, ...], rng: torch.Generator, look: Augmentation
     ) -> tuple[str, list[MixPlan]]:
         """One for each of the `parts` (B, C, H, W), where the mixtures go, or one for all. Parts hold the images until then if the policy
         looks at them. `look` normalises bytes."""
@@ -227,10 +227,12 @@ class MixupCollator:
             if "images" in method.sample.needs:
                 seen = images if isinstance(images, Tensor) else torch.stack(images, out=part)
                 signals["images"] = look.normalised(seen) if seen.dtype == torch.uint8 else seen
-            plan = method.sample.plan(part.shape, rng, signals)
+            if method.needs_targets:
+                signals["targets"] = onehot(labels, self.outputs)
+            plan = method.of_the_batch(part.shape, rng, signals)
             if plan.sources is not None and part.dtype == torch.uint8:
                 own = list(images) if isinstance(images, list) else images
-                sources = tuple(own if source is signals["images"] else look.pixels(source) for source in plan.sources)
+                sources = tuple(own if source is signals.get("images") else look.pixels(source) for source in plan.sources)
                 plan = dataclasses.replace(plan, sources=sources)
             plans.append(plan)
         return method.name, plans
@@ -513,7 +515,7 @@ class MixupCallback(TrainerCallback):
             raise ValueError(
                 "every batch must be mixed once, got a loader whose collator mixes already; give the MixupCollator to the callback alone."
             )
-        from hf_mixup.data.dataset import tail_on_device  # here, because data sets of one's own need none of it
+        from hf_mixup.data.dataset import class_counts_of, tail_on_device  # here, because data sets of one's own need none of it
 
         tail = tail_on_device(getattr(loader, "dataset", None))
         if tail is not None and tail.draws:
@@ -534,6 +536,9 @@ class MixupCallback(TrainerCallback):
                 f"the collator and the model must agree on num_labels, got {self.collator.outputs} and {outputs}; make them equal."
             )
         self._mixing = loader.collate_fn = dataclasses.replace(self.collator, **changes)
+        counts = class_counts_of(loader.dataset, self._mixing.outputs or 0) if self._mixing.choice.counting else None
+        if counts is not None:
+            self._mixing.choice = self._mixing.choice.with_class_counts(counts)
         # epochs are counted here: of a stream without length, state.epoch is not whole at their beginning
         self._epoch = int(state.epoch or 0)
         self._guard = model.register_forward_pre_hook(self._first_batch, with_kwargs=True)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_mixup.core.plan import MixPlan, Share, blend, mix_targets
-from hf_mixup.core.policy import Signals
+from hf_mixup.core.policy import OF_THE_BATCH, Signals
 from hf_mixup.core.rng import MixKey, keyed
 from hf_mixup.steps.step import MethodState, Parts, Step, StepOutput
 
@@ -33,8 +33,9 @@ class Standard(Step):
 
 def check_whole_images(parts: Parts, instead: str, pairs: bool = True) -> None:
     """Refuses a sample policy with masks, or of more than two images, where a step cannot do with those."""
-    batch = torch.Size((2, 3, 32, 32))
-    plan = None if parts.sample.needs else parts.sample.plan(batch, keyed(0), Signals())
+    batch, classes = torch.zeros(2, 3, 32, 32), len(getattr(parts.sample, "class_counts", None) or (1, 1))
+    signals = Signals(images=batch, targets=torch.eye(2, classes))
+    plan = None if parts.sample.needs - OF_THE_BATCH else parts.sample.plan(batch.shape, keyed(0), signals)
     if plan is None or not isinstance(plan.mask, Share) or (pairs and plan.index.shape[1] != 2):
         raise ValueError(
             f"{parts.name} needs a sample policy that mixes {'pairs of ' if pairs else ''}whole images, "
