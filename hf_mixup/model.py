@@ -6,7 +6,8 @@ import dataclasses
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,13 +19,14 @@ from transformers.modeling_outputs import ImageClassifierOutput
 
 from hf_mixup.core.checks import check_between, check_count, check_images
 from hf_mixup.core.hub import download_all, told_plainly
-from hf_mixup.core.losses import CrossEntropy
+from hf_mixup.core.losses import CrossEntropy, Loss, MultiHead
 from hf_mixup.core.rng import MixKey
 from hf_mixup.method import CONFIG_NAME, Method, check_views, read_config
 from hf_mixup.methods import MethodChoice
 from hf_mixup.mixers.mixer import Mixer
 from hf_mixup.networks.average import Average, rising_decay
 from hf_mixup.networks.backbones import describe_for_timm, load_classifier
+from hf_mixup.networks.distillation import Distillation, Distiller
 from hf_mixup.networks.families import bare, is_timm, keep_frozen
 from hf_mixup.networks.passes import check_changeable, compile_around
 from hf_mixup.networks.signals.signal import gathered
@@ -67,6 +69,8 @@ class MixupModel(PreTrainedModel):
         mix_repeat: independent mixtures of each batch, whose losses are averaged.
         ema_decay: also keep an exponential moving average (EMA) of the weights, at this rate a step; MixupTrainer updates it, and it
             is what is evaluated and saved. Methods that deploy a teacher have an average already, and take none.
+        teacher: Hub id or folder of a frozen classifier that sees the same mixtures, whose answers are learned too. It is saved by its name.
+        distillation_temperature, distillation_weight, hard_distillation: how its answers count, as in `Distillation`.
 
     Attributes:
         normalisation: how the images in training are normalised, which teachers need to know; MixupTrainer sets it.
@@ -96,6 +100,10 @@ class MixupModel(PreTrainedModel):
         mix_rate: Any = 1.0,
         mix_repeat: int = 1,
         ema_decay: float | None = None,
+        teacher: str | os.PathLike | None = None,
+        distillation_temperature: float = 1.0,
+        distillation_weight: float = 0.5,
+        hard_distillation: bool = False,
     ):
         backbone = as_classifier(backbone)
         super().__init__(backbone.config)
@@ -129,9 +137,29 @@ class MixupModel(PreTrainedModel):
                     "teacher's momentum in mix_args instead."
                 )
             self.ema = Average(backbone)
+        distillation = Distillation.of(teacher, distillation_temperature, distillation_weight, hard_distillation)
+        self.distiller = None if distillation is None else self._distiller(distillation)
         self.check_checkpointing(False)
         json.dumps(self.to_dict())  # now, not when a trained model is saved
         self.normalisation = None
+
+    def _distiller(self, distillation: Distillation) -> Distiller:
+        for method in self.choice.methods:
+            state = self.states[method.name]
+            if state.changed:
+                raise ValueError(
+                    f"a teacher must see the mixtures that the network sees, got {method.name!r}, which mixes inside the network; take a method "
+                    "that mixes images."
+                )
+            if distillation.weight == 1 and any(p.requires_grad for p in state.parameters()):
+                raise ValueError(
+                    f"{method.name!r} learns to mix by the loss on labels, got distillation_weight=1, which leaves none of it; lower the weight."
+                )
+        if self.choice.methods[0].loss.problem_type == "regression" or isinstance(self.choice.methods[0].loss, MultiHead):
+            raise ValueError(
+                f"a teacher must tell probabilities of classes, got the loss {type(self.choice.methods[0].loss).__name__}; leave the teacher out."
+            )
+        return Distiller(distillation, self.backbone)
 
     @property
     def deployed(self) -> nn.Module:
@@ -154,8 +182,9 @@ class MixupModel(PreTrainedModel):
 
     @property
     def teachers(self) -> list[Teacher]:
-        """The frozen teachers of the methods."""
-        return [module for module in self.states.modules() if isinstance(module, Teacher)]
+        """The frozen teachers of the methods, and the one of a distillation."""
+        own = [] if self.distiller is None else [self.distiller.teacher]
+        return [*(module for module in self.states.modules() if isinstance(module, Teacher)), *own]
 
     def after_optimizer_step(self, step: int, total_steps: int, rising: float = 0.0) -> None:
         """What follows the weights: averages and teachers. `step` optimizer steps were done before this one.
@@ -176,7 +205,8 @@ class MixupModel(PreTrainedModel):
 
     def compile_backbone(self, **options: Any) -> None:
         """Compiles the backbone in place; mixing, and what methods watch, stay outside the graphs. `options` are `torch.compile`'s."""
-        compile_around(self.backbone, [module for state in self.states.values() for module in state.watched], **options)
+        watched = [module for state in self.states.values() for module in state.watched]
+        compile_around(self.backbone, watched if self.distiller is None else [*watched, self.backbone], **options)
 
     def forward(
         self,
@@ -208,14 +238,11 @@ class MixupModel(PreTrainedModel):
         loss.check(labels, len(pixel_values), self.num_labels)
         targets = loss.targets(labels, self.num_labels)
         if mixed or len(pixel_values) == 1:
-            logits = self.backbone(pixel_values=pixel_values).logits
             views = max(mixed, 1)
             loss = next((method.loss for method in self.choice.methods if method.loss.views == views), loss.single())
             loss = loss if mix_key is None else loss.at(*MixKey(*mix_key)[-2:])
-            losses = loss(logits, targets)
-            return MixupOutput(
-                loss=losses.mean(), logits=logits, targets=targets, lam=targets.new_ones(len(targets)), losses=losses, methods=("vanilla",)
-            )
+            step = self._taught(MethodState(), partial(self._unmixed, pixel_values, targets, loss))
+            return MixupOutput(loss=step.loss, logits=step.logits, targets=targets, lam=step.lam, losses=step.losses, methods=("vanilla",))
         if mix_key is None:
             raise ValueError(
                 "training needs mix_key, the place of the batch in the run, got None; train with MixupTrainer, which gives it."
@@ -238,7 +265,27 @@ class MixupModel(PreTrainedModel):
 
     def _step(self, method: Method, images: Tensor, targets: Tensor, key: MixKey) -> StepOutput:
         state = self.states[method.name] if method.name in self.states else MethodState()
-        return method.step.run(method.parts, state, self.backbone, images, targets, key)
+        return self._taught(state, partial(method.step.run, method.parts, state, self.backbone, images, targets, key))
+
+    def _unmixed(self, images: Tensor, targets: Tensor, loss: Loss) -> StepOutput:
+        logits = self.backbone(pixel_values=images).logits
+        losses = loss(logits, targets)
+        return StepOutput(losses.mean(), losses, logits, targets, targets.new_ones(len(targets)))
+
+    def _taught(self, state: MethodState, run: Callable[[], StepOutput]) -> StepOutput:
+        """A step with what the teacher says of the images that passed in it."""
+        if self.distiller is None:
+            return run()
+        state.passed = []
+        try:
+            with self.distiller.watching(self.backbone) as passes:
+                step = run()
+            images = state.passed or [passes.inputs[-1][passes.main]]
+        finally:
+            state.passed = None
+        taught = self.distiller.losses(passes, images)
+        loss, losses = (self.distiller.mixed_with(*pair) for pair in ((step.loss, taught.mean()), (step.losses, taught)))
+        return step._replace(loss=loss, losses=losses)
 
     def _deployed_logits(self, images: Tensor) -> Tensor:
         network = self.deployed
@@ -303,7 +350,8 @@ class MixupModel(PreTrainedModel):
 
     def to_dict(self) -> dict[str, Any]:
         """What `mixup_config.json` holds: the methods, and how they are used."""
-        return {**self.choice.to_dict(), "mix_repeat": self.mix_repeat, "ema_decay": self.ema_decay}
+        distillation = None if self.distiller is None else dataclasses.asdict(self.distiller.how)
+        return {**self.choice.to_dict(), "mix_repeat": self.mix_repeat, "ema_decay": self.ema_decay, "distillation": distillation}
 
     def restore(self, folder: str | os.PathLike) -> None:
         """Loads everything that `save_pretrained` wrote. Raises ValueError when anything is missing, left over or of another shape."""
@@ -375,6 +423,8 @@ class MixupModel(PreTrainedModel):
             return cls(load_classifier(folder, **kwargs), "cutmix" if mix is None else mix)
         network = load_network(folder, **kwargs)
         fields = {key: config[key] for key in ("mix_repeat", "ema_decay") if config.get(key) is not None}
+        if config.get("distillation"):
+            fields |= Distillation(**config["distillation"]).arguments()
         model = cls(network, MethodChoice.from_dict(config) if mix is None else mix, **fields)
         if model.teachers:
             model.normalisation = normalisation_of(folder)

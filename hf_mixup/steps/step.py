@@ -63,6 +63,8 @@ class MethodState(nn.Module):
         self.teachers = nn.ModuleDict()
         self.early: dict[tuple[str, str], EarlySignal] = {}
         self.late: dict[str, LateSignal] = {}
+        # filled with the images of every mixed pass, while somebody asks for them
+        self.passed: list[Tensor] | None = None
 
     @classmethod
     def for_parts(cls, parts: Parts, network: nn.Module, *args: Any) -> Self:
@@ -97,6 +99,8 @@ class MethodState(nn.Module):
     @contextmanager
     def watching(self, signals: Signals, images: Tensor) -> Iterator[None]:
         """Inside, the mixed images are to pass; at the end what was seen of that pass is added to the signals."""
+        if self.passed is not None:
+            self.passed.append(images)
         taps = {name: signal.taps(tuple(images.shape[2:])) for name, signal in self.late.items()}
         with watching([tap for some in taps.values() for tap in some]) as seen:
             yield

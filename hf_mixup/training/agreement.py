@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import logging
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -86,9 +87,12 @@ def agreed(
             _refuse(model.mix_repeat, args.mix_repeat, "mix_repeat")
     else:
         choice = counted(args.method_choice(loss), data, num_labels)
-        model = MixupModel(network, choice, mix_repeat=args.mix_repeat, ema_decay=args.ema_decay)
+        model = MixupModel(network, choice, mix_repeat=args.mix_repeat, ema_decay=args.ema_decay, **_taught(args))
     if args.ema_decay is not None and args.ema_decay != model.ema_decay:
         _refuse(model.ema_decay, args.ema_decay, "ema_decay")
+    distillation, known = args.distillation(), None if model.distiller is None else model.distiller.how
+    if distillation is not None and distillation != known:
+        _refuse(None if known is None else dataclasses.asdict(known), dataclasses.asdict(distillation), "distillation")
     if args.ema_warmup_epochs and model.ema_decay is None:
         raise ValueError(f"ema_warmup_epochs is for ema_decay, got {args.ema_warmup_epochs} without it; set ema_decay.")
     if getattr(args, "activation_checkpointing", False) or getattr(args, "gradient_checkpointing", False):  # by the release
@@ -100,8 +104,13 @@ def agreed(
         )
     _check_losses(model)
     if loss_func is not None and not isinstance(loss_func, MixupLoss):
-        _check_own_loss(model.choice, args)
+        _check_own_loss(model, args)
     return model
+
+
+def _taught(args: MixupTrainingArguments) -> dict[str, Any]:
+    distillation = args.distillation()
+    return {} if distillation is None else distillation.arguments()
 
 
 def _with_collator(network: nn.Module, args: MixupTrainingArguments, collator: MixupCollator, loss: Any, data: Any) -> MixupModel:
@@ -124,7 +133,7 @@ def _with_collator(network: nn.Module, args: MixupTrainingArguments, collator: M
             _refuse(own, other)
         model = network
     else:
-        model = MixupModel(network, choice, mix_repeat=collator.mix_repeat, ema_decay=args.ema_decay)
+        model = MixupModel(network, choice, mix_repeat=collator.mix_repeat, ema_decay=args.ema_decay, **_taught(args))
     if collator.outputs not in (None, model.num_labels):
         raise ValueError(
             f"the collator and the model must agree on num_labels, got {collator.outputs} and {model.num_labels}; make them equal."
@@ -174,7 +183,7 @@ def _check_losses(model: MixupModel) -> None:
                 )
 
 
-def _check_own_loss(choice: MethodChoice, args: MixupTrainingArguments) -> None:
+def _check_own_loss(model: MixupModel, args: MixupTrainingArguments) -> None:
     """A function of the user's takes the place of the loss, so nothing that the loss has may be lost with it."""
     if args.loss is not None:
         raise ValueError(f"the loss must be given once, got loss={args.loss!r} and compute_loss_func; drop one.")
@@ -182,7 +191,12 @@ def _check_own_loss(choice: MethodChoice, args: MixupTrainingArguments) -> None:
         raise ValueError(
             f"label_smoothing_factor has no effect with compute_loss_func, got {args.label_smoothing_factor}; smooth in the function."
         )
-    for method in choice.methods:
+    if model.distiller is not None:
+        raise ValueError(
+            f"compute_loss_func takes the place of a loss, got a teacher {model.distiller.how.teacher!r}, whose answers would have no effect; set loss, or leave "
+            "out the teacher."
+        )
+    for method in model.choice.methods:
         own = method.step.rows is None or method.loss != CrossEntropy() or method.sample.clean_lam or method.label.clean_lam
         if own:
             raise ValueError(
@@ -219,6 +233,20 @@ def check_no_processor(collator: MixupCollator) -> None:
             f"processor of a MixupCollator is for a stock Trainer, got {type(collator.processor).__name__} with MixupTrainer, whose data set says "
             "how bytes are normalised; leave it out, and give an ImageDataset with on_device=True."
         )
+
+
+def name_teacher(args: MixupTrainingArguments, teacher: str | os.PathLike | None) -> None:
+    """Puts the teacher of the Trainer into its arguments."""
+    if teacher is None:
+        return
+    if isinstance(teacher, nn.Module):
+        raise TypeError(
+            f"teacher must be the Hub id or folder of a classifier, by which a checkpoint names it, got {type(teacher).__name__}; save it with "
+            "save_pretrained, and give the folder."
+        )
+    if args.distill_from not in (None, str(teacher)):
+        raise ValueError(f"the teacher must be named once, got {str(teacher)!r} and distill_from={args.distill_from!r}; drop one.")
+    args.distill_from = str(teacher)
 
 
 def loss_of(model: MixupModel) -> Loss:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +15,7 @@ from hf_mixup.core.checks import check_transformers
 from hf_mixup.data.collator import MixedBatch, MixupCollator, MixupLoss, as_mapping, is_default_collator, stack_examples
 from hf_mixup.data.dataset import tail_on_device
 from hf_mixup.evaluation.metrics import TrainerMetrics, classification_metrics, training_accuracy
-from hf_mixup.training.agreement import check_arguments, check_callable, check_fsdp, check_no_processor
+from hf_mixup.training.agreement import check_arguments, check_callable, check_fsdp, check_no_processor, name_teacher
 from hf_mixup.training.callbacks import BesideSteps, EpochLog, Tally
 from hf_mixup.training.course import Course
 from hf_mixup.training.evaluating import Evaluating
@@ -41,6 +42,7 @@ class MixupTrainer(Publishing, Resuming, Optimization, Evaluating, Course, Loade
         compute_loss_func: takes the place of the loss, for methods that have no others: `f(outputs, labels, num_items_in_batch)`, with
             mixed labels (B, num_labels) in training where methods mix, the data set's own else; items are images. A MixupLoss sets `loss`.
         compute_metrics: `TrainerMetrics` of the loss where not given.
+        teacher: Hub id or folder of a classifier to learn from; the same as `distill_from` of `args`.
         **kwargs: as in `transformers.Trainer`.
 
     Raises:
@@ -60,11 +62,14 @@ class MixupTrainer(Publishing, Resuming, Optimization, Evaluating, Course, Loade
         model_init: Callable | None = None,
         compute_loss_func: Callable | None = None,
         compute_metrics: Callable | None = classification_metrics,
+        *,
+        teacher: str | os.PathLike | None = None,
         **kwargs: Any,
     ):
         check_transformers()
         args = MixupTrainingArguments("runs/trainer") if args is None else args
         check_arguments(args, train_dataset, kwargs.get("callbacks"))
+        name_teacher(args, teacher)
         check_callable(compute_loss_func)
         self._loss_func = None if isinstance(compute_loss_func, MixupLoss) else compute_loss_func
         self._given_loss = compute_loss_func
