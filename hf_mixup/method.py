@@ -17,6 +17,7 @@ from hf_mixup.core.checks import check_images, check_labels, check_rows, check_s
 from hf_mixup.core.hub import download
 from hf_mixup.core.losses import CrossEntropy, Loss, smooth
 from hf_mixup.core.plan import MixPlan, blend, mix_targets
+from hf_mixup.core.planes import planes
 from hf_mixup.core.policy import AreaLabels, LabelPolicy, SamplePolicy, Signals
 from hf_mixup.core.rng import fresh
 from hf_mixup.steps.keepclean import KeepClean
@@ -102,8 +103,7 @@ class Method:
         """The plans of the rows of every image, in turn."""
         rng = fresh() if generator is None else generator
         for mixture in self.step.rows:
-            signals = Signals(images.device, images=images)
-            yield self.sample.plan(images.shape, rng, signals) if mixture else MixPlan.identity(len(images))
+            yield self.parts.plan(images, rng, Signals(images.device, images=planes(images))) if mixture else MixPlan.identity(len(images))
 
     def replaced(self, **fields: Any) -> Method:
         """The same method with other hyper-parameters.
