@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +9,7 @@ import torch
 from transformers import TrainingArguments
 from transformers.utils import is_torch_tf32_available
 
-from hf_mixup.core.checks import check_between, check_count, check_known, check_range
+from hf_mixup.core.checks import check_between, check_count, check_known, check_range, from_json
 from hf_mixup.core.losses import Loss
 from hf_mixup.core.rng import MODES
 from hf_mixup.core.schedule import as_json, schedule_of
@@ -221,12 +220,7 @@ def parse_json(name: str, value: Any) -> Any:
     """A dictionary from JSON text; anything but text is returned as it is."""
     if not isinstance(value, str):
         return value
-    try:
-        parsed = json.loads(value)
-    except json.JSONDecodeError as error:
-        raise ValueError(
-            f'{name} must be JSON such as \'{{"cutmix": {{"alpha": 0.2}}}}\', got {value!r} ({error}); mind the quotes.'
-        ) from None
+    parsed = from_json(name, value, """JSON such as '{"cutmix": {"alpha": 0.2}}'""")
     if not isinstance(parsed, dict):
         raise ValueError(f"{name} must be a JSON object, got {value!r}; put it in braces.")
     return parsed

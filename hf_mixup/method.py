@@ -17,6 +17,7 @@ from hf_mixup.core.checks import check_images, check_labels, check_rows, check_s
 from hf_mixup.core.hub import download
 from hf_mixup.core.losses import CrossEntropy, Loss, smooth
 from hf_mixup.core.plan import MixPlan, blend, mix_targets, onehot
+from hf_mixup.core.planes import plane_shape, planes
 from hf_mixup.core.policy import OF_THE_BATCH, AreaLabels, LabelPolicy, SamplePolicy, Signals
 from hf_mixup.core.rng import fresh
 from hf_mixup.steps.keepclean import KeepClean
@@ -131,13 +132,13 @@ class Method:
         """The plans of the rows of every image, in turn."""
         rng = fresh() if generator is None else generator
         for mixture in self.step.rows:
-            signals = Signals(images.device, images=images)
+            signals = Signals(images.device, images=planes(images))
             if self.needs_targets:
                 signals["targets"] = onehot(labels, -1 if num_labels is None else num_labels).to(images.device)
-            yield self.of_the_batch(images.shape, rng, signals) if mixture else MixPlan.identity(len(images))
+            yield self.of_the_batch(plane_shape(images.shape), rng, signals) if mixture else MixPlan.identity(len(images))
 
     def of_the_batch(self, shape: torch.Size, rng: torch.Generator, signals: Signals) -> MixPlan:
-        """The plan of a mixture, with the label policy's weights, by what the batch itself holds."""
+        """The plan of a mixture, with the label policy's weights, by what the batch itself holds. `shape` is (B, C, H, W)."""
         plan = self.sample.plan(shape, rng, signals).to(signals.device)
         return plan.reweighted(self.label.weights(plan, signals))
 

@@ -62,8 +62,10 @@ def test_row_33_torn_checkpoint_is_passed_over_by_name(tmp_path, caplog):
         def on_step_end(self, args, state, control, **kwargs):
             steps.append(state.global_step)
 
-    trainer(tmp_path, mix=["automix"], max_steps=8, callbacks=[Steps()]).train(resume_from_checkpoint=True)
+    run = trainer(tmp_path, mix=["automix"], max_steps=8, callbacks=[Steps()])
+    run.train(resume_from_checkpoint=True)
     assert steps == [5, 6, 7, 8]
+    assert [row["step"] for row in run.state.log_history if "loss" in row] == [2, 4, 6, 8]
 
 
 def test_row_34_torn_checkpoint_named_explicitly(tmp_path):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from hf_mixup.core.planes import plane_shape, planes
 
 Size = tuple[int, int]
 
@@ -20,6 +22,10 @@ class Share:
 
     def dense(self, size: Size) -> Tensor:
         return self.value[:, :, None, None].expand(-1, -1, *size)
+
+    def seen(self) -> Tensor:
+        """(B, K) bool: which images show anywhere."""
+        return self.value > 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +61,11 @@ class Boxes:
         inside = self.inside(size)
         return torch.stack([~inside, inside], 1).float()
 
+    def seen(self) -> Tensor:
+        """(B, K) bool: which images show anywhere."""
+        area = self.area()
+        return torch.stack([area < 1, area > 0], 1)
+
     def area(self) -> Tensor:
         """(B,) float64: the share of the image that the box covers."""
         top, bottom, left, right = self.edges.unbind(1)
@@ -74,6 +85,10 @@ class Dense:
         # not F.interpolate: its nearest index is computed in float32 and is off by one for some sizes
         rows, cols = (_nearest(new, old, self.value.device) for new, old in zip(size, self.value.shape[2:], strict=True))
         return self.value if size == tuple(self.value.shape[2:]) else self.value[:, :, rows][:, :, :, cols]
+
+    def seen(self) -> Tensor:
+        """(B, K) bool: which images show anywhere."""
+        return self.value.amax((2, 3)) > 0
 
 
 Mask = Share | Boxes | Dense
@@ -142,12 +157,16 @@ class MixPlan:
 
 
 def blend(plan: MixPlan, images: Tensor) -> Tensor:
-    """Mixes `images` (B, C, H, W), or features of that shape, by the plan.
+    """Mixes `images` (B, C, H, W), features of that shape, or any input (B, ...) of which `planes` makes it, by the plan.
 
-    Differentiable, on any device, in the dtype of `images`; the plan's shares are rounded to it once. The input is never
+    Differentiable, on any device, in shape and dtype of `images`; the plan's shares are rounded to it once. The input is never
     written to, but is returned itself where nothing is mixed.
     """
-    plan = plan.to(images.device)
+    mixed = _blend(plan.to(images.device), planes(images))
+    return mixed if mixed.shape == images.shape else mixed.reshape(images.shape)
+
+
+def _blend(plan: MixPlan, images: Tensor) -> Tensor:
     if plan.index.shape[1] == 1:
         return images if plan.sources is None else plan.sources[0]
     if plan.index.shape[1] == 2:
@@ -189,13 +208,17 @@ ONE_PASS_FROM = 3 * 64 * 64
 def blend_examples(
     plan: MixPlan, examples: Sequence[Tensor] | Tensor, out: Tensor, written: Callable[[Tensor], object] = lambda part: None
 ) -> Tensor:
-    """Same result as `blend(plan, torch.stack(examples))`, bit for bit, on the CPU, for images (C, H, W) or a batch of them.
+    """Same result as `blend(plan, torch.stack(examples))`, bit for bit, on the CPU, for images (C, H, W), other inputs, or a batch of them.
 
-    It writes into `out` (B, C, H, W). It reads each large image once, which costs little more than stacking. `written` is called
+    It writes into `out`, (B, C, H, W) or of another input, contiguous. It reads each large image once, which costs little more than stacking. `written` is called
     with each finished part of `out`, while it is still in the processor's cache.
 
     Bytes, uint8 of 0 to 255, are copied where a box or a mask is whole, and rounded where shares are: half a level off at most.
     """
+    if out.ndim != 4:
+        whole = planes(examples) if isinstance(examples, Tensor) else [planes(example[None])[0] for example in examples]
+        blend_examples(plan, whole, out.view(plane_shape(out.shape)), written)
+        return out
     if out.dtype == torch.uint8:
         return _blend_bytes(plan, examples, out)
     small = out[0].numel() < ONE_PASS_FROM
@@ -208,11 +231,7 @@ def blend_examples(
         written(_mix_two(plan.mask, own, partner, out=out))
         return out
     if isinstance(plan.mask, Boxes):
-        for mixed, one, other, (top, bottom, left, right) in zip(out, own, partner, plan.mask.edges.tolist(), strict=True):
-            mixed.copy_(one)
-            mixed[:, top:bottom, left:right] = other[:, top:bottom, left:right]
-            written(mixed)
-        return out
+        return _pasted(plan.mask, own, partner, out, written)
     own_share = plan.mask.value if isinstance(plan.mask, Share) else plan.dense_mask(tuple(out.shape[2:]))
     for mixed, one, other, share in zip(out, own, partner, own_share[:, 0].to(out.dtype), strict=True):
         written(torch.lerp(other, one, share, out=mixed))
@@ -232,6 +251,21 @@ def _both(
     return own, torch.index_select(own, 0, plan.index[:, 1], out=out)
 
 
+def _pasted(
+    mask: Boxes,
+    own: Sequence[Tensor] | Tensor,
+    partner: Sequence[Tensor] | Tensor,
+    out: Tensor,
+    written: Callable[[Tensor], object] = lambda part: None,
+) -> Tensor:
+    """Image by image, each read once."""
+    for mixed, one, other, (top, bottom, left, right) in zip(out, own, partner, mask.edges.tolist(), strict=True):
+        mixed.copy_(one)
+        mixed[:, top:bottom, left:right] = other[:, top:bottom, left:right]
+        written(mixed)
+    return out
+
+
 def _blend_bytes(plan: MixPlan, examples: Sequence[Tensor] | Tensor, out: Tensor) -> Tensor:
     size, small = tuple(out.shape[2:]), out[0].numel() < ONE_PASS_FROM
     if plan.index.shape[1] == 1:
@@ -247,10 +281,7 @@ def _blend_bytes(plan: MixPlan, examples: Sequence[Tensor] | Tensor, out: Tensor
         inside = plan.mask.share(torch.uint8).neg_()[:, None]
         return torch.bitwise_xor(own, (own ^ partner).bitwise_and_(inside), out=out)
     if isinstance(plan.mask, Boxes):
-        for mixed, one, other, (top, bottom, left, right) in zip(out, own, partner, plan.mask.edges.tolist(), strict=True):
-            mixed.copy_(one)
-            mixed[:, top:bottom, left:right] = other[:, top:bottom, left:right]
-        return out
+        return _pasted(plan.mask, own, partner, out)
     share = plan.mask.value[:, :1, None, None] if isinstance(plan.mask, Share) else plan.dense_mask(size)[:, :1]
     if small:
         return out.copy_(_lerp_bytes(own, partner, share.float()))
@@ -278,6 +309,26 @@ def mix_targets(plan: MixPlan, targets: Tensor, num_labels: int | None = None) -
     if index.shape[1] == 1:
         return weight * targets.float()
     return (weight[:, :, None] * targets.float()[index]).sum(1)
+
+
+def is_mask(name: str) -> bool:
+    """Whether an input of this name says what of another input is there, as `attention_mask`, `padding_mask` and `pixel_mask` do."""
+    return name.endswith("_mask")
+
+
+def mix_others(plan: MixPlan, others: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What a network takes beside its mixed input, by name, (B, ...) each: of masks of what is there, such as `attention_mask`, the union over
+    the images that show; of all else the own row."""
+    index, seen = plan.index, plan.mask.seen()
+
+    def united(rows: Tensor) -> Tensor:
+        parts = rows[index.to(rows.device)]
+        shown = seen.to(rows.device).view(*seen.shape, *[1] * (rows.ndim - 1))
+        return (parts * shown.to(rows.dtype)).amax(1)
+
+    return {
+        name: united(rows) if is_mask(name) and isinstance(rows, Tensor) and index.shape[1] > 1 else rows for name, rows in others.items()
+    }
 
 
 def onehot(labels: Tensor, num_labels: int) -> Tensor:

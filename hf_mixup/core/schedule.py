@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import bisect
-import json
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from hf_mixup.core.checks import check_between, check_known
+from hf_mixup.core.checks import check_between, check_known, from_json
 
 
 class Schedule(ABC):
@@ -110,12 +109,7 @@ class WithoutHesitation(Schedule):
 def schedule_of(name: str, value: Any) -> float | Schedule:
     """A number from 0 to 1, or a schedule: of points, of its dictionary, or of either as JSON text. Raises ValueError for anything else."""
     if isinstance(value, str):
-        try:
-            value = json.loads(value)
-        except json.JSONDecodeError as error:
-            raise ValueError(
-                f"{name} must be a number or a schedule as JSON, such as [[0, 1], [60, 0]], got {value!r} ({error}); mind the quotes."
-            ) from None
+        value = from_json(name, value, "a number or a schedule as JSON, such as [[0, 1], [60, 0]]")
     if isinstance(value, Schedule):
         return value
     if isinstance(value, dict):

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hf_mixup.core.checks import check_between, check_positive, check_switch
+from hf_mixup.networks.families import main_input_of
 from hf_mixup.networks.signals.signal import resized
 from hf_mixup.networks.teachers import Teacher
 
@@ -100,7 +101,7 @@ class Distiller:
     @contextmanager
     def watching(self, student: nn.Module) -> Iterator[Passes]:
         """Inside, the passes of the student are kept, and the logits of one with two heads are those of the head for labels."""
-        passes = Passes(student.main_input_name)
+        passes = Passes(main_input_of(student))
 
         def passing(module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
             passes.inputs.append(kwargs)
@@ -126,7 +127,7 @@ class Distiller:
             network.to(logits.device)
         with torch.no_grad():
             seen = inputs[main].to(weight.dtype)
-            if isinstance(self.size, int):
+            if isinstance(self.size, int) and seen.ndim == 4:
                 seen = resized(seen, self.size)
             told = network(**{**inputs, main: self.teacher.view(seen)}).logits.float()
         return self._compared(logits.float(), told if self.places is None else told[:, self.places])

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from hf_mixup.core.plan import MixPlan, Share, blend, mix_targets
-from hf_mixup.core.policy import OF_THE_BATCH, Signals
+from hf_mixup.core.plan import MixPlan, Share, blend, mix_others, mix_targets
+from hf_mixup.core.policy import NOTHING, OF_THE_BATCH, Signals
 from hf_mixup.core.rng import MixKey, keyed
+from hf_mixup.networks.passes import logits_of
 from hf_mixup.steps.step import MethodState, Parts, Step, StepOutput
 
 
@@ -17,17 +20,28 @@ from hf_mixup.steps.step import MethodState, Parts, Step, StepOutput
 class Standard(Step):
     """One forward pass of the mixed images."""
 
+    takes_others: ClassVar[bool] = True
+
     @property
     def rows(self) -> tuple[bool, ...]:
         return (True,)
 
-    def run(self, parts: Parts, state: MethodState, network: nn.Module, images: Tensor, targets: Tensor, key: MixKey) -> StepOutput:
-        signals = state.before(images, targets)
-        plan = parts.sample.plan(images.shape, key.own_rng(), signals).to(images.device)
+    def run(
+        self,
+        parts: Parts,
+        state: MethodState,
+        network: nn.Module,
+        images: Tensor,
+        targets: Tensor,
+        key: MixKey,
+        others: Mapping[str, Tensor] = NOTHING,
+    ) -> StepOutput:
+        signals = state.before(images, targets, others)
+        plan = parts.plan(images, key.own_rng(), signals)
         mixed = blend(plan, images)
         with state.watching(signals, mixed):
             # the labels stay here: given soft ones, a Hugging Face model would switch to BCE and keep that in its config
-            logits = network(pixel_values=mixed).logits
+            logits = logits_of(network, mixed, mix_others(plan, others))
         return finish(parts, plan, logits, targets, signals)
 
 
