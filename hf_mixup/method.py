@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 import json
 from collections.abc import Iterator, Mapping
@@ -16,10 +17,10 @@ from torch import Tensor
 from hf_mixup.core.checks import check_images, check_labels, check_rows, check_switch, nearest
 from hf_mixup.core.hub import download
 from hf_mixup.core.losses import CrossEntropy, Loss, smooth
-from hf_mixup.core.plan import MixPlan, blend, mix_targets
+from hf_mixup.core.plan import MixPlan, blend, check_moves_maps, mix_targets, move_maps
 from hf_mixup.core.planes import planes
 from hf_mixup.core.policy import AreaLabels, LabelPolicy, SamplePolicy, Signals
-from hf_mixup.core.rng import fresh
+from hf_mixup.core.rng import fresh, keyed
 from hf_mixup.steps.keepclean import KeepClean
 from hf_mixup.steps.standard import Standard
 from hf_mixup.steps.step import Parts, Step
@@ -69,17 +70,26 @@ class Method:
     def __call__(
         self, images: Tensor, labels: Tensor, num_labels: int | None = None, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Mixes `images` (B, C, H, W) and `labels`, (B,) class numbers or (B, num_labels) soft.
+        """Mixes `images` (B, C, H, W), or videos, spectrograms, waveforms in their own shapes, and `labels`: (B,) class numbers, (B, num_labels)
+        soft, or label maps (B, H, W), the class number of every pixel.
 
-        Returns the mixed images and float32 soft targets (B, num_labels), with the label smoothing of the method's loss; r * B of both for
-        a method with r rows of each image (`KeepClean`), whose clean images come last. Without a (CPU) `generator`, one number is drawn
+        Returns the mixed images and float32 soft targets (B, num_labels), with the label smoothing of the method's loss, or the moved maps; r * B
+        of both for a method with r rows of each image (`KeepClean`), whose clean images come last. Without a (CPU) `generator`, one number is drawn
         from torch's global stream. Raises ValueError or TypeError for input that cannot be mixed.
         """
         check_model_free(self, "a plain call")
         check_images(images)
-        check_labels(labels, len(images), num_labels)
-        plans = list(self._planned(images, generator))
+        maps = are_maps(labels)
+        if maps:
+            check_rows(labels, len(images))
+            check_maps(self)
+        else:
+            check_without_maps(self)
+            check_labels(labels, len(images), num_labels)
+        plans = list(self._planned(images, labels if maps else None, generator))
         mixed = torch.cat([blend(plan, images) for plan in plans]) if len(plans) > 1 else blend(plans[0], images)
+        if maps:
+            return mixed, torch.cat([move_maps(plan, labels) for plan in plans])
         targets = torch.cat([mix_targets(plan, labels, num_labels) for plan in plans])
         return mixed, smooth(targets, getattr(self.loss, "smoothing", 0.0))
 
@@ -89,7 +99,8 @@ class Method:
 
         A call with a generator in the same state mixes by the same plan. Take from it `plan.partners` (B, K - 1), `plan.lam` (B,),
         and `plan.dense_mask((H, W))` (B, K, H, W), the share of each image in each pixel; `blend(plan, images)` and
-        `mix_targets(plan, labels, num_labels)` make the mixture. `labels` decide nothing here; if given, their number is checked.
+        `mix_targets(plan, labels, num_labels)`, or `move_maps(plan, maps)`, make the mixture. Label maps decide where a method looks at them;
+        of other labels the number is checked.
 
         Raises ValueError or TypeError as a call does, for methods that need the model too.
         """
@@ -97,13 +108,17 @@ class Method:
         check_images(images)
         if labels is not None:
             check_rows(labels, len(images))
-        return next(self._planned(images, generator)).to(images.device)
+        maps = labels if are_maps(labels) else None
+        if maps is None:
+            check_without_maps(self)
+        return next(self._planned(images, maps, generator)).to(images.device)
 
-    def _planned(self, images: Tensor, generator: torch.Generator | None) -> Iterator[MixPlan]:
+    def _planned(self, images: Tensor, maps: Tensor | None, generator: torch.Generator | None) -> Iterator[MixPlan]:
         """The plans of the rows of every image, in turn."""
         rng = fresh() if generator is None else generator
         for mixture in self.step.rows:
-            yield self.parts.plan(images, rng, Signals(images.device, images=planes(images))) if mixture else MixPlan.identity(len(images))
+            signals = Signals(images.device, images=planes(images), **({} if maps is None else {"maps": maps}))
+            yield self.parts.plan(images, rng, signals) if mixture else MixPlan.identity(len(images))
 
     def replaced(self, **fields: Any) -> Method:
         """The same method with other hyper-parameters.
@@ -229,10 +244,29 @@ def read_config(repo_or_folder: str | Path, *, revision: str | None = None, toke
 
 def needs_of_model(method: Method) -> list[str]:
     """What the method needs a model for; empty for one that mixes by images alone."""
-    wanted = sorted((method.sample.needs | method.label.needs) - {"images"})
+    wanted = sorted((method.sample.needs | method.label.needs) - {"images", "maps"})
     if wanted or method.step.rows is not None:
         return wanted
     return ["a weight or a pass of its own for clean images" if isinstance(method.step, KeepClean) else "a training step of its own"]
+
+
+def are_maps(labels: Tensor | None) -> bool:
+    """Whether labels are maps, the class number of every pixel (B, H, W)."""
+    return isinstance(labels, Tensor) and labels.ndim > 2 and not labels.is_floating_point()
+
+
+@functools.lru_cache(maxsize=64)
+def check_maps(method: Method) -> None:
+    """Refuses a method that cannot mix label maps, by a plan of its own."""
+    images = torch.linspace(-1, 1, 4 * 3 * 32 * 32).view(4, 3, 32, 32)
+    maps = torch.arange(32).expand(4, 32, 32)
+    check_moves_maps(method.sample.plan(images.shape, keyed(0), Signals(images=images, maps=maps)), repr(method.name))
+
+
+def check_without_maps(method: Method) -> None:
+    """Refuses a method that looks at label maps, where there are none."""
+    if "maps" in method.sample.needs:
+        raise ValueError(f"{method.name} mixes by label maps, (B, H, W), got labels of whole images; take another method, such as cutmix.")
 
 
 def check_views(method: Method) -> None:

@@ -57,7 +57,8 @@ class Policy:
 class SamplePolicy(Policy, ABC):
     """Plans what is mixed with what. Subclasses are frozen dataclasses whose fields are the hyper-parameters.
 
-    `needs` names the signals that `plan` reads; a policy that needs at most `images` can be used in a collator.
+    `needs` names the signals that `plan` reads; a policy that needs at most `images` and `maps`, the label maps (B, H, W), can be used in a
+    collator.
     """
 
     @abstractmethod

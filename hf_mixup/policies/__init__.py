@@ -2,6 +2,7 @@
 
 from hf_mixup.policies.attentivemix import AttentiveMix
 from hf_mixup.policies.augmix import AugMix
+from hf_mixup.policies.classmix import ClassMix
 from hf_mixup.policies.comixup import CoMixup
 from hf_mixup.policies.cutmix import CutMix
 from hf_mixup.policies.dirichletsets import DirichletSets
@@ -32,6 +33,7 @@ __all__ = [
     "RICAP",
     "AttentiveMix",
     "AugMix",
+    "ClassMix",
     "CoMixup",
     "CutMix",
     "DirichletSets",
