@@ -21,7 +21,7 @@ from hf_mixup.core.checks import check_between, check_count, check_images
 from hf_mixup.core.hub import download_all, told_plainly
 from hf_mixup.core.losses import CrossEntropy, Loss, MultiHead
 from hf_mixup.core.rng import MixKey
-from hf_mixup.method import CONFIG_NAME, Method, check_views, read_config
+from hf_mixup.method import CONFIG_NAME, Method, check_views, check_without_maps, read_config
 from hf_mixup.methods import MethodChoice
 from hf_mixup.mixers.mixer import Mixer
 from hf_mixup.networks.average import Average, rising_decay
@@ -131,6 +131,7 @@ class MixupModel(PreTrainedModel):
         self.supports_gradient_checkpointing = backbone.supports_gradient_checkpointing
         for method in mix.methods:
             check_views(method)
+            check_without_maps(method)
         self.states = nn.ModuleDict({method.name: method.step.build(method.parts, backbone) for method in mix.methods})
         self.ema_decay, self.ema = ema_decay, None
         if ema_decay is not None:

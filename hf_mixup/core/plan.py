@@ -95,6 +95,27 @@ Mask = Share | Boxes | Dense
 
 
 @dataclass(frozen=True, eq=False)
+class Move:
+    """Where the pixels of a moved image come from: the one at (r, c) is that of the image at `(rows[b, r], cols[b, c])`.
+
+    `rows` (B, H), `cols` (B, W): int64.
+    """
+
+    rows: Tensor
+    cols: Tensor
+
+    def maps(self, maps: Tensor) -> Tensor:
+        """Maps (B, C, h, w) of the images, moved alike; on a grid of any size."""
+        height, width = maps.shape[2:]
+        rows, cols = (
+            (at[:, _nearest(new, at.shape[1], at.device)] * new // at.shape[1]).to(maps.device)
+            for at, new in ((self.rows, height), (self.cols, width))
+        )
+        batch = torch.arange(len(maps), device=maps.device)[:, None, None]
+        return maps.transpose(0, 1)[:, batch, rows[:, :, None], cols[:, None]].transpose(0, 1)
+
+
+@dataclass(frozen=True, eq=False)
 class MixPlan:
     """What will be mixed with what, decided before any pixel moves.
 
@@ -107,12 +128,15 @@ class MixPlan:
         weight: (B, K) float32, sums to 1 over K unless the paper says otherwise (SnapMix, TokenMix).
         sources: K batches (B, C, H, W) when pixels moved before mixing (ResizeMix, PuzzleMix, RecursiveMix); they stand in for
             `images[index]`.
+        moves: of each of the sources how its pixels moved, None for those that stayed, so that label maps can be moved alike; None where that
+            cannot be said.
     """
 
     index: Tensor
     mask: Mask
     weight: Tensor
     sources: tuple[Tensor, ...] | None = None
+    moves: tuple[Move | None, ...] | None = None
 
     @classmethod
     def pair(cls, partner: Tensor, mask: Mask | None, lam: Tensor, sources: tuple[Tensor, Tensor] | None = None) -> MixPlan:
@@ -145,7 +169,7 @@ class MixPlan:
             case Share(value) | Dense(value):
                 mask = type(self.mask)(value.to(device, non_blocking=True))
         sources = None if self.sources is None else tuple(source.to(device) for source in self.sources)
-        return MixPlan(self.index.to(device, non_blocking=True), mask, self.weight.to(device, non_blocking=True), sources)
+        return MixPlan(self.index.to(device, non_blocking=True), mask, self.weight.to(device, non_blocking=True), sources, self.moves)
 
     def reweighted(self, weight: Tensor) -> MixPlan:
         """The same pixels under other label weights, (B, K)."""
@@ -309,6 +333,42 @@ def mix_targets(plan: MixPlan, targets: Tensor, num_labels: int | None = None) -
     if index.shape[1] == 1:
         return weight * targets.float()
     return (weight[:, :, None] * targets.float()[index]).sum(1)
+
+
+def move_maps(plan: MixPlan, maps: Tensor) -> Tensor:
+    """Moves label maps by the plan: (B, H, W), or (B, D, H, W), the class number of every pixel. The only other place that moves labels.
+
+    Every pixel has the label of the image that shows there, so values are copied, those to be ignored too. The grid may be another than
+    the images'.
+
+    Raises:
+        ValueError: for a plan that mixes two images in one pixel, which has no class then (looked for on the CPU), and for one that moved
+            images in a way it does not say.
+    """
+    check_moves_maps(plan)
+    plan = plan.to(maps.device)
+    seen = planes(maps)
+    parts = [seen[rows] for rows in plan.index.unbind(1)]
+    if plan.moves is not None:
+        parts = [part if move is None else move.maps(part) for part, move in zip(parts, plan.moves, strict=True)]
+    mask = plan.dense_mask(tuple(seen.shape[2:]))
+    moved = parts[0]
+    for k in range(1, len(parts)):
+        moved = torch.where(mask[:, k, None] > 0.5, parts[k], moved)
+    return moved.reshape(maps.shape)
+
+
+def check_moves_maps(plan: MixPlan, name: str = "the method") -> None:
+    """Refuses a plan by which label maps cannot be moved; `name` is the method's."""
+    if plan.sources is not None and plan.moves is None:
+        raise ValueError(
+            f"label maps need a method that says where pixels come from, got {name}, which moves or changes them first; take cutmix or resizemix."
+        )
+    values = None if isinstance(plan.mask, Boxes) else plan.mask.value
+    if values is not None and values.device.type == "cpu" and bool(((values > 0) & (values < 1)).any()):
+        raise ValueError(
+            f"label maps need one image in every pixel, got {name}, which mixes two in one; take a method of whole pixels, such as cutmix or fmix."
+        )
 
 
 def is_mask(name: str) -> bool:

@@ -14,7 +14,7 @@ from torch import Tensor
 from hf_mixup.core.plan import MixPlan
 
 # signals that a batch holds itself, so that no model is needed for them
-OF_THE_BATCH = frozenset({"images", "targets"})
+OF_THE_BATCH = frozenset({"images", "targets", "maps"})
 NOTHING: Mapping[str, Tensor] = MappingProxyType({})
 
 
@@ -59,7 +59,8 @@ class Policy:
 class SamplePolicy(Policy, ABC):
     """Plans what is mixed with what. Subclasses are frozen dataclasses whose fields are the hyper-parameters.
 
-    `needs` names the signals that `plan` reads; a policy that needs at most `images` and `targets` can be used in a collator.
+    `needs` names the signals that `plan` reads; a policy that needs at most `images`, `targets` and `maps`, the label maps (B, H, W), can be
+    used in a collator.
     """
 
     @abstractmethod

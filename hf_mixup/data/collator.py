@@ -7,6 +7,7 @@ import functools
 import logging
 import math
 import os
+import re
 import warnings
 import weakref
 from collections.abc import Callable, Mapping, Sequence
@@ -27,15 +28,16 @@ from hf_mixup.core.checks import (
     check_images,
     check_labels,
     check_num_labels,
+    check_rows,
     check_values,
 )
 from hf_mixup.core.losses import CrossEntropy, Loss, MultiHead
-from hf_mixup.core.plan import ONE_PASS_FROM, MixPlan, blend_examples, mix_others, mix_targets, onehot
+from hf_mixup.core.plan import ONE_PASS_FROM, MixPlan, blend_examples, mix_others, mix_targets, move_maps, onehot
 from hf_mixup.core.planes import plane_shape, planes
 from hf_mixup.core.policy import Signals
 from hf_mixup.core.rng import keyed
 from hf_mixup.data.tail import Augmentation
-from hf_mixup.method import Method, check_model_free
+from hf_mixup.method import Method, are_maps, check_maps, check_model_free, check_without_maps
 from hf_mixup.methods import MethodChoice
 from hf_mixup.networks.families import main_input_of
 
@@ -50,6 +52,9 @@ class MixedBatch(dict):
 @dataclass
 class MixupCollator:
     """Stacks examples into a batch and mixes it, in one pass over the pixels. Labels come out soft, (B, num_labels) float32.
+
+    Label maps (H, W), integers, are moved with the pixels, and stay integers; numbers to be ignored are kept. That takes a method of whole
+    pixels, such as cutmix, fmix or resizemix, and the network's own loss.
 
     Images (C, H, W), videos (T, C, H, W), volumes (C, D, H, W), spectrograms (T, F) and waveforms (T,) are mixed, and keep name and shape. One
     mask holds for all frames or slices. Waveforms of several lengths must be padded first, by the `base_collator`; of masks such as
@@ -177,7 +182,13 @@ class MixupCollator:
             )
         elif self.normalisation is not None and images[0].dtype != torch.uint8:
             raise TypeError(f"processor is for images of bytes, got {images[0].dtype}; leave it out, or do not normalise them before.")
+        if "spatial_shapes" in others:
+            raise ValueError(
+                "images of a batch must have one grid, got patches with spatial_shapes (NaFlex), which have one each; take a network for images of "
+                "one size, and its image processor."
+            )
         labels = self._targets(labels, len(images))
+        maps = labels if are_maps(labels) else None
         # the same number of rows in every batch, mixed or not, or accumulation would weigh their images differently
         repeats, rows = 1 if self._off else self.mix_repeat, self.choice.rows
         out = _batch_like(images[0], rows * repeats * len(images))
@@ -201,14 +212,23 @@ class MixupCollator:
             check_images(out, name=name)  # says where, if it was not the sum that ran over
         beside = [mix_others(plan, others) for plan in plans]
         others = {k: torch.cat([part[k] for part in beside]) if isinstance(v, Tensor) else v for k, v in others.items()}
-        targets = torch.cat([mix_targets(plan, labels, self.outputs) for plan in plans])
-        self._made[key % len(self._made)] = _checksum(targets)
+        targets = torch.cat([mix_targets(plan, labels, self.outputs) if maps is None else move_maps(plan, maps) for plan in plans])
+        if maps is None:
+            self._made[key % len(self._made)] = _checksum(targets)
         return MixedBatch(others, **{name: out}, labels=targets), torch.cat([plan.weight[:, 0].float() for plan in plans]), names
 
     def _targets(self, labels: Tensor, batch: int) -> Tensor:
-        """Checked, and ready to be mixed: class numbers (B,) as they are, all else (B, ...) float32."""
+        """Checked, and ready to be mixed: class numbers (B,) and label maps (B, H, W) as they are, all else (B, ...) float32."""
+        check_not_boxes(labels)
         if not isinstance(labels, Tensor):
             check_labels(labels, batch, self.outputs)
+        if are_maps(labels):
+            check_rows(labels, batch)
+            for method in self.choice.methods:
+                check_maps(method)
+            return labels
+        for method in self.choice.methods:
+            check_without_maps(method)
         if isinstance(self.num_labels, tuple):
             loss = MultiHead(self.num_labels)
             loss.check(labels, batch, self.outputs)
@@ -234,7 +254,7 @@ class MixupCollator:
             if not mixture:
                 plans.append(MixPlan.identity(len(images)))
                 continue
-            signals = Signals()
+            signals = Signals(maps=labels) if are_maps(labels) else Signals()
             if "images" in method.sample.needs:
                 seen = images if isinstance(images, Tensor) else torch.stack(images, out=part)
                 signals["images"] = planes(look.normalised(seen) if seen.dtype == torch.uint8 else seen)
@@ -340,7 +360,8 @@ def _unpack(examples: list, every_column: bool, name: str | None) -> tuple[list[
 
 
 def stack_labels(labels: list) -> Tensor:
-    """(B, ...) of class numbers, soft labels or numbers. Raises TypeError for what is neither, or of several lengths."""
+    """(B, ...) of class numbers, soft labels, numbers or label maps. Raises TypeError for what is neither, or of several lengths."""
+    check_not_boxes(labels)
     try:
         if isinstance(labels[0], int):
             labels = np.array(labels)  # which torch reads five times as fast as a list
@@ -425,6 +446,10 @@ def _label_key(columns: Mapping) -> str:
     for key in LABEL_KEYS:
         if key in columns:
             return key
+    if "mask_labels" in columns:
+        raise ValueError(
+            "labels must be classes or label maps, got mask_labels, masks of single instances, which cannot be mixed; train without mixing."
+        )
     raise ValueError(f"examples must have a column 'labels' or 'label', got {sorted(columns)}; rename the column of the classes.")
 
 
@@ -435,6 +460,15 @@ def _batch_like(example: Tensor, batch: int) -> Tensor:
         return example.new_empty(shape)
     storage = example._typed_storage()._new_shared(batch * example.numel(), device=example.device)
     return example.new(storage).resize_(shape)
+
+
+def check_not_boxes(labels: Any) -> None:
+    """Refuses the annotations of detection."""
+    if isinstance(labels, Sequence) and labels and isinstance(labels[0], Mapping):
+        raise TypeError(
+            f"labels must be classes or label maps, got {', '.join(sorted(map(str, labels[0]))[:4])} of every image, annotations that cannot be mixed; "
+            "train without mixing."
+        )
 
 
 class MixupLoss:
@@ -469,6 +503,8 @@ class MixupLoss:
                     "evaluation set too: give the Trainer callbacks=[MixupCallback(collator)] instead.",
                     stacklevel=2,
                 )
+        if are_maps(labels):
+            raise ValueError("label maps are for the network's own loss, got them in MixupLoss; leave out compute_loss_func.")
         self.loss.check(labels, len(logits), logits.shape[1])
         targets = self.loss.targets(labels, logits.shape[1])
         losses = (self.loss if training else self.loss.plain())(logits, targets)
@@ -491,7 +527,8 @@ class MixupCallback(TrainerCallback):
     """Mixes the training batches of an unmodified `Trainer`, and only those: `Trainer(..., callbacks=[MixupCallback(collator)])`.
 
     The Trainer's own collator makes the batch, unless it is the default one, which the faster `MixupCollator` replaces. Give
-    the Trainer `compute_loss_func=MixupLoss()` too: without it transformers takes soft labels for multi-label ones.
+    the Trainer `compute_loss_func=MixupLoss()` too: without it transformers takes soft labels for multi-label ones. A network that labels
+    pixels has the right loss, so leave it out there.
 
     Where the collator has a `processor`, or the data set is one of ours with `on_device`, images come as bytes, and the model takes them
     from then on: it normalises uint8 `pixel_values`, in training and in evaluation, and leaves others as they are.
@@ -523,6 +560,7 @@ class MixupCallback(TrainerCallback):
             )
         if args.per_device_train_batch_size < 2:
             raise ValueError("mixing needs at least 2 images in a batch, got per_device_train_batch_size=1; raise it.")
+        check_labels_of(model, self.collator.choice.methods)
         self._restore()  # a run before this one may have ended in an error
         # accelerate puts its own class around the loader, whose attribute the iteration does not read
         loader = getattr(train_dataloader, "base_dataloader", train_dataloader)
@@ -606,6 +644,20 @@ class MixupCallback(TrainerCallback):
                 "labels must be class numbers where the model's own loss sees them, got soft ones, which it takes for multi-label; "
                 "give the Trainer compute_loss_func=MixupLoss()."
             )
+
+
+def check_labels_of(model: nn.Module, methods: Sequence[Method]) -> None:
+    """Refuses a network of transformers whose labels cannot be mixed, and methods that cannot mix those of one that labels pixels."""
+    name = type(getattr(model, "module", model)).__name__
+    if re.search("For(Universal|Instance|Panoptic)?Segmentation|ForObjectDetection", name):
+        raise ValueError(
+            f"labels must be classes or label maps, got {name}, whose labels are boxes or masks of single instances; train without mixing."
+        )
+    for method in methods:
+        if "ForSemanticSegmentation" in name:
+            check_maps(method)
+        else:
+            check_without_maps(method)
 
 
 def is_default_collator(collate_fn: Any) -> bool:

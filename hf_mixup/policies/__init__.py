@@ -3,6 +3,7 @@
 from hf_mixup.policies.attentivemix import AttentiveMix
 from hf_mixup.policies.augmix import AugMix
 from hf_mixup.policies.balancedmixup import BalancedMixup
+from hf_mixup.policies.classmix import ClassMix
 from hf_mixup.policies.cmixup import CMixup
 from hf_mixup.policies.cmo import CMO
 from hf_mixup.policies.comixup import CoMixup
@@ -38,6 +39,7 @@ __all__ = [
     "AugMix",
     "BalancedMixup",
     "CMixup",
+    "ClassMix",
     "CoMixup",
     "CutMix",
     "DirichletSets",
