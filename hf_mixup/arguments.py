@@ -15,6 +15,7 @@ from hf_mixup.core.rng import MODES
 from hf_mixup.core.schedule import as_json, schedule_of
 from hf_mixup.method import Method
 from hf_mixup.methods import METHODS, MethodChoice
+from hf_mixup.networks.distillation import Distillation
 
 if TYPE_CHECKING:
     Probabilities, Rate = list[Any], float | list | dict
@@ -98,6 +99,19 @@ class MixupTrainingArguments(TrainingArguments):
         default=None, metadata={"help": "Evaluate and save an exponential moving average of the weights, kept at this rate a step."}
     )
     ema_warmup_epochs: float = field(default=0.0, metadata={"help": "Epochs over which ema_decay rises from nine tenths of itself."})
+    distill_from: str | None = field(
+        default=None,
+        metadata={
+            "help": "Learn from a teacher too: the Hub id or folder of a classifier with the same classes, which sees the same mixtures."
+        },
+    )
+    distillation_weight: float = field(default=0.5, metadata={"help": "Share of the teacher's term in the loss, 0 to 1."})
+    distillation_temperature: float = field(
+        default=1.0, metadata={"help": "Temperature of the softmax at which the teacher's answers are compared."}
+    )
+    hard_distillation: bool = field(
+        default=False, metadata={"help": "Take the teacher's likeliest class for a label, as DeiT does, in the place of its probabilities."}
+    )
     repeated_augmentation: int = field(
         default=1, metadata={"help": "Show this many augmentations of an image in a row, and that many times fewer images an epoch."}
     )
@@ -122,6 +136,7 @@ class MixupTrainingArguments(TrainingArguments):
         check_count(1, mix_repeat=self.mix_repeat)
         if self.mix_off_epoch is not None:
             check_between(0, float("1e9"), mix_off_epoch=self.mix_off_epoch)
+        self.distillation()
         check_count(1, repeated_augmentation=self.repeated_augmentation)
         check_between(0, 1, warmup_start=self.warmup_start)
         if self.ema_decay is not None:
@@ -189,6 +204,9 @@ class MixupTrainingArguments(TrainingArguments):
     @property
     def own_schedule(self) -> bool:
         return self.lr_per_epoch or any(value is not None for value in (self.min_lr, self.mixer_min_lr, self.warmup_epochs))
+
+    def distillation(self) -> Distillation | None:
+        return Distillation.of(self.distill_from, self.distillation_temperature, self.distillation_weight, self.hard_distillation)
 
     def method_choice(self, loss: Any = None) -> MethodChoice:
         """The methods to mix by, with `loss` in the place of the arguments' own if given."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 import json
 from collections.abc import Iterator, Mapping
@@ -16,9 +17,10 @@ from torch import Tensor
 from hf_mixup.core.checks import check_images, check_labels, check_rows, check_switch, nearest
 from hf_mixup.core.hub import download
 from hf_mixup.core.losses import CrossEntropy, Loss, smooth
-from hf_mixup.core.plan import MixPlan, blend, mix_targets
-from hf_mixup.core.policy import AreaLabels, LabelPolicy, SamplePolicy, Signals
-from hf_mixup.core.rng import fresh
+from hf_mixup.core.plan import MixPlan, blend, check_moves_maps, mix_targets, move_maps, onehot
+from hf_mixup.core.planes import plane_shape, planes
+from hf_mixup.core.policy import OF_THE_BATCH, AreaLabels, LabelPolicy, SamplePolicy, Signals
+from hf_mixup.core.rng import fresh, keyed
 from hf_mixup.steps.keepclean import KeepClean
 from hf_mixup.steps.standard import Standard
 from hf_mixup.steps.step import Parts, Step
@@ -65,30 +67,55 @@ class Method:
     step: Step = Standard()
     paper: str = field(default="", compare=False)
 
+    def __post_init__(self):
+        if self.loss.regression and self.counting:
+            raise ValueError(
+                f"{self.name!r} weighs classes by how often they occur, got the loss {type(self.loss).__name__}, which has none; take 'cmixup', or a "
+                "loss of classes."
+            )
+
     def __call__(
         self, images: Tensor, labels: Tensor, num_labels: int | None = None, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Mixes `images` (B, C, H, W) and `labels`, (B,) class numbers or (B, num_labels) soft.
+        """Mixes `images` (B, C, H, W), or videos, spectrograms, waveforms in their own shapes, and `labels`: (B,) class numbers, (B, num_labels)
+        soft, label maps (B, H, W), the class number of every pixel, or numbers (B,) or (B, k) with the loss `mse`.
 
-        Returns the mixed images and float32 soft targets (B, num_labels), with the label smoothing of the method's loss; r * B of both for
-        a method with r rows of each image (`KeepClean`), whose clean images come last. Without a (CPU) `generator`, one number is drawn
+        Returns the mixed images and float32 soft targets (B, num_labels), with the label smoothing of the method's loss, or the moved maps; r * B
+        of both for a method with r rows of each image (`KeepClean`), whose clean images come last. Without a (CPU) `generator`, one number is drawn
         from torch's global stream. Raises ValueError or TypeError for input that cannot be mixed.
         """
         check_model_free(self, "a plain call")
         check_images(images)
-        check_labels(labels, len(images), num_labels)
-        plans = list(self._planned(images, generator))
+        maps = are_maps(labels)
+        if maps:
+            check_rows(labels, len(images))
+            check_maps(self)
+        else:
+            check_without_maps(self)
+            if not self.loss.regression:
+                check_labels(labels, len(images), num_labels)
+            labels = self._numbers(labels, len(images))
+        plans = list(self._planned(images, labels, num_labels, generator))
         mixed = torch.cat([blend(plan, images) for plan in plans]) if len(plans) > 1 else blend(plans[0], images)
+        if maps:
+            return mixed, torch.cat([move_maps(plan, labels) for plan in plans])
         targets = torch.cat([mix_targets(plan, labels, num_labels) for plan in plans])
         return mixed, smooth(targets, getattr(self.loss, "smoothing", 0.0))
 
-    def plan(self, images: Tensor, labels: Tensor | None = None, generator: torch.Generator | None = None) -> MixPlan:
+    def plan(
+        self,
+        images: Tensor,
+        labels: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        num_labels: int | None = None,
+    ) -> MixPlan:
         """What a call would do with `images` (B, C, H, W), without doing it: partners, masks and lam; of the first mixture, for a method
         that makes several of each image.
 
         A call with a generator in the same state mixes by the same plan. Take from it `plan.partners` (B, K - 1), `plan.lam` (B,),
         and `plan.dense_mask((H, W))` (B, K, H, W), the share of each image in each pixel; `blend(plan, images)` and
-        `mix_targets(plan, labels, num_labels)` make the mixture. `labels` decide nothing here; if given, their number is checked.
+        `mix_targets(plan, labels, num_labels)`, or `move_maps(plan, maps)`, make the mixture. `labels` are needed by methods that look at them
+        (ClassMix, C-Mixup, Remix), and for class numbers `num_labels` where those know the counts of classes; elsewhere they decide nothing.
 
         Raises ValueError or TypeError as a call does, for methods that need the model too.
         """
@@ -96,14 +123,53 @@ class Method:
         check_images(images)
         if labels is not None:
             check_rows(labels, len(images))
-        return next(self._planned(images, generator)).to(images.device)
+            labels = labels if are_maps(labels) else self._numbers(labels, len(images))
+        elif self.needs_targets:
+            raise ValueError(f"the plan of {self.name!r} follows from labels too, got none; pass them.")
+        if not are_maps(labels):
+            check_without_maps(self)
+        return next(self._planned(images, labels, num_labels, generator)).to(images.device)
 
-    def _planned(self, images: Tensor, generator: torch.Generator | None) -> Iterator[MixPlan]:
+    def _numbers(self, labels: Tensor, batch: int) -> Tensor:
+        """Labels of a regression as (B, k) float32, others as they are."""
+        if not self.loss.regression:
+            return labels
+        outputs = labels.shape[1] if isinstance(labels, Tensor) and labels.ndim == 2 else 1
+        self.loss.check(labels, batch, outputs)
+        return self.loss.targets(labels, outputs)
+
+    def _planned(
+        self, images: Tensor, labels: Tensor | None, num_labels: int | None, generator: torch.Generator | None
+    ) -> Iterator[MixPlan]:
         """The plans of the rows of every image, in turn."""
         rng = fresh() if generator is None else generator
         for mixture in self.step.rows:
-            signals = Signals(images.device, images=images)
-            yield self.sample.plan(images.shape, rng, signals) if mixture else MixPlan.identity(len(images))
+            signals = Signals(images.device, images=planes(images))
+            if are_maps(labels):
+                signals["maps"] = labels
+            elif self.needs_targets:
+                signals["targets"] = onehot(labels, -1 if num_labels is None else num_labels).to(images.device)
+            yield self.of_the_batch(plane_shape(images.shape), rng, signals) if mixture else MixPlan.identity(len(images))
+
+    def of_the_batch(self, shape: torch.Size, rng: torch.Generator, signals: Signals) -> MixPlan:
+        """The plan of a mixture, with the label policy's weights, by what the batch itself holds. `shape` is (B, C, H, W)."""
+        plan = self.sample.plan(shape, rng, signals).to(signals.device)
+        return plan.reweighted(self.label.weights(plan, signals))
+
+    @property
+    def needs_targets(self) -> bool:
+        """Whether the plan follows from labels."""
+        return "targets" in self.sample.needs | self.label.needs
+
+    @property
+    def counting(self) -> list[str]:
+        """Kinds of its parts that take `class_counts`."""
+        return [kind for kind in KINDS if "class_counts" in fields_of(getattr(self, kind))]
+
+    def with_class_counts(self, counts: tuple[int, ...]) -> Method:
+        """The same method, told how many training images each class has, where it asks and was not told."""
+        asking = [kind for kind in self.counting if getattr(self, kind).class_counts is None]
+        return dataclasses.replace(self, **{kind: dataclasses.replace(getattr(self, kind), class_counts=counts) for kind in asking})
 
     def replaced(self, **fields: Any) -> Method:
         """The same method with other hyper-parameters.
@@ -229,10 +295,31 @@ def read_config(repo_or_folder: str | Path, *, revision: str | None = None, toke
 
 def needs_of_model(method: Method) -> list[str]:
     """What the method needs a model for; empty for one that mixes by images alone."""
-    wanted = sorted((method.sample.needs | method.label.needs) - {"images"})
+    wanted = sorted((method.sample.needs | method.label.needs) - OF_THE_BATCH)
     if wanted or method.step.rows is not None:
         return wanted
     return ["a weight or a pass of its own for clean images" if isinstance(method.step, KeepClean) else "a training step of its own"]
+
+
+def are_maps(labels: Tensor | None) -> bool:
+    """Whether labels are maps, the class number of every pixel (B, H, W)."""
+    return isinstance(labels, Tensor) and labels.ndim > 2 and not labels.is_floating_point()
+
+
+@functools.lru_cache(maxsize=64)
+def check_maps(method: Method) -> None:
+    """Refuses a method that cannot mix label maps, by a plan of its own."""
+    if method.needs_targets:
+        raise ValueError(f"{method.name!r} looks at labels of whole images, got label maps (B, H, W); take another method, such as cutmix.")
+    images = torch.linspace(-1, 1, 4 * 3 * 32 * 32).view(4, 3, 32, 32)
+    maps = torch.arange(32).expand(4, 32, 32)
+    check_moves_maps(method.sample.plan(images.shape, keyed(0), Signals(images=images, maps=maps)), repr(method.name))
+
+
+def check_without_maps(method: Method) -> None:
+    """Refuses a method that looks at label maps, where there are none."""
+    if "maps" in method.sample.needs:
+        raise ValueError(f"{method.name} mixes by label maps, (B, H, W), got labels of whole images; take another method, such as cutmix.")
 
 
 def check_views(method: Method) -> None:

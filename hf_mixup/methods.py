@@ -16,12 +16,15 @@ from hf_mixup.core.jensenshannon import JensenShannon
 from hf_mixup.core.losses import BCE, Decoupled, Loss
 from hf_mixup.core.rng import fresh
 from hf_mixup.core.schedule import Points, Schedule, as_json, corners, extremes_of, schedule_of, value_at
-from hf_mixup.labels import AlignedLabels, AttentionLabels, ProgressiveLabels, SaliencyLabels, TokenLabels
+from hf_mixup.labels import AlignedLabels, AttentionLabels, ProgressiveLabels, RebalancedLabels, SaliencyLabels, TokenLabels
 from hf_mixup.method import CONFIG_NAME, Method, check_model_free, fields_of, read_config
 from hf_mixup.policies import (
+    CMO,
     RICAP,
     AttentiveMix,
     AugMix,
+    BalancedMixup,
+    CMixup,
     CoMixup,
     CutMix,
     DirichletSets,
@@ -112,6 +115,10 @@ METHODS: dict[str, Method] = {
         Method("hmix", HMix(), paper="2208.09913"),
         Method("gmix", GMix(), paper="2208.09913"),
         Method("splicemix", SpliceMix(), loss=BCE(), step=KeepClean(clean_weight=4.0), paper="2311.15200"),
+        Method("cmixup", CMixup(), paper="2210.05775"),
+        Method("remix", Mixup(), label=RebalancedLabels(), paper="2007.03943"),
+        Method("balancedmixup", BalancedMixup(), paper="2109.09850"),
+        Method("cmo", CMO(), paper="2112.00412"),
         Method("snapmix", SnapMix(), paper="2012.04846"),
         Method("guidedmixup", GuidedMixup(), paper="2306.16612"),
         Method("adautomix", MultiMixup(alpha=1.0, mode="batch"), step=AdversarialMixing(), paper="2312.11954"),
@@ -163,10 +170,22 @@ class MethodChoice:
 
     def at(self, epoch: int, epochs: int) -> MethodChoice:
         """The choice in an epoch, counted from 0, of a run of so many: without schedules. Raises ValueError where they need more."""
-        if not any(isinstance(value, Schedule) for value in (self.rate, *self.probabilities)):
+        losses = [method.loss.at(epoch, epochs) for method in self.methods]
+        steady = all(loss is method.loss for loss, method in zip(losses, self.methods, strict=True))
+        if steady and not any(isinstance(value, Schedule) for value in (self.rate, *self.probabilities)):
             return self
+        methods = tuple(replace(method, loss=loss) for method, loss in zip(self.methods, losses, strict=True))
         probabilities = tuple(value_at(value, epoch, epochs) for value in self.probabilities)
-        return replace(self, probabilities=probabilities, rate=value_at(self.rate, epoch, epochs))
+        return replace(self, methods=methods, probabilities=probabilities, rate=value_at(self.rate, epoch, epochs))
+
+    @property
+    def counting(self) -> list[str]:
+        """Names of the methods that ask how many training images each class has, and were not told."""
+        return [method.name for method in self.methods if any(getattr(method, kind).class_counts is None for kind in method.counting)]
+
+    def with_class_counts(self, counts: tuple[int, ...]) -> MethodChoice:
+        """The same choice, told how many training images each class has, where it asks and was not told."""
+        return replace(self, methods=tuple(method.with_class_counts(counts) for method in self.methods))
 
     @property
     def rows(self) -> int:

@@ -6,7 +6,8 @@ import dataclasses
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,18 +19,19 @@ from transformers.modeling_outputs import ImageClassifierOutput
 
 from hf_mixup.core.checks import check_between, check_count, check_images
 from hf_mixup.core.hub import download_all, told_plainly
-from hf_mixup.core.losses import CrossEntropy
+from hf_mixup.core.losses import CrossEntropy, Loss, MultiHead
 from hf_mixup.core.rng import MixKey
-from hf_mixup.method import CONFIG_NAME, Method, check_views, read_config
+from hf_mixup.method import CONFIG_NAME, Method, check_views, check_without_maps, read_config
 from hf_mixup.methods import MethodChoice
 from hf_mixup.mixers.mixer import Mixer
 from hf_mixup.networks.average import Average, rising_decay
 from hf_mixup.networks.backbones import describe_for_timm, load_classifier
-from hf_mixup.networks.families import bare, is_timm, keep_frozen
-from hf_mixup.networks.passes import check_changeable, compile_around
+from hf_mixup.networks.distillation import Distillation, Distiller
+from hf_mixup.networks.families import bare, is_timm, keep_frozen, main_input_of, takes_pictures
+from hf_mixup.networks.passes import check_changeable, compile_around, logits_of
 from hf_mixup.networks.signals.signal import gathered
 from hf_mixup.networks.teachers import Normalisation, Teacher, normalisation_of
-from hf_mixup.networks.wrapping import as_classifier, load_network, restore_network, save_network
+from hf_mixup.networks.wrapping import ModuleClassifier, as_classifier, load_network, restore_network, save_network
 from hf_mixup.steps.step import MethodState, StepOutput
 
 STATE_FOLDER = "mixup"
@@ -54,9 +56,10 @@ class MixupOutput(ImageClassifierOutput):
 
 
 class MixupModel(PreTrainedModel):
-    """Any Hugging Face image classifier, trained by mixing methods.
+    """Any Hugging Face classifier of images, videos or sounds, trained by mixing methods.
 
-    In training, `forward(pixel_values, labels, mix_key)` mixes, and returns the loss; MixupTrainer gives the key. In
+    In training, `forward(pixel_values, labels, mix_key)` mixes, and returns the loss; MixupTrainer gives the key. The main input goes by the
+    network's own name for it too, `input_values=` for sounds, and masks of what is there, such as `attention_mask`, beside it. In
     evaluation it is the plain network, with the plain loss. Saved, it is the plain classifier at the top of the folder
     (`AutoModelForImageClassification` loads it) with what the methods learned or remember under `mixup/`.
 
@@ -67,8 +70,12 @@ class MixupModel(PreTrainedModel):
         mix_repeat: independent mixtures of each batch, whose losses are averaged.
         ema_decay: also keep an exponential moving average (EMA) of the weights, at this rate a step; MixupTrainer updates it, and it
             is what is evaluated and saved. Methods that deploy a teacher have an average already, and take none.
+        teacher: Hub id or folder of a frozen classifier that sees the same mixtures, whose answers are learned too. It is saved by its name.
+        distillation_temperature, distillation_weight, hard_distillation: how its answers count, as in `Distillation`.
 
     Attributes:
+        main_input_name: of the network, what is mixed.
+        flat: whether that must be images (B, C, H, W), and not videos or volumes.
         normalisation: how the images in training are normalised, which teachers need to know; MixupTrainer sets it.
 
     Raises:
@@ -76,7 +83,6 @@ class MixupModel(PreTrainedModel):
     """
 
     views: ClassVar[int] = 1  # of every image, which the methods are given
-    main_input_name = "pixel_values"
     base_model_prefix = "backbone"
     accepts_loss_kwargs = False
     supports_gradient_checkpointing = True
@@ -96,6 +102,10 @@ class MixupModel(PreTrainedModel):
         mix_rate: Any = 1.0,
         mix_repeat: int = 1,
         ema_decay: float | None = None,
+        teacher: str | os.PathLike | None = None,
+        distillation_temperature: float = 1.0,
+        distillation_weight: float = 0.5,
+        hard_distillation: bool = False,
     ):
         backbone = as_classifier(backbone)
         super().__init__(backbone.config)
@@ -112,6 +122,8 @@ class MixupModel(PreTrainedModel):
         self.choice = mix
         self.mix_repeat = mix_repeat
         self.backbone = backbone
+        self.main_input_name = main_input_of(backbone)
+        self.flat = takes_pictures(backbone) and not isinstance(backbone, ModuleClassifier)
         self.num_labels = backbone.config.num_labels
         if mix.num_labels not in (None, self.num_labels):
             raise ValueError(f"mix and the network must agree on num_labels, got {mix.num_labels} and {self.num_labels}; make them equal.")
@@ -119,6 +131,7 @@ class MixupModel(PreTrainedModel):
         self.supports_gradient_checkpointing = backbone.supports_gradient_checkpointing
         for method in mix.methods:
             check_views(method)
+            check_without_maps(method)
         self.states = nn.ModuleDict({method.name: method.step.build(method.parts, backbone) for method in mix.methods})
         self.ema_decay, self.ema = ema_decay, None
         if ema_decay is not None:
@@ -129,9 +142,29 @@ class MixupModel(PreTrainedModel):
                     "teacher's momentum in mix_args instead."
                 )
             self.ema = Average(backbone)
+        distillation = Distillation.of(teacher, distillation_temperature, distillation_weight, hard_distillation)
+        self.distiller = None if distillation is None else self._distiller(distillation)
         self.check_checkpointing(False)
         json.dumps(self.to_dict())  # now, not when a trained model is saved
         self.normalisation = None
+
+    def _distiller(self, distillation: Distillation) -> Distiller:
+        for method in self.choice.methods:
+            state = self.states[method.name]
+            if state.changed:
+                raise ValueError(
+                    f"a teacher must see the mixtures that the network sees, got {method.name!r}, which mixes inside the network; take a method "
+                    "that mixes images."
+                )
+            if distillation.weight == 1 and any(p.requires_grad for p in state.parameters()):
+                raise ValueError(
+                    f"{method.name!r} learns to mix by the loss on labels, got distillation_weight=1, which leaves none of it; lower the weight."
+                )
+        if self.choice.methods[0].loss.problem_type == "regression" or isinstance(self.choice.methods[0].loss, MultiHead):
+            raise ValueError(
+                f"a teacher must tell probabilities of classes, got the loss {type(self.choice.methods[0].loss).__name__}; leave the teacher out."
+            )
+        return Distiller(distillation, self.backbone)
 
     @property
     def deployed(self) -> nn.Module:
@@ -154,8 +187,9 @@ class MixupModel(PreTrainedModel):
 
     @property
     def teachers(self) -> list[Teacher]:
-        """The frozen teachers of the methods."""
-        return [module for module in self.states.modules() if isinstance(module, Teacher)]
+        """The frozen teachers of the methods, and the one of a distillation."""
+        own = [] if self.distiller is None else [self.distiller.teacher]
+        return [*(module for module in self.states.modules() if isinstance(module, Teacher)), *own]
 
     def after_optimizer_step(self, step: int, total_steps: int, rising: float = 0.0) -> None:
         """What follows the weights: averages and teachers. `step` optimizer steps were done before this one.
@@ -176,45 +210,48 @@ class MixupModel(PreTrainedModel):
 
     def compile_backbone(self, **options: Any) -> None:
         """Compiles the backbone in place; mixing, and what methods watch, stay outside the graphs. `options` are `torch.compile`'s."""
-        compile_around(self.backbone, [module for state in self.states.values() for module in state.watched], **options)
+        watched = [module for state in self.states.values() for module in state.watched]
+        compile_around(self.backbone, watched if self.distiller is None else [*watched, self.backbone], **options)
 
     def forward(
         self,
-        pixel_values: Tensor,
+        pixel_values: Tensor | None = None,
         labels: Tensor | None = None,
         mix_key: Sequence[int] | None = None,
         mixed: int = 0,
+        **inputs: Tensor,
     ) -> ImageClassifierOutput:
         """
         Args:
-            pixel_values: (B, C, H, W).
+            pixel_values: (B, C, H, W), or the network's main input whatever its name.
             labels: (B,) class numbers, or (B, num_labels) soft.
             mix_key: a `MixKey`, or its numbers; needed in training.
             mixed: in training, take the labels as final and mix nothing: the number of rows of each image, which lie in as many equal parts
                 of the batch, as a MixupCollator makes them; 0 to mix.
+            **inputs: the main input by its own name, and what the network takes beside it, (B, ...) each. The mixture of an attention mask is the
+                union.
         """
+        pixel_values, others = self._inputs(pixel_values, inputs)
         if labels is None:
             if self.training and torch.is_grad_enabled():
                 raise ValueError(
                     "training needs labels and mix_key, got images alone, which would train unmixed; leave compute_loss to MixupTrainer, or "
                     "call eval() to predict."
                 )
-            return ImageClassifierOutput(logits=self._deployed_logits(pixel_values))
+            return ImageClassifierOutput(logits=self._deployed_logits(pixel_values, others))
         if not self.training:
-            logits = self._deployed_logits(pixel_values)
+            logits = self._deployed_logits(pixel_values, others)
             return ImageClassifierOutput(loss=self._plain_loss(logits, labels), logits=logits)
-        check_images(pixel_values, finite=False)
+        check_images(pixel_values, name=self.main_input_name, flat=self.flat, finite=False)
         loss = self.choice.methods[0].loss
         loss.check(labels, len(pixel_values), self.num_labels)
         targets = loss.targets(labels, self.num_labels)
         if mixed or len(pixel_values) == 1:
-            logits = self.backbone(pixel_values=pixel_values).logits
             views = max(mixed, 1)
             loss = next((method.loss for method in self.choice.methods if method.loss.views == views), loss.single())
-            losses = loss(logits, targets)
-            return MixupOutput(
-                loss=losses.mean(), logits=logits, targets=targets, lam=targets.new_ones(len(targets)), losses=losses, methods=("vanilla",)
-            )
+            loss = loss if mix_key is None else loss.at(*MixKey(*mix_key)[-2:])
+            step = self._taught(MethodState(), partial(self._unmixed, pixel_values, targets, loss, others))
+            return MixupOutput(loss=step.loss, logits=step.logits, targets=targets, lam=step.lam, losses=step.losses, methods=("vanilla",))
         if mix_key is None:
             raise ValueError(
                 "training needs mix_key, the place of the batch in the run, got None; train with MixupTrainer, which gives it."
@@ -223,7 +260,7 @@ class MixupModel(PreTrainedModel):
         with gathered(self):  # saliency is a backward pass of its own
             keys = [key._replace(repeat=key.repeat + repeat) for repeat in range(self.mix_repeat)]
             methods = [self.method_for(key) for key in keys]
-            steps = [self._step(method, pixel_values, targets, key) for method, key in zip(methods, keys, strict=True)]
+            steps = [self._step(method, pixel_values, targets, key, others) for method, key in zip(methods, keys, strict=True)]
         # after all repeats, which are mixtures of one moment; of several by one method the first is remembered
         for name, step in {method.name: step for method, step in zip(methods[::-1], steps[::-1], strict=True)}.items():
             if step.memory is not None:
@@ -235,15 +272,49 @@ class MixupModel(PreTrainedModel):
         """The method of a batch: the same on all processes."""
         return self.choice.at(key.epoch, key.epochs).draw(key.shared_rng())
 
-    def _step(self, method: Method, images: Tensor, targets: Tensor, key: MixKey) -> StepOutput:
-        state = self.states[method.name] if method.name in self.states else MethodState()
-        return method.step.run(method.parts, state, self.backbone, images, targets, key)
+    def _unmixed(self, images: Tensor, targets: Tensor, loss: Loss, others: Mapping[str, Tensor]) -> StepOutput:
+        logits = logits_of(self.backbone, images, others)
+        losses = loss(logits, targets)
+        return StepOutput(losses.mean(), losses, logits, targets, targets.new_ones(len(targets)))
 
-    def _deployed_logits(self, images: Tensor) -> Tensor:
+    def _taught(self, state: MethodState, run: Callable[[], StepOutput]) -> StepOutput:
+        """A step with what the teacher says of the images that passed in it."""
+        if self.distiller is None:
+            return run()
+        state.passed = []
+        try:
+            with self.distiller.watching(self.backbone) as passes:
+                step = run()
+            images = state.passed or [passes.inputs[-1][passes.main]]
+        finally:
+            state.passed = None
+        taught = self.distiller.losses(passes, images)
+        loss, losses = (self.distiller.mixed_with(*pair) for pair in ((step.loss, taught.mean()), (step.losses, taught)))
+        return step._replace(loss=loss, losses=losses)
+
+    def _inputs(self, main: Tensor | None, inputs: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """The main input, and what goes with it."""
+        name = self.main_input_name
+        if (main is None) == (name not in inputs):
+            raise ValueError(
+                f"forward needs {name} once, got {sorted(inputs)}{'' if main is None else ' beside a first argument'}; pass it by name."
+            )
+        return (inputs[name] if main is None else main), {key: value for key, value in inputs.items() if key != name}
+
+    def _step(self, method: Method, images: Tensor, targets: Tensor, key: MixKey, others: Mapping[str, Tensor]) -> StepOutput:
+        state = self.states[method.name] if method.name in self.states else MethodState()
+        if others and not method.step.takes_others:
+            raise ValueError(
+                f"{method.name} gives a network {self.main_input_name} alone, got {min(others)} too; drop it, or take another method."
+            )
+        more = {"others": others} if others else {}
+        return self._taught(state, partial(method.step.run, method.parts, state, self.backbone, images, targets, key, **more))
+
+    def _deployed_logits(self, images: Tensor, others: Mapping[str, Tensor]) -> Tensor:
         network = self.deployed
         if network is not self.backbone:
             images = images.to(network.dtype)  # an average is kept in float32, whatever the backbone's dtype
-        return network(pixel_values=images).logits
+        return logits_of(network, images, others)
 
     def _plain_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """What a plain Trainer reports; a multi-label loss where the labels are."""
@@ -302,7 +373,8 @@ class MixupModel(PreTrainedModel):
 
     def to_dict(self) -> dict[str, Any]:
         """What `mixup_config.json` holds: the methods, and how they are used."""
-        return {**self.choice.to_dict(), "mix_repeat": self.mix_repeat, "ema_decay": self.ema_decay}
+        distillation = None if self.distiller is None else dataclasses.asdict(self.distiller.how)
+        return {**self.choice.to_dict(), "mix_repeat": self.mix_repeat, "ema_decay": self.ema_decay, "distillation": distillation}
 
     def restore(self, folder: str | os.PathLike) -> None:
         """Loads everything that `save_pretrained` wrote. Raises ValueError when anything is missing, left over or of another shape."""
@@ -374,6 +446,8 @@ class MixupModel(PreTrainedModel):
             return cls(load_classifier(folder, **kwargs), "cutmix" if mix is None else mix)
         network = load_network(folder, **kwargs)
         fields = {key: config[key] for key in ("mix_repeat", "ema_decay") if config.get(key) is not None}
+        if config.get("distillation"):
+            fields |= Distillation(**config["distillation"]).arguments()
         model = cls(network, MethodChoice.from_dict(config) if mix is None else mix, **fields)
         if model.teachers:
             model.normalisation = normalisation_of(folder)

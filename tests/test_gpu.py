@@ -8,6 +8,7 @@ import torch
 from torch.testing import assert_close
 
 from hf_mixup import METHODS, MixupModel, MixupTrainer, get_method
+from hf_mixup.core.plan import onehot
 from hf_mixup.core.policy import Signals
 from hf_mixup.core.rng import MixKey
 from hf_mixup.method import needs_of_model
@@ -33,10 +34,12 @@ def model_of(name):
 
 @pytest.mark.parametrize("name", [name for name in sorted(METHODS) if not needs_of_model(METHODS[name])])
 def test_plans_are_those_of_the_cpu(name):
-    images, _ = batch()
+    images, labels = batch()
     for step in range(5):
         plans = [
-            METHODS[name].sample.plan(images.shape, MixKey(1, 0, step).own_rng(), Signals(device, images=images.to(device)))
+            METHODS[name].sample.plan(
+                images.shape, MixKey(1, 0, step).own_rng(), Signals(device, images=images.to(device), targets=onehot(labels, 4).to(device))
+            )
             for device in ("cpu", DEVICE)
         ]
         here, there = (plan.to("cpu") for plan in plans)

@@ -10,7 +10,7 @@ from hf_mixup.core.plan import blend, blend_examples
 
 # the exceptions stand on this table and nowhere else: methods whose papers do not label by the visible area
 # (law 1 and the sum of weights do not apply), or that need more room than the smallest shapes have
-NOT_BY_AREA: set[str] = {"augmix", "mixpro", "saliencygrafting", "snapmix", "splicemix", "tlalign", "tokenmix", "transmix"}
+NOT_BY_AREA: set[str] = {"augmix", "mixpro", "remix", "saliencygrafting", "snapmix", "splicemix", "tlalign", "tokenmix", "transmix"}
 # of those, methods whose weights do not sum to 1
 NOT_WHOLE = {"snapmix", "splicemix"}
 # nothing about their pairs is drawn; augmix mixes every image with transforms of itself

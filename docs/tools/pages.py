@@ -11,6 +11,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 
 import facts
+from hf_mixup.core.policy import OF_THE_BATCH
 from hf_mixup.method import Method
 from hf_mixup.report.card import bibtex
 
@@ -59,7 +60,7 @@ def method_page(method: Method, drawn: dict[str, Any]) -> str:
 
 def _network(method: Method) -> str:
     """Which network the method looked at for the picture."""
-    if (method.sample.needs | method.label.needs) - {"images"}:
+    if (method.sample.needs | method.label.needs) - OF_THE_BATCH:
         return " The network that the method looks at was trained for seconds, on pieces of these two photographs."
     return "" if facts.runs_in(method).startswith("any loop") else " The network is untrained here; a trained one gives other mixtures."
 

@@ -26,6 +26,7 @@ import facts
 from hf_mixup import METHODS, MixPlan, blend, get_method
 from hf_mixup.core.geometry import box_plan, dense_pair
 from hf_mixup.core.plan import Share
+from hf_mixup.core.policy import OF_THE_BATCH
 from hf_mixup.core.rng import keyed
 from hf_mixup.data.processor import ImageFormat
 from hf_mixup.networks.backbones import from_scratch
@@ -101,7 +102,7 @@ def pair_of(name: str) -> dict[str, Any]:
     form = ImageFormat(size)
     pixels = (photographs(size) - torch.tensor(form.mean)[:, None, None]) / torch.tensor(form.std)[:, None, None]
     wanted = METHODS[name].sample.needs | METHODS[name].label.needs
-    seen = network(architecture, size) if wanted - {"images"} else None
+    seen = network(architecture, size) if wanted - OF_THE_BATCH else None
     return pairs_of_every_method(pixels, form, 1, [name], seen, masks=True)[0]
 
 

@@ -28,18 +28,20 @@ Arguments = tuple[ModelArguments, DataArguments, RunArguments, MixupTrainingArgu
 
 _MIXING = [f.name for f in fields(MixupTrainingArguments) if f.name not in {g.name for g in fields(TrainingArguments)}]
 _SCHEDULES = [name for name in _MIXING if name.startswith(("warmup_", "ema_", "min_lr", "lr_per", "no_weight", "repeated_"))]
+_TEACHER = [name for name in _MIXING if "distil" in name]
 _TRAINING = [
     "num_train_epochs", "max_steps", "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps",
     "learning_rate", "weight_decay", "lr_scheduler_type", "warmup_steps", "optim", "seed", "bf16", "fast", "use_cpu",
 ]  # fmt: skip
 _RUN = ["recipe", "output_dir", "overwrite_output_dir", "resume_from_checkpoint", *TASKS, "push_to_hub", "hub_model_id", "license"]
 GROUPS = {
-    "mixing": [name for name in _MIXING if name not in (*_SCHEDULES, *_TRAINING) and not name.startswith("mixer_")],
+    "mixing": [name for name in _MIXING if name not in (*_SCHEDULES, *_TEACHER, *_TRAINING) and not name.startswith("mixer_")],
     "model": [f.name for f in fields(ModelArguments)],
     "data": [f.name for f in fields(DataArguments)],
     "run": [*_RUN, *(f.name for f in fields(RunArguments) if f.name not in _RUN)],
     "training": _TRAINING,
     "schedules and averages": _SCHEDULES,
+    "distillation": _TEACHER,
     "learned mixers": [name for name in _MIXING if name.startswith("mixer_")],
 }
 SHORT = (

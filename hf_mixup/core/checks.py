@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import inspect
 import json
 import math
 from collections.abc import Iterable, Sequence
@@ -12,7 +11,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 
 def needed(module: str, purpose: str) -> ModuleType:
@@ -81,6 +80,11 @@ def check_counts(least: int = 1, **values: Sequence[int]) -> None:
             raise ValueError(f"{name} must list whole numbers of at least {least}, got {value!r}; give one or more.")
 
 
+def check_class_counts(class_counts: Sequence[int] | None) -> None:
+    if class_counts is not None:
+        check_counts(0, class_counts=class_counts)
+
+
 def check_per_channel(low: float, **values: Sequence[float]) -> None:
     for name, value in values.items():
         if not (isinstance(value, (tuple, list)) and value and all(_is_number(number) and number > low for number in value)):
@@ -135,26 +139,20 @@ def check_num_labels(num_labels: int | None) -> None:
     check_count(2, num_labels=num_labels)
 
 
-def check_takes_images(network: nn.Module) -> None:
-    """Refuses a network of transformers for another kind of data, such as sound."""
-    taken, main = inspect.signature(network.forward).parameters, getattr(network, "main_input_name", "pixel_values")
-    if main in taken and "pixel_values" not in taken:
-        raise ValueError(
-            f"mixing is for networks that take images as pixel_values, got {type(network).__name__}, which takes {main}; train it without mixing."
-        )
-
-
-def check_images(images: Tensor, *, finite: bool = True, raw: bool = False) -> None:
+def check_images(images: Tensor, *, name: str = "images", flat: bool = False, finite: bool = True, raw: bool = False) -> None:
     """Refuses a batch that a policy cannot mix. One reduction at most, and none on an accelerator, where it would wait.
 
-    `raw`: uint8 pixels are right, too: they will be normalised later."""
+    `name` is that of a network's input: `pixel_values` are images (B, C, H, W), or videos or volumes of one axis more; others may have any
+    axes after the first. `flat`: images alone. `raw`: uint8 pixels are right, too: they will be normalised later."""
+    pictures = name in ("images", "pixel_values")
+    what, form = ("images", "(B, C, H, W)") if pictures else (name, "(B, ...)")
     if not isinstance(images, Tensor):
-        raise TypeError(f"images must be a tensor (B, C, H, W), got {type(images).__name__}; stack them first.")
-    if images.ndim != 4:
-        raise ValueError(f"images must have shape (B, C, H, W), got {tuple(images.shape)}; add the missing axis or flatten the others.")
+        raise TypeError(f"{what} must be a tensor {form}, got {type(images).__name__}; stack them first.")
+    if images.ndim < (4 if name == "pixel_values" else 2) or (flat and images.ndim > 4):
+        raise ValueError(f"{what} must have shape {form}, got {tuple(images.shape)}; add the missing axis or flatten the others.")
     if not images.is_floating_point() and not (raw and images.dtype == torch.uint8):
-        raise TypeError(f"images must be floating point, got {str(images.dtype).removeprefix('torch.')}; normalise first.")
-    if images.shape[1] > 4 and images.shape[3] <= 4:
+        raise TypeError(f"{what} must be floating point, got {str(images.dtype).removeprefix('torch.')}; normalise first.")
+    if pictures and images.ndim > 3 and images.shape[-3] > 4 and images.shape[-1] <= 4:
         raise ValueError(f"images must be channels first, (B, C, H, W), got {tuple(images.shape)}; use permute(0, 3, 1, 2).")
     if len(images) == 0:
         raise ValueError("mixing needs at least 2 images in a batch, got 0; check the sampler, or the filter before it.")
@@ -162,22 +160,38 @@ def check_images(images: Tensor, *, finite: bool = True, raw: bool = False) -> N
         rows = (~torch.isfinite(images.flatten(1)).all(1)).nonzero().flatten().tolist()
         if rows:
             raise ValueError(
-                f"images must be finite, got NaN or infinity in rows {rows[:8]} of the batch; repair those images, "
+                f"{what} must be finite, got NaN or infinity in rows {rows[:8]} of the batch; repair those images, "
                 "or turn the check off with check_finite=False."
             )
 
 
-def check_examples(examples: Sequence[Tensor]) -> None:
-    """The same for a list of single images, before they are stacked."""
+def check_examples(examples: Sequence[Tensor], name: str = "pixel_values") -> None:
+    """The same for a list of single inputs, before they are stacked."""
     if len(examples) == 0:
         raise ValueError("mixing needs at least 2 images in a batch, got 0; check the sampler, or the filter before it.")
+    pictures = name == "pixel_values"
     for example in examples:
         if not isinstance(example, Tensor):
-            raise TypeError(f"every image must be a tensor (C, H, W), got {type(example).__name__}; add ToTensor to the transform.")
+            what, way_out = (
+                ("every image must be a tensor (C, H, W)", "add ToTensor to")
+                if pictures
+                else (f"every {name} must be a tensor", "make one in")
+            )
+            raise TypeError(f"{what}, got {type(example).__name__}; {way_out} the transform.")
     sizes = {example.shape for example in examples}
     if len(sizes) > 1:
         shown = ", ".join(str(tuple(size)) for size in sorted(sizes)[:4])
-        raise ValueError(f"images of a batch must have one size, got {shown}; add Resize and a crop to the transform.")
+        if pictures and all(len(size) == 2 for size in sizes):
+            raise ValueError(
+                f"images of a batch must be of one size, got patches of several, {shown}, which have no common grid; take a network for images of "
+                "one size, and its image processor."
+            )
+        what, way_out = (
+            ("images", "add Resize and a crop to the transform")
+            if pictures
+            else (name, "give a base_collator that pads them, such as DataCollatorWithPadding")
+        )
+        raise ValueError(f"{what} of a batch must have one size, got {shown}; {way_out}.")
 
 
 def check_cached_size(row: int, pixels: Tensor, first: Tensor) -> None:

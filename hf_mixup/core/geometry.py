@@ -15,14 +15,24 @@ from hf_mixup.core.rng import integers
 def centred_boxes(side: Tensor, row: Tensor, col: Tensor, size: tuple[int, int]) -> Tensor:
     """The boxes of CutMix's code: `side` (n,) float64 in [0, 1] is the ratio of box to image side, (`row`, `col`) the centre.
 
-    Sides are halved in whole pixels, so an odd side loses one, and boxes are clipped at the border. Returns (n, 4) int64
-    `[top, bottom, left, right]`, where the centres are.
+    Sides are halved in whole pixels, so an odd side loses one, and boxes are clipped at the border. A line, one pixel high or wide, is cut
+    along its length alone, into the same area. Returns (n, 4) int64 `[top, bottom, left, right]`, where the centres are.
     """
     lengths = torch.tensor(size)
-    half = ((side.double()[:, None] * lengths).long() // 2).to(row.device, non_blocking=True)
+    ratio = side.double() if min(size) > 1 else side.double() ** 2
+    half = ((ratio[:, None] * lengths).long() // 2).to(row.device, non_blocking=True)
     centre = torch.stack([row, col], 1)
     edges = torch.stack([centre - half, centre + half], 2).clamp_(min=0)  # (n, 2 axes, 2 ends)
-    return torch.minimum(edges, lengths[:, None].to(row.device, non_blocking=True)).flatten(1)
+    edges = torch.minimum(edges, lengths[:, None].to(row.device, non_blocking=True)).flatten(1)
+    return edges if min(size) > 1 else _whole_across(edges, size)
+
+
+def _whole_across(edges: Tensor, size: tuple[int, int]) -> Tensor:
+    """Boxes (n, 4) that take the whole of a side of one pixel."""
+    for axis, length in enumerate(size):
+        if length == 1:
+            edges[:, 2 * axis], edges[:, 2 * axis + 1] = 0, 1
+    return edges
 
 
 def random_boxes(area: Tensor, size: tuple[int, int], rng: torch.Generator, margin: float = 0.0) -> Tensor:
@@ -43,6 +53,9 @@ def minmax_boxes(minmax: tuple[float, float], count: int, size: tuple[int, int],
     """Boxes of independent height and width, uniform between two shares of the image's, anywhere inside it: (count, 4) int64."""
     edges = []
     for length in size:
+        if length == 1:  # a line is cut along its length alone
+            edges += [torch.zeros(count, dtype=torch.int64), torch.ones(count, dtype=torch.int64)]
+            continue
         low, high = (torch.full((count,), int(length * share)) for share in minmax)
         side = integers(low, high, rng)
         start = integers(torch.zeros_like(side), length - side + 1, rng)

@@ -13,7 +13,9 @@ from torch.nn import functional as F
 
 from hf_mixup.core.checks import (
     check_between,
+    check_class_counts,
     check_class_weights,
+    check_count,
     check_counts,
     check_distributions,
     check_heads,
@@ -66,6 +68,10 @@ class Loss(ABC):
     def plain(self) -> Loss:
         """The loss that evaluation reports: without what regularises or weighs, so that runs can be compared."""
         return CrossEntropy()
+
+    def at(self, epoch: int, epochs: int) -> Loss:
+        """The loss in an epoch, counted from 0, of a run of so many; -1 where it is not known."""
+        return self
 
     def single(self) -> Loss:
         """The loss of rows by themselves, of batches that were not mixed."""
@@ -123,6 +129,53 @@ class CrossEntropy(Loss):
     def __call__(self, logits: Tensor, targets: Tensor, plan: MixPlan | None = None) -> Tensor:
         weight = class_weights("weight", self.weight, logits)
         return -(weight * smooth(targets, self.smoothing) * F.log_softmax(logits.float(), -1)).sum(-1)
+
+
+@dataclass(frozen=True)
+class ClassBalanced(Loss):
+    """Cross-entropy weighted by the effective number of images of each class (Cui et al., CVPR 2019, arXiv:1901.05555, eq. 4), from an epoch on:
+    deferred re-weighting (Cao et al., NeurIPS 2019, arXiv:1906.07413, section 3.4; github.com/kaidic/LDAM-DRW).
+
+    `w_c = (1 - beta) / (1 - beta ** n_c)`, scaled to a mean of 1. Before `start_epoch` all classes weigh alike.
+
+    Deviations: the mean is over images, as in torch for soft targets (the authors divide by the weights of the batch's labels).
+
+    Args:
+        start_epoch: the first epoch with weights, counted from 0; 160 of 200 in LDAM-DRW.
+        beta: 0 to 1; 0.9999 in LDAM-DRW. At 0 all classes weigh alike, at 1 a class weighs `1 / n_c`.
+        class_counts: training images of each class. MixupTrainer reads it from the data set if None.
+        smoothing: label smoothing of the mixed target, 0 to 1.
+    """
+
+    start_epoch: int = 0
+    beta: float = 0.9999
+    class_counts: tuple[int, ...] | None = None
+    smoothing: float = 0.0
+
+    def __post_init__(self):
+        check_count(0, start_epoch=self.start_epoch)
+        check_between(0, 1, beta=self.beta, smoothing=self.smoothing)
+        check_class_counts(self.class_counts)
+
+    def at(self, epoch: int, epochs: int) -> Loss:
+        if epoch < 0 and self.start_epoch:
+            raise ValueError(
+                f"classbalanced with start_epoch={self.start_epoch} needs the epoch, got none; train with MixupTrainer, or set epoch and epochs of "
+                "the MixKey."
+            )
+        return _weighted(self) if epoch >= self.start_epoch else CrossEntropy(self.smoothing)
+
+    def __call__(self, logits: Tensor, targets: Tensor, plan: MixPlan | None = None) -> Tensor:
+        return self.at(-1, 0)(logits, targets, plan) if self.start_epoch else _weighted(self)(logits, targets, plan)
+
+
+@functools.lru_cache(maxsize=16)
+def _weighted(loss: ClassBalanced) -> CrossEntropy:
+    if loss.class_counts is None:
+        raise ValueError("classbalanced needs class_counts, the training images of each class, got None; give them.")
+    counts = [max(count, 1) for count in loss.class_counts]
+    weight = [1 / count if loss.beta == 1 else (1 - loss.beta) / (1 - loss.beta**count) for count in counts]
+    return CrossEntropy(loss.smoothing, tuple(w * len(weight) / sum(weight) for w in weight))
 
 
 @dataclass(frozen=True)

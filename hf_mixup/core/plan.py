@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from hf_mixup.core.planes import plane_shape, planes
 
 Size = tuple[int, int]
 
@@ -21,6 +23,10 @@ class Share:
 
     def dense(self, size: Size) -> Tensor:
         return self.value[:, :, None, None].expand(-1, -1, *size)
+
+    def seen(self) -> Tensor:
+        """(B, K) bool: which images show anywhere."""
+        return self.value > 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,6 +62,11 @@ class Boxes:
         inside = self.inside(size)
         return torch.stack([~inside, inside], 1).float()
 
+    def seen(self) -> Tensor:
+        """(B, K) bool: which images show anywhere."""
+        area = self.area()
+        return torch.stack([area < 1, area > 0], 1)
+
     def area(self) -> Tensor:
         """(B,) float64: the share of the image that the box covers."""
         top, bottom, left, right = self.edges.unbind(1)
@@ -76,8 +87,33 @@ class Dense:
         rows, cols = (_nearest(new, old, self.value.device) for new, old in zip(size, self.value.shape[2:], strict=True))
         return self.value if size == tuple(self.value.shape[2:]) else self.value[:, :, rows][:, :, :, cols]
 
+    def seen(self) -> Tensor:
+        """(B, K) bool: which images show anywhere."""
+        return self.value.amax((2, 3)) > 0
+
 
 Mask = Share | Boxes | Dense
+
+
+@dataclass(frozen=True, eq=False)
+class Move:
+    """Where the pixels of a moved image come from: the one at (r, c) is that of the image at `(rows[b, r], cols[b, c])`.
+
+    `rows` (B, H), `cols` (B, W): int64.
+    """
+
+    rows: Tensor
+    cols: Tensor
+
+    def maps(self, maps: Tensor) -> Tensor:
+        """Maps (B, C, h, w) of the images, moved alike; on a grid of any size."""
+        height, width = maps.shape[2:]
+        rows, cols = (
+            (at[:, _nearest(new, at.shape[1], at.device)] * new // at.shape[1]).to(maps.device)
+            for at, new in ((self.rows, height), (self.cols, width))
+        )
+        batch = torch.arange(len(maps), device=maps.device)[:, None, None]
+        return maps.transpose(0, 1)[:, batch, rows[:, :, None], cols[:, None]].transpose(0, 1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,12 +129,15 @@ class MixPlan:
         weight: (B, K) float32, sums to 1 over K unless the paper says otherwise (SnapMix, TokenMix).
         sources: K batches (B, C, H, W) when pixels moved before mixing (ResizeMix, PuzzleMix, RecursiveMix); they stand in for
             `images[index]`.
+        moves: of each of the sources how its pixels moved, None for those that stayed, so that label maps can be moved alike; None where that
+            cannot be said.
     """
 
     index: Tensor
     mask: Mask
     weight: Tensor
     sources: tuple[Tensor, ...] | None = None
+    moves: tuple[Move | None, ...] | None = None
 
     @classmethod
     def pair(cls, partner: Tensor, mask: Mask | None, lam: Tensor, sources: tuple[Tensor, Tensor] | None = None) -> MixPlan:
@@ -131,7 +170,7 @@ class MixPlan:
             case Share(value) | Dense(value):
                 mask = type(self.mask)(value.to(device, non_blocking=True))
         sources = None if self.sources is None else tuple(source.to(device) for source in self.sources)
-        return MixPlan(self.index.to(device, non_blocking=True), mask, self.weight.to(device, non_blocking=True), sources)
+        return MixPlan(self.index.to(device, non_blocking=True), mask, self.weight.to(device, non_blocking=True), sources, self.moves)
 
     def reweighted(self, weight: Tensor) -> MixPlan:
         """The same pixels under other label weights, (B, K)."""
@@ -143,12 +182,16 @@ class MixPlan:
 
 
 def blend(plan: MixPlan, images: Tensor) -> Tensor:
-    """Mixes `images` (B, C, H, W), or features of that shape, by the plan.
+    """Mixes `images` (B, C, H, W), features of that shape, or any input (B, ...) of which `planes` makes it, by the plan.
 
-    Differentiable, on any device, in the dtype of `images`; the plan's shares are rounded to it once. The input is never
+    Differentiable, on any device, in shape and dtype of `images`; the plan's shares are rounded to it once. The input is never
     written to, but is returned itself where nothing is mixed.
     """
-    plan = plan.to(images.device)
+    mixed = _blend(plan.to(images.device), planes(images))
+    return mixed if mixed.shape == images.shape else mixed.reshape(images.shape)
+
+
+def _blend(plan: MixPlan, images: Tensor) -> Tensor:
     if plan.index.shape[1] == 1:
         return images if plan.sources is None else plan.sources[0]
     if plan.index.shape[1] == 2:
@@ -190,13 +233,17 @@ ONE_PASS_FROM = 3 * 64 * 64
 def blend_examples(
     plan: MixPlan, examples: Sequence[Tensor] | Tensor, out: Tensor, written: Callable[[Tensor], object] = lambda part: None
 ) -> Tensor:
-    """Same result as `blend(plan, torch.stack(examples))`, bit for bit, on the CPU, for images (C, H, W) or a batch of them.
+    """Same result as `blend(plan, torch.stack(examples))`, bit for bit, on the CPU, for images (C, H, W), other inputs, or a batch of them.
 
-    It writes into `out` (B, C, H, W). It reads each large image once, which costs little more than stacking. `written` is called
+    It writes into `out`, (B, C, H, W) or of another input, contiguous. It reads each large image once, which costs little more than stacking. `written` is called
     with each finished part of `out`, while it is still in the processor's cache.
 
     Bytes, uint8 of 0 to 255, are copied where a box or a mask is whole, and rounded where shares are: half a level off at most.
     """
+    if out.ndim != 4:
+        whole = planes(examples) if isinstance(examples, Tensor) else [planes(example[None])[0] for example in examples]
+        blend_examples(plan, whole, out.view(plane_shape(out.shape)), written)
+        return out
     if out.dtype == torch.uint8:
         return _blend_bytes(plan, examples, out)
     small = out[0].numel() < ONE_PASS_FROM
@@ -283,6 +330,62 @@ def mix_targets(plan: MixPlan, targets: Tensor, num_labels: int | None = None) -
     if index.shape[1] == 1:
         return weight * targets.float()
     return (weight[:, :, None] * targets.float()[index]).sum(1)
+
+
+def move_maps(plan: MixPlan, maps: Tensor) -> Tensor:
+    """Moves label maps by the plan: (B, H, W), or (B, D, H, W), the class number of every pixel. The only other place that moves labels.
+
+    Every pixel has the label of the image that shows there, so values are copied, those to be ignored too. The grid may be another than
+    the images'.
+
+    Raises:
+        ValueError: for a plan that mixes two images in one pixel, which has no class then (looked for on the CPU), and for one that moved
+            images in a way it does not say.
+    """
+    check_moves_maps(plan)
+    plan = plan.to(maps.device)
+    seen = planes(maps)
+    parts = [seen[rows] for rows in plan.index.unbind(1)]
+    if plan.moves is not None:
+        parts = [part if move is None else move.maps(part) for part, move in zip(parts, plan.moves, strict=True)]
+    mask = plan.dense_mask(tuple(seen.shape[2:]))
+    moved = parts[0]
+    for k in range(1, len(parts)):
+        moved = torch.where(mask[:, k, None] > 0.5, parts[k], moved)
+    return moved.reshape(maps.shape)
+
+
+def check_moves_maps(plan: MixPlan, name: str = "the method") -> None:
+    """Refuses a plan by which label maps cannot be moved; `name` is the method's."""
+    if plan.sources is not None and plan.moves is None:
+        raise ValueError(
+            f"label maps need a method that says where pixels come from, got {name}, which moves or changes them first; take cutmix or resizemix."
+        )
+    values = None if isinstance(plan.mask, Boxes) else plan.mask.value
+    if values is not None and values.device.type == "cpu" and bool(((values > 0) & (values < 1)).any()):
+        raise ValueError(
+            f"label maps need one image in every pixel, got {name}, which mixes two in one; take a method of whole pixels, such as cutmix or fmix."
+        )
+
+
+def is_mask(name: str) -> bool:
+    """Whether an input of this name says what of another input is there, as `attention_mask`, `padding_mask` and `pixel_mask` do."""
+    return name.endswith("_mask")
+
+
+def mix_others(plan: MixPlan, others: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What a network takes beside its mixed input, by name, (B, ...) each: of masks of what is there, such as `attention_mask`, the union over
+    the images that show; of all else the own row."""
+    index, seen = plan.index, plan.mask.seen()
+
+    def united(rows: Tensor) -> Tensor:
+        parts = rows[index.to(rows.device)]
+        shown = seen.to(rows.device).view(*seen.shape, *[1] * (rows.ndim - 1))
+        return (parts * shown.to(rows.dtype)).amax(1)
+
+    return {
+        name: united(rows) if is_mask(name) and isinstance(rows, Tensor) and index.shape[1] > 1 else rows for name, rows in others.items()
+    }
 
 
 def onehot(labels: Tensor, num_labels: int) -> Tensor:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import ClassVar
 
 import torch
@@ -11,13 +13,18 @@ from torch import Tensor
 
 from hf_mixup.core.plan import MixPlan
 
+# signals that a batch holds itself, so that no model is needed for them
+OF_THE_BATCH = frozenset({"images", "targets", "maps"})
+NOTHING: Mapping[str, Tensor] = MappingProxyType({})
+
 
 class Signals(dict[str, Tensor]):
-    """Evidence by name: `images`, `saliency`, `attention`, ...
+    """Evidence by name: `images`, `targets` (B, num_labels), `saliency`, `attention`, ...
 
     Attributes:
         device: where image-sized noise is to be drawn; numbers and boxes are always drawn on the CPU.
         loss: an extra loss on the clean images, where a policy trains on those too (`clean_lam`); added to that of the step.
+        others: what the network takes beside its main input, (B, ...) each, such as an `attention_mask`.
         for_label: signals that the label policy alone takes in its own way, such as from a teacher of its own.
     """
 
@@ -25,6 +32,7 @@ class Signals(dict[str, Tensor]):
         super().__init__(values)
         self.device = torch.device(device)
         self.loss: Tensor | None = None
+        self.others = NOTHING
         self.for_label: dict[str, Tensor] = {}
 
 
@@ -51,12 +59,13 @@ class Policy:
 class SamplePolicy(Policy, ABC):
     """Plans what is mixed with what. Subclasses are frozen dataclasses whose fields are the hyper-parameters.
 
-    `needs` names the signals that `plan` reads; a policy that needs at most `images` can be used in a collator.
+    `needs` names the signals that `plan` reads; a policy that needs at most `images`, `targets` and `maps`, the label maps (B, H, W), can be
+    used in a collator.
     """
 
     @abstractmethod
     def plan(self, shape: torch.Size, rng: torch.Generator, signals: Signals) -> MixPlan:
-        """`shape` is (B, C, H, W). Every draw comes from `rng`; the same generator state gives the same plan."""
+        """`shape` is (B, C, H, W); that of `planes`, for other inputs than images. Every draw comes from `rng`; the same generator state gives the same plan."""
 
 
 class LabelPolicy(Policy, ABC):

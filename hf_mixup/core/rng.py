@@ -104,6 +104,15 @@ def dirichlet(alpha: float, rows: int, parts: int, rng: torch.Generator) -> Tens
     return torch.softmax(log_gamma_variate(alpha, (rows, parts), rng), 1)
 
 
+def categorical(scores: Tensor, rng: torch.Generator) -> Tensor:
+    """(B,) int64: a column for every row of `scores` (B, N), log-probabilities up to a constant of the row.
+
+    By Gumbel's noise, drawn on the CPU: the host need not wait for scores on a device. A row of -inf alone gives column 0.
+    """
+    noise = torch.empty(scores.shape, dtype=torch.float64).exponential_(generator=rng).log_().neg_()
+    return (scores + noise.to(scores.device, scores.dtype, non_blocking=True)).argmax(1)
+
+
 @dataclass(frozen=True, eq=False)
 class Pairing:
     """Who is mixed with whom, and who shares a draw.

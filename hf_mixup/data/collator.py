@@ -7,6 +7,7 @@ import functools
 import logging
 import math
 import os
+import re
 import warnings
 import weakref
 from collections.abc import Callable, Mapping, Sequence
@@ -27,16 +28,18 @@ from hf_mixup.core.checks import (
     check_images,
     check_labels,
     check_num_labels,
-    check_takes_images,
+    check_rows,
     check_values,
 )
 from hf_mixup.core.losses import CrossEntropy, Loss, MultiHead
-from hf_mixup.core.plan import ONE_PASS_FROM, MixPlan, blend_examples, mix_targets
+from hf_mixup.core.plan import ONE_PASS_FROM, MixPlan, blend_examples, mix_others, mix_targets, move_maps, onehot
+from hf_mixup.core.planes import plane_shape, planes
 from hf_mixup.core.policy import Signals
 from hf_mixup.core.rng import keyed
 from hf_mixup.data.tail import Augmentation
-from hf_mixup.method import Method, check_model_free
+from hf_mixup.method import Method, are_maps, check_maps, check_model_free, check_without_maps
 from hf_mixup.methods import MethodChoice
+from hf_mixup.networks.families import main_input_of
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +52,13 @@ class MixedBatch(dict):
 @dataclass
 class MixupCollator:
     """Stacks examples into a batch and mixes it, in one pass over the pixels. Labels come out soft, (B, num_labels) float32.
+
+    Label maps (H, W), integers, are moved with the pixels, and stay integers; numbers to be ignored are kept. That takes a method of whole
+    pixels, such as cutmix, fmix or resizemix, and the network's own loss.
+
+    Images (C, H, W), videos (T, C, H, W), volumes (C, D, H, W), spectrograms (T, F) and waveforms (T,) are mixed, and keep name and shape. One
+    mask holds for all frames or slices. Waveforms of several lengths must be padded first, by the `base_collator`; of masks such as
+    `attention_mask` a mixture has the union.
 
     Images of bytes, uint8 of 0 to 255, are mixed as bytes, a quarter of the memory: boxes and masks by copying, shares rounded, so
     half a level off at most. With `processor`, `MixupCallback` lets the network normalise them, in evaluation too.
@@ -66,7 +76,7 @@ class MixupCollator:
         mix_prob: one probability for each method, a number or a schedule over epochs; equal ones if None.
         alpha: one for each method, or one for all.
         mix_args: other hyper-parameters by method, `{"cutmix": {"mode": "batch"}}`.
-        base_collator: makes the batch, a mapping with `pixel_values` and `labels`; None stacks, which is faster.
+        base_collator: makes the batch, a mapping with the input and `labels`; None stacks, which is faster.
         mode: `sample`, `pair` or `batch`, for every method that has it.
         mix_rate: the share of batches that is mixed, 0 to 1, or a schedule of it over epochs, as in `MethodChoice.build`.
         mix_repeat: independent mixtures of each batch; r of them give r * B rows.
@@ -74,6 +84,8 @@ class MixupCollator:
         every_column: without a `base_collator`, keep columns of numbers and lists too, not of tensors and arrays alone.
         processor: for images of bytes, the image processor that says how they are normalised: after mixing, and before a method looks
             at them. Without it a method looks at pixels in [0, 1].
+        input_name: the column that is mixed, such as `pixel_values` or `input_values`; None for the one that there is, or the model's
+            main input with MixupCallback and MixupTrainer.
 
     Raises:
         ValueError: at construction for methods and hyper-parameters, at the batch for images and labels that cannot be mixed.
@@ -91,6 +103,7 @@ class MixupCollator:
     check_finite: bool = True
     every_column: bool = field(default=False, repr=False)
     processor: Any = field(default=None, repr=False)
+    input_name: str | None = None
     choice: MethodChoice = field(init=False, repr=False)
 
     def __post_init__(self):
@@ -141,20 +154,23 @@ class MixupCollator:
     def __call__(self, examples: list) -> MixedBatch:
         return self.mixed(examples)[0]
 
-    def mixed(self, examples: list, tail: Augmentation | None = None) -> tuple[MixedBatch, Tensor, list[str]]:
+    def mixed(self, examples: list, tail: Augmentation | None = None, main: str | None = None) -> tuple[MixedBatch, Tensor, list[str]]:
         """The batch of r * B rows, r of them the repeats times the rows of the methods; the labels' share of each row's own image (r * B,)
         float32; the method of each repeat.
 
         Of `tail`, the augmentation that a data set has left, all is done here but normalising: bytes are left as bytes. Noise cannot be
-        mixed as bytes, so with random erasing, and for pixels that are no bytes, that is done too.
+        mixed as bytes, so with random erasing, and for pixels that are no bytes, that is done too. `main` is the network's main input, where
+        that is known.
         """
+        name = self.input_name or main
         if self.base_collator is None:
-            images, labels, others = _unpack(examples, self.every_column)
-            images = _checked(images)
+            images, labels, others, name = _unpack(examples, self.every_column, name)
+            images = _checked(images, name)
         else:
             others = dict(self.base_collator(examples))
-            images, labels = others.pop(_image_key(others)), others.pop(_label_key(others))
-            check_images(images, finite=False, raw=True)
+            name = input_key(others, name)
+            images, labels = others.pop(name), others.pop(_label_key(others))
+            check_images(images, name=name, finite=False, raw=True)
             images = images if images[0].numel() < ONE_PASS_FROM else list(images)
         keys = others.pop("augmentation_keys", None)
         if tail is not None:
@@ -166,11 +182,17 @@ class MixupCollator:
             )
         elif self.normalisation is not None and images[0].dtype != torch.uint8:
             raise TypeError(f"processor is for images of bytes, got {images[0].dtype}; leave it out, or do not normalise them before.")
+        if "spatial_shapes" in others:
+            raise ValueError(
+                "images of a batch must have one grid, got patches with spatial_shapes (NaFlex), which have one each; take a network for images of "
+                "one size, and its image processor."
+            )
         labels = self._targets(labels, len(images))
+        maps = labels if are_maps(labels) else None
         # the same number of rows in every batch, mixed or not, or accumulation would weigh their images differently
         repeats, rows = 1 if self._off else self.mix_repeat, self.choice.rows
         out = _batch_like(images[0], rows * repeats * len(images))
-        check_images(out, finite=False, raw=True)
+        check_images(out, name=name, finite=False, raw=True)
         look = (self.normalisation if tail is None else tail) or _IN_UNIT_RANGE
         key = int(torch.randint(2**62, ()))
         # a plain DataLoader seeds the workers of all processes alike; one that was not forked knows no process group
@@ -178,26 +200,35 @@ class MixupCollator:
         totals, names, plans = [], [], []
         # all repeats of the first row of every image, then of the second one: a loss that compares rows finds them in equal parts
         for repeat, parts in enumerate(zip(*(part.chunk(repeats) for part in out.chunk(rows)), strict=True)):
-            name, own = self._plans(images, parts, keyed(key, rank, repeat), look)
+            method, own = self._plans(images, labels, parts, keyed(key, rank, repeat), look)
             for plan, part in zip(own, parts, strict=False):
                 blend_examples(plan, images, part, lambda done: totals.append(done.sum()) if self.check_finite else None)
             for part in parts[len(own) :]:
                 part.copy_(parts[0])
-            names.append(name)
+            names.append(method)
             plans.append(own * (rows // len(own)))
         plans = [of_one for of_row in zip(*plans, strict=True) for of_one in of_row]
         if not math.isfinite(sum(totals)):
-            check_images(out)  # says where, if it was not the sum that ran over
-        if rows * repeats > 1:
-            others = {k: torch.cat([v] * rows * repeats) if isinstance(v, Tensor) else v for k, v in others.items()}
-        targets = torch.cat([mix_targets(plan, labels, self.outputs) for plan in plans])
-        self._made[key % len(self._made)] = _checksum(targets)
-        return MixedBatch(others, pixel_values=out, labels=targets), torch.cat([plan.weight[:, 0].float() for plan in plans]), names
+            check_images(out, name=name)  # says where, if it was not the sum that ran over
+        beside = [mix_others(plan, others) for plan in plans]
+        others = {k: torch.cat([part[k] for part in beside]) if isinstance(v, Tensor) else v for k, v in others.items()}
+        targets = torch.cat([mix_targets(plan, labels, self.outputs) if maps is None else move_maps(plan, maps) for plan in plans])
+        if maps is None:
+            self._made[key % len(self._made)] = _checksum(targets)
+        return MixedBatch(others, **{name: out}, labels=targets), torch.cat([plan.weight[:, 0].float() for plan in plans]), names
 
     def _targets(self, labels: Tensor, batch: int) -> Tensor:
-        """Checked, and ready to be mixed: class numbers (B,) as they are, all else (B, ...) float32."""
+        """Checked, and ready to be mixed: class numbers (B,) and label maps (B, H, W) as they are, all else (B, ...) float32."""
+        check_not_boxes(labels)
         if not isinstance(labels, Tensor):
             check_labels(labels, batch, self.outputs)
+        if are_maps(labels):
+            check_rows(labels, batch)
+            for method in self.choice.methods:
+                check_maps(method)
+            return labels
+        for method in self.choice.methods:
+            check_without_maps(method)
         if isinstance(self.num_labels, tuple):
             loss = MultiHead(self.num_labels)
             loss.check(labels, batch, self.outputs)
@@ -209,9 +240,9 @@ class MixupCollator:
         return labels
 
     def _plans(
-        self, images: list[Tensor] | Tensor, parts: tuple[Tensor, ...], rng: torch.Generator, look: Augmentation
+        self, images: list[Tensor] | Tensor, labels: Tensor, parts: tuple[Tensor, ...], rng: torch.Generator, look: Augmentation
     ) -> tuple[str, list[MixPlan]]:
-        """One for each of the `parts` (B, C, H, W), where the mixtures go, or one for all. Parts hold the images until then if the policy
+        """One for each of the `parts` (B, ...), where the mixtures go, or one for all. Parts hold the images until then if the policy
         looks at them. `look` normalises bytes."""
         if len(images) == 1 or self._off:
             if not self._off:
@@ -223,14 +254,18 @@ class MixupCollator:
             if not mixture:
                 plans.append(MixPlan.identity(len(images)))
                 continue
-            signals = Signals()
+            signals = Signals(maps=labels) if are_maps(labels) else Signals()
             if "images" in method.sample.needs:
                 seen = images if isinstance(images, Tensor) else torch.stack(images, out=part)
-                signals["images"] = look.normalised(seen) if seen.dtype == torch.uint8 else seen
-            plan = method.sample.plan(part.shape, rng, signals)
+                signals["images"] = planes(look.normalised(seen) if seen.dtype == torch.uint8 else seen)
+            if method.needs_targets:
+                signals["targets"] = onehot(labels, self.outputs)
+            plan = method.of_the_batch(plane_shape(part.shape), rng, signals)
             if plan.sources is not None and part.dtype == torch.uint8:
-                own = list(images) if isinstance(images, list) else images
-                sources = tuple(own if source is signals["images"] else look.pixels(source) for source in plan.sources)
+                own = [planes(image[None])[0] for image in images] if isinstance(images, list) else planes(images)
+                sources = tuple(
+                    own if source is signals.get("images") else planes(look.pixels(source.view(part.shape))) for source in plan.sources
+                )
                 plan = dataclasses.replace(plan, sources=sources)
             plans.append(plan)
         return method.name, plans
@@ -290,12 +325,12 @@ def _log_once(message: str) -> None:
         logger.warning("%s", message)
 
 
-def as_mapping(example: Any) -> Mapping:
+def as_mapping(example: Any, name: str = "pixel_values") -> Mapping:
     """An example as a mapping: pairs (image, label), as torchvision's data sets give them, and objects with attributes, become one."""
     if isinstance(example, (dict, Mapping)):  # a dict is found ten times as fast
         return example
     if isinstance(example, (tuple, list)) and len(example) == 2:
-        return {"pixel_values": example[0], "labels": example[1]}
+        return {name: example[0], "labels": example[1]}
     if hasattr(example, "__dict__") and not isinstance(example, Tensor):
         return vars(example)
     raise TypeError(
@@ -304,13 +339,13 @@ def as_mapping(example: Any) -> Mapping:
     )
 
 
-def _unpack(examples: list, every_column: bool = False) -> tuple[list[Tensor], Tensor, dict[str, Any]]:
-    """Images, labels and the other columns that make tensors, of a list of examples."""
+def _unpack(examples: list, every_column: bool, name: str | None) -> tuple[list[Tensor], Tensor, dict[str, Any], str]:
+    """Images, labels, the other columns that make tensors, and the name of the column of images, of a list of examples."""
     if not examples:
         check_examples(examples)
-    examples = [as_mapping(example) for example in examples]
+    examples = [as_mapping(example, name or "pixel_values") for example in examples]
     first = examples[0]
-    image_key, label_key = _image_key(first), _label_key(first)
+    image_key, label_key = input_key(first, name), _label_key(first)
     others = {}
     for key, value in first.items():
         if key in (image_key, label_key) or not (every_column or isinstance(value, (Tensor, np.ndarray))):
@@ -321,11 +356,12 @@ def _unpack(examples: list, every_column: bool = False) -> tuple[list[Tensor], T
     images = [example[image_key] for example in examples]
     if {*map(type, images)} != {Tensor}:
         images = [_as_tensor(image) for image in images]
-    return images, stack_labels([example[label_key] for example in examples]), others
+    return images, stack_labels([example[label_key] for example in examples]), others, image_key
 
 
 def stack_labels(labels: list) -> Tensor:
-    """(B, ...) of class numbers, soft labels or numbers. Raises TypeError for what is neither, or of several lengths."""
+    """(B, ...) of class numbers, soft labels, numbers or label maps. Raises TypeError for what is neither, or of several lengths."""
+    check_not_boxes(labels)
     try:
         if isinstance(labels[0], int):
             labels = np.array(labels)  # which torch reads five times as fast as a list
@@ -365,8 +401,8 @@ def stack_examples(examples: list) -> dict[str, Any]:
         if key in LABEL_KEYS:
             if value is not None:
                 batch["labels"] = stack_labels(column)
-        elif key == "pixel_values":
-            images = _checked([_as_tensor(image) for image in column])
+        elif key in INPUT_NAMES:
+            images = _checked([_as_tensor(image) for image in column], key)
             batch[key] = images if isinstance(images, Tensor) else torch.stack(images)
         else:
             stacked = _stacked(column)
@@ -375,24 +411,32 @@ def stack_examples(examples: list) -> dict[str, Any]:
     return batch
 
 
-def _checked(images: list[Tensor]) -> list[Tensor] | Tensor:
+def _checked(images: list[Tensor], name: str) -> list[Tensor] | Tensor:
     """Checks that all images have one shape. Returns small images as one stacked tensor, large ones as a list."""
     if isinstance(images[0], Tensor) and images[0].numel() < ONE_PASS_FROM:
         try:
             return torch.stack(images)
         except (RuntimeError, TypeError):
             pass  # what is wrong, the check says better
-    check_examples(images)
+    check_examples(images, name)
     return images
 
 
-def _image_key(columns: Mapping) -> str:
-    if "pixel_values" not in columns:
+# what networks of transformers call what can be mixed
+INPUT_NAMES = ("pixel_values", "input_values", "input_features")
+
+
+def input_key(columns: Mapping, name: str | None) -> str:
+    """The column that is mixed: `name`, or the one of the usual names that there is. Raises ValueError where that is not clear."""
+    found = [key for key in (INPUT_NAMES if name is None else (name,)) if key in columns]
+    if len(found) > 1:
+        raise ValueError(f"one column is mixed, got {' and '.join(found)}; say which with input_name.")
+    if not found:
         raise ValueError(
-            f"examples must have a column 'pixel_values', got {sorted(columns)}; "
+            f"examples must have a column {name or 'pixel_values'!r}, got {sorted(columns)}; "
             "rename the image column, and set remove_unused_columns=False if the Trainer dropped it."
         )
-    return "pixel_values"
+    return found[0]
 
 
 LABEL_KEYS = ("labels", "label", "label_ids")
@@ -402,6 +446,10 @@ def _label_key(columns: Mapping) -> str:
     for key in LABEL_KEYS:
         if key in columns:
             return key
+    if "mask_labels" in columns:
+        raise ValueError(
+            "labels must be classes or label maps, got mask_labels, masks of single instances, which cannot be mixed; train without mixing."
+        )
     raise ValueError(f"examples must have a column 'labels' or 'label', got {sorted(columns)}; rename the column of the classes.")
 
 
@@ -412,6 +460,15 @@ def _batch_like(example: Tensor, batch: int) -> Tensor:
         return example.new_empty(shape)
     storage = example._typed_storage()._new_shared(batch * example.numel(), device=example.device)
     return example.new(storage).resize_(shape)
+
+
+def check_not_boxes(labels: Any) -> None:
+    """Refuses the annotations of detection."""
+    if isinstance(labels, Sequence) and labels and isinstance(labels[0], Mapping):
+        raise TypeError(
+            f"labels must be classes or label maps, got {', '.join(sorted(map(str, labels[0]))[:4])} of every image, annotations that cannot be mixed; "
+            "train without mixing."
+        )
 
 
 class MixupLoss:
@@ -446,6 +503,8 @@ class MixupLoss:
                     "evaluation set too: give the Trainer callbacks=[MixupCallback(collator)] instead.",
                     stacklevel=2,
                 )
+        if are_maps(labels):
+            raise ValueError("label maps are for the network's own loss, got them in MixupLoss; leave out compute_loss_func.")
         self.loss.check(labels, len(logits), logits.shape[1])
         targets = self.loss.targets(labels, logits.shape[1])
         losses = (self.loss if training else self.loss.plain())(logits, targets)
@@ -468,7 +527,8 @@ class MixupCallback(TrainerCallback):
     """Mixes the training batches of an unmodified `Trainer`, and only those: `Trainer(..., callbacks=[MixupCallback(collator)])`.
 
     The Trainer's own collator makes the batch, unless it is the default one, which the faster `MixupCollator` replaces. Give
-    the Trainer `compute_loss_func=MixupLoss()` too: without it transformers takes soft labels for multi-label ones.
+    the Trainer `compute_loss_func=MixupLoss()` too: without it transformers takes soft labels for multi-label ones. A network that labels
+    pixels has the right loss, so leave it out there.
 
     Where the collator has a `processor`, or the data set is one of ours with `on_device`, images come as bytes, and the model takes them
     from then on: it normalises uint8 `pixel_values`, in training and in evaluation, and leaves others as they are.
@@ -500,7 +560,7 @@ class MixupCallback(TrainerCallback):
             )
         if args.per_device_train_batch_size < 2:
             raise ValueError("mixing needs at least 2 images in a batch, got per_device_train_batch_size=1; raise it.")
-        check_takes_images(model)
+        check_labels_of(model, self.collator.choice.methods)
         self._restore()  # a run before this one may have ended in an error
         # accelerate puts its own class around the loader, whose attribute the iteration does not read
         loader = getattr(train_dataloader, "base_dataloader", train_dataloader)
@@ -513,7 +573,7 @@ class MixupCallback(TrainerCallback):
             raise ValueError(
                 "every batch must be mixed once, got a loader whose collator mixes already; give the MixupCollator to the callback alone."
             )
-        from hf_mixup.data.dataset import tail_on_device  # here, because data sets of one's own need none of it
+        from hf_mixup.data.dataset import class_counts_of, tail_on_device  # here, because data sets of one's own need none of it
 
         tail = tail_on_device(getattr(loader, "dataset", None))
         if tail is not None and tail.draws:
@@ -523,7 +583,7 @@ class MixupCallback(TrainerCallback):
             )
         self._take_bytes(model, self.collator.normalisation if tail is None else tail)
         self._loader, self._plain = loader, loader.collate_fn
-        changes = {"every_column": True}
+        changes = {"every_column": True, "input_name": self.collator.input_name or main_input_of(model)}
         if self.collator.base_collator is None and not is_default_collator(self._plain):
             changes["base_collator"] = self._plain
         outputs = getattr(getattr(model, "config", None), "num_labels", None)
@@ -534,6 +594,9 @@ class MixupCallback(TrainerCallback):
                 f"the collator and the model must agree on num_labels, got {self.collator.outputs} and {outputs}; make them equal."
             )
         self._mixing = loader.collate_fn = dataclasses.replace(self.collator, **changes)
+        counts = class_counts_of(loader.dataset, self._mixing.outputs or 0) if self._mixing.choice.counting else None
+        if counts is not None:
+            self._mixing.choice = self._mixing.choice.with_class_counts(counts)
         # epochs are counted here: of a stream without length, state.epoch is not whole at their beginning
         self._epoch = int(state.epoch or 0)
         self._guard = model.register_forward_pre_hook(self._first_batch, with_kwargs=True)
@@ -569,7 +632,7 @@ class MixupCallback(TrainerCallback):
         if not module.training:
             return  # an evaluation before the first step
         self._guard.remove()
-        images = kwargs.get("pixel_values")
+        images = kwargs.get(self._mixing.input_name)
         if isinstance(images, Tensor) and images.dtype == torch.uint8:
             raise TypeError(
                 "images must be normalised before the network sees them, got uint8; give the MixupCollator the image processor as processor."
@@ -581,6 +644,20 @@ class MixupCallback(TrainerCallback):
                 "labels must be class numbers where the model's own loss sees them, got soft ones, which it takes for multi-label; "
                 "give the Trainer compute_loss_func=MixupLoss()."
             )
+
+
+def check_labels_of(model: nn.Module, methods: Sequence[Method]) -> None:
+    """Refuses a network of transformers whose labels cannot be mixed, and methods that cannot mix those of one that labels pixels."""
+    name = type(getattr(model, "module", model)).__name__
+    if re.search("For(Universal|Instance|Panoptic)?Segmentation|ForObjectDetection", name):
+        raise ValueError(
+            f"labels must be classes or label maps, got {name}, whose labels are boxes or masks of single instances; train without mixing."
+        )
+    for method in methods:
+        if "ForSemanticSegmentation" in name:
+            check_maps(method)
+        else:
+            check_without_maps(method)
 
 
 def is_default_collator(collate_fn: Any) -> bool:

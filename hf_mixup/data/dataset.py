@@ -108,6 +108,11 @@ class ImageDataset(Keyed, torch.utils.data.Dataset):
         keys = hashed(torch.tensor(rows) + (torch.tensor(copies) << 40), epoch)
         return examples_of(self.transform, images, labels, keys, self.on_device)
 
+    @property
+    def labels(self) -> list:
+        """Of every row, without reading an image."""
+        return self._cache[1] if self._cache is not None else list(self.data[self.label_column])
+
     def _read(self, row: int) -> tuple[PIL.Image.Image | Tensor, Any]:
         try:
             example = self.data[row]
@@ -155,6 +160,41 @@ def unwrapped(data: Any) -> Iterator[Any]:
         for value in getattr(outer, "__dict__", {}).values():
             parts = value if isinstance(value, (list, tuple)) and value and isinstance(value[0], torch.utils.data.Dataset) else [value]
             waiting += [part for part in parts if isinstance(part, torch.utils.data.Dataset)]
+
+
+def labels_of(data: Any) -> Sequence | None:
+    """The labels of every row of a data set, where it can say them without reading its images: data sets of ours, of `datasets`, and those
+    with an attribute `labels` or `targets`, as torchvision's have it. None of others."""
+    if isinstance(data, torch.utils.data.Subset):
+        labels = labels_of(data.dataset)
+        return None if labels is None else [labels[row] for row in data.indices]
+    if isinstance(data, torch.utils.data.ConcatDataset):
+        parts = [labels_of(part) for part in data.datasets]
+        return None if any(part is None for part in parts) else [label for part in parts for label in part]
+    names = [name for name in ("labels", "label", "label_ids") if name in (getattr(data, "column_names", None) or ())]
+    if names and hasattr(data, "with_format") and hasattr(data, "__len__"):
+        return list(data.with_format(None)[names[0]])
+    for name in ("labels", "targets"):
+        labels = getattr(data, name, None)
+        if hasattr(labels, "__len__") and hasattr(data, "__len__") and len(labels) == len(data):
+            return labels
+    return None
+
+
+def class_counts_of(data: Any, num_labels: int) -> tuple[int, ...] | None:
+    """Rows of each class; of soft labels their sums, rounded. None where `labels_of` says no labels, or others than of so many classes."""
+    labels = labels_of(data)
+    if labels is None or len(labels) == 0:
+        return None
+    try:
+        labels = torch.stack(list(labels)) if isinstance(labels[0], Tensor) else torch.as_tensor(labels)
+    except (TypeError, ValueError, RuntimeError):  # names, or lists of several lengths
+        return None
+    if labels.ndim == 2 and labels.shape[1] == num_labels:
+        return tuple(labels.double().sum(0).round().long().tolist())
+    if labels.ndim != 1 or labels.is_floating_point() or labels.min() < 0 or labels.max() >= num_labels:
+        return None
+    return tuple(labels.long().bincount(minlength=num_labels).tolist())
 
 
 def set_epoch(data: Any, epoch: int) -> None:

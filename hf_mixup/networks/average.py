@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hf_mixup.networks.families import main_input_of
+
 
 class Average(nn.Module):
     """An exponential moving average of the weights of a network, for `ema_decay` and for the teachers of learned mixers.
@@ -25,6 +27,10 @@ class Average(nn.Module):
         self.network = copy.deepcopy(network).requires_grad_(False)
         if any(value.dtype in (torch.bfloat16, torch.float16) for value in self.network.parameters()):
             self.network.float()
+
+    @property
+    def main_input_name(self) -> str:
+        return main_input_of(self.network)
 
     @torch.no_grad()
     def follow(self, network: nn.Module, momentum: float, *, buffers: bool) -> None:

@@ -5,6 +5,8 @@ The only file that knows timm and the families of transformers by name.
 
 from __future__ import annotations
 
+import functools
+import inspect
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -23,6 +25,24 @@ def bare(network: nn.Module) -> nn.Module:
 def is_timm(network: nn.Module) -> bool:
     """Whether it is a timm model in transformers' wrapper."""
     return network.config.model_type == "timm_wrapper"
+
+
+def main_input_of(network: nn.Module) -> str:
+    """The name of the input that is mixed: `pixel_values`, `input_values` of sound, ..."""
+    name = getattr(network, "main_input_name", "pixel_values")
+    # transformers says input_ids of every network that does not say another
+    return name if name == "pixel_values" or _takes(type(network), name) else "pixel_values"
+
+
+@functools.cache
+def _takes(cls: type[nn.Module], name: str) -> bool:
+    taken = inspect.signature(cls.forward).parameters
+    return name in taken or "pixel_values" not in taken
+
+
+def takes_pictures(network: nn.Module) -> bool:
+    """Whether the network is given images (B, C, H, W), and not videos or sound, as far as its name tells."""
+    return main_input_of(network) == "pixel_values" and "ForVideo" not in type(network).__name__
 
 
 # -- stages -----------------------------------------------------------------------------------------------------------------
@@ -133,6 +153,10 @@ class Layout:
     def of(cls, network: nn.Module) -> Layout:
         network = bare(network)
         config = network.config
+        if not takes_pictures(network):
+            raise ValueError(
+                f"feature maps are known for networks of images, got {type(network).__name__}; take a method that needs the input alone."
+            )
         if is_timm(network):
             side = _timm_stages(network)[-1]["reduction"]
             return cls((side, side), str(getattr(network.timm_model, "output_fmt", "")).endswith("NHWC"))

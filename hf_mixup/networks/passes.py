@@ -10,12 +10,15 @@ Hooks always lie outside of compiled code: `compile_around` compiles the parts b
 from __future__ import annotations
 
 import types
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+from hf_mixup.core.policy import NOTHING
+from hf_mixup.networks.families import main_input_of
 
 
 class Tap(NamedTuple):
@@ -64,10 +67,15 @@ def watching(taps: Sequence[Tap]) -> Iterator[list[Any]]:
         )
 
 
-def watched(network: nn.Module, images: Tensor, taps: Sequence[Tap]) -> tuple[Tensor, list[Any]]:
-    """One pass: the logits, and what each tap read."""
+def logits_of(network: nn.Module, images: Tensor, others: Mapping[str, Tensor] = NOTHING) -> Tensor:
+    """One pass: the logits (B, num_labels), of the main input in its own shape and what goes with it."""
+    return network(**{main_input_of(network): images}, **others).logits
+
+
+def watched(network: nn.Module, images: Tensor, taps: Sequence[Tap], others: Mapping[str, Tensor] = NOTHING) -> tuple[Tensor, list[Any]]:
+    """The same, and what each tap read."""
     with watching(taps) as seen:
-        logits = network(pixel_values=images).logits
+        logits = logits_of(network, images, others)
     return logits, seen
 
 

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import ImageClassifierOutput
 
-from hf_mixup.core.checks import check_takes_images
 from hf_mixup.core.hub import told_plainly
 from hf_mixup.networks.backbones import load_classifier, load_strictly
+from hf_mixup.networks.families import main_input_of
 
 ADAPTER_NAME = "adapter_config.json"
 
@@ -85,15 +85,23 @@ def _logits(outputs: Any) -> Tensor:
     raise TypeError(f"the network must return logits (B, num_labels), got {type(outputs).__name__}; return a tensor.")
 
 
+# what a class of transformers is called that gives logits (B, num_labels) of its whole input
+_CLASSIFIER = re.compile("For(Image|Video|Audio|Sequence)Classification")
+
+
 def _classifies(network: PreTrainedModel) -> bool:
     """Some, such as DeiT with its distillation token, are for use only: they take no labels, and train here all the same."""
-    return "labels" in inspect.signature(network.forward).parameters or "ForImageClassification" in type(network).__name__
+    if _CLASSIFIER.search(type(network).__name__):
+        return True
+    # by its name, one of transformers gives something else: classes of pixels, boxes, words
+    known = type(network).__module__.startswith("transformers.") and "For" in type(network).__name__
+    return "labels" in inspect.signature(network.forward).parameters and not known and main_input_of(network) != "input_ids"
 
 
 def as_classifier(network: Any) -> PreTrainedModel:
     """The network in the form that MixupModel takes; the parameters are the same objects.
 
-    - a classifier of transformers, or ours: as it is
+    - a classifier of transformers, of images, videos, sounds or texts, or ours: as it is
     - a PEFT model: its base model, which holds the adapters, and is saved as adapters
     - a network that `torch.compile` returned: without that wrapper, still compiled
     - a timm model: in transformers' wrapper for them, where its name alone says how to build it
@@ -118,11 +126,15 @@ def as_classifier(network: Any) -> PreTrainedModel:
     if hasattr(network, "peft_config") and hasattr(network, "get_base_model"):
         return _adapted(network)
     if isinstance(network, PreTrainedModel):
-        check_takes_images(network)
         if isinstance(network, ModuleClassifier) or _classifies(network):
             return network
+        if "labels" not in inspect.signature(network.forward).parameters:
+            raise ValueError(
+                f"model must be an image classifier, got {type(network).__name__}, which has no labels; load it with AutoModelForImageClassification."
+            )
         raise ValueError(
-            f"model must be an image classifier, got {type(network).__name__}, which has no labels; load it with AutoModelForImageClassification."
+            f"model must classify whole images, videos, sounds or texts, got {type(network).__name__}; for a network that labels pixels use a stock "
+            "Trainer with MixupCallback, for others train without mixing."
         )
     classes = _number_of_classes(network)
     return _of_timm(network, classes) or ModuleClassifier(network, classes)

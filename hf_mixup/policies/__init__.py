@@ -2,6 +2,10 @@
 
 from hf_mixup.policies.attentivemix import AttentiveMix
 from hf_mixup.policies.augmix import AugMix
+from hf_mixup.policies.balancedmixup import BalancedMixup
+from hf_mixup.policies.classmix import ClassMix
+from hf_mixup.policies.cmixup import CMixup
+from hf_mixup.policies.cmo import CMO
 from hf_mixup.policies.comixup import CoMixup
 from hf_mixup.policies.cutmix import CutMix
 from hf_mixup.policies.dirichletsets import DirichletSets
@@ -29,9 +33,13 @@ from hf_mixup.policies.tokenmix import TokenMix
 from hf_mixup.policies.vanilla import Vanilla
 
 __all__ = [
+    "CMO",
     "RICAP",
     "AttentiveMix",
     "AugMix",
+    "BalancedMixup",
+    "CMixup",
+    "ClassMix",
     "CoMixup",
     "CutMix",
     "DirichletSets",

@@ -104,7 +104,8 @@ def blurred(maps: Tensor, kernel_size: int, sigma: float) -> Tensor:
     kernel = kernel / kernel.sum()
     half = kernel_size // 2
     with torch.autocast(maps.device.type, enabled=False):
-        padded = F.pad(maps.float(), (half, half, half, half), mode="reflect")
+        # a line too short to be reflected is repeated
+        padded = F.pad(maps.float(), (half, half, half, half), mode="reflect" if min(maps.shape[2:]) > half else "replicate")
         return F.conv2d(F.conv2d(padded, kernel.view(1, 1, 1, -1)), kernel.view(1, 1, -1, 1))
 
 

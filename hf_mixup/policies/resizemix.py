@@ -1,6 +1,6 @@
 """ResizeMix."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from hf_mixup.core.checks import check_known, check_mode, check_positive, check_range, check_switch
 from hf_mixup.core.geometry import centred_boxes
-from hf_mixup.core.plan import ONE_PASS_FROM, Boxes, MixPlan
+from hf_mixup.core.plan import ONE_PASS_FROM, Boxes, MixPlan, Move
 from hf_mixup.core.policy import SamplePolicy, Signals
 from hf_mixup.core.rng import beta, partners, uniform
 
@@ -87,8 +87,8 @@ def paste_resized(images: Tensor, partner: Tensor, edges: Tensor, step: Tensor, 
     # float32 as in torch's own resizing, whose pixels these are
     offsets = [(torch.arange(length) - start[:, None]).float() for length, start in zip(size, edges[:, ::2].unbind(1), strict=True)]
     steps = step[:, :, None].unbind(1)
+    rows, cols = ((offset * one).floor().long().clamp(0, length - 1) for offset, one, length in zip(offsets, steps, size, strict=True))
     if interpolation == "nearest":
-        rows, cols = ((offset * one).floor().long().clamp(0, length - 1) for offset, one, length in zip(offsets, steps, size, strict=True))
         small = _nearest(images, partner, rows, cols, edges)
     else:
         small = images
@@ -100,7 +100,7 @@ def paste_resized(images: Tensor, partner: Tensor, edges: Tensor, step: Tensor, 
             share = share[..., None] if dim == 2 else share[:, :, None]
             small = torch.lerp(take(small, partner, low), take(small, partner, (low + 1).clamp(max=length - 1)), share)
     boxes = Boxes(edges, size)
-    return MixPlan.pair(partner, boxes, 1 - boxes.area(), (images, small))
+    return replace(MixPlan.pair(partner, boxes, 1 - boxes.area(), (images, small)), moves=(None, Move(rows, cols)))
 
 
 def _nearest(images: Tensor, partner: Tensor, rows: Tensor, cols: Tensor, edges: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from hf_mixup.core.checks import check_known, check_positive
-from hf_mixup.core.plan import Dense, MixPlan
+from hf_mixup.core.plan import Dense, MixPlan, Move
 from hf_mixup.core.policy import SamplePolicy, Signals
 from hf_mixup.core.rng import beta, integers
 
@@ -48,7 +48,12 @@ class RICAP(SamplePolicy):
         start, length, crop = (part.expand(batch, -1, -1) for part in (start, length, crop))
         weight = (length.prod(2).double() / size.prod()).float()
         patched, mask = patch(signals["images"], index, corner.expand(batch, -1), crop - start)
-        return MixPlan(index, Dense(mask), weight, (patched,) * 4)
+        from_start = [torch.arange(side) for side in shape[2:]]
+        moves = tuple(
+            Move(*((at + by[:, 0, axis, None]).clamp(0, len(at) - 1) for axis, at in enumerate(from_start)))
+            for by in (crop - start).split(1, 1)
+        )
+        return MixPlan(index, Dense(mask), weight, (patched,) * 4, moves)
 
 
 def patch(images: Tensor, index: Tensor, corner: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:

@@ -16,7 +16,7 @@ from hf_mixup.pretraining.views import STYLES
 # arguments of training with labels that mean nothing here
 WITHOUT_EFFECT = (
     "mix_prob", "mode", "loss", "mix_rate", "mix_repeat", "mix_off_epoch", "ema_decay", "ema_warmup_epochs", "repeated_augmentation",
-    "label_smoothing_factor", "label_names",
+    "label_smoothing_factor", "label_names", "distill_from", "distillation_weight", "distillation_temperature", "hard_distillation",
 )  # fmt: skip
 
 

@@ -87,7 +87,7 @@ class MixupPreTrainer(MixupTrainer):
         args = PreTrainingArguments("runs/pretraining") if args is None else args
         if not isinstance(args, PreTrainingArguments):
             raise TypeError(f"args must be PreTrainingArguments, got {type(args).__name__}; write PreTrainingArguments in its place.")
-        for name in ("compute_loss_func", "compute_metrics"):
+        for name in ("compute_loss_func", "compute_metrics", "teacher"):
             if kwargs.get(name) is not None:
                 raise ValueError(f"pre-training has a loss and a measure of its own, got {name}; leave it out.")
         if args.eval_strategy != "no" and (eval_dataset is None or bank_dataset is None):

@@ -14,7 +14,7 @@ from hf_mixup.core.checks import check_between, check_count, check_positive
 from hf_mixup.core.plan import blend
 from hf_mixup.core.rng import MixKey
 from hf_mixup.networks.families import Layout, family_of, module_of, stage_names
-from hf_mixup.networks.passes import changing, check_changeable
+from hf_mixup.networks.passes import changing, check_changeable, logits_of
 from hf_mixup.steps.standard import check_whole_images, finish
 from hf_mixup.steps.step import MethodState, Parts, Step, StepOutput
 
@@ -68,7 +68,7 @@ class AlignMix(Step):
 
     def run(self, parts: Parts, state: AlignState, network: nn.Module, images: Tensor, targets: Tensor, key: MixKey) -> StepOutput:
         signals = state.before(images, targets)
-        plan = parts.sample.plan(images.shape, key.own_rng(), signals).to(images.device)
+        plan = parts.plan(images, key.own_rng(), signals)
         size, partner, lam = tuple(images.shape[2:]), plan.index[:, 1], plan.mask.value[:, 0]
         aligned, own_places = (torch.rand(2, generator=key.step_rng()) < torch.tensor([self.align_prob, 0.5])).tolist()
         if aligned:
@@ -77,7 +77,7 @@ class AlignMix(Step):
         else:
             images, change = blend(plan, images), nullcontext()
         with change, state.watching(signals, images):
-            logits = network(pixel_values=images).logits
+            logits = logits_of(network, images)
         return finish(parts, plan, logits, targets, signals)
 
     def _aligned_output(self, layout: Layout, output: Any, size: tuple[int, int], partner: Tensor, lam: Tensor, own_places: bool) -> Any:

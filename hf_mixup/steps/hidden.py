@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from hf_mixup.core.checks import check_counts, check_known
-from hf_mixup.core.plan import MixPlan
+from hf_mixup.core.plan import MixPlan, mix_others
+from hf_mixup.core.planes import plane_shape, planes
+from hf_mixup.core.policy import NOTHING
 from hf_mixup.core.rng import MixKey
 from hf_mixup.networks.families import Layout, bare, module_of, stage_names
-from hf_mixup.networks.passes import changing, check_changeable
+from hf_mixup.networks.passes import changing, check_changeable, logits_of
 from hf_mixup.steps.standard import check_whole_images, finish
 from hf_mixup.steps.step import MethodState, Parts, Step, StepOutput
 
@@ -51,6 +53,7 @@ class Change(NamedTuple):
 class HiddenStep(Step):
     """One pass of the clean images, in which outputs of layers are changed. Subclasses have the field `layers`."""
 
+    takes_others: ClassVar[bool] = True
     layers: Layers
 
     def build(self, parts: Parts, network: nn.Module) -> MethodState:
@@ -69,20 +72,30 @@ class HiddenStep(Step):
     def one_layer(self, key: MixKey) -> int:
         return int(torch.randint(len(self.layers), (), generator=key.step_rng()))
 
-    def run(self, parts: Parts, state: HiddenState, network: nn.Module, images: Tensor, targets: Tensor, key: MixKey) -> StepOutput:
-        signals = state.before(images, targets)
-        plan = parts.sample.plan(images.shape, key.own_rng(), signals).to(images.device)
-        size, changes = tuple(images.shape[2:]), self.changes(parts, plan, key, images.shape)
+    def run(
+        self,
+        parts: Parts,
+        state: HiddenState,
+        network: nn.Module,
+        images: Tensor,
+        targets: Tensor,
+        key: MixKey,
+        others: Mapping[str, Tensor] = NOTHING,
+    ) -> StepOutput:
+        signals = state.before(images, targets, others)
+        plan = parts.plan(images, key.own_rng(), signals)
+        shape = plane_shape(images.shape)
+        size, changes = tuple(shape[2:]), self.changes(parts, plan, key, shape)
         with ExitStack() as stack:
             for change in changes:
                 layer = state.layers[change.place]
                 if layer is None:
-                    images = change.maps(images.float()).to(images.dtype)
+                    images = change.maps(planes(images).float()).to(images.dtype).view_as(images)
                 else:
                     check_changeable(network, parts.name)
                     stack.enter_context(changing(layer, lambda output, change=change: changed_output(state.layout, output, size, change)))
             stack.enter_context(state.watching(signals, images))
-            logits = network(pixel_values=images).logits
+            logits = logits_of(network, images, mix_others(plan, others))
         return finish(parts, self.labelled(plan, changes), logits, targets, signals)
 
 

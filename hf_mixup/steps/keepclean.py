@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from hf_mixup.core.checks import check_count, check_positive
-from hf_mixup.core.plan import blend, mix_targets
-from hf_mixup.core.policy import Signals
+from hf_mixup.core.plan import blend, mix_others, mix_targets
+from hf_mixup.core.policy import NOTHING, Signals
 from hf_mixup.core.rng import MixKey
+from hf_mixup.networks.passes import logits_of
 from hf_mixup.steps.standard import relabelled
 from hf_mixup.steps.step import MethodState, Parts, Step, StepOutput
 
@@ -31,6 +34,8 @@ class KeepClean(Step):
             together; False for a pass each.
     """
 
+    takes_others: ClassVar[bool] = True
+
     clean_weight: float = 1.0
     mixtures: int = 1
     one_pass: bool = True
@@ -44,14 +49,26 @@ class KeepClean(Step):
         """A collator gives rows that weigh alike and pass together."""
         return (True,) * self.mixtures + (False,) if self.clean_weight == 1 and self.one_pass else None
 
-    def run(self, parts: Parts, state: MethodState, network: nn.Module, images: Tensor, targets: Tensor, key: MixKey) -> StepOutput:
-        signals, rng = state.before(images, targets), key.own_rng()
-        plans = [parts.sample.plan(images.shape, rng, signals).to(images.device) for _ in range(self.mixtures)]
+    def run(
+        self,
+        parts: Parts,
+        state: MethodState,
+        network: nn.Module,
+        images: Tensor,
+        targets: Tensor,
+        key: MixKey,
+        others: Mapping[str, Tensor] = NOTHING,
+    ) -> StepOutput:
+        signals, rng = state.before(images, targets, others), key.own_rng()
+        plans = [parts.plan(images, rng, signals) for _ in range(self.mixtures)]
         rows = [*(blend(plan, images) for plan in plans), images]
+        beside = [*(mix_others(plan, others) for plan in plans), others]
         logits, seen = [], []
-        for batch in [torch.cat(rows)] if self.one_pass else rows:
+        if self.one_pass:
+            rows, beside = [torch.cat(rows)], [{name: torch.cat([part[name] for part in beside]) for name in others}]
+        for batch, of_batch in zip(rows, beside, strict=True):
             with state.watching(signals, batch):
-                logits.append(network(pixel_values=batch).logits)
+                logits.append(logits_of(network, batch, of_batch))
             seen.append({name: signals[name] for name in state.late})
         logits = torch.cat(logits)
         # of every mixture what was seen of its own rows
@@ -66,9 +83,9 @@ class KeepClean(Step):
             losses = parts.loss(logits, torch.cat(mixed))
         else:
             losses = torch.cat([parts.loss(*of_one) for of_one in zip(rows_logits, mixed, [*plans, None], strict=True)])
-        weight = losses.new_ones(len(rows), len(images))
+        weight = losses.new_ones(len(mixed), len(images))
         weight[-1] = self.clean_weight
-        losses = losses * weight.flatten() * (len(rows) / (self.mixtures + self.clean_weight))
+        losses = losses * weight.flatten() * (len(mixed) / (self.mixtures + self.clean_weight))
         loss = losses.mean() if signals.loss is None else losses.mean() + signals.loss
         lam = torch.cat([*(plan.weight[:, 0] for plan in plans), weight.new_ones(len(images))])
         return StepOutput(loss, losses, logits, torch.cat(mixed), lam, plans[0])

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from hf_mixup.core.plan import blend
+from hf_mixup.core.plan import blend, mix_others
+from hf_mixup.core.policy import NOTHING
 from hf_mixup.core.rng import MixKey
-from hf_mixup.networks.passes import changing, check_changeable
+from hf_mixup.networks.passes import changing, check_changeable, logits_of
 from hf_mixup.steps.hidden import HiddenState, check_layers, layer_of
 from hf_mixup.steps.standard import check_whole_images, finish
 from hf_mixup.steps.step import MethodState, Parts, Step, StepOutput
@@ -30,6 +32,8 @@ class ManifoldMix(Step):
             transformer), or the name of any module of the network.
     """
 
+    takes_others: ClassVar[bool] = True
+
     layers: tuple[int | str, ...] = (0, 1, 2)
 
     def __post_init__(self):
@@ -39,9 +43,18 @@ class ManifoldMix(Step):
         check_whole_images(parts, "mixup")
         return HiddenState.for_parts(parts, network, [layer_of(network, layer) for layer in self.layers])
 
-    def run(self, parts: Parts, state: HiddenState, network: nn.Module, images: Tensor, targets: Tensor, key: MixKey) -> StepOutput:
-        signals = state.before(images, targets)
-        plan = parts.sample.plan(images.shape, key.own_rng(), signals).to(images.device)
+    def run(
+        self,
+        parts: Parts,
+        state: HiddenState,
+        network: nn.Module,
+        images: Tensor,
+        targets: Tensor,
+        key: MixKey,
+        others: Mapping[str, Tensor] = NOTHING,
+    ) -> StepOutput:
+        signals = state.before(images, targets, others)
+        plan = parts.plan(images, key.own_rng(), signals)
         partner, lam = plan.index[:, 1], plan.mask.value[:, 0]
         layer = state.layers[int(torch.randint(len(self.layers), (), generator=key.step_rng()))]
         if layer is None:
@@ -50,7 +63,7 @@ class ManifoldMix(Step):
             check_changeable(network, parts.name)
             change = changing(layer, lambda output: mixed_output(output, partner, lam))
         with change, state.watching(signals, images):
-            logits = network(pixel_values=images).logits
+            logits = logits_of(network, images, mix_others(plan, others))
         return finish(parts, plan, logits, targets, signals)
 
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hf_mixup.core.checks import check_between, check_positive
 from hf_mixup.core.plan import MixPlan
 from hf_mixup.core.policy import Signals
 from hf_mixup.core.rng import MixKey
 from hf_mixup.steps.hidden import Change, HiddenStep, Layers, check_layers
-from hf_mixup.steps.step import Parts
+from hf_mixup.steps.step import MethodState, Parts
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,14 @@ class MixStyle(HiddenStep):
         check_layers(self.layers)
         check_between(0, 1, probability=self.probability)
         check_positive(eps=self.eps)
+
+    def build(self, parts: Parts, network: nn.Module) -> MethodState:
+        if parts.sample.needs:
+            raise ValueError(
+                f"{parts.name} draws partners for every layer, got {type(parts.sample).__name__}, which needs {' and '.join(sorted(parts.sample.needs))}; "
+                "take 'mixup'."
+            )
+        return super().build(parts, network)
 
     def changes(self, parts: Parts, plan: MixPlan, key: MixKey, shape: torch.Size) -> list[Change]:
         chosen = []

@@ -59,7 +59,7 @@ class SMMixing(Step):
 
     def run(self, parts: Parts, state: TokenState, network: nn.Module, images: Tensor, targets: Tensor, key: MixKey) -> StepOutput:
         signals = state.before(images, targets)
-        plan = parts.sample.plan(images.shape, key.own_rng(), signals).to(images.device)
+        plan = parts.plan(images, key.own_rng(), signals)
         mixed = blend(plan, images)
         with state.watching(signals, mixed):
             logits, (output,) = watched(network, mixed, [output_of(state.last[0])])

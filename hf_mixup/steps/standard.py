@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from hf_mixup.core.plan import MixPlan, Share, blend, mix_targets
-from hf_mixup.core.policy import Signals
+from hf_mixup.core.plan import MixPlan, Share, blend, mix_others, mix_targets
+from hf_mixup.core.policy import NOTHING, OF_THE_BATCH, Signals
 from hf_mixup.core.rng import MixKey, keyed
+from hf_mixup.networks.passes import logits_of
 from hf_mixup.steps.step import MethodState, Parts, Step, StepOutput
 
 
@@ -17,24 +20,36 @@ from hf_mixup.steps.step import MethodState, Parts, Step, StepOutput
 class Standard(Step):
     """One forward pass of the mixed images."""
 
+    takes_others: ClassVar[bool] = True
+
     @property
     def rows(self) -> tuple[bool, ...]:
         return (True,)
 
-    def run(self, parts: Parts, state: MethodState, network: nn.Module, images: Tensor, targets: Tensor, key: MixKey) -> StepOutput:
-        signals = state.before(images, targets)
-        plan = parts.sample.plan(images.shape, key.own_rng(), signals).to(images.device)
+    def run(
+        self,
+        parts: Parts,
+        state: MethodState,
+        network: nn.Module,
+        images: Tensor,
+        targets: Tensor,
+        key: MixKey,
+        others: Mapping[str, Tensor] = NOTHING,
+    ) -> StepOutput:
+        signals = state.before(images, targets, others)
+        plan = parts.plan(images, key.own_rng(), signals)
         mixed = blend(plan, images)
         with state.watching(signals, mixed):
             # the labels stay here: given soft ones, a Hugging Face model would switch to BCE and keep that in its config
-            logits = network(pixel_values=mixed).logits
+            logits = logits_of(network, mixed, mix_others(plan, others))
         return finish(parts, plan, logits, targets, signals)
 
 
 def check_whole_images(parts: Parts, instead: str, pairs: bool = True) -> None:
     """Refuses a sample policy with masks, or of more than two images, where a step cannot do with those."""
-    batch = torch.Size((2, 3, 32, 32))
-    plan = None if parts.sample.needs else parts.sample.plan(batch, keyed(0), Signals())
+    batch, classes = torch.zeros(2, 3, 32, 32), len(getattr(parts.sample, "class_counts", None) or (1, 1))
+    signals = Signals(images=batch, targets=torch.eye(2, classes))
+    plan = None if parts.sample.needs - OF_THE_BATCH else parts.sample.plan(batch.shape, keyed(0), signals)
     if plan is None or not isinstance(plan.mask, Share) or (pairs and plan.index.shape[1] != 2):
         raise ValueError(
             f"{parts.name} needs a sample policy that mixes {'pairs of ' if pairs else ''}whole images, "

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, ClassVar, NamedTuple, Self
 
+import torch
 from torch import Tensor, nn
 
 from hf_mixup.core.losses import Loss
 from hf_mixup.core.plan import MixPlan
-from hf_mixup.core.policy import LabelPolicy, SamplePolicy, Signals
+from hf_mixup.core.planes import plane_shape, planes
+from hf_mixup.core.policy import NOTHING, LabelPolicy, SamplePolicy, Signals
 from hf_mixup.core.rng import MixKey
 from hf_mixup.networks.passes import watching
 from hf_mixup.networks.signals import SIGNALS
@@ -27,6 +29,10 @@ class Parts(NamedTuple):
     sample: SamplePolicy
     label: LabelPolicy
     loss: Loss
+
+    def plan(self, images: Tensor, rng: torch.Generator, signals: Signals) -> MixPlan:
+        """What to do with `images` (B, C, H, W), or another input that has planes; on their device."""
+        return self.sample.plan(plane_shape(images.shape), rng, signals).to(images.device)
 
 
 class StepOutput(NamedTuple):
@@ -63,6 +69,8 @@ class MethodState(nn.Module):
         self.teachers = nn.ModuleDict()
         self.early: dict[tuple[str, str], EarlySignal] = {}
         self.late: dict[str, LateSignal] = {}
+        # filled with the images of every mixed pass, while somebody asks for them
+        self.passed: list[Tensor] | None = None
 
     @classmethod
     def for_parts(cls, parts: Parts, network: nn.Module, *args: Any) -> Self:
@@ -85,9 +93,10 @@ class MethodState(nn.Module):
                     state.late[name] = signal
         return state
 
-    def before(self, images: Tensor, targets: Tensor) -> Signals:
-        """The signals of the clean images."""
-        signals = Signals(images.device, images=images, targets=targets)
+    def before(self, images: Tensor, targets: Tensor, others: Mapping[str, Tensor] = NOTHING) -> Signals:
+        """The signals of the clean images; `others` is what the network takes beside them."""
+        signals = Signals(images.device, images=planes(images), targets=targets)
+        signals.others = others
         for (part, name), signal in self.early.items():
             seen = self.teachers[part].view(images) if part in self.teachers else images
             into = signals if part == "sample" else signals.for_label
@@ -97,7 +106,9 @@ class MethodState(nn.Module):
     @contextmanager
     def watching(self, signals: Signals, images: Tensor) -> Iterator[None]:
         """Inside, the mixed images are to pass; at the end what was seen of that pass is added to the signals."""
-        taps = {name: signal.taps(tuple(images.shape[2:])) for name, signal in self.late.items()}
+        if self.passed is not None:
+            self.passed.append(images)
+        taps = {name: signal.taps(tuple(planes(images).shape[2:])) for name, signal in self.late.items()}
         with watching([tap for some in taps.values() for tap in some]) as seen:
             yield
         values = iter(seen)
@@ -130,9 +141,12 @@ class Step(ABC):
 
     Attributes:
         views: of every image that a step is given: 1 with labels, 2 in pre-training, whose images are (B, 2, C, H, W).
+        takes_others: whether `run` has a last argument `others`, a mapping of what the network takes beside its main input, (B, ...) each, such
+            as an `attention_mask`, and mixes it by `mix_others`.
     """
 
     views: ClassVar[int] = 1
+    takes_others: ClassVar[bool] = False
 
     @property
     def rows(self) -> tuple[bool, ...] | None:
@@ -152,7 +166,7 @@ class Step(ABC):
             parts: the policies and the loss of the method.
             state: what `build` gave for this network.
             network: the image classifier in training.
-            images: (B, C, H, W).
+            images: (B, C, H, W), or another main input of the network in its own shape, such as spectrograms or videos.
             targets: (B, num_labels) float32, one-hot or soft.
             key: the place of the batch in the run, from which everything random follows.
         """

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hf_mixup.core.checks import check_between
-from hf_mixup.core.plan import MixPlan, blend, mix_targets
+from hf_mixup.core.plan import MixPlan, blend, mix_others, mix_targets
+from hf_mixup.core.policy import NOTHING
 from hf_mixup.core.rng import MixKey
 from hf_mixup.networks.families import classifier_of
 from hf_mixup.networks.passes import input_of, watched
@@ -45,6 +48,8 @@ class SUMix(Step):
         normalise: whether uncertainties are normalised, to a softmax of length 1; not on ImageNet.
     """
 
+    takes_others: ClassVar[bool] = True
+
     gamma: float = 0.5
     normalise: bool = True
 
@@ -54,15 +59,24 @@ class SUMix(Step):
     def build(self, parts: Parts, network: nn.Module) -> UncertaintyState:
         return UncertaintyState.for_parts(parts, network, network)
 
-    def run(self, parts: Parts, state: UncertaintyState, network: nn.Module, images: Tensor, targets: Tensor, key: MixKey) -> StepOutput:
-        signals = state.before(images, targets)
-        plan = parts.sample.plan(images.shape, key.own_rng(), signals).to(images.device)
+    def run(
+        self,
+        parts: Parts,
+        state: UncertaintyState,
+        network: nn.Module,
+        images: Tensor,
+        targets: Tensor,
+        key: MixKey,
+        others: Mapping[str, Tensor] = NOTHING,
+    ) -> StepOutput:
+        signals = state.before(images, targets, others)
+        plan = parts.plan(images, key.own_rng(), signals)
         if plan.index.shape[1] != 2:
             raise ValueError(f"{parts.name} weighs two images, got the plan of {type(parts.sample).__name__}; take one of pairs.")
-        clean, (clean_feature,) = watched(network, images, [input_of(*state.classifier)])
+        clean, (clean_feature,) = watched(network, images, [input_of(*state.classifier)], others)
         mixed_images = blend(plan, images)
         with state.watching(signals, mixed_images):
-            logits, (feature,) = watched(network, mixed_images, [input_of(*state.classifier)])
+            logits, (feature,) = watched(network, mixed_images, [input_of(*state.classifier)], mix_others(plan, others))
         plan = relabelled(parts, plan, logits, targets, signals)
         classes = targets.argmax(1)[plan.index]  # (B, 2)
         distance = semantic_distances(logits, clean, plan.index, classes)

@@ -12,7 +12,9 @@ from torch.nn import functional as F
 
 from hf_mixup.core.checks import check_between, check_count, check_known
 from hf_mixup.core.plan import Dense, blend, mix_targets, onehot
+from hf_mixup.core.planes import planes
 from hf_mixup.core.rng import MixKey
+from hf_mixup.networks.passes import logits_of
 from hf_mixup.networks.signals.signal import evaluating
 from hf_mixup.networks.teachers import Teacher
 from hf_mixup.steps.standard import check_whole_images, relabelled
@@ -80,23 +82,23 @@ class SuperMix(Step):
 
     def run(self, parts: Parts, state: SuperState, network: nn.Module, images: Tensor, targets: Tensor, key: MixKey) -> StepOutput:
         signals = state.before(images, targets)
-        plan = parts.sample.plan(images.shape, key.own_rng(), signals).to(images.device)
+        plan = parts.plan(images, key.own_rng(), signals)
         teacher = network if state.teacher is None else state.teacher
         with evaluating(teacher):
             found = search(
-                lambda mixed: teacher(pixel_values=mixed).logits,
-                images, plan.index, plan.mask.value, self.mask_size, self.lambda_s, self.sigma, self.max_iter, self.tol,
+                lambda mixed: logits_of(teacher, mixed.view_as(images)),
+                planes(images), plan.index, plan.mask.value, self.mask_size, self.lambda_s, self.sigma, self.max_iter, self.tol,
             )  # fmt: skip
         plan = replace(plan, mask=Dense(found.mask))
         mixed_images = blend(plan, images)
         with state.watching(signals, mixed_images):
-            logits = network(pixel_values=mixed_images).logits
+            logits = logits_of(network, mixed_images)
         plan = relabelled(parts, plan, logits, targets, signals)
         mixed = mix_targets(plan, targets) if self.target == "shares" else onehot(found.logits.argmax(1), targets.shape[1])
         losses = parts.loss(logits, mixed, plan)
         loss = losses.mean()
         if self.clean_lam > 0:
-            loss = loss + self.clean_lam * parts.loss(network(pixel_values=images).logits, targets).mean()
+            loss = loss + self.clean_lam * parts.loss(logits_of(network, images), targets).mean()
         return StepOutput(loss if signals.loss is None else loss + signals.loss, losses, logits, mixed, plan.weight[:, 0], plan)
 
 

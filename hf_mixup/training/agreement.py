@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import logging
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -12,10 +13,11 @@ from torch import nn
 from transformers.trainer_utils import HubStrategy, has_length
 
 from hf_mixup.arguments import MixupTrainingArguments
-from hf_mixup.core.losses import CrossEntropy, Loss, MultiHead
+from hf_mixup.core.losses import ClassBalanced, CrossEntropy, Loss, MultiHead
 from hf_mixup.core.precision import bfloat16_ratio, has_bfloat16
 from hf_mixup.core.secrets import keep_secret
 from hf_mixup.data.collator import MixupCallback, MixupCollator, MixupLoss
+from hf_mixup.data.dataset import class_counts_of
 from hf_mixup.method import needs_of_model
 from hf_mixup.methods import MethodChoice
 from hf_mixup.model import MixupModel
@@ -33,10 +35,33 @@ def changed(args: MixupTrainingArguments, *names: str) -> list[str]:
     return [name for name in names if getattr(args, name) != defaults[name]]
 
 
+def counted(choice: MethodChoice, data: Any, num_labels: int) -> MethodChoice:
+    """The choice, told how many images each class of the training set has, where a method asks. Raises ValueError for a loss that must know."""
+    asking = choice.counting
+    counts = class_counts_of(data, num_labels) if asking and data is not None else None
+    if counts is not None:
+        return choice.with_class_counts(counts)
+    if asking and data is not None:
+        if any(isinstance(method.loss, ClassBalanced) and method.loss.class_counts is None for method in choice.methods):
+            raise ValueError(
+                f"classbalanced needs to know how many images each class has, got {type(data).__name__}, which does not say its labels; give "
+                "class_counts with the loss."
+            )
+        logger.warning(
+            "%s counts the classes of every batch, because %s does not say its labels; give class_counts in mix_args",
+            " and ".join(asking), type(data).__name__,
+        )  # fmt: skip
+    return choice
+
+
 def agreed(
-    network: nn.Module, args: MixupTrainingArguments, collator: MixupCollator | None = None, loss_func: Callable | None = None
+    network: nn.Module,
+    args: MixupTrainingArguments,
+    collator: MixupCollator | None = None,
+    loss_func: Callable | None = None,
+    data: Any = None,
 ) -> MixupModel:
-    """The MixupModel to train. What mixes is what it records.
+    """The MixupModel to train, on `data`. What mixes is what it records.
 
     Raises:
         ValueError: where two of them say different things of mixing, or what one says would have no effect.
@@ -46,19 +71,28 @@ def agreed(
         if loss is not None:
             raise ValueError(f"the loss must be given once, got loss={loss!r} and compute_loss_func=MixupLoss(...); drop one.")
         loss = loss_func.loss
+    network = network if isinstance(network, MixupModel) else as_classifier(network)
+    num_labels = network.num_labels if isinstance(network, MixupModel) else network.config.num_labels
+    if isinstance(network, MixupModel):
+        network.choice = counted(network.choice, data, num_labels)
     if collator is not None:
-        model = _with_collator(network, args, collator, loss)
+        collator.choice = counted(collator.choice, data, num_labels)
+        model = _with_collator(network, args, collator, loss, data)
     elif isinstance(network, MixupModel):
         model = network
-        wanted = args.method_choice(loss)
+        wanted = counted(args.method_choice(loss), data, num_labels)
         if (changed(args, *CHOICE) or loss is not None) and wanted != model.choice:
             _refuse(model.choice.to_dict(), wanted.to_dict())
         if changed(args, "mix_repeat") and args.mix_repeat != model.mix_repeat:
             _refuse(model.mix_repeat, args.mix_repeat, "mix_repeat")
     else:
-        model = MixupModel(as_classifier(network), args.method_choice(loss), mix_repeat=args.mix_repeat, ema_decay=args.ema_decay)
+        choice = counted(args.method_choice(loss), data, num_labels)
+        model = MixupModel(network, choice, mix_repeat=args.mix_repeat, ema_decay=args.ema_decay, **_taught(args))
     if args.ema_decay is not None and args.ema_decay != model.ema_decay:
         _refuse(model.ema_decay, args.ema_decay, "ema_decay")
+    distillation, known = args.distillation(), None if model.distiller is None else model.distiller.how
+    if distillation is not None and distillation != known:
+        _refuse(None if known is None else dataclasses.asdict(known), dataclasses.asdict(distillation), "distillation")
     if args.ema_warmup_epochs and model.ema_decay is None:
         raise ValueError(f"ema_warmup_epochs is for ema_decay, got {args.ema_warmup_epochs} without it; set ema_decay.")
     if getattr(args, "activation_checkpointing", False) or getattr(args, "gradient_checkpointing", False):  # by the release
@@ -70,15 +104,22 @@ def agreed(
         )
     _check_losses(model)
     if loss_func is not None and not isinstance(loss_func, MixupLoss):
-        _check_own_loss(model.choice, args)
+        _check_own_loss(model, args)
     return model
 
 
-def _with_collator(network: nn.Module, args: MixupTrainingArguments, collator: MixupCollator, loss: Any) -> MixupModel:
+def _taught(args: MixupTrainingArguments) -> dict[str, Any]:
+    distillation = args.distillation()
+    return {} if distillation is None else distillation.arguments()
+
+
+def _with_collator(network: nn.Module, args: MixupTrainingArguments, collator: MixupCollator, loss: Any, data: Any) -> MixupModel:
+    num_labels = network.num_labels if isinstance(network, MixupModel) else network.config.num_labels
     choice = MethodChoice.build(collator.choice.methods, collator.choice.probabilities, loss=loss, mix_rate=collator.choice.rate)
+    choice = counted(choice, data, num_labels)  # of the loss
     dead = changed(args, *CHOICE, "mix_seed", "mix_repeat")
     dead = [name for name in dead if not (name == "loss" or (name == "mix_repeat" and args.mix_repeat == collator.mix_repeat))]
-    if dead and (set(dead) - set(CHOICE) or args.method_choice(loss) != choice):
+    if dead and (set(dead) - set(CHOICE) or counted(args.method_choice(loss), data, num_labels) != choice):
         raise ValueError(
             f"mixing must be set once, got a MixupCollator and {dead[0]}={getattr(args, dead[0])!r}; give it to the collator, "
             "or leave out the collator, and MixupTrainer mixes on the device."
@@ -92,7 +133,7 @@ def _with_collator(network: nn.Module, args: MixupTrainingArguments, collator: M
             _refuse(own, other)
         model = network
     else:
-        model = MixupModel(as_classifier(network), choice, mix_repeat=collator.mix_repeat, ema_decay=args.ema_decay)
+        model = MixupModel(network, choice, mix_repeat=collator.mix_repeat, ema_decay=args.ema_decay, **_taught(args))
     if collator.outputs not in (None, model.num_labels):
         raise ValueError(
             f"the collator and the model must agree on num_labels, got {collator.outputs} and {model.num_labels}; make them equal."
@@ -142,7 +183,7 @@ def _check_losses(model: MixupModel) -> None:
                 )
 
 
-def _check_own_loss(choice: MethodChoice, args: MixupTrainingArguments) -> None:
+def _check_own_loss(model: MixupModel, args: MixupTrainingArguments) -> None:
     """A function of the user's takes the place of the loss, so nothing that the loss has may be lost with it."""
     if args.loss is not None:
         raise ValueError(f"the loss must be given once, got loss={args.loss!r} and compute_loss_func; drop one.")
@@ -150,7 +191,12 @@ def _check_own_loss(choice: MethodChoice, args: MixupTrainingArguments) -> None:
         raise ValueError(
             f"label_smoothing_factor has no effect with compute_loss_func, got {args.label_smoothing_factor}; smooth in the function."
         )
-    for method in choice.methods:
+    if model.distiller is not None:
+        raise ValueError(
+            f"compute_loss_func takes the place of a loss, got a teacher {model.distiller.how.teacher!r}, whose answers would have no effect; set loss, or leave "
+            "out the teacher."
+        )
+    for method in model.choice.methods:
         own = method.step.rows is None or method.loss != CrossEntropy() or method.sample.clean_lam or method.label.clean_lam
         if own:
             raise ValueError(
@@ -187,6 +233,20 @@ def check_no_processor(collator: MixupCollator) -> None:
             f"processor of a MixupCollator is for a stock Trainer, got {type(collator.processor).__name__} with MixupTrainer, whose data set says "
             "how bytes are normalised; leave it out, and give an ImageDataset with on_device=True."
         )
+
+
+def name_teacher(args: MixupTrainingArguments, teacher: str | os.PathLike | None) -> None:
+    """Puts the teacher of the Trainer into its arguments."""
+    if teacher is None:
+        return
+    if isinstance(teacher, nn.Module):
+        raise TypeError(
+            f"teacher must be the Hub id or folder of a classifier, by which a checkpoint names it, got {type(teacher).__name__}; save it with "
+            "save_pretrained, and give the folder."
+        )
+    if args.distill_from not in (None, str(teacher)):
+        raise ValueError(f"the teacher must be named once, got {str(teacher)!r} and distill_from={args.distill_from!r}; drop one.")
+    args.distill_from = str(teacher)
 
 
 def loss_of(model: MixupModel) -> Loss:

@@ -34,4 +34,6 @@ class Evaluating:
         named = dict(as_mapping(self._prepare_inputs(inputs)))
         if self._left is not None and "augmentation_keys" in named:
             named["pixel_values"] = self._left(named["pixel_values"], named["augmentation_keys"])
-        return super().prediction_step(model, {name: named[name] for name in ("pixel_values", "labels") if name in named}, *args, **kwargs)
+        return super().prediction_step(
+            model, {name: value for name, value in named.items() if name in self._inputs or name == "labels"}, *args, **kwargs
+        )

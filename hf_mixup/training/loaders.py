@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -15,9 +16,11 @@ from torch import Tensor, nn
 
 from hf_mixup.core.checks import check_examples, check_images
 from hf_mixup.core.losses import Loss
+from hf_mixup.core.plan import is_mask
 from hf_mixup.data.collator import LABEL_KEYS, MixedBatch, MixupCollator
 from hf_mixup.data.dataset import ImageDataset, RepeatedAugmentation, tail_on_device
 from hf_mixup.data.tail import Augmentation
+from hf_mixup.networks.families import main_input_of
 
 # what a forward of transformers takes beside inputs
 _SWITCHES = {"labels", "return_dict", "output_attentions", "output_hidden_states"}
@@ -34,6 +37,7 @@ class CheckedCollator:
         refused: inputs that the network takes and MixupTrainer does not pass.
         training: labels must be there.
         tail: the augmentation that the data set leaves to the device.
+        main, flat: the name of what is mixed, and whether it must be images.
     """
 
     base: Callable
@@ -43,14 +47,16 @@ class CheckedCollator:
     refused: frozenset[str] = frozenset()
     training: bool = False
     tail: Augmentation | None = None
+    main: str = "pixel_values"
+    flat: bool = True
 
     def __call__(self, examples: list) -> Any:
-        pixels = [example["pixel_values"] for example in examples if isinstance(example, Mapping) and "pixel_values" in example]
+        pixels = [example[self.main] for example in examples if isinstance(example, Mapping) and self.main in example]
         if pixels and all(isinstance(image, Tensor) for image in pixels):
-            check_examples(pixels)
+            check_examples(pixels, self.main)
         batch = dict(self.base(examples))
         self._name_labels(batch)
-        wanted = ["pixel_values", *(["labels"] if self.training else []), *(["augmentation_keys"] if self.tail else [])]
+        wanted = [self.main, *(["labels"] if self.training else []), *(["augmentation_keys"] if self.tail else [])]
         if not all(name in batch for name in wanted):
             raise ValueError(
                 f"a batch must have {' and '.join(map(repr, wanted))}, got {sorted(batch)}; rename the columns, and set remove_unused_columns=False "
@@ -59,12 +65,12 @@ class CheckedCollator:
         extra = sorted(self.refused & {name for name, value in batch.items() if isinstance(value, Tensor)})
         if extra:
             raise ValueError(
-                f"MixupTrainer gives a network pixel_values alone, got {extra[0]!r}, which the network takes too; drop the column, "
+                f"MixupTrainer gives a network {self.main} alone, got {extra[0]!r}, which the network takes too; drop the column, "
                 "or use a stock Trainer with MixupCallback, which passes it on unmixed."
             )
-        check_images(batch["pixel_values"], finite=self.training, raw=self.tail is not None)
+        check_images(batch[self.main], name=self.main, flat=self.flat, finite=self.training, raw=self.tail is not None)
         if "labels" in batch:
-            self.loss.check(batch["labels"], len(batch["pixel_values"]), self.num_labels)
+            self.loss.check(batch["labels"], len(batch[self.main]), self.num_labels)
         return batch
 
     def _name_labels(self, batch: dict[str, Any]) -> None:
@@ -80,15 +86,16 @@ class CheckedCollator:
 @dataclass
 class RecordedCollator:
     """A MixupCollator whose batches also tell what was mixed, for the log: `mix_lam` (B,) and `mix_method` (B,), numbers of `choice.methods`,
-    or one more for rows that were not mixed. `tail` is the augmentation that the data set leaves."""
+    or one more for rows that were not mixed. `tail` is the augmentation that the data set leaves, `main` the network's main input."""
 
     collator: MixupCollator
     loss: Loss
     num_labels: int
     tail: Augmentation | None = None
+    main: str = "pixel_values"
 
     def __call__(self, examples: list) -> MixedBatch:
-        batch, lam, names = self.collator.mixed(examples, self.tail)
+        batch, lam, names = self.collator.mixed(examples, self.tail, self.main)
         self.loss.check(batch["labels"], len(batch["labels"]), self.num_labels)
         known = [method.name for method in self.collator.choice.methods]
         numbers = torch.tensor([known.index(name) if name in known else len(known) for name in names])
@@ -98,13 +105,20 @@ class RecordedCollator:
 class Loaders:
     """The part of MixupTrainer that makes its loaders."""
 
+    @property
+    def _inputs(self) -> frozenset[str]:
+        """Names of what the network is given: the main input, and masks."""
+        return masks_of(self.mixup_model.backbone) | {self.mixup_model.main_input_name}
+
     def get_train_dataloader(self):
         if self.mixes and self._train_batch_size < 2:
             raise ValueError(
                 f"mixing needs at least 2 images in a batch, got {self._train_batch_size} from auto_find_batch_size; make images smaller, or use gradient checkpointing."
             )
         if self._train_collator is not None:
-            collator = RecordedCollator(self._train_collator, self._loss, self.mixup_model.num_labels, tail_on_device(self.train_dataset))
+            model = self.mixup_model
+            tail = tail_on_device(self.train_dataset)
+            collator = RecordedCollator(self._train_collator, self._loss, model.num_labels, tail, model.main_input_name)
         else:
             collator = self._checked(training=True, tail=tail_on_device(self.train_dataset))
         with self._collating(collator):
@@ -142,8 +156,9 @@ class Loaders:
     def _checked(self, training: bool = False, tail: Augmentation | None = None) -> CheckedCollator:
         model = self.mixup_model
         return CheckedCollator(
-            self.data_collator, self._loss, model.num_labels, self.args.label_names, other_inputs(model.backbone), training, tail
-        )
+            self.data_collator, self._loss, model.num_labels, self.args.label_names, other_inputs(model.backbone) - masks_of(model.backbone),
+            training, tail, model.main_input_name, model.flat,
+        )  # fmt: skip
 
     @contextlib.contextmanager
     def _collating(self, collator: Callable, drop_last: bool | None = None) -> Iterator[None]:
@@ -158,7 +173,7 @@ class Loaders:
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
-        self._signature_columns = [*{*self._signature_columns, "augmentation_keys", *(self.args.label_names or [])}]
+        self._signature_columns = [*{*self._signature_columns, *self._inputs, "augmentation_keys", *(self.args.label_names or [])}]
 
     def _get_train_sampler(self, train_dataset=None):
         data = self.train_dataset if train_dataset is None else train_dataset
@@ -174,10 +189,20 @@ class Loaders:
 
 
 def other_inputs(network: nn.Module) -> frozenset[str]:
-    """Names of what the network's forward takes beside its images."""
+    """Names of what the network's forward takes beside its main input."""
     forward = getattr(network, "network", network).forward
+    return _arguments(getattr(forward, "__func__", forward)) - _SWITCHES - {main_input_of(network)}
+
+
+@functools.cache
+def _arguments(forward: Callable) -> frozenset[str]:
     named = inspect.signature(forward).parameters.values()
-    return frozenset(p.name for p in named if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)) - _SWITCHES - {"pixel_values"}
+    return frozenset(p.name for p in named if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)) - {"self"}
+
+
+def masks_of(network: nn.Module) -> frozenset[str]:
+    """Of those, masks of what is there, such as `attention_mask`, which are mixed too."""
+    return frozenset(name for name in other_inputs(network) if is_mask(name))
 
 
 def labels_of(data: Any) -> np.ndarray | None:

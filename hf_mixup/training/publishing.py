@@ -19,6 +19,7 @@ from hf_mixup.data.dataset import ImageDataset
 from hf_mixup.method import CONFIG_NAME
 from hf_mixup.methods import taught_by_the_network
 from hf_mixup.model import STATE_FOLDER
+from hf_mixup.networks.distillation import Distiller
 from hf_mixup.report.card import write_model_card
 from hf_mixup.training.callbacks import epoch_rows
 from hf_mixup.training.hub import check_token, push_folder, without_secrets
@@ -105,6 +106,7 @@ class Publishing:
             "seed": args.seed,
             "seed of mixing": self._mix_seed,
             **{f"teacher of {name}": "the network in training" for name in taught_by_the_network(self.mixup_model.choice)},
+            **_teacher(self.mixup_model.distiller),
             **({"mixtures of each batch": self.mixup_model.mix_repeat} if self.mixup_model.mix_repeat > 1 else {}),
             **({"loss": getattr(self._loss_func, "__name__", type(self._loss_func).__name__)} if self._loss_func is not None else {}),
             **({"unmixed from epoch": args.mix_off_epoch} if args.mix_off_epoch is not None else {}),
@@ -159,6 +161,14 @@ class Publishing:
         if failed:
             logger.warning("%d pushes during training did not reach the Hub (%s); the last one brings everything", len(failed), failed[0])
             self.push_in_progress = None
+
+
+def _teacher(distiller: Distiller | None) -> dict[str, str]:
+    if distiller is None:
+        return {}
+    how = distiller.how
+    said = "its likeliest class" if how.hard else f"at temperature {how.temperature:g}"
+    return {"teacher": f"{how.teacher}, {said}, {how.weight:g} of the loss"}
 
 
 def _images(data: ImageDataset) -> str:

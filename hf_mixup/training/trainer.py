@@ -7,14 +7,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, Trainer
+from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTokenizerBase, SequenceFeatureExtractor, Trainer
 
 from hf_mixup.arguments import MixupTrainingArguments
 from hf_mixup.core.checks import check_transformers
 from hf_mixup.data.collator import MixedBatch, MixupCollator, MixupLoss, as_mapping, is_default_collator, stack_examples
 from hf_mixup.data.dataset import tail_on_device
 from hf_mixup.evaluation.metrics import TrainerMetrics, classification_metrics, training_accuracy
-from hf_mixup.training.agreement import check_arguments, check_callable, check_fsdp, check_no_processor
+from hf_mixup.training.agreement import check_arguments, check_callable, check_fsdp, check_no_processor, name_teacher
 from hf_mixup.training.callbacks import BesideSteps, EpochLog, Tally
 from hf_mixup.training.course import Course
 from hf_mixup.training.evaluating import Evaluating
@@ -26,7 +26,7 @@ from hf_mixup.training.wrapping import Wrapping
 
 
 class MixupTrainer(Publishing, Resuming, Optimization, Evaluating, Course, Loaders, Wrapping, Trainer):
-    """Trains an image classifier with mixing. A Trainer in every other way.
+    """Trains a classifier of images, videos or sounds with mixing. A Trainer in every other way.
 
     The batch is mixed on the device inside the model's forward pass. All that is drawn follows from (mix_seed, rank, step,
     micro-step), so a resumed run repeats it to the bit, at any number of workers, on the same number of processes.
@@ -35,13 +35,13 @@ class MixupTrainer(Publishing, Resuming, Optimization, Evaluating, Course, Loade
     Args:
         model: any image classifier: of transformers, of timm, of torchvision, a module that returns logits, or a MixupModel.
         args: with the methods to mix by.
-        data_collator: makes batches with `pixel_values` and `labels`. A MixupCollator mixes training batches in the workers
+        data_collator: makes batches with the network's main input, `pixel_values` of images, and `labels`. A MixupCollator mixes training batches in the workers
             instead of on the device; evaluation uses its base collator.
         model_init: makes the model, anew for every `train()`.
         compute_loss_func: takes the place of the loss, for methods that have no others: `f(outputs, labels, num_items_in_batch)`, with
             mixed labels (B, num_labels) in training where methods mix, the data set's own else; items are images. A MixupLoss sets `loss`.
         compute_metrics: `TrainerMetrics` of the loss where not given.
-        **kwargs: as in `transformers.Trainer`.
+        **kwargs: as in `transformers.Trainer`; and `teacher`, the Hub id or folder of a classifier to learn from, as `distill_from` of `args`.
 
     Raises:
         ValueError: for methods that the model cannot serve, and settings that would train something else than meant.
@@ -65,6 +65,7 @@ class MixupTrainer(Publishing, Resuming, Optimization, Evaluating, Course, Loade
         check_transformers()
         args = MixupTrainingArguments("runs/trainer") if args is None else args
         check_arguments(args, train_dataset, kwargs.get("callbacks"))
+        name_teacher(args, kwargs.pop("teacher", None))
         check_callable(compute_loss_func)
         self._loss_func = None if isinstance(compute_loss_func, MixupLoss) else compute_loss_func
         self._given_loss = compute_loss_func
@@ -74,6 +75,8 @@ class MixupTrainer(Publishing, Resuming, Optimization, Evaluating, Course, Loade
         if self._train_collator is not None:
             check_no_processor(self._train_collator)
             data_collator = data_collator.base_collator
+        if data_collator is None and isinstance(processing_class, (PreTrainedTokenizerBase, SequenceFeatureExtractor)):
+            data_collator = DataCollatorWithPadding(processing_class)  # as the Trainer does
         if data_collator is None or is_default_collator(data_collator):
             data_collator = stack_examples
         if model is None and model_init is None:
@@ -114,9 +117,10 @@ class MixupTrainer(Publishing, Resuming, Optimization, Evaluating, Course, Loade
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         inputs = as_mapping(inputs)
-        images, labels = inputs["pixel_values"], inputs.get("labels")
+        given = {name: value for name, value in inputs.items() if name in self._inputs}
+        main, labels = self.mixup_model.main_input_name, inputs.get("labels")
         if not model.training:
-            outputs = model(pixel_values=images, labels=labels if self._loss_func is None else None)
+            outputs = model(**given, labels=labels if self._loss_func is None else None)
             loss = self._evaluated(outputs, labels, num_items_in_batch)
             return (loss, outputs) if return_outputs else loss
         if self._train_collator is not None and not isinstance(inputs, MixedBatch):
@@ -124,22 +128,22 @@ class MixupTrainer(Publishing, Resuming, Optimization, Evaluating, Course, Loade
                 "batches were expected from the MixupCollator, got others; let it make them, or give them to MixupTrainer without one."
             )
         if self._tail is not None and not isinstance(inputs, MixedBatch):
-            images = self._tail(images, inputs["augmentation_keys"])
-        elif self._tail is not None and images.dtype == torch.uint8:
-            images = self._tail.normalised(images)  # a collator of ours has done the rest
+            given[main] = self._tail(given[main], inputs["augmentation_keys"])
+        elif self._tail is not None and given[main].dtype == torch.uint8:
+            given[main] = self._tail.normalised(given[main])  # a collator of ours has done the rest
         self._last_key = self._next_key()
         mixed = self._train_collator.choice.rows if isinstance(inputs, MixedBatch) else int(self._mixing_is_over())
-        outputs = model(pixel_values=images, labels=labels, mix_key=self._last_key, mixed=mixed)
+        rows, outputs = len(given[main]), model(**given, labels=labels, mix_key=self._last_key, mixed=mixed)
         self._last_methods = outputs.methods
         several = labels.ndim == 2 and not isinstance(inputs, MixedBatch)
         accuracy = training_accuracy(self._loss, outputs.logits.detach(), outputs.targets, several)
         self._tally.add(inputs.get("mix_method", outputs.methods), accuracy, inputs.get("mix_lam", outputs.lam))
         if self._loss_func is not None:
-            items = None if num_items_in_batch is None else num_items_in_batch * (len(outputs.targets) / len(images))
-            repeated = torch.cat([labels] * (len(outputs.targets) // len(images)))
+            items = None if num_items_in_batch is None else num_items_in_batch * (len(outputs.targets) / rows)
+            repeated = torch.cat([labels] * (len(outputs.targets) // rows))
             loss = self._loss_func(outputs, outputs.targets if self.mixes else repeated, num_items_in_batch=items)
         else:
-            loss = outputs.loss if num_items_in_batch is None else outputs.loss * (len(images) / num_items_in_batch)
+            loss = outputs.loss if num_items_in_batch is None else outputs.loss * (rows / num_items_in_batch)
         loss = loss * self._averaged(num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
 

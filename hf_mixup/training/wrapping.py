@@ -18,7 +18,7 @@ class Wrapping:
 
     def _ready(self, model: nn.Module, args: MixupTrainingArguments) -> MixupModel:
         """The MixupModel of a network. `self.model` may be wrapped, and unwrapping it takes as long as many a network's forward pass."""
-        self.mixup_model = model = agreed(model, args, self._train_collator, self._given_loss)
+        self.mixup_model = model = agreed(model, args, self._train_collator, self._given_loss, self._data)
         self._loss = loss_of(model)
         if model.teachers and self._processor is not None:
             model.normalisation = Normalisation.of_processor(self._processor)

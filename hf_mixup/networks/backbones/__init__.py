@@ -18,7 +18,10 @@ from torch.nn import functional as F
 from transformers import (
     AutoConfig,
     AutoModel,
+    AutoModelForAudioClassification,
     AutoModelForImageClassification,
+    AutoModelForSequenceClassification,
+    AutoModelForVideoClassification,
     PreTrainedConfig,
     PreTrainedModel,
     PvtConfig,
@@ -178,7 +181,8 @@ def checkpoint_config(repo_or_folder: str | os.PathLike, **kwargs: Any) -> PreTr
 def load_classifier(
     repo_or_folder: str | os.PathLike, *, image_size: int | None = None, config_name: str | os.PathLike | None = None, **kwargs: Any
 ) -> PreTrainedModel:
-    """An image classifier from a folder or the Hub: of transformers, timm or ours. Safetensors only, and no code of the repository.
+    """A classifier of images from a folder or the Hub, of transformers, timm or ours; of videos, sounds and texts, where the config is of such
+    a network. Safetensors only, and no code of the repository.
 
     Args:
         image_size: of square images, where it may be another than the checkpoint's, as `at_resolution` takes it.
@@ -200,7 +204,7 @@ def load_classifier(
     mismatches = kwargs.get("ignore_mismatched_sizes", False)
     with told_plainly(repo_or_folder, kwargs.get("revision")), _quiet(mismatches or headless, missing=headless):
         try:
-            network, report = AutoModelForImageClassification.from_pretrained(
+            network, report = _auto_of(config).from_pretrained(
                 repo_or_folder, config=config, use_safetensors=True, output_loading_info=True, **kwargs
             )
         except RuntimeError as error:
@@ -219,6 +223,17 @@ def load_classifier(
                 f"{repo_or_folder} was expected to hold every weight of a backbone, got missing {', '.join(lost[:3])}; it is torn, or of another network."
             )
     return network if image_size is None else at_resolution(network, image_size)
+
+
+def _auto_of(config: PreTrainedConfig) -> type:
+    """The class of transformers that loads it."""
+    kinds = (
+        AutoModelForImageClassification,
+        AutoModelForVideoClassification,
+        AutoModelForAudioClassification,
+        AutoModelForSequenceClassification,
+    )
+    return next((kind for kind in kinds if type(config) in kind._model_mapping), AutoModelForImageClassification)
 
 
 def channels_of(network: PreTrainedModel) -> int:

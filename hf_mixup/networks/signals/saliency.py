@@ -2,33 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hf_mixup.core.policy import Policy, Signals
+from hf_mixup.core.planes import planes
+from hf_mixup.core.policy import NOTHING, Policy, Signals
+from hf_mixup.networks.passes import logits_of
 from hf_mixup.networks.signals.signal import EarlySignal, evaluating
 
 
-def input_gradient(network: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
-    """`dL / dx`, (B, C, H, W) float32, with L the sum of the images' cross-entropies.
+def input_gradient(network: nn.Module, images: Tensor, targets: Tensor, others: Mapping[str, Tensor] = NOTHING) -> Tensor:
+    """`dL / dx`, (B, C, H, W) float32 of `planes`, with L the sum of the images' cross-entropies.
 
     In evaluation mode: the images do not influence each other, and batch statistics stay. Parameters' `.grad`, and gradients
     accumulated there, are not touched. Consumers divide by the sum over the image, so the sum instead of the official codes'
     mean over the batch only keeps small numbers away from zero.
     """
     with torch.enable_grad(), evaluating(network):
-        return _gradient(network, images, targets, keep=False)[0]
+        return _gradient(network, images, targets, others, keep=False)[0]
 
 
-def clean_gradient(network: nn.Module, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+def clean_gradient(network: nn.Module, images: Tensor, targets: Tensor, others: Mapping[str, Tensor] = NOTHING) -> tuple[Tensor, Tensor]:
     """The same from a pass in training mode, and the mean cross-entropy of that pass, still in the graph.
 
     The clean images' loss is then trained on as well, and batch statistics move twice a step, as in the official code with
     `clean_lam > 0`.
     """
     with torch.enable_grad():
-        gradient, losses = _gradient(network, images, targets, keep=True)
+        gradient, losses = _gradient(network, images, targets, others, keep=True)
     return gradient, losses.mean()
 
 
@@ -42,9 +46,9 @@ def input_saliency(network: nn.Module, images: Tensor, targets: Tensor) -> Tenso
     return saliency_of(input_gradient(network, images, targets))
 
 
-def _gradient(network: nn.Module, images: Tensor, targets: Tensor, keep: bool) -> tuple[Tensor, Tensor]:
+def _gradient(network: nn.Module, images: Tensor, targets: Tensor, others: Mapping[str, Tensor], keep: bool) -> tuple[Tensor, Tensor]:
     images = images.detach().requires_grad_()
-    logits = network(pixel_values=images).logits
+    logits = logits_of(network, images, others)
     losses = -(targets * F.log_softmax(logits.float(), 1)).sum(1)
     # in float32, which the gradient of a sure network at logits in half precision would leave at 0
     apart = logits.detach().float().requires_grad_()
@@ -52,7 +56,7 @@ def _gradient(network: nn.Module, images: Tensor, targets: Tensor, keep: bool) -
     # on its way down an image's gradient starts at the same power of two, however sure the network is: float16 would lose it
     scale = torch.exp2((2**8 / at_logits.abs().amax(1).clamp_min(1e-30)).log2().floor())
     scaled = (at_logits * scale[:, None]).to(logits.dtype)
-    gradient = torch.autograd.grad(logits, images, scaled, retain_graph=keep)[0].float()
+    gradient = planes(torch.autograd.grad(logits, images, scaled, retain_graph=keep)[0].float())
     return gradient / scale[:, None, None, None], losses
 
 
@@ -64,8 +68,8 @@ class InputGradient(EarlySignal):
 
     def take(self, images: Tensor, targets: Tensor, signals: Signals) -> Tensor:
         if self.policy.clean_lam == 0:
-            return input_gradient(self.network, images, targets)
-        gradient, loss = clean_gradient(self.network, images, targets)
+            return input_gradient(self.network, images, targets, signals.others)
+        gradient, loss = clean_gradient(self.network, images, targets, signals.others)
         signals.loss = self.policy.clean_lam * loss
         return gradient
 

@@ -1,0 +1,26 @@
+"""What is mixed: a tensor with leading axes and a plane, in the one form that plans and masks know."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def plane_shape(shape: torch.Size) -> torch.Size:
+    """(B, C, H, W) of any input (B, ...); see `planes`."""
+    batch, *own = shape
+    *lead, height, width = [1] * (2 - len(own)) + own
+    return torch.Size((batch, math.prod(lead), height, width))
+
+
+def planes(inputs: Tensor) -> Tensor:
+    """Any input (B, ...) as (B, C, H, W), without a copy where its memory allows it.
+
+    - images (B, C, H, W): themselves
+    - a waveform (B, T): (B, 1, 1, T)
+    - a spectrogram (B, T, F) of time and frequency: (B, 1, T, F)
+    - a video (B, T, C, H, W), a volume (B, C, D, H, W): (B, T * C, H, W), so one mask holds for all frames or slices
+    """
+    return inputs if inputs.ndim == 4 else inputs.reshape(plane_shape(inputs.shape))

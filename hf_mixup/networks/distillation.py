@@ -1,0 +1,174 @@
+"""Distillation: a frozen teacher sees the very images that the network in training sees, and its answers are learned too."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from hf_mixup.core.checks import check_between, check_positive, check_switch
+from hf_mixup.networks.families import main_input_of
+from hf_mixup.networks.signals.signal import resized
+from hf_mixup.networks.teachers import Teacher
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """How a teacher's answers count.
+
+    With `q` and `p` the teacher's and the student's softmax at the temperature T, the loss of a row is
+    `(1 - weight) * loss + weight * T ** 2 * KL(q || p)` (Hinton et al., arXiv:1503.02531). On mixtures that both see it is function matching
+    (Beyer et al., CVPR 2022, arXiv:2106.05237), whose weight is 1. A teacher of several labels (`problem_type`) has a sigmoid in its place,
+    and the divergence is the mean over classes.
+
+    Args:
+        teacher: Hub id or folder of an image classifier with the classes of the student.
+        temperature: T, above 0.
+        weight: 0 to 1.
+        hard: the teacher's likeliest class is the label, with cross-entropy in the place of the divergence (DeiT, arXiv:2012.12877).
+    """
+
+    teacher: str
+    temperature: float = 1.0
+    weight: float = 0.5
+    hard: bool = False
+
+    def __post_init__(self):
+        check_positive(distillation_temperature=self.temperature)
+        check_between(0, 1, distillation_weight=self.weight)
+        check_switch(hard_distillation=self.hard)
+        if self.hard and self.temperature != 1:
+            raise ValueError(
+                f"hard distillation has no temperature, got distillation_temperature={self.temperature}; leave one of the two out."
+            )
+
+    def arguments(self) -> dict[str, Any]:
+        """Those of MixupModel that say the same."""
+        return {
+            "teacher": self.teacher,
+            "distillation_temperature": self.temperature,
+            "distillation_weight": self.weight,
+            "hard_distillation": self.hard,
+        }
+
+    @classmethod
+    def of(cls, teacher: Any, temperature: float, weight: float, hard: bool) -> Distillation | None:
+        """None without a teacher. Raises ValueError where something else is said of it."""
+        if teacher is not None:
+            return cls(str(teacher), temperature, weight, hard)
+        for name, value in (("distillation_temperature", temperature), ("distillation_weight", weight), ("hard_distillation", hard)):
+            if value != getattr(cls, name.removeprefix("distillation_").removesuffix("_distillation")):
+                raise ValueError(f"{name} is for a teacher, got {value} without one; name it with distill_from.")
+        return None
+
+
+@dataclass
+class Passes:
+    """What a network was given and gave while it was watched: in every pass its inputs by name, and the logits that are to be the teacher's."""
+
+    main: str
+    inputs: list[dict[str, Any]] = field(default_factory=list)
+    logits: list[Tensor] = field(default_factory=list)
+
+    def of(self, images: Tensor) -> int:
+        """The place of the last pass of these images."""
+        return max(place for place, inputs in enumerate(self.inputs) if inputs[self.main] is images)
+
+
+class Distiller:
+    """A teacher and its loss. It is no module, so that checkpoints, averages and optimizers of the student leave it alone.
+
+    A student with a head of its own for the teacher, as `DeiTForImageClassificationWithTeacher` has it, learns the labels with the one and
+    the teacher's answers with the other.
+
+    Raises:
+        ValueError: for a teacher of other classes.
+    """
+
+    def __init__(self, distillation: Distillation, student: nn.Module):
+        self.how, self.teacher = distillation, Teacher(distillation.teacher)
+        config = self.teacher.network.config
+        self.places = _places(distillation.teacher, _classes(config), _classes(student.config))
+        self.many = config.problem_type == "multi_label_classification"
+        self.size = getattr(config, "image_size", None)
+
+    @contextmanager
+    def watching(self, student: nn.Module) -> Iterator[Passes]:
+        """Inside, the passes of the student are kept, and the logits of one with two heads are those of the head for labels."""
+        passes = Passes(main_input_of(student))
+
+        def passing(module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
+            passes.inputs.append(kwargs)
+            head = getattr(output, "distillation_logits", None)
+            passes.logits.append(output.logits if head is None else head)
+            return None if head is None else dataclasses.replace(output, logits=output.cls_logits)
+
+        # last of all hooks, but before the caller sees the output
+        handle = student.register_forward_hook(passing, with_kwargs=True)
+        try:
+            yield passes
+        finally:
+            handle.remove()
+
+    def losses(self, passes: Passes, images: Sequence[Tensor]) -> Tensor:
+        """(R,) float32: the loss of every row of these images, in the passes that they made."""
+        return torch.cat([self._of_one(passes.inputs[place], passes.logits[place], passes.main) for place in map(passes.of, images)])
+
+    def _of_one(self, inputs: dict[str, Any], logits: Tensor, main: str) -> Tensor:
+        network = self.teacher.network
+        weight = next(network.parameters())
+        if weight.device != logits.device:  # it is no part of what the Trainer moves
+            network.to(logits.device)
+        with torch.no_grad():
+            seen = inputs[main].to(weight.dtype)
+            if isinstance(self.size, int) and seen.ndim == 4:
+                seen = resized(seen, self.size)
+            told = network(**{**inputs, main: self.teacher.view(seen)}).logits.float()
+        return self._compared(logits.float(), told if self.places is None else told[:, self.places])
+
+    def _compared(self, logits: Tensor, told: Tensor) -> Tensor:
+        heat = self.how.temperature
+        if self.many:
+            if self.how.hard:
+                return F.binary_cross_entropy_with_logits(logits, (told > 0).float(), reduction="none").mean(1)
+            wanted, there, absent = (told / heat).sigmoid(), *(F.logsigmoid(sign * told / heat) for sign in (1, -1))
+            both = wanted * (there - F.logsigmoid(logits / heat)) + (1 - wanted) * (absent - F.logsigmoid(-logits / heat))
+            return heat**2 * both.mean(1)
+        if self.how.hard:
+            return F.cross_entropy(logits, told.argmax(1), reduction="none")
+        both = (logits / heat).log_softmax(1), (told / heat).log_softmax(1)
+        return heat**2 * F.kl_div(*both, reduction="none", log_target=True).sum(1)
+
+    def mixed_with(self, loss: Tensor, taught: Tensor) -> Tensor:
+        """What is learned by labels, and by the teacher, in one."""
+        return torch.lerp(loss.float(), taught, self.how.weight)
+
+
+def _classes(config: Any) -> list[str] | int:
+    """Names of the classes; their number where they have none but transformers' own."""
+    names = [str(config.id2label[number]) for number in range(config.num_labels)]
+    return config.num_labels if all(name == f"LABEL_{number}" for number, name in enumerate(names)) else names
+
+
+def _places(teacher: str, its: list[str] | int, own: list[str] | int) -> list[int] | None:
+    """The teacher's place of each class of the student; None for the same order."""
+    counts = [classes if isinstance(classes, int) else len(classes) for classes in (its, own)]
+    if counts[0] != counts[1]:
+        raise ValueError(
+            f"a teacher must know the {counts[1]} classes of the network, got {teacher} with {counts[0]}; fine-tune it on them first."
+        )
+    if its == own or isinstance(its, int) or isinstance(own, int):
+        return None
+    missing = [name for name in own if name not in its]
+    if missing:
+        raise ValueError(
+            f"a teacher must know the classes of the network by name, got {teacher} without {', '.join(map(repr, missing[:3]))}; rename the classes "
+            "in its config.json, or fine-tune it."
+        )
+    return [its.index(name) for name in own]

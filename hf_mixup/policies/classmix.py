@@ -1,0 +1,54 @@
+"""ClassMix."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from hf_mixup.core.checks import check_mode
+from hf_mixup.core.geometry import dense_pair
+from hf_mixup.core.plan import Dense, MixPlan
+from hf_mixup.core.policy import SamplePolicy, Signals
+from hf_mixup.core.rng import partners
+
+
+@dataclass(frozen=True)
+class ClassMix(SamplePolicy):
+    """ClassMix (Olsson et al., WACV 2021, arXiv:2007.07936; github.com/WilhelmT/ClassMix), for semantic segmentation: half of the classes of the
+    own label map are cut out and put on the partner, along their borders.
+
+    Of n classes in the map n // 2 are kept, drawn uniformly, so an image of one class gives way to its partner. In the authors' code, which
+    trains on images without labels, the map is what the network predicts; here it is the label map, as in their mixing of labelled images.
+    Pixels to be ignored are no class, and come from the partner. The label's weight is the area really kept.
+
+    Args:
+        ignore_index: the number of pixels without a label: 255 or -100 in most data sets; all negative numbers are ignored too.
+        mode: whose partners change places: `sample` and `batch` permute the batch, `pair` exchanges two by two. Classes are drawn for every image.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset({"maps"})
+
+    ignore_index: int = 255
+    mode: str = "sample"
+
+    def __post_init__(self):
+        if isinstance(self.ignore_index, bool) or not isinstance(self.ignore_index, int):
+            raise ValueError(
+                f"ignore_index must be a whole number, got {self.ignore_index!r}; give the one of the label maps, such as 255."
+            )
+        check_mode(self.mode)
+
+    def plan(self, shape: torch.Size, rng: torch.Generator, signals: Signals) -> MixPlan:
+        maps, size = signals["maps"].long(), tuple(shape[2:])
+        pairing = partners(shape[0], self.mode, rng)
+        classes = max(int(maps.max()) + 1, 1)
+        labelled = (maps != self.ignore_index) & (maps >= 0)
+        seen = torch.where(labelled, maps, classes).flatten(1)
+        there = torch.zeros(len(maps), classes + 1, dtype=torch.bool, device=maps.device).scatter_(1, seen, True)[:, :classes]
+        # the first half in a random order of the classes that are there
+        order = torch.where(there, torch.rand(there.shape, generator=rng).to(maps.device), 2.0).argsort(1).argsort(1)
+        kept = there & (order < there.sum(1, keepdim=True) // 2)
+        own = torch.cat([kept, kept.new_zeros(len(kept), 1)], 1).gather(1, seen).view(maps.shape)
+        own = Dense(own[:, None]).dense(size)[:, 0]
+        mask = dense_pair(own, torch.arange(len(maps)))
+        return MixPlan.pair(pairing.partner.to(own.device), mask, own.double().mean((1, 2)))

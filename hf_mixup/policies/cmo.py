@@ -1,0 +1,46 @@
+"""CMO: boxes of rare classes upon images of common ones."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from hf_mixup.core.checks import check_class_counts, check_known, check_positive
+from hf_mixup.core.geometry import box_plan, random_boxes
+from hf_mixup.core.imbalance import rarity
+from hf_mixup.core.plan import MixPlan
+from hf_mixup.core.policy import SamplePolicy, Signals
+from hf_mixup.core.rng import beta, categorical
+
+
+@dataclass(frozen=True)
+class CMO(SamplePolicy):
+    """CMO, context-rich minority oversampling (Park et al., CVPR 2022, arXiv:2112.00412, algorithm 1; github.com/naver-ai/cmo): CutMix
+    whose box is drawn by inverse class frequency, upon an image as it comes.
+
+    The authors mix half of the batches (`mix_rate`), and none in the first and last three epochs.
+
+    Deviations: the image of the box is drawn from the batch with weight `1 / count` of its class (the authors draw it from the whole training
+    set), so a class that the batch lacks is not drawn.
+
+    Args:
+        alpha: both parameters of the Beta of the area that the box leaves.
+        class_counts: training images of each class. MixupTrainer and MixupCallback read it from the data set; those of the batch if None.
+        mode: `sample` draws a box for every image, `batch` once (the authors' code).
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset({"targets"})
+
+    alpha: float = 1.0
+    class_counts: tuple[int, ...] | None = None
+    mode: str = "sample"
+
+    def __post_init__(self):
+        check_positive(alpha=self.alpha)
+        check_class_counts(self.class_counts)
+        check_known("mode of cmo", self.mode, ["sample", "batch"])
+
+    def plan(self, shape: torch.Size, rng: torch.Generator, signals: Signals) -> MixPlan:
+        partner, size = categorical(rarity(self.class_counts, signals["targets"]), rng), tuple(shape[2:])
+        edges = random_boxes(1 - beta(self.alpha, 1 if self.mode == "batch" else shape[0], rng), size, rng)
+        return box_plan(partner, edges.expand(shape[0], -1), size)

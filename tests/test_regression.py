@@ -1,0 +1,127 @@
+"""C-Mixup: who is mixed with whom follows from labels, which collators, plain calls and trainers give alike."""
+
+import numpy as np
+import pytest
+import torch
+from sklearn.neighbors import KernelDensity
+from torch.testing import assert_close
+from transformers import Trainer
+
+from hf_mixup import MixupCallback, MixupCollator, MixupLoss, MixupModel, get_method
+from hf_mixup.core.losses import MSE
+from hf_mixup.core.policy import Signals
+from hf_mixup.core.rng import MixKey, categorical, keyed
+from hf_mixup.policies.cmixup import kernel
+from refusals import refuses
+from small import Images, difference, trainer, vit, weights
+from test_collator import plain_arguments
+from test_trainer import _StopAt
+
+LABELS = torch.tensor([0.0, 0.1, 0.5, 2.0, 2.2, 7.0])[:, None]
+
+
+def brightness(count=40, seed=0):
+    """Images whose label is how bright they are, times ten."""
+    shade = torch.rand(count, generator=keyed(seed)) * 2 - 1
+    pixels = shade[:, None, None, None] + 0.1 * torch.randn(count, 3, 16, 16, generator=keyed(seed, 1))
+    return [{"pixel_values": image, "labels": 10 * float(number)} for image, number in zip(pixels, shade, strict=True)]
+
+
+@pytest.mark.parametrize("bandwidth", [0.05, 1.0, 20.0])
+@pytest.mark.parametrize("labels", [LABELS, torch.randn(7, 3) * 4])
+def test_the_kernel_is_that_of_the_authors(labels, bandwidth):
+    """`get_mixup_sample_rate` of src/algorithm.py at github.com/huaxiuyao/C-Mixup, on a batch as in `get_batch_kde_mixup_idx`:
+    `kd = KernelDensity(kernel='gaussian', bandwidth=bandwidth).fit(y_i); rate = np.exp(kd.score_samples(y)); rate /= np.sum(rate)`."""
+    ours = kernel(labels, bandwidth).double().softmax(1)
+    for row, data in enumerate(labels.numpy()):
+        kd = KernelDensity(kernel="gaussian", bandwidth=bandwidth).fit(data.reshape(1, -1))
+        rate = np.exp(kd.score_samples(labels.numpy()))
+        assert_close(ours[row], torch.from_numpy(rate / rate.sum()), atol=1e-5, rtol=1e-3)
+
+
+def test_partners_are_drawn_by_the_normalised_kernel_of_the_others():
+    policy, count = get_method("cmixup", bandwidth=1.5).sample, 4000
+    signals = Signals(targets=LABELS)
+    drawn = torch.stack([policy.plan((6, 3, 4, 4), keyed(1, key), signals).partners[:, 0] for key in range(count)])
+    expected = kernel(LABELS, 1.5).exp().fill_diagonal_(0)
+    expected = expected / expected.sum(1, keepdim=True)
+    seen = torch.stack([(drawn == other).double().mean(0) for other in range(6)], 1)
+    assert (seen.diagonal() == 0).all()
+    error = 5 * (expected * (1 - expected) / count).sqrt() + 1e-3
+    assert ((seen - expected).abs() <= error).all(), (seen, expected)
+
+
+def test_a_categorical_draw_has_no_nan_at_the_far_end_of_a_narrow_kernel():
+    plan = get_method("cmixup", bandwidth=1e-6).sample.plan((6, 3, 4, 4), keyed(1), Signals(targets=LABELS))
+    assert plan.partners[:, 0].tolist() == [1, 0, 1, 4, 3, 4]
+    assert categorical(torch.full((1, 1), -torch.inf), keyed(0)).tolist() == [0]
+
+
+@pytest.mark.parametrize("mode", ["sample", "batch"])
+def test_numbers_are_mixed_like_pixels(mode):
+    method = get_method("cmixup", loss="mse", mode=mode)
+    images = LABELS[:, :, None, None].expand(-1, 3, 8, 8).contiguous()
+    for labels in (LABELS, LABELS[:, 0], LABELS[:, 0].double()):
+        mixed, targets = method(images, labels, generator=keyed(3))
+        assert targets.shape == (6, 1)
+        assert_close(mixed.mean((1, 2, 3)), targets[:, 0])
+        plan = method.plan(images, labels, keyed(3))
+        assert (len(set(plan.lam.tolist())) == 1) == (mode == "batch")
+        assert_close(targets, (plan.weight[:, :, None] * LABELS[plan.index]).sum(1))
+    assert not torch.equal(targets, LABELS)
+    collated = MixupCollator(method)([{"pixel_values": image, "labels": float(y)} for image, y in zip(images, LABELS, strict=True)])
+    assert_close(collated["pixel_values"].mean((1, 2, 3)), collated["labels"][:, 0])
+
+
+def test_refusals():
+    images = torch.zeros(6, 3, 8, 8)
+    with refuses("the plan of 'cmixup' follows from labels too, got none"):
+        get_method("cmixup").plan(images)
+    with refuses("bandwidth must be a positive"):
+        get_method("cmixup", bandwidth=0)
+    with refuses("mode of cmixup must be a known name, got 'pair'"):
+        get_method("cmixup", mode="pair")
+    with refuses("labels must be finite"):
+        get_method("cmixup", loss="mse")(images, torch.tensor([0, 1, 2, 3, 4, torch.nan]))
+    with refuses("labels must be numbers"):
+        get_method("cmixup", loss="mse")(images, torch.zeros(6, 2, 2))
+    with refuses("mixstyle draws partners for every layer, got CMixup, which needs targets"):
+        MixupModel(vit(), get_method("mixstyle", sample="cmixup"))
+
+
+def test_all_ways_to_train_mix_alike(tmp_path):
+    """The model's step has the pairs of the plan, the collator and the stock Trainer train; a stopped run goes on to the bit."""
+    data, fields = brightness(), {"mix": ["cmixup"], "mix_args": {"cmixup": {"bandwidth": 2.0}}, "loss": "mse"}
+    whole = trainer(tmp_path / "whole", vit(num_labels=1), data, data[:16], **fields)
+    whole.train()
+    assert whole.evaluate()["eval_loss"] == pytest.approx(
+        float(
+            MSE()(
+                torch.from_numpy(whole.predict(data[:16]).predictions), torch.tensor([row["labels"] for row in data[:16]])[:, None]
+            ).mean()
+        ),
+        rel=1e-4,
+    )
+    trainer(tmp_path / "cut", vit(num_labels=1), data, callbacks=[_StopAt(3)], **fields).train()
+    resumed = trainer(tmp_path / "cut", vit(num_labels=1), data, **fields)
+    resumed.train(resume_from_checkpoint=True)
+    assert difference(weights(whole.model), weights(resumed.model)) == 0
+    method = whole.mixup_model.choice.methods[0]
+    images, labels = torch.stack([row["pixel_values"] for row in data[:6]]), torch.tensor([row["labels"] for row in data[:6]])
+    out = whole.mixup_model.train()(images, labels, MixKey(1, 0, 0))
+    plan = method.sample.plan(images.shape, MixKey(1, 0, 0).own_rng(), Signals(targets=labels[:, None]))
+    assert_close(out.targets[:, 0], (plan.weight * labels[plan.index]).sum(1))
+    model = vit(num_labels=1)
+    before = weights(model)
+    Trainer(
+        model, plain_arguments(tmp_path, max_steps=3), train_dataset=data, compute_loss_func=MixupLoss(loss=MSE()),
+        callbacks=[MixupCallback(MixupCollator("cmixup", mix_args={"cmixup": {"bandwidth": 2.0}}))],
+    ).train()  # fmt: skip
+    assert difference(before, weights(model)) > 0
+
+
+def test_manifold_cmixup_is_built_as_the_authors_have_it():
+    """`use_manifold` of their code: partners by labels, mixed at a hidden layer."""
+    model = MixupModel(vit(), get_method("cmixup", step={"name": "manifoldmix", "layers": [1]})).train()
+    images, labels = Images(8).pixels, Images(8).labels
+    assert torch.isfinite(model(images, labels, MixKey(1, 0, 0)).loss)
