@@ -20,6 +20,7 @@ REQUIRED = [
     "datasets>=4.0",  # data sets by name, the scripts
     "evaluate>=0.4.6",  # hf-mixup evaluate
     "scikit-learn>=1.5",  # the digits
+    "scipy>=1.13",  # k-mixup, reports of sweeps
     "matplotlib>=3.9",  # pictures
 ]
 
@@ -70,7 +71,6 @@ setup(
             "types-PyYAML>=6.0",
             "build>=1.2",
             "hypothesis>=6.100",
-            "scipy>=1.13",
             "torchmetrics>=1.4",
             "foolbox>=3.3",
             "peft>=0.18",

@@ -14,9 +14,13 @@ from hf_mixup.core.losses import BCE, CrossEntropy
 from hf_mixup.core.plan import Boxes, Dense, MixPlan, blend, mix_targets, onehot
 from hf_mixup.core.policy import AreaLabels, SamplePolicy
 from hf_mixup.core.rng import MixKey
+from hf_mixup.networks.signals.merging import matched_tokens, merged_tokens
 from hf_mixup.policies.augmix import OPERATIONS, AugMix, augmented, autocontrast, chained, rotate, shear_x, shear_y
 from hf_mixup.policies.gmix import own_share as gmix_share
 from hf_mixup.policies.hmix import own_share as hmix_share
+from hf_mixup.policies.kmixup import matched
+from hf_mixup.policies.localmixup import distances
+from hf_mixup.policies.mergemix import important, least_overlap
 from hf_mixup.policies.ricap import patch
 from hf_mixup.policies.splicemix import cell_masks, spliced
 from hf_mixup.steps import KeepClean
@@ -185,7 +189,50 @@ def splicemix(case):
     assert_close(BCE()(logits, targets), BCE()(logits, case["target"]))
 
 
+def kmixup(case):
+    k, batch = int(case["k"]), len(case["x"])
+    rows, others = torch.arange(batch).split(k), case["index"].long().split(k)
+    partner = torch.cat(matched(case["x"], rows, others))
+    assert torch.equal(partner, case["match"].long())
+    plan = MixPlan.pair(partner, None, case["lam"].double().expand(batch))
+    assert_close(blend(plan, case["x"]), case["out"], atol=1e-6, rtol=1e-5)
+
+
+def localmixup(case):
+    locality = float(case["alpha"]) * case["x"][0].numel() ** 0.5
+    assert_close((-locality * distances(case["x"])).softmax(1), case["probabilities"].float(), atol=1e-6, rtol=1e-5)
+
+
+def mergemix(case):
+    prefix, tokens, sizes = int(case["prefix"]), case["x"], None
+    place = torch.arange(tokens.shape[1] - prefix).expand(len(tokens), -1)
+    for step, count in enumerate(case["counts"].tolist()):
+        into, left = matched_tokens(case[f"keys{step}"][:, prefix:], count, prefix % 2)
+        patches, sizes = merged_tokens(tokens[:, prefix:], sizes, into, left)
+        tokens, place = torch.cat([tokens[:, :prefix], patches], 1), into.gather(1, place)
+        assert_close(tokens, case[f"tokens{step}"], atol=1e-6, rtol=1e-5)
+        if prefix == 1:  # of two, the second moves among the merged tokens there, and its map does not follow
+            assert torch.equal(into + 1, case[f"level{step}"][:, 1:])
+    if prefix > 1:
+        return
+    worth = case["attention"].sum(1)[:, 1:, 0].gather(1, place)
+    assert_close(worth, case["worth"], atol=1e-6, rtol=0)
+    grid = (len(worth), 4, 4)
+    stay = important(worth.view(grid), torch.full((len(worth),), 0.45, dtype=torch.float64))
+    ours = dense_pair(stay, torch.arange(len(worth))).dense(tuple(case["mask"].shape[2:]))
+    assert stay.flatten(1).sum(1).eq(case["keep"]).all()
+    assert_close(stay.float().mean((1, 2)), case["lam"].float())
+    # patches that were merged are worth the same: which of them comes first is nobody's choice
+    for own, theirs, value in zip(stay.flatten(1), case["mask"][:, 0, ::2, ::2].flatten(1).bool(), worth, strict=True):
+        assert_close(value[own].sort().values, value[theirs].sort().values, atol=1e-6, rtol=0)
+    assert ours.shape == case["mask"].shape
+    assert torch.equal(least_overlap(case["masks"].view(grid).bool()), case["partner"].long())
+
+
 CHECKS = {
+    "mergemix": mergemix,
+    "kmixup": kmixup,
+    "localmixup": localmixup,
     "splicemix": splicemix,
     "gmix": gmix,
     "hmix": hmix,

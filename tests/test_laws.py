@@ -19,7 +19,7 @@ SMALLEST = {}
 # numbers of channels that a method can look at; any, if not named: a gray value is defined for these only
 CHANNELS = {"saliencymix": (1, 3)}
 # sides of the grid of the evidence, which the image must be a multiple of; 4 in laws.py
-CELLS = {"smmix": 4, "tlalign": 4, "tokenmix": 4}
+CELLS = {"mergemix": 4, "smmix": 4, "tlalign": 4, "tokenmix": 4}
 
 
 def fits(name, shape):

@@ -175,10 +175,10 @@ class Layout:
         """`output` with other maps, and with `prefix` of the tokens before the patches (class, distillation, registers)."""
         hidden = first_tensor(output)
         if hidden.ndim == 4:
-            return _with_first(output, maps.permute(0, 2, 3, 1) if self.channels_last else maps)
+            return with_first(output, maps.permute(0, 2, 3, 1) if self.channels_last else maps)
         patches = maps.flatten(2).transpose(1, 2)
         before = prefix(hidden[:, : hidden.shape[1] - patches.shape[1]])
-        return _with_first(output, torch.cat([before, patches], 1))
+        return with_first(output, torch.cat([before, patches], 1))
 
     def _grid(self, tokens: int, size: tuple[int, int]) -> tuple[int, int]:
         """The grid of patches, halved as often as it takes to be no more than there are tokens."""
@@ -194,8 +194,9 @@ def first_tensor(output: Any) -> Tensor:
     return output
 
 
-def _with_first(output: Any, tensor: Tensor) -> Any:
-    return tensor if isinstance(output, Tensor) else (_with_first(output[0], tensor), *output[1:])
+def with_first(output: Any, tensor: Tensor) -> Any:
+    """`output` with another first tensor."""
+    return tensor if isinstance(output, Tensor) else (with_first(output[0], tensor), *output[1:])
 
 
 def classifier_of(network: nn.Module) -> nn.Linear:

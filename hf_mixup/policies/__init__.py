@@ -15,6 +15,9 @@ from hf_mixup.policies.gmix import GMix
 from hf_mixup.policies.gridmix import GridMix
 from hf_mixup.policies.guidedmixup import GuidedMixup
 from hf_mixup.policies.hmix import HMix
+from hf_mixup.policies.kmixup import KMixup
+from hf_mixup.policies.localmixup import LocalMixup
+from hf_mixup.policies.mergemix import MergeMix
 from hf_mixup.policies.mixpro import MaskMix
 from hf_mixup.policies.mixup import Mixup
 from hf_mixup.policies.multimixup import MultiMixup
@@ -49,7 +52,10 @@ __all__ = [
     "GridMix",
     "GuidedMixup",
     "HMix",
+    "KMixup",
+    "LocalMixup",
     "MaskMix",
+    "MergeMix",
     "Mixup",
     "MultiMixup",
     "PuzzleMix",

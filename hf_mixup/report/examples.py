@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 LAMS = (0.1, 0.3, 0.5, 0.7, 0.9)  # at which the masks of mixers are drawn
 
 # what only networks of tokens can give
-TOKEN_SIGNALS = {"attention", "patch_attention", "token_grid", "attention_layers", "token_scores"}
+TOKEN_SIGNALS = {"attention", "patch_attention", "token_grid", "attention_layers", "token_scores", "merged_attention"}
 
 
 def default_architecture(choice: MethodChoice) -> str:

@@ -2,6 +2,7 @@
 
 from hf_mixup.networks.signals.attention import Attention, AttentionLayers, PatchAttention, TokenGrid, TokenScores
 from hf_mixup.networks.signals.features import Activation, Features
+from hf_mixup.networks.signals.merging import MergedAttention
 from hf_mixup.networks.signals.saliency import InputGradient, Saliency
 from hf_mixup.networks.signals.signal import Signal
 
@@ -14,6 +15,7 @@ SIGNALS: dict[str, type[Signal]] = {
     "attention": Attention,
     "token_scores": TokenScores,
     "patch_attention": PatchAttention,
+    "merged_attention": MergedAttention,
     "token_grid": TokenGrid,
     "attention_layers": AttentionLayers,
 }

@@ -58,6 +58,11 @@ class Reader:
         """(B, N, N): rows are the tokens that attend. The mean over heads."""
         return sum(self._maps(self._normalised(hidden))) / self._heads
 
+    def keys(self, hidden: Tensor, *rest: Any) -> Tensor:
+        """(B, N, d): the key of every token. The mean over heads."""
+        weight, bias = self._projections()[1]
+        return F.linear(self._normalised(hidden), weight, bias).unflatten(2, (self._heads, -1)).mean(2)
+
     @property
     def _heads(self) -> int:
         return getattr(self.attention, self.row.heads)
