@@ -24,6 +24,7 @@ from hf_mixup.policies import (
     AttentiveMix,
     AugMix,
     BalancedMixup,
+    ClassMix,
     CMixup,
     CoMixup,
     CutMix,
@@ -135,10 +136,15 @@ METHODS: dict[str, Method] = {
 }
 
 
+# methods of label maps alone, which no network for whole images can use; found by name as the others are
+OF_MAPS: dict[str, Method] = {"classmix": Method("classmix", ClassMix(), paper="2007.07936")}
+
+
 def get_method(name: str, **fields: Any) -> Method:
-    """A method by its name in `METHODS`, with other hyper-parameters where given: `get_method("cutmix", alpha=0.2)`."""
-    check_known("method", name, METHODS)
-    return METHODS[name].replaced(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
+    """A method by its name in `METHODS` or `OF_MAPS`, with other hyper-parameters where given: `get_method("cutmix", alpha=0.2)`."""
+    known = {**METHODS, **OF_MAPS}
+    check_known("method", name, known)
+    return known[name].replaced(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
 
 
 def taught_by_the_network(choice: MethodChoice) -> list[str]:

@@ -39,6 +39,7 @@ def signals_for(shape, key=0, device="cpu"):
         attention_layers=torch.randn(batch, 3, 17, 17, generator=rng).softmax(3),
         logits=torch.randn(batch, 10, generator=rng),
         targets=torch.eye(10)[torch.randint(10, (batch,), generator=rng)],
+        maps=torch.randint(5, (batch, height, width), generator=rng),
     )
 
 

@@ -4,11 +4,13 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from hf_mixup import METHODS, Method, MixupCollator, MixupLoss, MixupModel, blend, get_method
+import laws
+from hf_mixup import METHODS, MixupCollator, MixupLoss, MixupModel, blend, get_method
 from hf_mixup.core.plan import MixPlan, move_maps
 from hf_mixup.core.policy import Signals
 from hf_mixup.core.rng import keyed
 from hf_mixup.method import needs_of_model
+from hf_mixup.methods import OF_MAPS
 from hf_mixup.policies import ClassMix
 from refusals import refuses
 from small import vit
@@ -17,7 +19,7 @@ IGNORED = 255
 WHOLE = ["vanilla", "cutmix", "fmix", "gridmix", "saliencymix", "resizemix", "ricap", "decouplemix"]
 SOFT = ["mixup", "smoothmix", "hmix", "gmix", "regmixup", "kmixup", "localmixup"]
 OF_WHOLE_LABELS = ["cmixup", "remix", "balancedmixup", "cmo"]
-CLASSMIX = Method("classmix", ClassMix(), paper="2007.07936")
+CLASSMIX = get_method("classmix")
 every_whole = pytest.mark.parametrize("method", [*map(METHODS.get, WHOLE), CLASSMIX], ids=str)
 
 
@@ -125,6 +127,21 @@ def test_collators_move_maps_and_keep_integers(method):
         assert not torch.equal(batch["labels"], maps)
     with refuses("label maps are for the network's own loss, got them in MixupLoss; leave out compute_loss_func"):
         MixupLoss()(torch.randn(6, 4, 40, 40), batch["labels"])
+
+
+@pytest.mark.parametrize("shape", laws.SHAPES, ids=str)
+@pytest.mark.parametrize("name", OF_MAPS)
+def test_methods_of_maps_obey_the_laws(name, shape):
+    method = OF_MAPS[name]
+    for key in range(3):
+        laws.onehot_images(method.sample, method.label, shape, key)
+        laws.convex(method.sample, shape, key)
+        laws.own_first(method.sample, shape, key)
+    laws.pure(method.sample, method.label, shape)
+    laws.dtype(method.sample, shape)
+    laws.round_trip(method)
+    laws.keyed_plans(method.sample, (8, 3, 32, 32))
+    laws.varied(method.sample, (8, 3, 32, 32))
 
 
 # -- ClassMix ---------------------------------------------------------------------------------------------------------------

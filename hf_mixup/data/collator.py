@@ -211,7 +211,10 @@ class MixupCollator:
         if not math.isfinite(sum(totals)):
             check_images(out, name=name)  # says where, if it was not the sum that ran over
         beside = [mix_others(plan, others) for plan in plans]
-        others = {k: torch.cat([part[k] for part in beside]) if isinstance(v, Tensor) else v for k, v in others.items()}
+        if len(plans) > 1:
+            others = {k: torch.cat([part[k] for part in beside]) if isinstance(v, Tensor) else v for k, v in others.items()}
+        else:
+            others = beside[0]
         targets = torch.cat([mix_targets(plan, labels, self.outputs) if maps is None else move_maps(plan, maps) for plan in plans])
         if maps is None:
             self._made[key % len(self._made)] = _checksum(targets)
@@ -656,7 +659,7 @@ def check_labels_of(model: nn.Module, methods: Sequence[Method]) -> None:
     for method in methods:
         if "ForSemanticSegmentation" in name:
             check_maps(method)
-        else:
+        elif "Classification" in name:
             check_without_maps(method)
 
 

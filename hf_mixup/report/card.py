@@ -22,7 +22,7 @@ from hf_mixup.core.policy import AreaLabels
 from hf_mixup.core.secrets import redacted
 from hf_mixup.method import CONFIG_NAME, needs_of_model
 from hf_mixup.methods import METHODS
-from hf_mixup.networks.backbones import ARCHITECTURES
+from hf_mixup.networks.backbones import ARCHITECTURES, TASKS, task_of
 from hf_mixup.report import plots
 from hf_mixup.report.run_folder import CARD_NAME, CURVE_NAME, EVALUATION_NAME, GALLERY_NAME, LOG_NAME, RESULTS_NAME
 from hf_mixup.steps import Standard
@@ -109,20 +109,20 @@ def write_model_card(
     model_name = model_name or folder.absolute().name
     base = base_model and repository_name(base_model)
     base_model = None if base is None or Path(base).exists() else base  # people elsewhere cannot follow a path of ours
-    timm = network["model_type"] == "timm_wrapper"
+    timm, task = network["model_type"] == "timm_wrapper", task_of(network["model_type"])
     licence = {"license": license} if isinstance(license, str) else dict(license or {}) or (licence_of(base) if base else {})
     data = ModelCardData(
         language=language,
         **licence,
         library_name="transformers",
-        pipeline_tag="image-classification",
-        tags=list(dict.fromkeys(["image-classification", "hf_mixup", *(["timm"] if timm else []), *methods, *tags])),
+        pipeline_tag=task,
+        tags=list(dict.fromkeys([task, "hf_mixup", *(["timm"] if timm else []), *methods, *tags])),
         datasets=[dataset_id] if dataset_id else None,
         metrics=["accuracy"],
         base_model=base_model,
         model_name=model_name,
         eval_results=[
-            EvalResult("image-classification", dataset_id or _slug(dataset), dataset, kind, value, metric_name=name, dataset_split=split)
+            EvalResult(task, dataset_id or _slug(dataset), dataset, kind, value, metric_name=name, dataset_split=split)
             for _, kind, name, value in measured
         ]
         if dataset and measured
@@ -130,12 +130,14 @@ def write_model_card(
     )
     mixers = {"mixblock": "MixBlock", "adaptivemask": "AdaptiveMask"}
     here = repo or "path/or/hub-id/of/this/model"
-    size, shapes, embedding = _measured(folder, network)
+    size, shapes, embedding = _measured(folder, network, TASKS[task][1])
     card = ModelCard.from_template(
         data,
         template_path=str(TEMPLATES / "model_card.md"),
         title=plain(model_name),
         repo=json.dumps(here),
+        task=task,
+        auto=TASKS[task][1].__name__,
         network=plain(_architecture(network)),
         base=f"[{plain(base_model)}](https://huggingface.co/{base_model})" if base_model else base and "a local checkpoint",
         dataset=dataset and _linked(plain(dataset), dataset_id),
@@ -338,7 +340,7 @@ def _facts(folder: Path, network: Mapping[str, Any]) -> dict[str, Any]:
     side = _side(folder, network)
     names = list((network.get("id2label") or {}).values()) or network.get("label_names") or []
     return {
-        "type": "image classification, and features for other tasks",
+        "type": f"{task_of(network['model_type']).replace('-', ' ')}, and features for other tasks",
         "architecture": _architecture(network),
         **({"code": "its own; read it, then load it with trust_remote_code=True"} if network.get("auto_map") else {}),
         **({"image size": f"{side} x {side} pixels"} if side else {}),
@@ -346,12 +348,12 @@ def _facts(folder: Path, network: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _measured(folder: Path, network: Mapping[str, Any]) -> tuple[dict[str, str], list[str], tuple[str, str] | None]:
-    """Of a copy of the network that holds no numbers: size and cost; shapes of its feature maps; how to take the embedding, and its shape."""
+def _measured(folder: Path, network: Mapping[str, Any], kind: Any) -> tuple[dict[str, str], list[str], tuple[str, str] | None]:
+    """Of a copy of the network, made by `kind`, a class of transformers, that holds no numbers: size and cost; shapes of its feature maps; how to take the embedding, and its shape."""
     import torch
     from torch.utils._python_dispatch import TorchDispatchMode
     from torch.utils.flop_counter import FlopCounterMode
-    from transformers import AutoConfig, AutoModelForImageClassification
+    from transformers import AutoConfig
 
     aten = torch.ops.aten
 
@@ -367,10 +369,10 @@ def _measured(folder: Path, network: Mapping[str, Any]) -> tuple[dict[str, str],
             return out
 
     facts, shapes, embedding = {}, [], None
-    side = _side(folder, network)
+    side = _side(folder, network) if task_of(network["model_type"]) == "image-classification" else None
     try:
         with torch.device("meta"), torch.no_grad():
-            model = AutoModelForImageClassification.from_config(AutoConfig.from_pretrained(folder, trust_remote_code=False)).eval()
+            model = kind.from_config(AutoConfig.from_pretrained(folder, trust_remote_code=False)).eval()
             facts["parameters"] = f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M"
             if side:
                 image = torch.zeros(1, _channels(network), side, side)

@@ -7,7 +7,7 @@ import logging
 import math
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from transformers import (
     PvtConfig,
     ViTConfig,
 )
+from transformers.models.auto import modeling_auto as auto
 
 from hf_mixup.core.checks import nearest
 from hf_mixup.core.hub import told_plainly
@@ -204,7 +205,7 @@ def load_classifier(
     mismatches = kwargs.get("ignore_mismatched_sizes", False)
     with told_plainly(repo_or_folder, kwargs.get("revision")), _quiet(mismatches or headless, missing=headless):
         try:
-            network, report = _auto_of(config).from_pretrained(
+            network, report = TASKS[task_of(config.model_type)][1].from_pretrained(
                 repo_or_folder, config=config, use_safetensors=True, output_loading_info=True, **kwargs
             )
         except RuntimeError as error:
@@ -225,15 +226,18 @@ def load_classifier(
     return network if image_size is None else at_resolution(network, image_size)
 
 
-def _auto_of(config: PreTrainedConfig) -> type:
-    """The class of transformers that loads it."""
-    kinds = (
-        AutoModelForImageClassification,
-        AutoModelForVideoClassification,
-        AutoModelForAudioClassification,
-        AutoModelForSequenceClassification,
-    )
-    return next((kind for kind in kinds if type(config) in kind._model_mapping), AutoModelForImageClassification)
+def task_of(model_type: str) -> str:
+    """What a classifier of this `config.model_type` classifies, in the words of pipelines: `image-classification`, `audio-classification`, ..."""
+    return next((task for task, (known, _) in TASKS.items() if model_type in known), "image-classification")
+
+
+# a network of several tasks has the first
+TASKS: dict[str, tuple[Mapping[str, Any], type]] = {
+    "image-classification": (auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES, AutoModelForImageClassification),
+    "video-classification": (auto.MODEL_FOR_VIDEO_CLASSIFICATION_MAPPING_NAMES, AutoModelForVideoClassification),
+    "audio-classification": (auto.MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES, AutoModelForAudioClassification),
+    "text-classification": (auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES, AutoModelForSequenceClassification),
+}
 
 
 def channels_of(network: PreTrainedModel) -> int:

@@ -1,0 +1,157 @@
+"""What the scripts for sounds, videos and label maps share: arguments, data sets, and the course of a run."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch.utils.data import Dataset as Examples
+from transformers import Trainer, set_seed
+from transformers.utils import logging as transformers_logging
+
+from hf_mixup.arguments import MixupTrainingArguments, RunArguments
+from hf_mixup.cli.folder import choose_folder
+from hf_mixup.cli.parser import Parser
+from hf_mixup.cli.refusals import log_to_screen
+from hf_mixup.cli.train import DEFAULTS, TOLD
+from hf_mixup.training.callbacks import AtTheStart
+
+logger = logging.getLogger("run_mixup")
+
+
+@dataclass
+class TaskArguments:
+    """Which network, and what it learns from."""
+
+    dataset_name: str | None = field(
+        default=None, metadata={"help": "A folder of save_to_disk, or a data set of the Hub; a small one that is made here if not given."}
+    )
+    dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of the data set."})
+    input_column_name: str | None = field(default=None, metadata={"help": "Column of the inputs; the one of the right type if not given."})
+    label_column_name: str | None = field(default=None, metadata={"help": "Column of the labels; the one of the right type if not given."})
+    max_train_samples: int | None = field(default=None, metadata={"help": "Train on this many examples only."})
+    max_eval_samples: int | None = field(default=None, metadata={"help": "Evaluate on this many examples only."})
+    model_name_or_path: str | None = field(
+        default=None, metadata={"help": "A checkpoint to start from: a folder or a Hub id; a tiny network from scratch if not given."}
+    )
+
+
+# what a script does: from its arguments to the trainer, and the name of the data set
+Build = Callable[[TaskArguments, MixupTrainingArguments], tuple[Trainer, str]]
+RUN = ("output_dir", "overwrite_output_dir", "resume_from_checkpoint")
+SHORT = (
+    "mix", "mix_prob", "alpha", "mix_args", "mix_rate", *TaskArguments.__dataclass_fields__, *RUN, "num_train_epochs", "max_steps",
+    "per_device_train_batch_size", "learning_rate", "seed", "use_cpu",
+)  # fmt: skip
+# for the small data sets, and tiny networks from scratch
+FROM_SCRATCH = {"learning_rate": 1e-3, "num_train_epochs": 20, "per_device_train_batch_size": 32, "warmup_steps": 20, "weight_decay": 0.05}
+NOT_HERE = {"recipe", "report_dir", "license"}
+
+
+def parse(argv: list[str], prog: str, about: str, mix: Sequence[str]) -> tuple[TaskArguments, RunArguments, MixupTrainingArguments]:
+    """The arguments as they were typed, over the defaults. Raises ValueError in one sentence."""
+    groups = {"task": list(TaskArguments.__dataclass_fields__), "run": list(RUN)}
+    kinds = (TaskArguments, RunArguments, MixupTrainingArguments)
+    reader = Parser(kinds, prog, "[--mix METHOD ...] [...]", about, groups, SHORT, TOLD, NOT_HERE)
+    typed = reader.typed(argv)
+    small = {} if "model_name_or_path" in typed else FROM_SCRATCH
+    values = {**DEFAULTS, **small, "mix": list(mix), "remove_unused_columns": False, **typed}
+    reader.help_if_asked(typed, values)
+    task, run, args = reader.built(values)
+    if "output_dir" not in values:
+        args.output_dir = None
+    return task, run, args
+
+
+class Read(Examples):
+    """Examples that are made when they are asked for.
+
+    Args:
+        rows: what there is.
+        read: from a row to an example.
+        most: so many of them at most.
+        keep: keep examples in memory, of a small data set.
+    """
+
+    def __init__(self, rows: Any, read: Callable[[Any], Mapping[str, Any]], most: int | None = None, keep: bool = False):
+        self.rows, self.read_row = rows, read
+        self.kept: dict[int, Mapping[str, Any]] | None = {} if keep else None
+        self.length = len(rows) if most is None else min(most, len(rows))
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, row: int) -> Mapping[str, Any]:
+        if not 0 <= row < self.length:
+            raise IndexError(row)
+        if self.kept is None:
+            return self.read_row(self.rows[row])
+        if row not in self.kept:
+            self.kept[row] = self.read_row(self.rows[row])
+        return dict(self.kept[row])
+
+
+def load_splits(task: TaskArguments, seed: int) -> tuple[Any, Any]:
+    """The data set to train on, and the one to evaluate on; a fifth of the former where there is no other."""
+    from datasets import DatasetDict, load_dataset, load_from_disk
+
+    name = str(task.dataset_name)
+    data = load_from_disk(name) if Path(name).is_dir() else load_dataset(name, task.dataset_config_name)
+    if not isinstance(data, DatasetDict):
+        data = DatasetDict(train=data)
+    held_out = next((name for name in ("validation", "test", "eval") if name in data), None)
+    if "train" not in data:
+        raise ValueError(f"a data set must have a split 'train', got {', '.join(data)}; rename one.")
+    if held_out is None:
+        parts = data["train"].train_test_split(0.2, seed=seed)
+        return parts["train"], parts["test"]
+    return data["train"], data[held_out]
+
+
+def column_of(data: Any, name: str | None, kind: type | tuple[type, ...], what: str) -> str:
+    """The column of a name, or the one of a type of `datasets`. Raises ValueError where that is not clear."""
+    found = [column for column, feature in data.features.items() if (column == name if name else isinstance(feature, kind))]
+    if len(found) != 1:
+        raise ValueError(
+            f"one column must hold the {what}, got {', '.join(found) or 'none'} of {', '.join(data.column_names)}; pass its name as "
+            f"--{'label' if what.startswith('label') else 'input'}_column_name."
+        )
+    return found[0]
+
+
+def train(argv: list[str], prog: str, about: str, mix: Sequence[str], build: Build) -> dict[str, float]:
+    """Trains, evaluates, and leaves network, numbers and card in the folder of the run. Returns the numbers of the evaluation."""
+    task, run, args = parse(argv, prog, about, mix)
+    log_to_screen(logging.INFO if args.should_log else logging.WARNING)
+    transformers_logging.disable_progress_bar()
+    folder = choose_folder(run, args, "+".join(map(str, args.mix)))
+    set_seed(args.seed)
+    with folder.gone_if_refused():
+        trainer, name = build(task, args)
+        if run.overwrite_output_dir and not args.resume_from_checkpoint and trainer.is_world_process_zero():
+            trainer.add_callback(AtTheStart(folder.clear))  # after all that may be refused
+        said = str(args.resume_from_checkpoint).lower()
+        result = trainer.train(resume_from_checkpoint={"true": True, "false": None}.get(said, args.resume_from_checkpoint))
+        trainer.save_model()
+        trainer.save_metrics("train", {"train_loss": result.metrics["train_loss"]})
+        trainer.save_state()
+        metrics = trainer.evaluate()
+        trainer.save_metrics("eval", metrics)
+        trainer.create_model_card(model_name=folder.path.name, dataset=name)
+    told = ", ".join(
+        f"{key.removeprefix('eval_')} {metrics[key]:.4f}" for key in ("eval_top1", "eval_mean_iou", "eval_loss") if key in metrics
+    )
+    logger.info("%s on %s", told, name)
+    logger.info("everything is in %s", args.output_dir)
+    return metrics
+
+
+def script(main: Callable[[list[str], str], Any], file: str) -> None:
+    """Runs a script from the command line, and exits."""
+    from hf_mixup.cli.refusals import run
+
+    sys.exit(run(main, sys.argv[1:], Path(file).name))

@@ -1,0 +1,91 @@
+"""Trains a classifier of sounds with mixing. Without arguments it trains a tiny AST on melodies in noise that are made here.
+
+`--dataset_name` takes data sets with a column of sounds (WAV files, 16 bits) and one of classes, `--model_name_or_path` any checkpoint for audio
+classification: of spectrograms, such as AST, or of waveforms, such as Wav2Vec2.
+"""
+
+from __future__ import annotations
+
+import io
+import wave
+from typing import Any
+
+import numpy as np
+from transformers import ASTConfig, ASTFeatureExtractor, ASTForAudioClassification, AutoFeatureExtractor
+
+from hf_mixup import MixupTrainer, MixupTrainingArguments
+from hf_mixup.cli.tasks import Read, TaskArguments, column_of, load_splits, script, train
+from hf_mixup.data.made import MELODIES, RATE, melodies
+from hf_mixup.networks.backbones import load_classifier
+
+
+def main(argv: list[str], prog: str = "run_mixup_audio.py") -> dict[str, float]:
+    return train(argv, prog, "Trains a classifier of sounds with mixing.", ["mixup"], build)
+
+
+def build(task: TaskArguments, args: MixupTrainingArguments) -> tuple[MixupTrainer, str]:
+    data, evaluation, names, read = made() if task.dataset_name is None else loaded(task, args.seed)
+    labels = {"id2label": dict(enumerate(names)), "label2id": {name: number for number, name in enumerate(names)}}
+    if task.model_name_or_path is None:
+        network, extractor = from_scratch(**labels)
+    else:
+        network = load_classifier(task.model_name_or_path, num_labels=len(names), ignore_mismatched_sizes=True, **labels)
+        extractor = AutoFeatureExtractor.from_pretrained(task.model_name_or_path)
+
+    def example(row: Any) -> dict[str, Any]:
+        sound, rate, label = read(row)
+        if rate != extractor.sampling_rate:
+            raise ValueError(
+                f"sounds must have the network's {extractor.sampling_rate} samples a second, got {rate}; resample the data set, or take another checkpoint."
+            )
+        features = extractor(sound, sampling_rate=rate, return_tensors="np")
+        return {**{name: value[0] for name, value in features.items()}, "labels": int(label)}
+
+    small = task.dataset_name is None
+    trainer = MixupTrainer(
+        network, args, train_dataset=Read(data, example, task.max_train_samples, small),
+        eval_dataset=Read(evaluation, example, task.max_eval_samples, small), processing_class=extractor,
+    )  # fmt: skip
+    return trainer, task.dataset_name or "melodies"
+
+
+def made() -> tuple[list, list, list[str], Any]:
+    """Melodies in noise: to train on, to evaluate on, the names of the classes, and how a row is read."""
+    train, evaluation = (list(zip(*melodies(count, seed), strict=True)) for count, seed in ((480, 0), (240, 1)))
+    return train, evaluation, list(MELODIES), lambda row: (row[0], RATE, row[1])
+
+
+def loaded(task: TaskArguments, seed: int) -> tuple[Any, Any, list[str], Any]:
+    from datasets import Audio, ClassLabel
+
+    train, evaluation = load_splits(task, seed)
+    sounds = column_of(train, task.input_column_name, Audio, "sounds")
+    label = column_of(train, task.label_column_name, ClassLabel, "labels")
+    train, evaluation = (data.cast_column(sounds, Audio(decode=False)) for data in (train, evaluation))
+    return train, evaluation, train.features[label].names, lambda row: (*decoded(row[sounds]), row[label])
+
+
+def decoded(file: dict[str, Any]) -> tuple[np.ndarray, int]:
+    """A waveform (samples,) float32, the mean of its channels, and its samples a second."""
+    try:
+        with wave.open(io.BytesIO(file["bytes"]) if file["bytes"] is not None else file["path"]) as sound:
+            if sound.getsampwidth() != 2:
+                raise wave.Error(f"{8 * sound.getsampwidth()} bits")
+            samples = np.frombuffer(sound.readframes(sound.getnframes()), dtype="<i2").reshape(-1, sound.getnchannels())
+            return samples.mean(1, dtype=np.float32) / 32768, sound.getframerate()
+    except (wave.Error, EOFError) as error:
+        raise ValueError(f"sounds must be WAV files of 16 bits, got {file['path']} ({error}); convert them.") from None
+
+
+def from_scratch(**labels: Any) -> tuple[ASTForAudioClassification, ASTFeatureExtractor]:
+    """A tiny AST, and its spectrograms: 48 of 32 frequencies, 10 ms apart."""
+    extractor = ASTFeatureExtractor(num_mel_bins=32, max_length=48, mean=-3.0, std=2.5)
+    config = ASTConfig(
+        hidden_size=64, num_hidden_layers=3, num_attention_heads=4, intermediate_size=128, num_mel_bins=32, max_length=48, patch_size=8,
+        frequency_stride=8, time_stride=8, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, **labels,
+    )  # fmt: skip
+    return ASTForAudioClassification(config), extractor
+
+
+if __name__ == "__main__":
+    script(main, __file__)

@@ -1,0 +1,115 @@
+"""Trains a network that labels pixels with mixing: a stock Trainer, the callback, and the network's own loss. Without arguments it trains a
+tiny SegFormer on maps of digits that are made here.
+
+`--dataset_name` takes data sets with two columns of images, the second one label maps, `--model_name_or_path` any checkpoint for semantic
+segmentation whose image processor takes label maps, such as SegFormer or UperNet.
+"""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import (
+    AutoImageProcessor,
+    AutoModelForSemanticSegmentation,
+    EvalPrediction,
+    SegformerConfig,
+    SegformerForSemanticSegmentation,
+    SegformerImageProcessor,
+    Trainer,
+    TrainingArguments,
+)
+
+from hf_mixup import MixupCallback, MixupCollator, MixupTrainingArguments
+from hf_mixup.cli.tasks import Read, TaskArguments, column_of, load_splits, script, train
+from hf_mixup.data.made import IGNORED, digit_maps, digit_pictures
+from hf_mixup.training.agreement import changed
+
+USED = ("mix", "mix_prob", "alpha", "mix_args", "mode", "mix_rate", "mix_repeat", "mix_off_epoch")
+
+
+def main(argv: list[str], prog: str = "run_mixup_segmentation.py") -> dict[str, float]:
+    return train(argv, prog, "Trains a network that labels pixels with mixing.", ["cutmix"], build)
+
+
+def build(task: TaskArguments, args: MixupTrainingArguments) -> tuple[Trainer, str]:
+    refuse_unused(args)
+    mixing = {name: getattr(args, name) for name in USED if name != "mix_off_epoch"}
+    callback = MixupCallback(MixupCollator(**mixing), mix_off_epoch=args.mix_off_epoch)
+    data, evaluation, read = made() if task.dataset_name is None else loaded(task, args.seed)
+    if task.model_name_or_path is None:
+        network, processor = from_scratch()
+    else:
+        network = AutoModelForSemanticSegmentation.from_pretrained(task.model_name_or_path)
+        processor = AutoImageProcessor.from_pretrained(task.model_name_or_path)
+
+    def example(row: Any) -> dict[str, Any]:
+        image, labels = read(row)
+        given = processor(image, labels, return_tensors="pt")
+        return {"pixel_values": given["pixel_values"][0], "labels": given["labels"][0]}
+
+    small = task.dataset_name is None
+    trainer = Trainer(
+        network, args, train_dataset=Read(data, example, task.max_train_samples, small),
+        eval_dataset=Read(evaluation, example, task.max_eval_samples, small), processing_class=processor, callbacks=[callback],
+        compute_metrics=mean_iou, preprocess_logits_for_metrics=classes_of_pixels,
+    )  # fmt: skip
+    return trainer, task.dataset_name or "maps of digits"
+
+
+def refuse_unused(args: MixupTrainingArguments) -> None:
+    """A stock Trainer, whose loss is the network's own, has a use for few of the arguments of mixing."""
+    own = {field.name for field in fields(MixupTrainingArguments)} - {field.name for field in fields(TrainingArguments)} - set(USED)
+    if dead := changed(args, *sorted(own)):
+        raise ValueError(f"--{dead[0]} has no effect on a network that labels pixels, got {getattr(args, dead[0])!r}; leave it out.")
+
+
+def classes_of_pixels(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """(B, H, W): the class of every pixel of the label map, and nothing larger to be kept."""
+    logits = logits[0] if isinstance(logits, tuple) else logits
+    return torch.nn.functional.interpolate(logits, labels.shape[-2:], mode="bilinear", align_corners=False).argmax(1)
+
+
+def mean_iou(found: EvalPrediction) -> dict[str, float]:
+    """The mean over classes of intersection over union, and the share of right pixels, without those to be ignored."""
+    known = (found.label_ids != IGNORED) & (found.label_ids >= 0)
+    right, seen = found.label_ids[known], found.predictions[known]
+    classes = int(max(right.max(), seen.max())) + 1
+    table = np.bincount(right * classes + seen, minlength=classes**2).reshape(classes, classes)
+    both, either = table.diagonal(), table.sum(0) + table.sum(1) - table.diagonal()
+    return {"mean_iou": float((both[either > 0] / either[either > 0]).mean()), "pixel_accuracy": float(both.sum() / table.sum())}
+
+
+def made() -> tuple[list, list, Any]:
+    """Maps of digits: to train on, to evaluate on, and how a row is read."""
+    rows = []
+    for (pictures, classes), count, seed in zip(digit_pictures(), (400, 200), (0, 1), strict=True):
+        images, maps = digit_maps(pictures, classes, count, seed)
+        rows.append(list(zip((images * 255).astype(np.uint8), maps, strict=True)))
+    return *rows, lambda row: row
+
+
+def loaded(task: TaskArguments, seed: int) -> tuple[Any, Any, Any]:
+    from datasets import Image
+
+    train, evaluation = load_splits(task, seed)
+    images = [name for name, feature in train.features.items() if isinstance(feature, Image)]
+    first, second = task.input_column_name or (images or [None])[0], task.label_column_name or (images[1:] or [None])[0]
+    image, labels = column_of(train, first, Image, "images"), column_of(train, second, Image, "label maps")
+    return train, evaluation, lambda row: (np.array(row[image].convert("RGB")), np.array(row[labels]))
+
+
+def from_scratch() -> tuple[SegformerForSemanticSegmentation, SegformerImageProcessor]:
+    """A tiny SegFormer for images of 32 x 32 pixels and 11 classes."""
+    config = SegformerConfig(
+        num_labels=11, hidden_sizes=[32, 64, 64, 64], depths=[1, 1, 1, 1], num_attention_heads=[1, 2, 2, 2], decoder_hidden_size=64, patch_sizes=[3, 3, 3, 3],
+        strides=[2, 2, 2, 2], sr_ratios=[4, 2, 1, 1], drop_path_rate=0.0, classifier_dropout_prob=0.0, semantic_loss_ignore_index=IGNORED,
+    )  # fmt: skip
+    return SegformerForSemanticSegmentation(config), SegformerImageProcessor(size={"height": 32, "width": 32})
+
+
+if __name__ == "__main__":
+    script(main, __file__)
