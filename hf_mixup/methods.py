@@ -115,6 +115,8 @@ METHODS: dict[str, Method] = {
         Method("hmix", HMix(), paper="2208.09913"),
         Method("gmix", GMix(), paper="2208.09913"),
         Method("splicemix", SpliceMix(), loss=BCE(), step=KeepClean(clean_weight=4.0), paper="2311.15200"),
+        Method("wordmixup", Mixup(), step=ManifoldMix(layers=(0,)), paper="1905.08941"),
+        Method("tmix", Mixup(alpha=0.75), step=ManifoldMix(layers=(7 / 12, 0.75, 1.0)), paper="2004.12239"),
         Method("cmixup", CMixup(), paper="2210.05775"),
         Method("remix", Mixup(), label=RebalancedLabels(), paper="2007.03943"),
         Method("balancedmixup", BalancedMixup(), paper="2109.09850"),

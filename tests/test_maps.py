@@ -104,7 +104,13 @@ def test_moves_that_are_not_said_are_refused_by_name():
 
 def test_every_other_method_of_images_is_one_of_the_two():
     known = {*WHOLE, *SOFT, "augmix", "classmix"}
-    assert {name for name, method in METHODS.items() if not needs_of_model(method)} <= known
+    images, maps = labelled()
+    for name, method in METHODS.items():
+        if method.needs_targets and not needs_of_model(method):
+            with refuses(f"'{name}' looks at labels of whole images, got label maps"):
+                method(images, maps)
+        elif not needs_of_model(method):
+            assert name in known, name
 
 
 @every_whole
