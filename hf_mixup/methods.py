@@ -122,6 +122,8 @@ METHODS: dict[str, Method] = {
         Method("localmixup", LocalMixup(), paper="2201.04368"),
         Method("mergemix", MergeMix(), paper="2510.23479"),
         Method("splicemix", SpliceMix(), loss=BCE(), step=KeepClean(clean_weight=4.0), paper="2311.15200"),
+        Method("wordmixup", Mixup(), step=ManifoldMix(layers=(0,)), paper="1905.08941"),
+        Method("tmix", Mixup(alpha=0.75), step=ManifoldMix(layers=(7 / 12, 0.75, 1.0)), paper="2004.12239"),
         Method("cmixup", CMixup(), paper="2210.05775"),
         Method("remix", Mixup(), label=RebalancedLabels(), paper="2007.03943"),
         Method("balancedmixup", BalancedMixup(), paper="2109.09850"),

@@ -17,17 +17,17 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import ImageClassifierOutput
 
-from hf_mixup.core.checks import check_between, check_count, check_images
+from hf_mixup.core.checks import check_between, check_count, check_images, check_tokens
 from hf_mixup.core.hub import download_all, told_plainly
 from hf_mixup.core.losses import CrossEntropy, Loss, MultiHead
 from hf_mixup.core.rng import MixKey
 from hf_mixup.method import CONFIG_NAME, Method, check_views, check_without_maps, read_config
-from hf_mixup.methods import MethodChoice
+from hf_mixup.methods import METHODS, MethodChoice
 from hf_mixup.mixers.mixer import Mixer
 from hf_mixup.networks.average import Average, rising_decay
 from hf_mixup.networks.backbones import describe_for_timm, load_classifier
 from hf_mixup.networks.distillation import Distillation, Distiller
-from hf_mixup.networks.families import bare, is_timm, keep_frozen, main_input_of, takes_pictures
+from hf_mixup.networks.families import bare, is_timm, keep_frozen, main_input_of, reads_tokens, takes_pictures
 from hf_mixup.networks.passes import check_changeable, compile_around, logits_of
 from hf_mixup.networks.signals.signal import gathered
 from hf_mixup.networks.teachers import Normalisation, Teacher, normalisation_of
@@ -132,6 +132,9 @@ class MixupModel(PreTrainedModel):
         for method in mix.methods:
             check_views(method)
             check_without_maps(method)
+        self.tokens = reads_tokens(backbone)
+        if self.tokens:
+            check_text(backbone, mix.methods)
         self.states = nn.ModuleDict({method.name: method.step.build(method.parts, backbone) for method in mix.methods})
         self.ema_decay, self.ema = ema_decay, None
         if ema_decay is not None:
@@ -242,7 +245,10 @@ class MixupModel(PreTrainedModel):
         if not self.training:
             logits = self._deployed_logits(pixel_values, others)
             return ImageClassifierOutput(loss=self._plain_loss(logits, labels), logits=logits)
-        check_images(pixel_values, name=self.main_input_name, flat=self.flat, finite=False)
+        if self.tokens:
+            check_tokens(pixel_values)
+        else:
+            check_images(pixel_values, name=self.main_input_name, flat=self.flat, finite=False)
         loss = self.choice.methods[0].loss
         loss.check(labels, len(pixel_values), self.num_labels)
         targets = loss.targets(labels, self.num_labels)
@@ -313,7 +319,8 @@ class MixupModel(PreTrainedModel):
     def _deployed_logits(self, images: Tensor, others: Mapping[str, Tensor]) -> Tensor:
         network = self.deployed
         if network is not self.backbone:
-            images = images.to(network.dtype)  # an average is kept in float32, whatever the backbone's dtype
+            # an average is kept in float32, whatever the backbone's dtype
+            images = images.to(network.dtype) if images.is_floating_point() else images
         return logits_of(network, images, others)
 
     def _plain_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
@@ -496,3 +503,17 @@ class MixupModel(PreTrainedModel):
 
     def _init_weights(self, module):
         """Every part comes initialised."""
+
+
+def check_text(network: nn.Module, methods: Sequence[Method]) -> None:
+    """Refuses methods that mix before a network for texts can look, and networks that classify one word of a text by its number."""
+    for method in methods:
+        if method.sample != METHODS["vanilla"].sample and not method.step.takes_tokens:
+            raise ValueError(
+                f"texts are mixed inside of the network, got {method.name!r}, which mixes before it; take 'wordmixup', 'tmix' or 'manifoldmix'."
+            )
+    # heads of decoders are called score; they read the last word of the own text, where the mixture may go on
+    if hasattr(bare(network), "score") or getattr(network.config, "is_encoder_decoder", False):
+        raise ValueError(
+            f"mixing texts needs an encoder, whose classifier sees the whole text, got {type(bare(network)).__name__}; take one such as BERT."
+        )

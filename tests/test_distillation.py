@@ -22,7 +22,7 @@ from test_teachers import PROCESSORS
 from test_trainer import _StopAt
 
 KEY = MixKey(3, 0, 5, 0, 0, 100)
-HIDDEN = {"manifoldmix", "alignmix", "patchup", "moex", "nfm", "mixstyle"}
+HIDDEN = {"manifoldmix", "alignmix", "patchup", "moex", "nfm", "mixstyle", "tmix"}
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from small import difference, network_for, vit, weights
 every_method = pytest.mark.parametrize("name", sorted(METHODS))
 FEW = {"supermix": {"max_iter": 2}}  # steps of its search
 # change features inside the blocks that timm's checkpointing runs again
-CHANGES_FEATURES = ("manifoldmix", "alignmix", "mixstyle", "moex", "nfm", "patchup")
+CHANGES_FEATURES = ("manifoldmix", "alignmix", "mixstyle", "moex", "nfm", "patchup", "tmix")
 
 
 def method_of(name, **fields):

@@ -150,6 +150,11 @@ def check_images(images: Tensor, *, name: str = "images", flat: bool = False, fi
         raise TypeError(f"{what} must be a tensor {form}, got {type(images).__name__}; stack them first.")
     if images.ndim < (4 if name == "pixel_values" else 2) or (flat and images.ndim > 4):
         raise ValueError(f"{what} must have shape {form}, got {tuple(images.shape)}; add the missing axis or flatten the others.")
+    if name == "input_ids":
+        raise TypeError(
+            "numbers of words cannot be mixed, their embeddings can, got input_ids; train the text classifier with MixupTrainer, by wordmixup or "
+            "tmix."
+        )
     if not images.is_floating_point() and not (raw and images.dtype == torch.uint8):
         raise TypeError(f"{what} must be floating point, got {str(images.dtype).removeprefix('torch.')}; normalise first.")
     if pictures and images.ndim > 3 and images.shape[-3] > 4 and images.shape[-1] <= 4:
@@ -163,6 +168,15 @@ def check_images(images: Tensor, *, name: str = "images", flat: bool = False, fi
                 f"{what} must be finite, got NaN or infinity in rows {rows[:8]} of the batch; repair those images, "
                 "or turn the check off with check_finite=False."
             )
+
+
+def check_tokens(tokens: Tensor) -> None:
+    """Refuses what is no batch of texts, numbers of words (B, L)."""
+    if not isinstance(tokens, Tensor) or tokens.ndim != 2 or tokens.is_floating_point():
+        seen = f"{tuple(tokens.shape)}, {str(tokens.dtype).removeprefix('torch.')}" if isinstance(tokens, Tensor) else type(tokens).__name__
+        raise ValueError(f"input_ids must be whole numbers (B, L), got {seen}; pad the texts of a batch with the tokenizer.")
+    if len(tokens) == 0:
+        raise ValueError("mixing needs at least 2 texts in a batch, got 0; check the sampler, or the filter before it.")
 
 
 def check_examples(examples: Sequence[Tensor], name: str = "pixel_values") -> None:

@@ -368,6 +368,10 @@ def check_moves_maps(plan: MixPlan, name: str = "the method") -> None:
         )
 
 
+# what data sets of transformers call the column of labels
+LABEL_KEYS = ("labels", "label", "label_ids")
+
+
 def is_mask(name: str) -> bool:
     """Whether an input of this name says what of another input is there, as `attention_mask`, `padding_mask` and `pixel_mask` do."""
     return name.endswith("_mask")

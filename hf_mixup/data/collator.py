@@ -32,7 +32,7 @@ from hf_mixup.core.checks import (
     check_values,
 )
 from hf_mixup.core.losses import CrossEntropy, Loss, MultiHead
-from hf_mixup.core.plan import ONE_PASS_FROM, MixPlan, blend_examples, mix_others, mix_targets, move_maps, onehot
+from hf_mixup.core.plan import LABEL_KEYS, ONE_PASS_FROM, MixPlan, blend_examples, mix_others, mix_targets, move_maps, onehot
 from hf_mixup.core.planes import plane_shape, planes
 from hf_mixup.core.policy import Signals
 from hf_mixup.core.rng import keyed
@@ -440,9 +440,6 @@ def input_key(columns: Mapping, name: str | None) -> str:
             "rename the image column, and set remove_unused_columns=False if the Trainer dropped it."
         )
     return found[0]
-
-
-LABEL_KEYS = ("labels", "label", "label_ids")
 
 
 def _label_key(columns: Mapping) -> str:

@@ -6,16 +6,19 @@ import contextlib
 import copy
 import logging
 import operator
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
+import numpy as np
 import PIL.Image
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from hf_mixup.core.checks import check_cached_size
+from hf_mixup.core.plan import LABEL_KEYS
 from hf_mixup.core.rng import hashed, keyed
 from hf_mixup.data.augment import Transform, as_pixels
 from hf_mixup.data.pixels import read_image
@@ -108,11 +111,6 @@ class ImageDataset(Keyed, torch.utils.data.Dataset):
         keys = hashed(torch.tensor(rows) + (torch.tensor(copies) << 40), epoch)
         return examples_of(self.transform, images, labels, keys, self.on_device)
 
-    @property
-    def labels(self) -> list:
-        """Of every row, without reading an image."""
-        return self._cache[1] if self._cache is not None else list(self.data[self.label_column])
-
     def _read(self, row: int) -> tuple[PIL.Image.Image | Tensor, Any]:
         try:
             example = self.data[row]
@@ -162,39 +160,42 @@ def unwrapped(data: Any) -> Iterator[Any]:
             waiting += [part for part in parts if isinstance(part, torch.utils.data.Dataset)]
 
 
-def labels_of(data: Any) -> Sequence | None:
-    """The labels of every row of a data set, where it can say them without reading its images: data sets of ours, of `datasets`, and those
-    with an attribute `labels` or `targets`, as torchvision's have it. None of others."""
+def labels_of(data: Any, attributes: bool = False) -> np.ndarray | None:
+    """Labels of a data set that can be read without its images: one of ours or of `datasets`, and parts of them; None where they cannot.
+
+    Args:
+        attributes: look for `labels` and `targets` too, as torchvision's data sets have them.
+    """
+    datasets = sys.modules.get("datasets")  # a data set of theirs has imported it; nothing else here needs it
     if isinstance(data, torch.utils.data.Subset):
-        labels = labels_of(data.dataset)
-        return None if labels is None else [labels[row] for row in data.indices]
+        inner = labels_of(data.dataset, attributes)
+        return None if inner is None else inner[np.asarray(data.indices, dtype=np.int64)]
     if isinstance(data, torch.utils.data.ConcatDataset):
-        parts = [labels_of(part) for part in data.datasets]
-        return None if any(part is None for part in parts) else [label for part in parts for label in part]
-    names = [name for name in ("labels", "label", "label_ids") if name in (getattr(data, "column_names", None) or ())]
-    if names and hasattr(data, "with_format") and hasattr(data, "__len__"):
-        return list(data.with_format(None)[names[0]])
-    for name in ("labels", "targets"):
-        labels = getattr(data, name, None)
-        if hasattr(labels, "__len__") and hasattr(data, "__len__") and len(labels) == len(data):
-            return labels
+        parts = [labels_of(part, attributes) for part in data.datasets]
+        return None if any(part is None for part in parts) else np.concatenate(parts)
+    column = None
+    if isinstance(data, ImageDataset):
+        data, column = data.data, data.label_column
+    if datasets is not None and isinstance(data, datasets.Dataset):
+        column = column or next((name for name in LABEL_KEYS if name in data.column_names), None)
+        if column is not None:
+            return np.asarray(data.select_columns([column]).with_format("numpy")[:][column])
+    if attributes and hasattr(data, "__len__") and getattr(data, "target_transform", None) is None:
+        found = (getattr(data, name, None) for name in ("labels", "targets"))
+        return next((np.asarray(labels) for labels in found if hasattr(labels, "__len__") and len(labels) == len(data)), None)
     return None
 
 
 def class_counts_of(data: Any, num_labels: int) -> tuple[int, ...] | None:
     """Rows of each class; of soft labels their sums, rounded. None where `labels_of` says no labels, or others than of so many classes."""
-    labels = labels_of(data)
-    if labels is None or len(labels) == 0:
-        return None
-    try:
-        labels = torch.stack(list(labels)) if isinstance(labels[0], Tensor) else torch.as_tensor(labels)
-    except (TypeError, ValueError, RuntimeError):  # names, or lists of several lengths
+    labels = labels_of(data, attributes=True)
+    if labels is None or len(labels) == 0 or labels.dtype.kind not in "biuf":
         return None
     if labels.ndim == 2 and labels.shape[1] == num_labels:
-        return tuple(labels.double().sum(0).round().long().tolist())
-    if labels.ndim != 1 or labels.is_floating_point() or labels.min() < 0 or labels.max() >= num_labels:
+        return tuple(labels.sum(0).round().astype(int).tolist())
+    if labels.ndim != 1 or labels.dtype.kind == "f" or labels.min() < 0 or labels.max() >= num_labels:
         return None
-    return tuple(labels.long().bincount(minlength=num_labels).tolist())
+    return tuple(np.bincount(labels, minlength=num_labels).tolist())
 
 
 def set_epoch(data: Any, epoch: int) -> None:

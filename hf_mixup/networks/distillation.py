@@ -126,7 +126,9 @@ class Distiller:
         if weight.device != logits.device:  # it is no part of what the Trainer moves
             network.to(logits.device)
         with torch.no_grad():
-            seen = inputs[main].to(weight.dtype)
+            seen = inputs[main]
+            if seen.is_floating_point():
+                seen = seen.to(weight.dtype)
             if isinstance(self.size, int) and seen.ndim == 4:
                 seen = resized(seen, self.size)
             told = network(**{**inputs, main: self.teacher.view(seen)}).logits.float()

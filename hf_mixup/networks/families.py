@@ -45,6 +45,11 @@ def takes_pictures(network: nn.Module) -> bool:
     return main_input_of(network) == "pixel_values" and "ForVideo" not in type(network).__name__
 
 
+def reads_tokens(network: nn.Module) -> bool:
+    """Whether the network is given numbers of words (B, L), which cannot be mixed before its embeddings."""
+    return main_input_of(network) == "input_ids"
+
+
 # -- stages -----------------------------------------------------------------------------------------------------------------
 
 
@@ -119,7 +124,21 @@ def _timm_stages(network: nn.Module) -> Sequence[dict[str, Any]]:
 
 def stage_names(network: nn.Module) -> list[str]:
     """The modules whose outputs can be read or mixed, first to last; in transformers' models they give the `hidden_states`."""
+    if reads_tokens(network):
+        return _blocks_of_text(network)
     return [name for pattern in family_of(network).stages for name in numbered(network, pattern)]
+
+
+def _blocks_of_text(network: nn.Module) -> list[str]:
+    """The encoder layers of a network for texts: its first list of as many modules as the config says that there are layers."""
+    network = bare(network)
+    layers = getattr(network.config, "num_hidden_layers", None)
+    for name, module in network.named_modules():
+        if isinstance(module, nn.ModuleList) and len(module) == layers:
+            return [f"{name}.{place}" for place in range(layers)]
+    raise ValueError(
+        f"the network must have a list of its {layers} layers, got {type(network).__name__}, which has none; name the modules in layers."
+    )
 
 
 def numbered(network: nn.Module, pattern: str) -> list[str]:

@@ -10,17 +10,17 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from hf_mixup.core.checks import check_counts, check_known
+from hf_mixup.core.checks import check_between, check_counts, check_known
 from hf_mixup.core.plan import MixPlan, mix_others
 from hf_mixup.core.planes import plane_shape, planes
 from hf_mixup.core.policy import NOTHING
 from hf_mixup.core.rng import MixKey
-from hf_mixup.networks.families import Layout, bare, module_of, stage_names
+from hf_mixup.networks.families import Layout, bare, module_of, reads_tokens, stage_names
 from hf_mixup.networks.passes import changing, check_changeable, logits_of
 from hf_mixup.steps.standard import check_whole_images, finish
 from hf_mixup.steps.step import MethodState, Parts, Step, StepOutput
 
-Layers = tuple[int | str, ...]
+Layers = tuple[int | float | str, ...]
 
 
 class HiddenState(MethodState):
@@ -114,18 +114,24 @@ def changed_tokens(tokens: Tensor, change: Change) -> Tensor:
 def check_layers(layers: Layers) -> None:
     # names are looked up when the network is known
     listed = isinstance(layers, (tuple, list))
-    numbers = [layer for layer in layers if not isinstance(layer, str)] if listed else layers
+    numbers = [layer for layer in layers if not isinstance(layer, (str, float))] if listed else layers
+    for share in (layer for layer in layers if isinstance(layer, float)) if listed else ():
+        check_between(0, 1, layers=share)
     if numbers or not layers:
         check_counts(0, layers=numbers)
 
 
-def layer_of(network: nn.Module, layer: int | str) -> nn.Module | None:
+def layer_of(network: nn.Module, layer: int | float | str) -> nn.Module | None:
+    """The module whose output is meant: 0 is the input, which is None for images and the word embeddings for texts, k stage k, and a share
+    between 0 and 1 the stage at that share of the depth."""
     if layer == 0:
-        return None
+        return bare(network).get_input_embeddings() if reads_tokens(network) else None
     if isinstance(layer, str):
         check_known("layer", layer, [name for name, _ in bare(network).named_modules() if name])
         return module_of(network, layer)
     names = stage_names(network)
+    if isinstance(layer, float):
+        layer = max(1, round(layer * len(names)))
     if layer > len(names):
         raise ValueError(f"layers must be from 0 to {len(names)}, the stages of {type(bare(network)).__name__}, got {layer}; name fewer.")
     return module_of(network, names[layer - 1])

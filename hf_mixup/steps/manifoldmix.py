@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from hf_mixup.core.plan import blend, mix_others
+from hf_mixup.core.plan import blend, is_mask, mix_others
 from hf_mixup.core.policy import NOTHING
 from hf_mixup.core.rng import MixKey
 from hf_mixup.networks.passes import changing, check_changeable, logits_of
@@ -22,19 +22,24 @@ from hf_mixup.steps.step import MethodState, Parts, Step, StepOutput
 @dataclass(frozen=True)
 class ManifoldMix(Step):
     """Manifold Mixup (Verma et al., ICML 2019, arXiv:1806.05236; github.com/vikasverma1077/manifold_mixup): mixup of what a
-    random layer gives.
+    random layer gives. Of texts, the wordMixup of Guo et al. (arXiv:1905.08941) and TMix (Chen et al., ACL 2020, arXiv:2004.12239;
+    github.com/SALT-NLP/MixText), which differ by the layer.
 
     Gradients flow through both images. The authors' code takes binary cross-entropy of the softmax; the published tables, and
     this, cross-entropy. The layer is the same on all processes.
 
+    Of texts and sounds, what a layer gives is taken under each one's own attention mask, and what follows sees the union; that is a pass
+    more where there are masks. Positions and the norm of embeddings come after words are mixed, once.
+
     Args:
-        layers: which may be chosen, each as often: 0 for the images, k for the output of stage k (of block k, in a vision
-            transformer), or the name of any module of the network.
+        layers: which may be chosen, each as often: 0 for the images, or the embeddings of words, k for the output of stage k (of block k, in
+            a transformer), a share of the depth such as 0.75, or the name of any module of the network.
     """
 
     takes_others: ClassVar[bool] = True
+    takes_tokens: ClassVar[bool] = True
 
-    layers: tuple[int | str, ...] = (0, 1, 2)
+    layers: tuple[int | float | str, ...] = (0, 1, 2)
 
     def __post_init__(self):
         check_layers(self.layers)
@@ -56,12 +61,16 @@ class ManifoldMix(Step):
         signals = state.before(images, targets, others)
         plan = parts.plan(images, key.own_rng(), signals)
         partner, lam = plan.index[:, 1], plan.mask.value[:, 0]
-        layer = state.layers[int(torch.randint(len(self.layers), (), generator=key.step_rng()))]
+        place = int(torch.randint(len(self.layers), (), generator=key.step_rng()))
+        layer, hidden = state.layers[place], []
         if layer is None:
             images, change = blend(plan, images), nullcontext()
         else:
             check_changeable(network, parts.name)
-            change = changing(layer, lambda output: mixed_output(output, partner, lam))
+            if self.layers[place] != 0 and any(map(is_mask, others)):
+                with changing(layer, lambda output: hidden.append(output) or output):
+                    logits_of(network, images, others)
+            change = changing(layer, lambda output: mixed_output(hidden.pop() if hidden else output, partner, lam))
         with change, state.watching(signals, images):
             logits = logits_of(network, images, mix_others(plan, others))
         return finish(parts, plan, logits, targets, signals)

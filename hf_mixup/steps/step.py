@@ -140,6 +140,7 @@ class Step(ABC):
     """From a clean batch to a loss. Subclasses are frozen dataclasses; what they learn or remember lives in their state.
 
     Attributes:
+        takes_tokens: whether it mixes inside of a network for texts, which is given numbers of words.
         views: of every image that a step is given: 1 with labels, 2 in pre-training, whose images are (B, 2, C, H, W).
         takes_others: whether `run` has a last argument `others`, a mapping of what the network takes beside its main input, (B, ...) each, such
             as an `attention_mask`, and mixes it by `mix_others`.
@@ -147,6 +148,7 @@ class Step(ABC):
 
     views: ClassVar[int] = 1
     takes_others: ClassVar[bool] = False
+    takes_tokens: ClassVar[bool] = False
 
     @property
     def rows(self) -> tuple[bool, ...] | None:

@@ -5,20 +5,18 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hf_mixup.core.checks import check_examples, check_images
+from hf_mixup.core.checks import check_examples, check_images, check_tokens
 from hf_mixup.core.losses import Loss
-from hf_mixup.core.plan import is_mask
-from hf_mixup.data.collator import LABEL_KEYS, MixedBatch, MixupCollator
-from hf_mixup.data.dataset import ImageDataset, RepeatedAugmentation, tail_on_device
+from hf_mixup.core.plan import LABEL_KEYS, is_mask
+from hf_mixup.data.collator import MixedBatch, MixupCollator
+from hf_mixup.data.dataset import ImageDataset, RepeatedAugmentation, labels_of, tail_on_device
 from hf_mixup.data.tail import Augmentation
 from hf_mixup.networks.families import main_input_of
 
@@ -52,7 +50,7 @@ class CheckedCollator:
 
     def __call__(self, examples: list) -> Any:
         pixels = [example[self.main] for example in examples if isinstance(example, Mapping) and self.main in example]
-        if pixels and all(isinstance(image, Tensor) for image in pixels):
+        if pixels and all(isinstance(image, Tensor) for image in pixels) and self.main != "input_ids":  # texts are padded to one length
             check_examples(pixels, self.main)
         batch = dict(self.base(examples))
         self._name_labels(batch)
@@ -68,7 +66,10 @@ class CheckedCollator:
                 f"MixupTrainer gives a network {self.main} alone, got {extra[0]!r}, which the network takes too; drop the column, "
                 "or use a stock Trainer with MixupCallback, which passes it on unmixed."
             )
-        check_images(batch[self.main], name=self.main, flat=self.flat, finite=self.training, raw=self.tail is not None)
+        if self.main == "input_ids":
+            check_tokens(batch[self.main])
+        else:
+            check_images(batch[self.main], name=self.main, flat=self.flat, finite=self.training, raw=self.tail is not None)
         if "labels" in batch:
             self.loss.check(batch["labels"], len(batch[self.main]), self.num_labels)
         return batch
@@ -107,8 +108,9 @@ class Loaders:
 
     @property
     def _inputs(self) -> frozenset[str]:
-        """Names of what the network is given: the main input, and masks."""
-        return masks_of(self.mixup_model.backbone) | {self.mixup_model.main_input_name}
+        """Names of what the network is given: the main input, masks, and which words are of which part of a text."""
+        network = self.mixup_model.backbone
+        return masks_of(network) | {self.mixup_model.main_input_name} | ({"token_type_ids"} & other_inputs(network))
 
     def get_train_dataloader(self):
         if self.mixes and self._train_batch_size < 2:
@@ -156,7 +158,7 @@ class Loaders:
     def _checked(self, training: bool = False, tail: Augmentation | None = None) -> CheckedCollator:
         model = self.mixup_model
         return CheckedCollator(
-            self.data_collator, self._loss, model.num_labels, self.args.label_names, other_inputs(model.backbone) - masks_of(model.backbone),
+            self.data_collator, self._loss, model.num_labels, self.args.label_names, other_inputs(model.backbone) - self._inputs,
             training, tail, model.main_input_name, model.flat,
         )  # fmt: skip
 
@@ -203,22 +205,3 @@ def _arguments(forward: Callable) -> frozenset[str]:
 def masks_of(network: nn.Module) -> frozenset[str]:
     """Of those, masks of what is there, such as `attention_mask`, which are mixed too."""
     return frozenset(name for name in other_inputs(network) if is_mask(name))
-
-
-def labels_of(data: Any) -> np.ndarray | None:
-    """Labels of a data set that can be read without its images; None where they cannot."""
-    datasets = sys.modules.get("datasets")  # a data set of theirs has imported it; nothing else here needs it
-    if isinstance(data, torch.utils.data.Subset):
-        inner = labels_of(data.dataset)
-        return None if inner is None else inner[np.asarray(data.indices, dtype=np.int64)]
-    if isinstance(data, torch.utils.data.ConcatDataset):
-        parts = [labels_of(part) for part in data.datasets]
-        return None if any(part is None for part in parts) else np.concatenate(parts)
-    column = None
-    if isinstance(data, ImageDataset):
-        data, column = data.data, data.label_column
-    if datasets is not None and isinstance(data, datasets.Dataset):
-        column = column or next((name for name in LABEL_KEYS if name in data.column_names), None)
-        if column is not None:
-            return np.asarray(data.select_columns([column]).with_format("numpy")[:][column])
-    return None
