@@ -12,7 +12,7 @@ from hf_mixup.core.rng import MixKey
 args = parse(
     __doc__,
     rounds=9,
-    methods={"nargs": "+", "default": ["decouplemix", "transmix", "mixpro", "tlalign", "tokenmix", "smmix", "sumix"]},
+    methods={"nargs": "+", "default": ["decouplemix", "transmix", "mixpro", "tlalign", "tokenmix", "smmix", "sumix", "mergemix"]},
     batch={"type": int, "default": 4},
     size={"type": int, "default": 224},
     bf16={"action": "store_true"},

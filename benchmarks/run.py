@@ -20,7 +20,7 @@ from chart import draw
 HERE = Path(__file__).parent
 BEFORE = "bed633f"  # ours, before bytes went all the way
 COMPARED = ("collation", "mixing", "pipeline")
-PARTS = ["collation", "mixing", "steps", "epochs", "pipeline", "trainer", "labels", "learned", "optimised", "pretraining"]
+PARTS = ["collation", "mixing", "steps", "methods", "epochs", "pipeline", "trainer", "labels", "learned", "optimised", "pretraining"]
 
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 parser.add_argument("--device", default="cpu")

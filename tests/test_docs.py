@@ -174,10 +174,10 @@ def test_an_answer_is_two_clicks_away(start, question, page, words):
 def test_pictures_are_small_and_used():
     texts = "".join(path.read_text() for path in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
     sources = "".join(path.read_text() for path in [*TOOLS.glob("*.py"), *(ROOT / "docs/notebooks").glob("*.ipynb")])
-    for path in [*(ROOT / "docs").glob("*.png"), *(ROOT / "docs/pictures").glob("*")]:
-        assert path.stat().st_size < (500_000 if path.suffix == ".gif" else 300_000), path
+    for path in [*(ROOT / "docs").glob("*.png"), *(ROOT / "docs").glob("*.jpg"), *(ROOT / "docs/pictures").glob("*")]:
+        assert path.stat().st_size < (500_000 if path.suffix == ".webp" else 300_000), path
         assert f"{path.name})" in texts or f"{path.stem}" in sources, path
-    with Image.open(ROOT / "docs/pictures/lam.gif") as moving:
+    with Image.open(ROOT / "docs/pictures/lam.webp") as moving:
         assert moving.n_frames >= 16
 
 
@@ -190,7 +190,7 @@ def test_pictures_show_what_methods_do():
     mixed = column["mask"] * own + (1 - column["mask"]) * partner
     torch.testing.assert_close(column["mixed"], mixed, atol=2e-6, rtol=1e-5)
     torch.testing.assert_close(column["mask"].mean(), column["target"][0])
-    for name in ("mixup", "cutmix", "fmix"):
+    for name in ("mixup", "cutmix", "resizemix", "fmix", "hmix"):
         for lam in (1.0, 0.6, 0.0):
             plan = pictures._plan(name, lam, 64)
             assert abs(float(plan.lam[0]) - lam) < 0.02

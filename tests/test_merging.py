@@ -102,6 +102,16 @@ def test_it_leaves_no_trace(family):
     assert all(torch.isfinite(p.grad).all() for p in network.parameters() if p.grad is not None)
 
 
+@every_family
+def test_autocast_merges_the_same(family):
+    network, (images, _) = made(family), tiny.batch()
+    plain = read(network, images)
+    with torch.autocast("cpu", torch.bfloat16):
+        half = read(network, images)
+    assert half.dtype == torch.float32
+    assert_close(half, plain, atol=0.02, rtol=0.3)
+
+
 def test_all_may_be_merged_that_can_be():
     """Half of what is left goes at most in each block; tokens are never lost."""
     network, (images, _) = made("vit"), tiny.batch()

@@ -25,12 +25,15 @@ sys.path.insert(0, str(Path(__file__).parent))
 import facts
 from hf_mixup import METHODS, MixPlan, blend, get_method
 from hf_mixup.core.geometry import box_plan, dense_pair
-from hf_mixup.core.plan import Share
+from hf_mixup.core.plan import Boxes, Share
 from hf_mixup.core.policy import OF_THE_BATCH
 from hf_mixup.core.rng import keyed
 from hf_mixup.data.processor import ImageFormat
 from hf_mixup.networks.backbones import from_scratch
 from hf_mixup.policies.fmix import brightest, published_field
+from hf_mixup.policies.gmix import own_share as gmix_share
+from hf_mixup.policies.hmix import own_share as hmix_share
+from hf_mixup.policies.resizemix import paste_resized
 from hf_mixup.report.examples import pairs_of_every_method
 from hf_mixup.report.plots import COLOURS, OWN, PARTNER, mask_colours, overview
 
@@ -180,31 +183,39 @@ def _plan(name: str, lam: float, size: int) -> MixPlan:
     partner, share = torch.tensor([1, 0]), torch.tensor([lam, lam], dtype=torch.float64)
     if name == "mixup":
         return MixPlan.pair(partner, Share(torch.stack([share, 1 - share], 1).float()), share)
-    if name == "cutmix":
-        side = round(size * (1 - lam) ** 0.5)
+    if name in ("cutmix", "hmix", "resizemix"):
+        side = round(size * ((1 - lam) * (0.5 if name == "hmix" else 1.0)) ** 0.5)
         top, left = int((size - side) * 0.7), int((size - side) * 0.35)
-        return box_plan(partner, torch.tensor([[top, top + side, left, left + side]] * 2), (size, size))
+        edges = torch.tensor([[top, top + side, left, left + side]] * 2)
+        if name == "resizemix":
+            step = torch.full((2, 2), size / max(side, 1), dtype=torch.float32)
+            return paste_resized(photographs(size), partner, edges, step, "bilinear")
+        if name == "hmix":
+            return MixPlan.pair(partner, dense_pair(hmix_share(Boxes(edges, (size, size)), share), torch.arange(2)), share)
+        return box_plan(partner, edges, (size, size))
+    if name == "gmix":
+        spot = gmix_share(share, torch.tensor([[size * 0.55, size * 0.45]] * 2), (size, size))
+        return MixPlan.pair(partner, dense_pair(spot, torch.arange(2)), spot.double().mean((1, 2)))
     field = published_field(torch.randn(1, 2, size // 2 + 1, 2, generator=keyed(6)), (size, size), 3.0)
     own = brightest(field, share[:1], torch.tensor([True]), 0.0)
     return MixPlan.pair(partner, dense_pair(own, torch.zeros(2, dtype=torch.int64)), share)
 
 
 def animation() -> None:
-    """A GIF of the same pair by three methods while lam goes from 1 to 0 and back."""
-    size, names = 88, ("mixup", "cutmix", "fmix")
+    """The same pair by six methods while lam goes from 1 to 0 and back, as a moving WebP, which is smaller than a GIF."""
+    size, names = 96, ("mixup", "cutmix", "resizemix", "fmix", "hmix", "gmix")
     pixels = photographs(size)
     steps = [i / 10 for i in range(10, -1, -1)]
     frames = []
     for lam in steps + steps[-2:0:-1]:
-        figure = Figure(figsize=(3.9, 1.9), dpi=100, layout="constrained")
-        axes = figure.subplots(1, len(names))
-        for axis, name in zip(axes, names, strict=True):
+        figure = Figure(figsize=(4.2, 4.0), dpi=100, layout="constrained")
+        for axis, name in zip(figure.subplots(2, 3).flatten(), names, strict=True):
             plan = _plan(name, lam, size)
             _shown(axis, blend(plan, pixels)[0], name, plan.weight[0].tolist())
         stream = io.BytesIO()
         figure.savefig(stream, format="png")
-        frames.append(Image.open(stream).convert("RGB").quantize(48, dither=Image.Dither.NONE))
-    frames[0].save(PICTURES / "lam.gif", save_all=True, append_images=frames[1:], duration=160, loop=0, optimize=True)
+        frames.append(Image.open(stream).convert("RGB"))
+    frames[0].save(PICTURES / "lam.webp", save_all=True, append_images=frames[1:], duration=160, loop=0, quality=80, method=6)
 
 
 def walk() -> None:
@@ -279,7 +290,7 @@ def gains() -> None:
 
 def every() -> None:
     """The two photographs by every method; `hf-mixup visualize --all` does the same for others."""
-    overview(PICTURES.parent / "methods.png", [pair_of(name) | {"title": name} for name in METHODS if name != "vanilla"], NAMES)
+    overview(PICTURES.parent / "methods.jpg", [pair_of(name) | {"title": name} for name in METHODS if name != "vanilla"], NAMES)
 
 
 def main(names: Sequence[str]) -> None:

@@ -105,7 +105,7 @@ def _show(axis, mixture: dict, name: str) -> None:
 
 
 def overview(path: str | Path, columns: Sequence[Mapping[str, Any]], label_names: Sequence[str], across: int = 6) -> None:
-    """Draws one mixture of the same two images by every method, with a bar of the mixed label under it; writes a PNG.
+    """Draws one mixture of the same two images by every method, with a bar of the mixed label under it; writes a PNG, or a JPEG.
 
     Args:
         columns: as in `gallery`. The two images are those of the first; its first two classes are theirs.
@@ -115,7 +115,8 @@ def overview(path: str | Path, columns: Sequence[Mapping[str, Any]], label_names
     cells = [(label_names[0], columns[0]["own"], None)]
     cells += [(label_names[1], next(column["partner"] for column in columns if "partner" in column), None)]
     for column in columns:
-        inside = column["target"][0] < 0.95 and bool((column["mixed"] == column["own"]).all())
+        # of all methods but vanilla an image that is as it was was mixed inside the network
+        inside = column["title"] != "vanilla" and bool((column["mixed"] == column["own"]).all())
         cells.append((column["title"] + " (features)" * inside, column["mixed"], column["target"]))
     down = -(-len(cells) // across)
     figure = _figure(figsize=(9, 1.78 * down), dpi=100, layout="constrained")
@@ -132,13 +133,20 @@ def overview(path: str | Path, columns: Sequence[Mapping[str, Any]], label_names
             if target is None
             else [(0.0, float(target[0]), COLOURS[0]), (float(target[0]), float(target[1]), COLOURS[1])]
         )
+        whole = max(sum(share for _, share, _ in shares), 1.0)  # labels of several classes may sum to more
         for start, share, colour in shares:
-            axis.add_patch(Rectangle((start * width, height * 1.03), share * width, height * 0.07, color=colour, linewidth=0))
+            axis.add_patch(
+                Rectangle((start / whole * width, height * 1.03), share / whole * width, height * 0.07, color=colour, linewidth=0)
+            )
         axis.set(xlim=(0, width), ylim=(height * 1.11, -0.5))
     # in 256 colours a third of the size
     stream = io.BytesIO()
     figure.savefig(stream, format="png")
-    Image.open(stream).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
+    image = Image.open(stream).convert("RGB")
+    if Path(path).suffix == ".jpg":
+        image.save(path, quality=80, optimize=True)
+    else:
+        image.quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
 
 
 def _bars(axis, target: Tensor, label_names: list[str], rows: int, own: int | None = None) -> None:

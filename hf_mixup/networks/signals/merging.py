@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from hf_mixup.core.policy import Policy, Signals
 from hf_mixup.networks.families import Layout, blocks_of_one_grid, first_tensor, with_first
-from hf_mixup.networks.passes import changing, watching
+from hf_mixup.networks.passes import changing, watched
 from hf_mixup.networks.signals.attention import Reader, attention_tap
 from hf_mixup.networks.signals.signal import EarlySignal, reading
 
@@ -32,26 +32,31 @@ class MergedAttention(EarlySignal):
     def take(self, images: Tensor, targets: Tensor, signals: Signals) -> Tensor:
         height, width = (side // patch for side, patch in zip(images.shape[2:], self.layout.patch, strict=True))
         prefix, away = self.row.prefix, merge_counts(int(self.merged * height * width), self.count)
-        *before, last = self.modules
-        taps = [attention_tap(block, reader.keys) for block, reader in zip(before, self.readers, strict=False)]
-        taps.append(attention_tap(last, self.readers[-1].full))
         place = torch.arange(height * width, device=images.device).expand(len(images), -1)  # of every patch, the token that it is in
-        with reading(self.network), watching(taps) as seen, ExitStack() as changes:
-            sizes = None
+        keys: list[Tensor] = []
+        sizes = None
 
-            def merge(output: Any, block: int) -> Any:
-                nonlocal place, sizes
-                hidden = first_tensor(output)
+        def merge(output: Any, count: int) -> Any:
+            nonlocal place, sizes
+            hidden = first_tensor(output)
+            with torch.autocast(hidden.device.type, enabled=False):
                 # tokens that are no patch stay; the two halves that are matched alternate in all tokens, as in ToMe
-                into, left = matched_tokens(seen[block][:, prefix:], away[block], prefix % 2)
-                patches, sizes = merged_tokens(hidden[:, prefix:], sizes, into, left)
-                place = into.gather(1, place)
-                return with_first(output, torch.cat([hidden[:, :prefix], patches], 1))
+                into, left = matched_tokens(keys[-1][:, prefix:], count, prefix % 2)
+                patches, sizes = merged_tokens(hidden[:, prefix:].float(), sizes, into, left)
+            place = into.gather(1, place)
+            return with_first(output, torch.cat([hidden[:, :prefix], patches.to(hidden.dtype)], 1))
 
-            for block, module in enumerate(before):
-                if away[block]:
-                    changes.enter_context(changing(module, lambda output, block=block: merge(output, block)))
-            self.network(pixel_values=images)
+        *before, last = self.modules
+        # read first, and changed after that
+        taps = [
+            attention_tap(block, lambda *args, reader=reader: keys.append(reader.keys(*args)))
+            for block, reader in zip(before, self.readers, strict=False)
+        ]
+        with reading(self.network), ExitStack() as changes:
+            for block, count in zip(before, away, strict=False):
+                if count:
+                    changes.enter_context(changing(block, lambda output, count=count: merge(output, count)))
+            _, seen = watched(self.network, images, [*taps, attention_tap(last, self.readers[-1].full)])
         return seen[-1][:, prefix:, 0].gather(1, place).view(-1, height, width)
 
 
