@@ -4,9 +4,9 @@ import dataclasses
 import inspect
 from pathlib import Path
 
+import accelerate
 import pytest
 import torch
-from accelerate import ParallelismConfig
 from datasets import Dataset
 from torch.nn import functional as F
 from transformers import Trainer, TrainerCallback, TrainingArguments
@@ -104,7 +104,8 @@ SAME = {
     "fp16_full_eval": (True, {}),
     "neftune_noise_alpha": (5.0, {}),
     "length_column_name": ("size", {"train_sampling_strategy": "group_by_length"}),
-    "parallelism_config": (ParallelismConfig(), {}),
+    # accelerate has it from 1.10 on
+    "parallelism_config": (getattr(accelerate, "ParallelismConfig", lambda: None)(), {}),
     "ddp_timeout": (77, {}),
     "local_rank": (0, {}),
     "do_train": (True, {}),
