@@ -8,7 +8,7 @@ import wave
 import numpy as np
 import pytest
 import torch
-from datasets import Audio, ClassLabel, Dataset, Features, Image, List, Value
+from datasets import Audio, ClassLabel, Dataset, DatasetDict, Features, Image, List, Value
 from huggingface_hub import ModelCard
 from PIL import Image as Pictures
 from transformers import (
@@ -167,3 +167,16 @@ def test_blocks_of_the_guides(tmp_path, monkeypatch, guide):
     assert difference(before, weights(network)) > 0
     if guide == "sound":
         assert AutoModelForAudioClassification.from_pretrained("runs/sound").config.num_labels == 4
+
+
+@pytest.mark.parametrize("name", ["audio", "video"])
+def test_splits_that_number_classes_differently_are_refused(tmp_path, name):
+    """Labels would fit by number, and mean other classes: an accuracy that looks bad, and is wrong."""
+    train = {"audio": sounds, "video": videos}[name]()
+    column = next(column for column, feature in train.features.items() if isinstance(feature, ClassLabel))
+    reversed_ = ClassLabel(names=train.features[column].names[::-1])
+    held_out = train.cast_column(column, Value("int64")).cast_column(column, reversed_)
+    DatasetDict(train=train, validation=held_out).save_to_disk(tmp_path / "data")
+    with refuses("both splits must have the same classes in the same order"):
+        run(name, "--output_dir", tmp_path / "out", "--dataset_name", tmp_path / "data", *SHORT)
+    assert not (tmp_path / "out").exists()

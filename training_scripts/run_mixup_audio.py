@@ -14,7 +14,7 @@ import numpy as np
 from transformers import ASTConfig, ASTFeatureExtractor, ASTForAudioClassification, AutoFeatureExtractor
 
 from hf_mixup import MixupTrainer, MixupTrainingArguments
-from hf_mixup.cli.tasks import Read, TaskArguments, column_of, load_splits, script, train
+from hf_mixup.cli.tasks import Read, TaskArguments, class_names, column_of, load_splits, script, train
 from hf_mixup.data.made import MELODIES, RATE, melodies
 from hf_mixup.networks.backbones import load_classifier
 
@@ -62,7 +62,7 @@ def loaded(task: TaskArguments, seed: int) -> tuple[Any, Any, list[str], Any]:
     sounds = column_of(train, task.input_column_name, Audio, "sounds")
     label = column_of(train, task.label_column_name, ClassLabel, "labels")
     train, evaluation = (data.cast_column(sounds, Audio(decode=False)) for data in (train, evaluation))
-    return train, evaluation, train.features[label].names, lambda row: (*decoded(row[sounds]), row[label])
+    return train, evaluation, class_names(train, evaluation, label), lambda row: (*decoded(row[sounds]), row[label])
 
 
 def decoded(file: dict[str, Any]) -> tuple[np.ndarray, int]:

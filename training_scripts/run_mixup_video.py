@@ -12,7 +12,7 @@ import numpy as np
 from transformers import AutoImageProcessor, VideoMAEConfig, VideoMAEForVideoClassification, VideoMAEImageProcessor
 
 from hf_mixup import MixupTrainer, MixupTrainingArguments
-from hf_mixup.cli.tasks import Read, TaskArguments, column_of, load_splits, script, train
+from hf_mixup.cli.tasks import Read, TaskArguments, class_names, column_of, load_splits, script, train
 from hf_mixup.data.made import digit_pictures, digit_videos
 from hf_mixup.networks.backbones import load_classifier
 
@@ -63,7 +63,7 @@ def loaded(task: TaskArguments, seed: int) -> tuple[Any, Any, list[str], Any]:
     return (
         train,
         evaluation,
-        train.features[label].names,
+        class_names(train, evaluation, label),
         lambda row: ([np.array(frame.convert("RGB")) for frame in row[frames]], row[label]),
     )
 

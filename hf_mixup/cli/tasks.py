@@ -18,6 +18,7 @@ from hf_mixup.cli.folder import choose_folder
 from hf_mixup.cli.parser import Parser
 from hf_mixup.cli.refusals import log_to_screen
 from hf_mixup.cli.train import DEFAULTS, TOLD
+from hf_mixup.data.labels import listed
 from hf_mixup.training.callbacks import AtTheStart
 
 logger = logging.getLogger("run_mixup")
@@ -121,6 +122,16 @@ def column_of(data: Any, name: str | None, kind: type | tuple[type, ...], what: 
             f"--{'label' if what.startswith('label') else 'input'}_column_name."
         )
     return found[0]
+
+
+def class_names(train: Any, evaluation: Any, label: str) -> list[str]:
+    """Of the label column, by class number. Raises ValueError where the splits number their classes differently."""
+    names, others = (data.features[label].names for data in (train, evaluation))
+    if names != others:
+        raise ValueError(
+            f"both splits must have the same classes in the same order, got {listed(names)}, and {listed(others)}; cast one of them."
+        )
+    return names
 
 
 def train(argv: list[str], prog: str, about: str, mix: Sequence[str], build: Build) -> dict[str, float]:
