@@ -262,7 +262,35 @@ def evidence() -> str:
     return (ROOT / "benchmarks/results/cifar10_500/results.md").read_text().strip()
 
 
+def speed() -> str:
+    """What collating and mixing a batch takes, in milliseconds, and how many JPEG files a loader brings, of `benchmarks/results/cpu.json`."""
+    figures = json.loads((ROOT / "benchmarks/results/cpu.json").read_text())
+    batches = figures["collation"]["figures"]["batches"]
+    lines = ["| milliseconds a batch | Mixup, 224 px | CutMix, 224 px | Mixup, 32 px | CutMix, 32 px |", "| --- | --- | --- | --- | --- |"]
+    for who, *names in (
+        ("ours, a lam for every image", "ours mixup, per image", "ours cutmix, per image"),
+        ("ours, bytes, a lam for every image", "ours mixup, per image, bytes", "ours cutmix, per image, bytes"),
+        ("stacking, then timm, one lam", "timm mixup, batch", "timm cutmix, batch"),
+        ("stacking, then timm, a lam for every image", "timm mixup, per image", "timm cutmix, per image"),
+        ("timm's collator, bytes, one lam", "timm's collator mixup, bytes, batch", "timm's collator cutmix, bytes, batch"),
+        (
+            "timm's collator, bytes, a lam for every image",
+            "timm's collator mixup, bytes, per image",
+            "timm's collator cutmix, bytes, per image",
+        ),
+        ("stacking, then torchvision, one lam", "torchvision MixUp", "torchvision CutMix"),
+    ):
+        cells = (f"{batches[size][name]['ms'][1]:.3g}" for size in ("64x3x224x224", "128x3x32x32") for name in names)
+        lines.append(f"| {who} | {' | '.join(cells)} |")
+    lines += ["", "| JPEG files at 224 pixels, RandAugment, two workers | images a second | MB of a worker's own |", "| --- | --- | --- |"]
+    for name in ("timm's create_loader", "ours, floats", "ours, bytes"):
+        row = figures["pipeline"]["figures"]["jpegs"][name]
+        lines.append(f"| {name} | {row['images_per_second']:.0f} | {row['own_mb']:.0f} |")
+    return "\n".join(lines)
+
+
 TABLES = {
+    "speed": ("docs/benchmarks.md", speed),
     "catalogue": ("docs/methods.md", catalogue),
     "which": ("README.md", which),
     "which ": ("docs/which-method.md", which),
