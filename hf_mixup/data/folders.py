@@ -32,7 +32,8 @@ def image_extensions() -> frozenset[str]:
     from PIL import Image as Pillow
     from PIL import features
 
-    missing = {name.upper() for name in ("avif", "webp") if not features.check(name)}
+    # an old Pillow warns of what it does not know
+    missing = {name.upper() for name in ("avif", "webp") if name not in features.modules or not features.check(name)}
     formats = set(Pillow.registered_extensions().items())
     return frozenset(extension for extension, form in formats if form in Pillow.OPEN and form not in UNREADABLE | missing)
 
