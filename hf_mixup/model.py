@@ -75,7 +75,7 @@ class MixupModel(PreTrainedModel):
 
     Attributes:
         main_input_name: of the network, what is mixed.
-        flat: whether that must be images (B, C, H, W), and not videos or volumes.
+        flat: whether that must be images (B, C, H, W), and not videos or volumes; None for a module of one's own, which may take anything.
         normalisation: how the images in training are normalised, which teachers need to know; MixupTrainer sets it.
 
     Raises:
@@ -123,7 +123,7 @@ class MixupModel(PreTrainedModel):
         self.mix_repeat = mix_repeat
         self.backbone = backbone
         self.main_input_name = main_input_of(backbone)
-        self.flat = takes_pictures(backbone) and not isinstance(backbone, ModuleClassifier)
+        self.flat = None if isinstance(backbone, ModuleClassifier) else takes_pictures(backbone)
         self.num_labels = backbone.config.num_labels
         if mix.num_labels not in (None, self.num_labels):
             raise ValueError(f"mix and the network must agree on num_labels, got {mix.num_labels} and {self.num_labels}; make them equal.")

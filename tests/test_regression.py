@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.neighbors import KernelDensity
+from torch import nn
 from torch.testing import assert_close
 from transformers import Trainer
 
@@ -125,3 +126,75 @@ def test_manifold_cmixup_is_built_as_the_authors_have_it():
     model = MixupModel(vit(), get_method("cmixup", step={"name": "manifoldmix", "layers": [1]})).train()
     images, labels = Images(8).pixels, Images(8).labels
     assert torch.isfinite(model(images, labels, MixKey(1, 0, 0)).loss)
+
+
+def table(seed=0):
+    """Rows of scikit-learn's diabetes, and the progression of the disease, both of mean 0 and deviation 1, in an order by the seed."""
+    from sklearn.datasets import load_diabetes
+
+    data = load_diabetes()
+    order = torch.randperm(len(data.target), generator=keyed(seed))
+    columns = [torch.tensor(part, dtype=torch.float32)[order] for part in (data.data, data.target)]
+    rows, numbers = ((part - part.mean(0)) / part.std(0) for part in columns)
+    return [{"pixel_values": row, "labels": float(number)} for row, number in zip(rows, numbers, strict=True)]
+
+
+def dense():
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(10, 32), nn.ReLU(), nn.Linear(32, 1))
+    network.num_classes = 1
+    return network
+
+
+def test_tables_are_mixed_as_images_are(tmp_path):
+    """Rows (B, F): in a call, and by MixupTrainer in a module of one's own."""
+    rows = table()
+    inputs, labels = torch.stack([row["pixel_values"] for row in rows[:8]]), torch.tensor([row["labels"] for row in rows[:8]])
+    method = get_method("cmixup", loss="mse")
+    mixed, targets = method(inputs, labels, generator=keyed(1))
+    plan = method.plan(inputs, labels, keyed(1))
+    own, partner = plan.lam[:, None], plan.partners[:, 0]
+    assert_close(mixed, own * inputs + (1 - own) * inputs[partner], atol=1e-6, rtol=1e-5)
+    assert_close(targets[:, 0], plan.lam * labels + (1 - plan.lam) * labels[partner], atol=1e-6, rtol=1e-5)
+    done = trainer(tmp_path, dense(), rows[:64], rows[64:80], mix=["cmixup"], loss="mse", max_steps=4)
+    before = weights(done.model)
+    done.train()
+    assert difference(before, weights(done.model)) > 0
+    assert done.evaluate()["eval_mse"] > 0
+
+
+@pytest.mark.slow
+def test_what_mixing_does_for_a_regression(tmp_path):
+    """Angles of turned digits, three seeds: C-Mixup has a smaller error than mixup of any pairs for every seed, as its authors say. No mixing is
+    better than either here: 0.0068, 0.0060 and 0.0059 without, 0.0084, 0.0070 and 0.0071 with C-Mixup, 0.0086, 0.0082 and 0.0089 with mixup."""
+    from sklearn.datasets import load_digits
+    from torchvision.transforms.functional import rotate
+
+    digits = torch.tensor(load_digits().images, dtype=torch.float32)
+    for seed in range(3):
+        rng = keyed(seed)
+        pictures = nn.functional.interpolate(
+            digits[torch.randperm(len(digits), generator=rng)[:900], None] / 8 - 1, (16, 16), mode="bilinear"
+        )
+        angles = torch.rand(900, generator=rng) * 2 - 1
+        rows = [
+            {"pixel_values": rotate(picture, 60 * float(angle), fill=-1.0).expand(3, -1, -1), "labels": float(angle)}
+            for picture, angle in zip(pictures, angles, strict=True)
+        ]
+        errors = {}
+        for mix, fields in (("mixup", {"alpha": [2.0]}), ("cmixup", {"mix_args": {"cmixup": {"bandwidth": 0.2}}}), ("vanilla", {})):
+            torch.manual_seed(seed)
+            network = nn.Sequential(
+                nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
+                nn.Flatten(), nn.Linear(512, 64), nn.ReLU(), nn.Linear(64, 1),
+            )  # fmt: skip
+            network.num_classes = 1
+            done = trainer(
+                tmp_path / f"{mix}{seed}", network, rows[:450], rows[450:], mix=[mix], loss="mse", max_steps=-1, num_train_epochs=30,
+                learning_rate=2e-3, per_device_train_batch_size=32, seed=seed, **fields,
+            )  # fmt: skip
+            done.train()
+            errors[mix] = done.evaluate()["eval_mse"]
+        print(seed, errors)
+        assert errors["cmixup"] < errors["mixup"]
+        assert errors["cmixup"] < 0.02 < float(angles.var())

@@ -1,9 +1,12 @@
 """Texts are mixed inside of the network: words before positions and norm, hidden states under each text's own mask. Every fault of public attempts
 is a law here: mixed after positions and norm, so that both come twice; one text's mask; mixed logits; mixed in evaluation."""
 
+import json
+
 import pytest
 import torch
 import transformers
+from huggingface_hub import ModelCard
 from torch import nn
 from torch.testing import assert_close
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerFast
@@ -13,7 +16,10 @@ from hf_mixup import MixupCollator, MixupModel, get_method
 from hf_mixup.core.policy import Signals
 from hf_mixup.core.rng import MixKey, keyed
 from refusals import refuses
+from run_script import ROOT
 from small import difference, losses, trainer, weights
+from test_readme import run_blocks
+from test_task_scripts import run
 from test_trainer import _StopAt
 
 KEY = MixKey(3, 0, 5, 0, 0, 100)
@@ -207,15 +213,15 @@ def sentences(count=40, seed=0):
 @every_network
 @pytest.mark.parametrize("mix", [["wordmixup"], ["tmix", "vanilla"]], ids=" ".join)
 def test_trains_mixed_evaluates_plain_and_resumes(tmp_path, kind, mix):
-    def run(folder, **changes):
+    def made(folder, **changes):
         return trainer(folder, network(kind), sentences(), sentences(16, 1), mix=mix, max_steps=6, processing_class=tokenizer(), **changes)
 
-    whole = run(tmp_path / "whole")
+    whole = made(tmp_path / "whole")
     before = weights(whole.model)
     whole.train()
     assert difference(before, weights(whole.model)) > 0
-    run(tmp_path / "cut", callbacks=[_StopAt(3)]).train()
-    resumed = run(tmp_path / "cut")
+    made(tmp_path / "cut", callbacks=[_StopAt(3)]).train()
+    resumed = made(tmp_path / "cut")
     resumed.train(resume_from_checkpoint=True)
     assert difference(weights(whole.model), weights(resumed.model)) == 0
     assert losses(whole)[-1] == losses(resumed)[-1]
@@ -288,4 +294,39 @@ def test_docstrings_are_those_of_the_standard_library():
     rows = dict(train + evaluation)
     assert len(rows) == len(train) + len(evaluation) > 1000
     assert rows[" ".join(asyncio.gather.__doc__.split())] == PACKAGES.index("asyncio")
-    assert docstrings() == (train, evaluation)
+
+
+SHORT = ("--max_steps", 4, "--max_train_samples", 32, "--max_eval_samples", 16, "--per_device_train_batch_size", 8, "--use_cpu")
+
+
+def test_the_script_trains_resumes_and_goes_on_from_its_checkpoint_on_a_data_set(tmp_path):
+    from datasets import ClassLabel, Dataset, Features, Value
+
+    assert len((ROOT / "training_scripts/run_mixup_text.py").read_text().splitlines()) < 150
+    out = tmp_path / "out"
+    run("text", "--output_dir", out, *SHORT, "--save_strategy", "steps", "--save_steps", 2)
+    plain = AutoModelForSequenceClassification.from_pretrained(out)
+    assert 0 <= json.loads((out / "all_results.json").read_text())["eval_top1"] <= 1
+    card = ModelCard.load(out / "README.md")
+    assert card.data.pipeline_tag == "text-classification"
+    assert "AutoModelForSequenceClassification.from_pretrained" in card.content
+    run("text", "--output_dir", out, *SHORT, "--resume_from_checkpoint", out / "checkpoint-2")
+    assert difference(weights(plain), weights(AutoModelForSequenceClassification.from_pretrained(out))) == 0
+    features = Features({"number": Value("int64"), "sentence": Value("string"), "kind": ClassLabel(names=["good", "bad"])})
+    rows = {"number": range(20), "sentence": ["all is well", "return nothing at all"] * 10, "kind": [0, 1] * 10}
+    Dataset.from_dict(rows, features=features).save_to_disk(tmp_path / "data")
+    run(
+        "text", "--output_dir", tmp_path / "more", "--dataset_name", tmp_path / "data", "--model_name_or_path", out, "--mix", "tmix", *SHORT
+    )
+    again = AutoModelForSequenceClassification.from_pretrained(tmp_path / "more")
+    assert again.config.id2label == {0: "good", 1: "bad"}
+    with refuses("texts are mixed inside of the network, got 'cutmix'"):
+        run("text", "--output_dir", tmp_path / "none", "--mix", "cutmix", *SHORT)
+    assert not (tmp_path / "none").exists()
+
+
+def test_blocks_of_the_guide(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = run_blocks("docs/guides/text.md", model=network(), train=sentences(), test=sentences(8, 1), tokenizer=tokenizer())
+    assert names["trainer"].state.global_step == 2
+    assert AutoModelForSequenceClassification.from_pretrained("runs/text").config.num_labels == 4

@@ -139,16 +139,17 @@ def check_num_labels(num_labels: int | None) -> None:
     check_count(2, num_labels=num_labels)
 
 
-def check_images(images: Tensor, *, name: str = "images", flat: bool = False, finite: bool = True, raw: bool = False) -> None:
+def check_images(images: Tensor, *, name: str = "images", flat: bool | None = False, finite: bool = True, raw: bool = False) -> None:
     """Refuses a batch that a policy cannot mix. One reduction at most, and none on an accelerator, where it would wait.
 
     `name` is that of a network's input: `pixel_values` are images (B, C, H, W), or videos or volumes of one axis more; others may have any
-    axes after the first. `flat`: images alone. `raw`: uint8 pixels are right, too: they will be normalised later."""
+    axes after the first. `flat`: images alone; None: whatever a module of one's own takes, such as rows of a table (B, F). `raw`: uint8 pixels are
+    right, too: they will be normalised later."""
     pictures = name in ("images", "pixel_values")
     what, form = ("images", "(B, C, H, W)") if pictures else (name, "(B, ...)")
     if not isinstance(images, Tensor):
         raise TypeError(f"{what} must be a tensor {form}, got {type(images).__name__}; stack them first.")
-    if images.ndim < (4 if name == "pixel_values" else 2) or (flat and images.ndim > 4):
+    if images.ndim < (4 if name == "pixel_values" and flat is not None else 2) or (flat and images.ndim > 4):
         raise ValueError(f"{what} must have shape {form}, got {tuple(images.shape)}; add the missing axis or flatten the others.")
     if name == "input_ids":
         raise TypeError(

@@ -46,7 +46,7 @@ class CheckedCollator:
     training: bool = False
     tail: Augmentation | None = None
     main: str = "pixel_values"
-    flat: bool = True
+    flat: bool | None = True
 
     def __call__(self, examples: list) -> Any:
         pixels = [example[self.main] for example in examples if isinstance(example, Mapping) and self.main in example]
