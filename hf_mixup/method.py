@@ -19,7 +19,7 @@ from hf_mixup.core.hub import download
 from hf_mixup.core.losses import CrossEntropy, Loss, smooth
 from hf_mixup.core.plan import MixPlan, blend, check_moves_maps, mix_targets, move_maps, onehot
 from hf_mixup.core.planes import plane_shape, planes
-from hf_mixup.core.policy import OF_THE_BATCH, AreaLabels, LabelPolicy, SamplePolicy, Signals
+from hf_mixup.core.policy import COLUMNS, NOTHING, OF_THE_BATCH, AreaLabels, LabelPolicy, SamplePolicy, Signals
 from hf_mixup.core.rng import fresh, keyed
 from hf_mixup.steps.keepclean import KeepClean
 from hf_mixup.steps.standard import Standard
@@ -75,14 +75,20 @@ class Method:
             )
 
     def __call__(
-        self, images: Tensor, labels: Tensor, num_labels: int | None = None, generator: torch.Generator | None = None
+        self,
+        images: Tensor,
+        labels: Tensor,
+        num_labels: int | None = None,
+        generator: torch.Generator | None = None,
+        columns: Mapping[str, Tensor] = NOTHING,
     ) -> tuple[Tensor, Tensor]:
         """Mixes `images` (B, C, H, W), or videos, spectrograms, waveforms in their own shapes, and `labels`: (B,) class numbers, (B, num_labels)
         soft, label maps (B, H, W), the class number of every pixel, or numbers (B,) or (B, k) with the loss `mse`.
 
         Returns the mixed images and float32 soft targets (B, num_labels), with the label smoothing of the method's loss, or the moved maps; r * B
         of both for a method with r rows of each image (`KeepClean`), whose clean images come last. Without a (CPU) `generator`, one number is drawn
-        from torch's global stream. Raises ValueError or TypeError for input that cannot be mixed.
+        from torch's global stream. `columns` are what some label policies read beside images and labels, by name: `object_masks` (B, h, w) for
+        `ObjectLabels`. Raises ValueError or TypeError for input that cannot be mixed.
         """
         check_model_free(self, "a plain call")
         check_images(images)
@@ -95,7 +101,7 @@ class Method:
             if not self.loss.regression:
                 check_labels(labels, len(images), num_labels)
             labels = self._numbers(labels, len(images))
-        plans = list(self._planned(images, labels, num_labels, generator))
+        plans = list(self._planned(images, labels, num_labels, generator, columns))
         mixed = torch.cat([blend(plan, images) for plan in plans]) if len(plans) > 1 else blend(plans[0], images)
         if maps:
             return mixed, torch.cat([move_maps(plan, labels) for plan in plans])
@@ -108,6 +114,7 @@ class Method:
         labels: Tensor | None = None,
         generator: torch.Generator | None = None,
         num_labels: int | None = None,
+        columns: Mapping[str, Tensor] = NOTHING,
     ) -> MixPlan:
         """What a call would do with `images` (B, C, H, W), without doing it: partners, masks and lam; of the first mixture, for a method
         that makes several of each image.
@@ -128,7 +135,7 @@ class Method:
             raise ValueError(f"the plan of {self.name!r} follows from labels too, got none; pass them.")
         if not are_maps(labels):
             check_without_maps(self)
-        return next(self._planned(images, labels, num_labels, generator)).to(images.device)
+        return next(self._planned(images, labels, num_labels, generator, columns)).to(images.device)
 
     def _numbers(self, labels: Tensor, batch: int) -> Tensor:
         """Labels of a regression as (B, k) float32, others as they are."""
@@ -139,12 +146,18 @@ class Method:
         return self.loss.targets(labels, outputs)
 
     def _planned(
-        self, images: Tensor, labels: Tensor | None, num_labels: int | None, generator: torch.Generator | None
+        self,
+        images: Tensor,
+        labels: Tensor | None,
+        num_labels: int | None,
+        generator: torch.Generator | None,
+        columns: Mapping[str, Tensor],
     ) -> Iterator[MixPlan]:
         """The plans of the rows of every image, in turn."""
         rng = fresh() if generator is None else generator
+        columns = self.taken(columns, len(images), images.device)
         for mixture in self.step.rows:
-            signals = Signals(images.device, images=planes(images))
+            signals = Signals(images.device, images=planes(images), **columns)
             if are_maps(labels):
                 signals["maps"] = labels
             elif self.needs_targets:
@@ -155,6 +168,26 @@ class Method:
         """The plan of a mixture, with the label policy's weights, by what the batch itself holds. `shape` is (B, C, H, W)."""
         plan = self.sample.plan(shape, rng, signals).to(signals.device)
         return plan.reweighted(self.label.weights(plan, signals))
+
+    @property
+    def columns(self) -> frozenset[str]:
+        """Names of the columns of the data set that its policies read beside images and labels."""
+        return COLUMNS & (self.sample.needs | self.label.needs)
+
+    def taken(self, columns: Mapping[str, Any], batch: int, device: torch.device | str = "cpu") -> dict[str, Tensor]:
+        """Of the columns of a batch those that the policies read, (B, h, w) each, on the device. Raises ValueError where one is missing."""
+        found = {}
+        for name in sorted(self.columns):
+            maps = columns.get(name)
+            maps = maps.squeeze(1) if isinstance(maps, Tensor) and maps.ndim == 4 and maps.shape[1] == 1 else maps
+            if not isinstance(maps, Tensor) or maps.ndim != 3 or len(maps) != batch:
+                seen = f"shape {tuple(maps.shape)}" if isinstance(maps, Tensor) else f"columns {sorted(columns)}"
+                raise ValueError(
+                    f"{self.name!r} reads a column {name!r} of shape ({batch}, h, w), one map of numbers for each image, got {seen}; add it to the data "
+                    "set, and set remove_unused_columns=False if the Trainer dropped it."
+                )
+            found[name] = maps.to(device, non_blocking=True)
+        return found
 
     @property
     def needs_targets(self) -> bool:

@@ -14,6 +14,7 @@ from torch import Tensor
 from hf_mixup.core.checks import check_known, check_num_labels, check_probabilities, nearest
 from hf_mixup.core.jensenshannon import JensenShannon
 from hf_mixup.core.losses import BCE, Decoupled, Loss
+from hf_mixup.core.policy import NOTHING
 from hf_mixup.core.rng import fresh
 from hf_mixup.core.schedule import Points, Schedule, as_json, corners, extremes_of, schedule_of, value_at
 from hf_mixup.labels import AlignedLabels, AttentionLabels, ProgressiveLabels, RebalancedLabels, SaliencyLabels, TokenLabels
@@ -277,14 +278,24 @@ class MethodChoice:
         return cls(tuple(built), tuple(map(_number, probabilities)), schedule_of("mix_rate", mix_rate), num_labels)
 
     def __call__(
-        self, images: Tensor, labels: Tensor, num_labels: int | None = None, generator: torch.Generator | None = None
+        self,
+        images: Tensor,
+        labels: Tensor,
+        num_labels: int | None = None,
+        generator: torch.Generator | None = None,
+        columns: Mapping[str, Tensor] = NOTHING,
     ) -> tuple[Tensor, Tensor]:
         """Mixes one batch by one of the methods; arguments, results and errors are those of a `Method` that is called. A choice with
         schedules is called as `choice.at(epoch, epochs)(images, labels)`."""
         for method in self.methods:
             check_model_free(method, "a plain call")
         generator = fresh() if generator is None else generator
-        return self.at(-1, 0).draw(generator)(images, labels, self.num_labels if num_labels is None else num_labels, generator)
+        return self.at(-1, 0).draw(generator)(images, labels, self.num_labels if num_labels is None else num_labels, generator, columns)
+
+    @property
+    def columns(self) -> frozenset[str]:
+        """Names of the columns of the data set that the methods read beside images and labels."""
+        return frozenset().union(*(method.columns for method in self.methods))
 
     def draw(self, rng: torch.Generator) -> Method:
         """The method of a batch; of a choice without schedules, which `at` gives."""

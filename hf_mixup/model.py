@@ -232,8 +232,9 @@ class MixupModel(PreTrainedModel):
             mixed: in training, take the labels as final and mix nothing: the number of rows of each image, which lie in as many equal parts
                 of the batch, as a MixupCollator makes them; 0 to mix.
             **inputs: the main input by its own name, and what the network takes beside it, (B, ...) each. The mixture of an attention mask is the
-                union.
+                union. Also columns that the methods read, such as `object_masks` (B, h, w).
         """
+        columns = {name: inputs.pop(name) for name in self.choice.columns & inputs.keys()}
         pixel_values, others = self._inputs(pixel_values, inputs)
         if labels is None:
             if self.training and torch.is_grad_enabled():
@@ -266,7 +267,7 @@ class MixupModel(PreTrainedModel):
         with gathered(self):  # saliency is a backward pass of its own
             keys = [key._replace(repeat=key.repeat + repeat) for repeat in range(self.mix_repeat)]
             methods = [self.method_for(key) for key in keys]
-            steps = [self._step(method, pixel_values, targets, key, others) for method, key in zip(methods, keys, strict=True)]
+            steps = [self._step(method, pixel_values, targets, key, others, columns) for method, key in zip(methods, keys, strict=True)]
         # after all repeats, which are mixtures of one moment; of several by one method the first is remembered
         for name, step in {method.name: step for method, step in zip(methods[::-1], steps[::-1], strict=True)}.items():
             if step.memory is not None:
@@ -307,14 +308,26 @@ class MixupModel(PreTrainedModel):
             )
         return (inputs[name] if main is None else main), {key: value for key, value in inputs.items() if key != name}
 
-    def _step(self, method: Method, images: Tensor, targets: Tensor, key: MixKey, others: Mapping[str, Tensor]) -> StepOutput:
+    def _step(
+        self,
+        method: Method,
+        images: Tensor,
+        targets: Tensor,
+        key: MixKey,
+        others: Mapping[str, Tensor],
+        columns: Mapping[str, Tensor],
+    ) -> StepOutput:
         state = self.states[method.name] if method.name in self.states else MethodState()
         if others and not method.step.takes_others:
             raise ValueError(
                 f"{method.name} gives a network {self.main_input_name} alone, got {min(others)} too; drop it, or take another method."
             )
         more = {"others": others} if others else {}
-        return self._taught(state, partial(method.step.run, method.parts, state, self.backbone, images, targets, key, **more))
+        state.columns = method.taken(columns, len(images), images.device)
+        try:
+            return self._taught(state, partial(method.step.run, method.parts, state, self.backbone, images, targets, key, **more))
+        finally:
+            state.columns = {}
 
     def _deployed_logits(self, images: Tensor, others: Mapping[str, Tensor]) -> Tensor:
         network = self.deployed

@@ -12,8 +12,9 @@ from hf_mixup.core.geometry import centred_boxes, dense_pair
 from hf_mixup.core.jensenshannon import JensenShannon
 from hf_mixup.core.losses import BCE, CrossEntropy
 from hf_mixup.core.plan import Boxes, Dense, MixPlan, blend, mix_targets, onehot
-from hf_mixup.core.policy import AreaLabels, SamplePolicy
+from hf_mixup.core.policy import AreaLabels, SamplePolicy, Signals
 from hf_mixup.core.rng import MixKey
+from hf_mixup.labels import ObjectLabels
 from hf_mixup.networks.signals.merging import matched_tokens, merged_tokens
 from hf_mixup.policies.augmix import OPERATIONS, AugMix, augmented, autocontrast, chained, rotate, shear_x, shear_y
 from hf_mixup.policies.gmix import own_share as gmix_share
@@ -229,7 +230,24 @@ def mergemix(case):
     assert torch.equal(least_overlap(case["masks"].view(grid).bool()), case["partner"].long())
 
 
+def objectlabels(case):
+    top, left, bottom, right = case["box"].tolist()
+    batch, size = len(case["x"]), tuple(case["x"].shape[2:])
+    boxes = Boxes(torch.tensor([[top, bottom, left, right]] * batch), size)
+    plan = MixPlan.pair(case["perm"].long(), boxes, 1 - boxes.area())
+    assert torch.equal(blend(plan, case["x"]), case["out"])
+    label = ObjectLabels(kind="relative" if case["relative"] else "absolute")
+    weight = label.weights(plan, Signals(object_masks=case["mask"]))
+    own, partner = plan.dense_mask(size).unbind(1)
+    shows = (own * case["mask"] + partner * case["mask"][plan.index[:, 1]]).sum((1, 2)) > 0
+    assert_close(weight[shows, 0], case["weight"][shows, 0].float(), atol=1e-5, rtol=0)
+    assert torch.equal(weight[~shows], plan.weight[~shows])  # a half there
+    assert_close(weight.sum(1), torch.ones(batch))
+    assert torch.equal(label.weights(plan, Signals(object_masks=(255 * case["mask"]).byte())), weight)
+
+
 CHECKS = {
+    "objectlabels": objectlabels,
     "mergemix": mergemix,
     "kmixup": kmixup,
     "localmixup": localmixup,

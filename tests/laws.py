@@ -35,6 +35,7 @@ def signals_for(shape, key=0, device="cpu"):
         patch_attention=positive(batch, 4, 4),
         token_scores=positive(batch, 4, 4),
         merged_attention=positive(batch, 4, 4),
+        object_masks=(positive(batch, height, width) > 0.1).float(),
         token_grid=torch.zeros(4, 4),
         attention_layers=torch.randn(batch, 3, 17, 17, generator=rng).softmax(3),
         logits=torch.randn(batch, 10, generator=rng),

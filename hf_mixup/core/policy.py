@@ -14,7 +14,9 @@ from torch import Tensor
 from hf_mixup.core.plan import MixPlan
 
 # signals that a batch holds itself, so that no model is needed for them
-OF_THE_BATCH = frozenset({"images", "targets", "maps"})
+OF_THE_BATCH = frozenset({"images", "targets", "maps", "object_masks"})
+# of those, the ones that are columns of the data set beside images and labels
+COLUMNS = frozenset({"object_masks"})
 NOTHING: Mapping[str, Tensor] = MappingProxyType({})
 
 

@@ -187,6 +187,7 @@ class MixupCollator:
                 "images of a batch must have one grid, got patches with spatial_shapes (NaFlex), which have one each; take a network for images of "
                 "one size, and its image processor."
             )
+        columns = {column: others.pop(column) for column in self.choice.columns & others.keys()}
         labels = self._targets(labels, len(images))
         maps = labels if are_maps(labels) else None
         # the same number of rows in every batch, mixed or not, or accumulation would weigh their images differently
@@ -200,7 +201,7 @@ class MixupCollator:
         totals, names, plans = [], [], []
         # all repeats of the first row of every image, then of the second one: a loss that compares rows finds them in equal parts
         for repeat, parts in enumerate(zip(*(part.chunk(repeats) for part in out.chunk(rows)), strict=True)):
-            method, own = self._plans(images, labels, parts, keyed(key, rank, repeat), look)
+            method, own = self._plans(images, labels, columns, parts, keyed(key, rank, repeat), look)
             for plan, part in zip(own, parts, strict=False):
                 blend_examples(plan, images, part, lambda done: totals.append(done.sum()) if self.check_finite else None)
             for part in parts[len(own) :]:
@@ -243,7 +244,13 @@ class MixupCollator:
         return labels
 
     def _plans(
-        self, images: list[Tensor] | Tensor, labels: Tensor, parts: tuple[Tensor, ...], rng: torch.Generator, look: Augmentation
+        self,
+        images: list[Tensor] | Tensor,
+        labels: Tensor,
+        columns: Mapping[str, Tensor],
+        parts: tuple[Tensor, ...],
+        rng: torch.Generator,
+        look: Augmentation,
     ) -> tuple[str, list[MixPlan]]:
         """One for each of the `parts` (B, ...), where the mixtures go, or one for all. Parts hold the images until then if the policy
         looks at them. `look` normalises bytes."""
@@ -252,12 +259,12 @@ class MixupCollator:
                 _log_once("a batch of one image is not mixed; use dataloader_drop_last=True to leave it out")
             return "vanilla", [MixPlan.identity(len(images))]
         method = self.choice.at(*self._when.tolist()).draw(rng)
-        plans = []
+        columns, plans = method.taken(columns, len(images)), []
         for mixture, part in zip(method.step.rows, parts, strict=False):
             if not mixture:
                 plans.append(MixPlan.identity(len(images)))
                 continue
-            signals = Signals(maps=labels) if are_maps(labels) else Signals()
+            signals = Signals(**columns, **({"maps": labels} if are_maps(labels) else {}))
             if "images" in method.sample.needs:
                 seen = images if isinstance(images, Tensor) else torch.stack(images, out=part)
                 signals["images"] = planes(look.normalised(seen) if seen.dtype == torch.uint8 else seen)

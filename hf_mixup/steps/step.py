@@ -69,6 +69,8 @@ class MethodState(nn.Module):
         self.teachers = nn.ModuleDict()
         self.early: dict[tuple[str, str], EarlySignal] = {}
         self.late: dict[str, LateSignal] = {}
+        # columns of the batch that the policies read beside images and targets
+        self.columns: dict[str, Tensor] = {}
         # filled with the images of every mixed pass, while somebody asks for them
         self.passed: list[Tensor] | None = None
 
@@ -95,7 +97,7 @@ class MethodState(nn.Module):
 
     def before(self, images: Tensor, targets: Tensor, others: Mapping[str, Tensor] = NOTHING) -> Signals:
         """The signals of the clean images; `others` is what the network takes beside them."""
-        signals = Signals(images.device, images=planes(images), targets=targets)
+        signals = Signals(images.device, images=planes(images), targets=targets, **self.columns)
         signals.others = others
         for (part, name), signal in self.early.items():
             seen = self.teachers[part].view(images) if part in self.teachers else images

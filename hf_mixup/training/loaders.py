@@ -36,6 +36,7 @@ class CheckedCollator:
         training: labels must be there.
         tail: the augmentation that the data set leaves to the device.
         main, flat: the name of what is mixed, and whether it must be images.
+        columns: of the data set, which the methods read beside images and labels.
     """
 
     base: Callable
@@ -47,6 +48,7 @@ class CheckedCollator:
     tail: Augmentation | None = None
     main: str = "pixel_values"
     flat: bool | None = True
+    columns: frozenset[str] = frozenset()
 
     def __call__(self, examples: list) -> Any:
         pixels = [example[self.main] for example in examples if isinstance(example, Mapping) and self.main in example]
@@ -54,7 +56,8 @@ class CheckedCollator:
             check_examples(pixels, self.main)
         batch = dict(self.base(examples))
         self._name_labels(batch)
-        wanted = [self.main, *(["labels"] if self.training else []), *(["augmentation_keys"] if self.tail else [])]
+        columns = sorted(self.columns) if self.training else []
+        wanted = [self.main, *(["labels"] if self.training else []), *(["augmentation_keys"] if self.tail else []), *columns]
         if not all(name in batch for name in wanted):
             raise ValueError(
                 f"a batch must have {' and '.join(map(repr, wanted))}, got {sorted(batch)}; rename the columns, and set remove_unused_columns=False "
@@ -159,7 +162,7 @@ class Loaders:
         model = self.mixup_model
         return CheckedCollator(
             self.data_collator, self._loss, model.num_labels, self.args.label_names, other_inputs(model.backbone) - self._inputs,
-            training, tail, model.main_input_name, model.flat,
+            training, tail, model.main_input_name, model.flat, model.choice.columns,
         )  # fmt: skip
 
     @contextlib.contextmanager
@@ -175,7 +178,10 @@ class Loaders:
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
-        self._signature_columns = [*{*self._signature_columns, *self._inputs, "augmentation_keys", *(self.args.label_names or [])}]
+        columns = self.mixup_model.choice.columns
+        self._signature_columns = [
+            *{*self._signature_columns, *self._inputs, *columns, "augmentation_keys", *(self.args.label_names or [])}
+        ]
 
     def _get_train_sampler(self, train_dataset=None):
         data = self.train_dataset if train_dataset is None else train_dataset

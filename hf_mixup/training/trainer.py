@@ -133,7 +133,8 @@ class MixupTrainer(Publishing, Resuming, Optimization, Evaluating, Course, Loade
             given[main] = self._tail.normalised(given[main])  # a collator of ours has done the rest
         self._last_key = self._next_key()
         mixed = self._train_collator.choice.rows if isinstance(inputs, MixedBatch) else int(self._mixing_is_over())
-        rows, outputs = len(given[main]), model(**given, labels=labels, mix_key=self._last_key, mixed=mixed)
+        columns = {name: inputs[name] for name in self.mixup_model.choice.columns & inputs.keys()}
+        rows, outputs = len(given[main]), model(**given, **columns, labels=labels, mix_key=self._last_key, mixed=mixed)
         self._last_methods = outputs.methods
         several = labels.ndim == 2 and not isinstance(inputs, MixedBatch)
         accuracy = training_accuracy(self._loss, outputs.logits.detach(), outputs.targets, several)

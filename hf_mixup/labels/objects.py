@@ -1,0 +1,50 @@
+"""Labels by the objects that can be seen (OA-CutMix)."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from hf_mixup.core.checks import check_between, check_known
+from hf_mixup.core.plan import MixPlan
+from hf_mixup.core.policy import LabelPolicy, Signals
+
+
+@dataclass(frozen=True)
+class ObjectLabels(LabelPolicy):
+    """OA-CutMix (Nauen et al., 2026, arXiv:2606.04820; github.com/tobna/oa-cutmix): a source counts by how much of its object can be seen.
+
+    The objects are masks that come with the data set, `object_masks` (B, h, w) of any size: 1 or 255 on the object, 0 elsewhere, or shares.
+    For CutMix, and any sample policy that leaves pixels where they are.
+
+    Deviation: where no object of any source can be seen, labels keep the weights of the area; the authors' code gives each a half, so that
+    an image without a mask would be half its partner's class even where nothing is pasted.
+
+    Args:
+        kind: `absolute` compares visible areas, `relative` the visible shares of each object, so that small objects count as much as large ones.
+        rho: the share of the area's own weight, 0 to 1.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset({"object_masks"})
+
+    kind: str = "absolute"
+    rho: float = 0.0
+
+    def __post_init__(self):
+        check_known("kind", self.kind, ["absolute", "relative"])
+        check_between(0, 1, rho=self.rho)
+
+    def weights(self, plan: MixPlan, signals: Signals) -> Tensor:
+        if plan.sources is not None:
+            raise ValueError(
+                "labels by object masks need a sample policy that leaves pixels where they are, got one that moves them; take cutmix, or the "
+                "label policy 'arealabels'."
+            )
+        objects = signals["object_masks"].float()
+        seen = (plan.dense_mask(tuple(objects.shape[1:])) * objects[plan.index]).sum((2, 3))
+        if self.kind == "relative":
+            whole = objects.sum((1, 2))[plan.index]
+            seen = torch.where(whole > 0, seen / whole, 0.0)
+        total = seen.sum(1, keepdim=True)
+        return self.rho * plan.weight + (1 - self.rho) * torch.where(total > 0, seen / total, plan.weight)
