@@ -19,9 +19,9 @@ from types import ModuleType
 from hf_mixup.core.places import SCRIPTS
 
 TASKS = {
-    "audio": ("eval_top1", ["vanilla", "mixup", "cutmix"]),
-    "video": ("eval_top1", ["vanilla", "mixup", "mixup cutmix"]),
-    "segmentation": ("eval_mean_iou", ["vanilla", "cutmix", "resizemix"]),
+    "audio": ("eval_top1", ["vanilla", "mixup"]),
+    "video": ("eval_top1", ["vanilla", "mixup"]),
+    "segmentation": ("eval_mean_iou", ["vanilla", "cutmix"]),
 }
 
 
@@ -36,7 +36,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--json", type=Path, help="where to put the numbers")
     args = parser.parse_args()
     rows = []

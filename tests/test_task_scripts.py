@@ -70,7 +70,8 @@ def videos():
 
 def maps():
     (pictures, classes), _ = digit_pictures()
-    images, labels = digit_maps(pictures, classes, 20, 3)
+    few = classes < 5  # those that the network of the script knows
+    images, labels = digit_maps(pictures[few], classes[few], 20, 3)
     rows = [Pictures.fromarray((image * 255).astype(np.uint8).transpose(1, 2, 0)) for image in images]
     features = Features({"image": Image(), "annotation": Image()})
     return Dataset.from_dict({"image": rows, "annotation": [Pictures.fromarray(one.astype(np.uint8)) for one in labels]}, features=features)
@@ -138,7 +139,7 @@ def test_small_data_sets_are_the_same_every_time_and_say_what_they_hold():
     (pictures, classes), (held_out, _) = digit_pictures()
     assert not {picture.tobytes() for picture in pictures} & {picture.tobytes() for picture in held_out}
     videos, shown = digit_videos(pictures, 5, 0)
-    assert videos.shape == (5, 4, 3, 16, 16)
+    assert videos.shape == (5, 4, 3, 10, 10)
     assert all(abs(video[:, 0].max() - pictures[number].max()) < 1e-6 for video, number in zip(videos, shown, strict=True))
     images, labels = digit_maps(pictures, classes, 30, 0)
     assert set(np.unique(labels)) == {*range(11), IGNORED}

@@ -32,7 +32,7 @@ USED = ("mix", "mix_prob", "alpha", "mix_args", "mode", "mix_rate", "mix_repeat"
 
 
 def main(argv: list[str], prog: str = "run_mixup_segmentation.py") -> dict[str, float]:
-    return train(argv, prog, "Trains a network that labels pixels with mixing.", ["cutmix"], build)
+    return train(argv, prog, "Trains a network that labels pixels with mixing.", ["cutmix"], build, {"per_device_train_batch_size": 8})
 
 
 def build(task: TaskArguments, args: MixupTrainingArguments) -> tuple[Trainer, str]:
@@ -87,7 +87,8 @@ def made() -> tuple[list, list, Any]:
     """Maps of digits: to train on, to evaluate on, and how a row is read."""
     rows = []
     for (pictures, classes), count, seed in zip(digit_pictures(), (400, 200), (0, 1), strict=True):
-        images, maps = digit_maps(pictures, classes, count, seed)
+        few = classes < 5
+        images, maps = digit_maps(pictures[few], classes[few], count, seed)
         rows.append(list(zip((images * 255).astype(np.uint8), maps, strict=True)))
     return *rows, lambda row: row
 
@@ -103,9 +104,9 @@ def loaded(task: TaskArguments, seed: int) -> tuple[Any, Any, Any]:
 
 
 def from_scratch() -> tuple[SegformerForSemanticSegmentation, SegformerImageProcessor]:
-    """A tiny SegFormer for images of 32 x 32 pixels and 11 classes."""
+    """A tiny SegFormer for images of 32 x 32 pixels and 6 classes: the ground, and the digits 0 to 4."""
     config = SegformerConfig(
-        num_labels=11, hidden_sizes=[32, 64, 64, 64], depths=[1, 1, 1, 1], num_attention_heads=[1, 2, 2, 2], decoder_hidden_size=64, patch_sizes=[3, 3, 3, 3],
+        num_labels=6, hidden_sizes=[32, 64, 64, 64], depths=[1, 1, 1, 1], num_attention_heads=[1, 2, 2, 2], decoder_hidden_size=64, patch_sizes=[3, 3, 3, 3],
         strides=[2, 2, 2, 2], sr_ratios=[4, 2, 1, 1], drop_path_rate=0.0, classifier_dropout_prob=0.0, semantic_loss_ignore_index=IGNORED,
     )  # fmt: skip
     return SegformerForSemanticSegmentation(config), SegformerImageProcessor(size={"height": 32, "width": 32})

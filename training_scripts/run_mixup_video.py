@@ -48,7 +48,7 @@ def build(task: TaskArguments, args: MixupTrainingArguments) -> tuple[MixupTrain
 def made() -> tuple[list, list, list[str], Any]:
     """Moving digits: to train on, to evaluate on, the names of the classes, and how a row is read."""
     rows = []
-    for (pictures, classes), count, seed in zip(digit_pictures(), (800, 400), (0, 1), strict=True):
+    for (pictures, classes), count, seed in zip(digit_pictures(), (1200, 400), (0, 1), strict=True):
         videos, shown = digit_videos(pictures, count, seed)
         rows.append(list(zip((videos * 255).astype(np.uint8), classes[shown], strict=True)))
     return *rows, list(map(str, range(10))), lambda row: (list(row[0]), row[1])
@@ -69,12 +69,12 @@ def loaded(task: TaskArguments, seed: int) -> tuple[Any, Any, list[str], Any]:
 
 
 def from_scratch(**labels: Any) -> tuple[VideoMAEForVideoClassification, VideoMAEImageProcessor]:
-    """A tiny VideoMAE for 4 frames of 16 x 16 pixels."""
+    """A tiny VideoMAE for 4 frames of 10 x 10 pixels."""
     config = VideoMAEConfig(
-        image_size=16, patch_size=4, num_frames=4, tubelet_size=2, hidden_size=64, num_hidden_layers=3, num_attention_heads=4, intermediate_size=128,
+        image_size=10, patch_size=5, num_frames=4, tubelet_size=2, hidden_size=64, num_hidden_layers=3, num_attention_heads=4, intermediate_size=128,
         hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, **labels,
     )  # fmt: skip
-    return VideoMAEForVideoClassification(config), VideoMAEImageProcessor(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16})
+    return VideoMAEForVideoClassification(config), VideoMAEImageProcessor(size={"shortest_edge": 10}, crop_size={"height": 10, "width": 10})
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from torch.utils.data import Dataset as Examples
@@ -49,18 +50,20 @@ SHORT = (
     "per_device_train_batch_size", "learning_rate", "seed", "use_cpu",
 )  # fmt: skip
 # for the small data sets, and tiny networks from scratch
-FROM_SCRATCH = {"learning_rate": 1e-3, "num_train_epochs": 20, "per_device_train_batch_size": 32, "warmup_steps": 20, "weight_decay": 0.05}
+FROM_SCRATCH = {"learning_rate": 2e-3, "num_train_epochs": 30, "per_device_train_batch_size": 32, "warmup_steps": 20, "weight_decay": 0.05}
 NOT_HERE = {"recipe", "report_dir", "license"}
 
 
-def parse(argv: list[str], prog: str, about: str, mix: Sequence[str]) -> tuple[TaskArguments, RunArguments, MixupTrainingArguments]:
+def parse(
+    argv: list[str], prog: str, about: str, mix: Sequence[str], small: Mapping[str, Any]
+) -> tuple[TaskArguments, RunArguments, MixupTrainingArguments]:
     """The arguments as they were typed, over the defaults. Raises ValueError in one sentence."""
     groups = {"task": list(TaskArguments.__dataclass_fields__), "run": list(RUN)}
     kinds = (TaskArguments, RunArguments, MixupTrainingArguments)
     reader = Parser(kinds, prog, "[--mix METHOD ...] [...]", about, groups, SHORT, TOLD, NOT_HERE)
     typed = reader.typed(argv)
-    small = {} if "model_name_or_path" in typed else FROM_SCRATCH
-    values = {**DEFAULTS, **small, "mix": list(mix), "remove_unused_columns": False, **typed}
+    from_scratch = {} if "model_name_or_path" in typed else {**FROM_SCRATCH, **small}
+    values = {**DEFAULTS, **from_scratch, "mix": list(mix), "remove_unused_columns": False, **typed}
     reader.help_if_asked(typed, values)
     task, run, args = reader.built(values)
     if "output_dir" not in values:
@@ -134,9 +137,13 @@ def class_names(train: Any, evaluation: Any, label: str) -> list[str]:
     return names
 
 
-def train(argv: list[str], prog: str, about: str, mix: Sequence[str], build: Build) -> dict[str, float]:
-    """Trains, evaluates, and leaves network, numbers and card in the folder of the run. Returns the numbers of the evaluation."""
-    task, run, args = parse(argv, prog, about, mix)
+def train(
+    argv: list[str], prog: str, about: str, mix: Sequence[str], build: Build, small: Mapping[str, Any] = MappingProxyType({})
+) -> dict[str, float]:
+    """Trains, evaluates, and leaves network, numbers and card in the folder of the run. Returns the numbers of the evaluation.
+
+    `mix` are the methods by default; `small`, arguments for a network from scratch."""
+    task, run, args = parse(argv, prog, about, mix, small)
     log_to_screen(logging.INFO if args.should_log else logging.WARNING)
     transformers_logging.disable_progress_bar()
     folder = choose_folder(run, args, "+".join(map(str, args.mix)))

@@ -11,7 +11,7 @@ MELODIES = ("rising", "falling", "up and down", "down and up", "steady", "altern
 IGNORED = 255
 
 
-def melodies(count: int, seed: int, seconds: float = 0.5, noise: float = 0.5) -> tuple[np.ndarray, np.ndarray]:
+def melodies(count: int, seed: int, seconds: float = 0.5, noise: float = 0.1) -> tuple[np.ndarray, np.ndarray]:
     """Tones with overtones in noise, whose pitch follows one of the `MELODIES`: waveforms (count, samples) float32, classes (count,)."""
     rng = np.random.default_rng(seed)
     time = np.linspace(0, 1, int(RATE * seconds), endpoint=False)
@@ -34,7 +34,7 @@ def digit_pictures() -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, n
     return (pictures[:1200], classes[:1200]), (pictures[1200:], classes[1200:])
 
 
-def digit_videos(pictures: np.ndarray, count: int, seed: int, frames: int = 4, side: int = 16) -> tuple[np.ndarray, np.ndarray]:
+def digit_videos(pictures: np.ndarray, count: int, seed: int, frames: int = 4, side: int = 10) -> tuple[np.ndarray, np.ndarray]:
     """Digits that move in a straight line over a noisy ground: (count, frames, 3, side, side) in [0, 1], and which of `pictures` each shows."""
     rng = np.random.default_rng(seed)
     videos = rng.uniform(0, 0.3, (count, frames, side, side)).astype(np.float32)
