@@ -69,12 +69,12 @@ def decoded(file: dict[str, Any]) -> tuple[np.ndarray, int]:
     """A waveform (samples,) float32, the mean of its channels, and its samples a second."""
     try:
         with wave.open(io.BytesIO(file["bytes"]) if file["bytes"] is not None else file["path"]) as sound:
-            if sound.getsampwidth() != 2:
-                raise wave.Error(f"{8 * sound.getsampwidth()} bits")
-            samples = np.frombuffer(sound.readframes(sound.getnframes()), dtype="<i2").reshape(-1, sound.getnchannels())
-            return samples.mean(1, dtype=np.float32) / 32768, sound.getframerate()
+            bits, channels, rate, samples = 8 * sound.getsampwidth(), sound.getnchannels(), sound.getframerate(), sound.readframes(-1)
     except (wave.Error, EOFError) as error:
-        raise ValueError(f"sounds must be WAV files of 16 bits, got {file['path']} ({error}); convert them.") from None
+        raise ValueError(f"sounds must be WAV files, got {file['path']} ({error}); convert them.") from None
+    if bits != 16:
+        raise ValueError(f"sounds must be WAV files of 16 bits, got {bits} in {file['path']}; convert them.")
+    return np.frombuffer(samples, dtype="<i2").reshape(-1, channels).mean(1, dtype=np.float32) / 32768, rate
 
 
 def from_scratch(**labels: Any) -> tuple[ASTForAudioClassification, ASTFeatureExtractor]:
