@@ -181,3 +181,12 @@ def test_splits_that_number_classes_differently_are_refused(tmp_path, name):
     with refuses("both splits must have the same classes in the same order"):
         run(name, "--output_dir", tmp_path / "out", "--dataset_name", tmp_path / "data", *SHORT)
     assert not (tmp_path / "out").exists()
+
+
+def test_label_maps_of_other_classes_are_refused(tmp_path):
+    """They would end in an error of indices, or, on a GPU, in one that names nothing."""
+    data = maps()
+    high = [Pictures.fromarray(np.minimum(np.array(one), 250) + 5) for one in data["annotation"]]
+    Dataset.from_dict({"image": data["image"], "annotation": high}, features=data.features).save_to_disk(tmp_path / "data")
+    with refuses("label maps must hold the network's classes, 0 to"):
+        run("segmentation", "--output_dir", tmp_path / "out", "--dataset_name", tmp_path / "data", *SHORT)

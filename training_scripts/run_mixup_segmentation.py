@@ -49,6 +49,7 @@ def build(task: TaskArguments, args: MixupTrainingArguments) -> tuple[Trainer, s
     def example(row: Any) -> dict[str, Any]:
         image, labels = read(row)
         given = processor(image, labels, return_tensors="pt")
+        check_map(given["labels"], network.config)
         return {"pixel_values": given["pixel_values"][0], "labels": given["labels"][0]}
 
     small = task.dataset_name is None
@@ -58,6 +59,17 @@ def build(task: TaskArguments, args: MixupTrainingArguments) -> tuple[Trainer, s
         compute_metrics=mean_iou, preprocess_logits_for_metrics=classes_of_pixels,
     )  # fmt: skip
     return trainer, task.dataset_name or "maps of digits"
+
+
+def check_map(labels: torch.Tensor, config: Any) -> None:
+    """Refuses classes that the network does not have."""
+    ignored = getattr(config, "semantic_loss_ignore_index", IGNORED)
+    other = labels[(labels != ignored) & ((labels < 0) | (labels >= config.num_labels))]
+    if other.numel():
+        raise ValueError(
+            f"label maps must hold the network's classes, 0 to {config.num_labels - 1}, or {ignored} for pixels without one, got {int(other[0])}; "
+            "take another checkpoint, or renumber the classes."
+        )
 
 
 def refuse_unused(args: MixupTrainingArguments) -> None:
