@@ -335,7 +335,7 @@ def test_blocks_of_the_other_guides(tmp_path, monkeypatch, page):
 def test_no_block_of_python_is_left_out():
     run = {"README.md", "docs/index.md", "docs/how-it-works.md"}
     run |= {f"docs/guides/{name}.md" for name in ("own-trainer", "own-photos", "serve", "any-loop", "moving-over", "analyse", "lora")}
-    run |= {f"docs/guides/{name}.md" for name in ("sound", "video", "segmentation")}  # in test_task_scripts.py
+    run |= {f"docs/guides/{name}.md" for name in ("sound", "video", "segmentation", "text")}  # in test_task_scripts.py, test_text.py
     assert {page for page in PAGES if blocks(page, "python")} == run
 
 
