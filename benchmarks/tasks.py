@@ -1,6 +1,6 @@
 """Sounds, videos and label maps with mixing against without, on the small data sets of their scripts.
 
-    python benchmarks/tasks.py --json /tmp/tasks.json
+    python benchmarks/tasks.py --json tasks.json
 
 Three seeds of each, from scratch. The table says what came out, better or not: means over seeds, and the CPU seconds of a run.
 """
