@@ -14,7 +14,7 @@ import numpy as np
 from transformers import ASTConfig, ASTFeatureExtractor, ASTForAudioClassification, AutoFeatureExtractor
 
 from hf_mixup import MixupTrainer, MixupTrainingArguments
-from hf_mixup.cli.tasks import Read, TaskArguments, class_names, column_of, load_splits, script, train
+from hf_mixup.cli.tasks import TaskArguments, class_names, column_of, data_sets, load_splits, named, script, train
 from hf_mixup.data.made import MELODIES, RATE, melodies
 from hf_mixup.networks.backbones import load_classifier
 
@@ -25,7 +25,7 @@ def main(argv: list[str], prog: str = "run_mixup_audio.py") -> dict[str, float]:
 
 def build(task: TaskArguments, args: MixupTrainingArguments) -> tuple[MixupTrainer, str]:
     data, evaluation, names, read = made() if task.dataset_name is None else loaded(task, args.seed)
-    labels = {"id2label": dict(enumerate(names)), "label2id": {name: number for number, name in enumerate(names)}}
+    labels = named(names)
     if task.model_name_or_path is None:
         network, extractor = from_scratch(**labels)
     else:
@@ -41,11 +41,8 @@ def build(task: TaskArguments, args: MixupTrainingArguments) -> tuple[MixupTrain
         features = extractor(sound, sampling_rate=rate, return_tensors="np")
         return {**{name: value[0] for name, value in features.items()}, "labels": int(label)}
 
-    small = task.dataset_name is None
-    trainer = MixupTrainer(
-        network, args, train_dataset=Read(data, example, task.max_train_samples, small),
-        eval_dataset=Read(evaluation, example, task.max_eval_samples, small), processing_class=extractor,
-    )  # fmt: skip
+    sets = data_sets(task, data, evaluation, example)
+    trainer = MixupTrainer(network, args, **sets, processing_class=extractor)
     return trainer, task.dataset_name or "melodies"
 
 

@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from hf_mixup import MixupCallback, MixupCollator, MixupTrainingArguments
-from hf_mixup.cli.tasks import Read, TaskArguments, column_of, load_splits, script, train
+from hf_mixup.cli.tasks import TaskArguments, column_of, data_sets, load_splits, script, train
 from hf_mixup.data.made import IGNORED, digit_maps, digit_pictures
 from hf_mixup.training.agreement import changed
 
@@ -52,12 +52,16 @@ def build(task: TaskArguments, args: MixupTrainingArguments) -> tuple[Trainer, s
         check_map(given["labels"], network.config)
         return {"pixel_values": given["pixel_values"][0], "labels": given["labels"][0]}
 
-    small = task.dataset_name is None
+    sets = data_sets(task, data, evaluation, example)
     trainer = Trainer(
-        network, args, train_dataset=Read(data, example, task.max_train_samples, small),
-        eval_dataset=Read(evaluation, example, task.max_eval_samples, small), processing_class=processor, callbacks=[callback],
-        compute_metrics=mean_iou, preprocess_logits_for_metrics=classes_of_pixels,
-    )  # fmt: skip
+        network,
+        args,
+        **sets,
+        processing_class=processor,
+        callbacks=[callback],
+        compute_metrics=mean_iou,
+        preprocess_logits_for_metrics=classes_of_pixels,
+    )
     return trainer, task.dataset_name or "maps of digits"
 
 

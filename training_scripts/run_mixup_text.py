@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
 
 from hf_mixup import MixupTrainer, MixupTrainingArguments
-from hf_mixup.cli.tasks import Read, TaskArguments, class_names, column_of, load_splits, script, train
+from hf_mixup.cli.tasks import TaskArguments, class_names, column_of, data_sets, load_splits, named, script, train
 from hf_mixup.data.docstrings import PACKAGES, docstrings
 from hf_mixup.networks.backbones import load_classifier
 
@@ -26,7 +26,7 @@ def main(argv: list[str], prog: str = "run_mixup_text.py") -> dict[str, float]:
 
 def build(task: TaskArguments, args: MixupTrainingArguments) -> tuple[MixupTrainer, str]:
     data, evaluation, names, read = made(args.seed) if task.dataset_name is None else loaded(task, args.seed)
-    labels = {"id2label": dict(enumerate(names)), "label2id": {name: number for number, name in enumerate(names)}}
+    labels = named(names)
     if task.model_name_or_path is None:
         tokenizer = own_tokenizer([read(row)[0] for row in data])
         network = from_scratch(len(tokenizer), **labels)
@@ -38,11 +38,8 @@ def build(task: TaskArguments, args: MixupTrainingArguments) -> tuple[MixupTrain
         text, label = read(row)
         return {**tokenizer(text, truncation=True), "labels": int(label)}
 
-    small = task.dataset_name is None
-    trainer = MixupTrainer(
-        network, args, train_dataset=Read(data, example, task.max_train_samples, small),
-        eval_dataset=Read(evaluation, example, task.max_eval_samples, small), processing_class=tokenizer,
-    )  # fmt: skip
+    sets = data_sets(task, data, evaluation, example)
+    trainer = MixupTrainer(network, args, **sets, processing_class=tokenizer)
     return trainer, task.dataset_name or "docstrings of the standard library"
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from transformers import AutoImageProcessor, VideoMAEConfig, VideoMAEForVideoClassification, VideoMAEImageProcessor
 
 from hf_mixup import MixupTrainer, MixupTrainingArguments
-from hf_mixup.cli.tasks import Read, TaskArguments, class_names, column_of, load_splits, script, train
+from hf_mixup.cli.tasks import TaskArguments, class_names, column_of, data_sets, load_splits, named, script, train
 from hf_mixup.data.made import digit_pictures, digit_videos
 from hf_mixup.networks.backbones import load_classifier
 
@@ -23,7 +23,7 @@ def main(argv: list[str], prog: str = "run_mixup_video.py") -> dict[str, float]:
 
 def build(task: TaskArguments, args: MixupTrainingArguments) -> tuple[MixupTrainer, str]:
     data, evaluation, names, read = made() if task.dataset_name is None else loaded(task, args.seed)
-    labels = {"id2label": dict(enumerate(names)), "label2id": {name: number for number, name in enumerate(names)}}
+    labels = named(names)
     if task.model_name_or_path is None:
         network, processor = from_scratch(**labels)
     else:
@@ -37,11 +37,8 @@ def build(task: TaskArguments, args: MixupTrainingArguments) -> tuple[MixupTrain
         chosen = [frames[at] for at in np.linspace(0, len(frames) - 1, wanted).round().astype(int)]
         return {"pixel_values": processor(chosen, return_tensors="pt")["pixel_values"][0], "labels": int(label)}
 
-    small = task.dataset_name is None
-    trainer = MixupTrainer(
-        network, args, train_dataset=Read(data, example, task.max_train_samples, small),
-        eval_dataset=Read(evaluation, example, task.max_eval_samples, small), processing_class=processor,
-    )  # fmt: skip
+    sets = data_sets(task, data, evaluation, example)
+    trainer = MixupTrainer(network, args, **sets, processing_class=processor)
     return trainer, task.dataset_name or "moving digits"
 
 

@@ -99,6 +99,20 @@ class Read(Examples):
         return dict(self.kept[row])
 
 
+def data_sets(task: TaskArguments, train: Any, evaluation: Any, read: Callable[[Any], Mapping[str, Any]]) -> dict[str, Read]:
+    """What a Trainer is given of both; the examples of a small data set that is made here stay in memory."""
+    kept = task.dataset_name is None
+    return {
+        "train_dataset": Read(train, read, task.max_train_samples, kept),
+        "eval_dataset": Read(evaluation, read, task.max_eval_samples, kept),
+    }
+
+
+def named(names: Sequence[str]) -> dict[str, dict]:
+    """What the config of a network says of its classes."""
+    return {"id2label": dict(enumerate(names)), "label2id": {name: number for number, name in enumerate(names)}}
+
+
 def load_splits(task: TaskArguments, seed: int) -> tuple[Any, Any]:
     """The data set to train on, and the one to evaluate on; a fifth of the former where there is no other."""
     from datasets import DatasetDict, load_dataset, load_from_disk
