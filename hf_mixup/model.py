@@ -322,12 +322,11 @@ class MixupModel(PreTrainedModel):
             raise ValueError(
                 f"{method.name} gives a network {self.main_input_name} alone, got {min(others)} too; drop it, or take another method."
             )
-        more = {"others": others} if others else {}
-        state.columns = method.taken(columns, len(images), images.device)
+        state.columns, state.others = method.taken(columns, len(images), images.device), others
         try:
-            return self._taught(state, partial(method.step.run, method.parts, state, self.backbone, images, targets, key, **more))
+            return self._taught(state, partial(method.step.run, method.parts, state, self.backbone, images, targets, key))
         finally:
-            state.columns = {}
+            state.columns, state.others = {}, {}
 
     def _deployed_logits(self, images: Tensor, others: Mapping[str, Tensor]) -> Tensor:
         network = self.deployed

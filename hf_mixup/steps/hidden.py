@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any, ClassVar, NamedTuple
 
@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from hf_mixup.core.checks import check_between, check_counts, check_known
 from hf_mixup.core.plan import MixPlan, mix_others
 from hf_mixup.core.planes import plane_shape, planes
-from hf_mixup.core.policy import NOTHING
 from hf_mixup.core.rng import MixKey
 from hf_mixup.networks.families import Layout, bare, module_of, reads_tokens, stage_names
 from hf_mixup.networks.passes import changing, check_changeable, logits_of
@@ -80,9 +79,8 @@ class HiddenStep(Step):
         images: Tensor,
         targets: Tensor,
         key: MixKey,
-        others: Mapping[str, Tensor] = NOTHING,
     ) -> StepOutput:
-        signals = state.before(images, targets, others)
+        signals = state.before(images, targets)
         plan = parts.plan(images, key.own_rng(), signals)
         shape = plane_shape(images.shape)
         size, changes = tuple(shape[2:]), self.changes(parts, plan, key, shape)
@@ -95,7 +93,7 @@ class HiddenStep(Step):
                     check_changeable(network, parts.name)
                     stack.enter_context(changing(layer, lambda output, change=change: changed_output(state.layout, output, size, change)))
             stack.enter_context(state.watching(signals, images))
-            logits = logits_of(network, images, mix_others(plan, others))
+            logits = logits_of(network, images, mix_others(plan, signals.others))
         return finish(parts, self.labelled(plan, changes), logits, targets, signals)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 
 from hf_mixup.core.checks import check_count, check_positive
 from hf_mixup.core.plan import blend, mix_others, mix_targets
-from hf_mixup.core.policy import NOTHING, Signals
+from hf_mixup.core.policy import Signals
 from hf_mixup.core.rng import MixKey
 from hf_mixup.networks.passes import logits_of
 from hf_mixup.steps.standard import relabelled
@@ -57,15 +56,14 @@ class KeepClean(Step):
         images: Tensor,
         targets: Tensor,
         key: MixKey,
-        others: Mapping[str, Tensor] = NOTHING,
     ) -> StepOutput:
-        signals, rng = state.before(images, targets, others), key.own_rng()
+        signals, rng = state.before(images, targets), key.own_rng()
         plans = [parts.plan(images, rng, signals) for _ in range(self.mixtures)]
         rows = [*(blend(plan, images) for plan in plans), images]
-        beside = [*(mix_others(plan, others) for plan in plans), others]
+        beside = [*(mix_others(plan, signals.others) for plan in plans), signals.others]
         logits, seen = [], []
         if self.one_pass:
-            rows, beside = [torch.cat(rows)], [{name: torch.cat([part[name] for part in beside]) for name in others}]
+            rows, beside = [torch.cat(rows)], [{name: torch.cat([part[name] for part in beside]) for name in signals.others}]
         for batch, of_batch in zip(rows, beside, strict=True):
             with state.watching(signals, batch):
                 logits.append(logits_of(network, batch, of_batch))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -11,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from hf_mixup.core.plan import blend, is_mask, mix_others
-from hf_mixup.core.policy import NOTHING
 from hf_mixup.core.rng import MixKey
 from hf_mixup.networks.passes import changing, check_changeable, logits_of
 from hf_mixup.steps.hidden import HiddenState, check_layers, layer_of
@@ -56,9 +54,8 @@ class ManifoldMix(Step):
         images: Tensor,
         targets: Tensor,
         key: MixKey,
-        others: Mapping[str, Tensor] = NOTHING,
     ) -> StepOutput:
-        signals = state.before(images, targets, others)
+        signals = state.before(images, targets)
         plan = parts.plan(images, key.own_rng(), signals)
         partner, lam = plan.index[:, 1], plan.mask.value[:, 0]
         place = int(torch.randint(len(self.layers), (), generator=key.step_rng()))
@@ -67,12 +64,12 @@ class ManifoldMix(Step):
             images, change = blend(plan, images), nullcontext()
         else:
             check_changeable(network, parts.name)
-            if self.layers[place] != 0 and any(map(is_mask, others)):
+            if self.layers[place] != 0 and any(map(is_mask, signals.others)):
                 with changing(layer, lambda output: hidden.append(output) or output):
-                    logits_of(network, images, others)
+                    logits_of(network, images, signals.others)
             change = changing(layer, lambda output: mixed_output(hidden.pop() if hidden else output, partner, lam))
         with change, state.watching(signals, images):
-            logits = logits_of(network, images, mix_others(plan, others))
+            logits = logits_of(network, images, mix_others(plan, signals.others))
         return finish(parts, plan, logits, targets, signals)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_mixup.core.plan import MixPlan, Share, blend, mix_others, mix_targets
-from hf_mixup.core.policy import NOTHING, OF_THE_BATCH, Signals
+from hf_mixup.core.policy import OF_THE_BATCH, Signals
 from hf_mixup.core.rng import MixKey, keyed
 from hf_mixup.networks.passes import logits_of
 from hf_mixup.steps.step import MethodState, Parts, Step, StepOutput
@@ -34,14 +33,13 @@ class Standard(Step):
         images: Tensor,
         targets: Tensor,
         key: MixKey,
-        others: Mapping[str, Tensor] = NOTHING,
     ) -> StepOutput:
-        signals = state.before(images, targets, others)
+        signals = state.before(images, targets)
         plan = parts.plan(images, key.own_rng(), signals)
         mixed = blend(plan, images)
         with state.watching(signals, mixed):
             # the labels stay here: given soft ones, a Hugging Face model would switch to BCE and keep that in its config
-            logits = logits_of(network, mixed, mix_others(plan, others))
+            logits = logits_of(network, mixed, mix_others(plan, signals.others))
         return finish(parts, plan, logits, targets, signals)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from hf_mixup.core.losses import Loss
 from hf_mixup.core.plan import MixPlan
 from hf_mixup.core.planes import plane_shape, planes
-from hf_mixup.core.policy import NOTHING, LabelPolicy, SamplePolicy, Signals
+from hf_mixup.core.policy import LabelPolicy, SamplePolicy, Signals
 from hf_mixup.core.rng import MixKey
 from hf_mixup.networks.passes import watching
 from hf_mixup.networks.signals import SIGNALS
@@ -69,8 +69,9 @@ class MethodState(nn.Module):
         self.teachers = nn.ModuleDict()
         self.early: dict[tuple[str, str], EarlySignal] = {}
         self.late: dict[str, LateSignal] = {}
-        # columns of the batch that the policies read beside images and targets
-        self.columns: dict[str, Tensor] = {}
+        # while a step runs: columns of the batch that the policies read beside images and targets, and what the network takes beside them
+        self.columns: Mapping[str, Tensor] = {}
+        self.others: Mapping[str, Tensor] = {}
         # filled with the images of every mixed pass, while somebody asks for them
         self.passed: list[Tensor] | None = None
 
@@ -95,10 +96,10 @@ class MethodState(nn.Module):
                     state.late[name] = signal
         return state
 
-    def before(self, images: Tensor, targets: Tensor, others: Mapping[str, Tensor] = NOTHING) -> Signals:
-        """The signals of the clean images; `others` is what the network takes beside them."""
+    def before(self, images: Tensor, targets: Tensor) -> Signals:
+        """The signals of the clean images."""
         signals = Signals(images.device, images=planes(images), targets=targets, **self.columns)
-        signals.others = others
+        signals.others = self.others
         for (part, name), signal in self.early.items():
             seen = self.teachers[part].view(images) if part in self.teachers else images
             into = signals if part == "sample" else signals.for_label
@@ -144,8 +145,7 @@ class Step(ABC):
     Attributes:
         takes_tokens: whether it mixes inside of a network for texts, which is given numbers of words.
         views: of every image that a step is given: 1 with labels, 2 in pre-training, whose images are (B, 2, C, H, W).
-        takes_others: whether `run` has a last argument `others`, a mapping of what the network takes beside its main input, (B, ...) each, such
-            as an `attention_mask`, and mixes it by `mix_others`.
+        takes_others: whether `run` gives the network `others` of the signals as well, mixed by `mix_others`.
     """
 
     views: ClassVar[int] = 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -12,7 +11,6 @@ from torch.nn import functional as F
 
 from hf_mixup.core.checks import check_between
 from hf_mixup.core.plan import MixPlan, blend, mix_others, mix_targets
-from hf_mixup.core.policy import NOTHING
 from hf_mixup.core.rng import MixKey
 from hf_mixup.networks.families import classifier_of
 from hf_mixup.networks.passes import input_of, watched
@@ -67,16 +65,15 @@ class SUMix(Step):
         images: Tensor,
         targets: Tensor,
         key: MixKey,
-        others: Mapping[str, Tensor] = NOTHING,
     ) -> StepOutput:
-        signals = state.before(images, targets, others)
+        signals = state.before(images, targets)
         plan = parts.plan(images, key.own_rng(), signals)
         if plan.index.shape[1] != 2:
             raise ValueError(f"{parts.name} weighs two images, got the plan of {type(parts.sample).__name__}; take one of pairs.")
-        clean, (clean_feature,) = watched(network, images, [input_of(*state.classifier)], others)
+        clean, (clean_feature,) = watched(network, images, [input_of(*state.classifier)], signals.others)
         mixed_images = blend(plan, images)
         with state.watching(signals, mixed_images):
-            logits, (feature,) = watched(network, mixed_images, [input_of(*state.classifier)], mix_others(plan, others))
+            logits, (feature,) = watched(network, mixed_images, [input_of(*state.classifier)], mix_others(plan, signals.others))
         plan = relabelled(parts, plan, logits, targets, signals)
         classes = targets.argmax(1)[plan.index]  # (B, 2)
         distance = semantic_distances(logits, clean, plan.index, classes)
