@@ -100,7 +100,7 @@ def test_soft_masks_are_refused(name):
 
 def test_moves_that_are_not_said_are_refused_by_name():
     images, maps = labelled()
-    with refuses("label maps need a method that says where pixels come from, got 'augmix'"):
+    with refuses("label maps need a method that tells where each pixel comes from, got 'augmix'"):
         METHODS["augmix"](images, maps)
 
 
