@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-if TYPE_CHECKING:  # what is loaded below when it is first used, for type checkers and editors
+if TYPE_CHECKING:  # for type checkers and editors; at run time these names are loaded below, on first use
     from hf_mixup.arguments import MixupTrainingArguments
     from hf_mixup.core.plan import MixPlan, blend, mix_targets
     from hf_mixup.data.collator import MixupCallback, MixupCollator, MixupLoss
@@ -17,7 +17,7 @@ if TYPE_CHECKING:  # what is loaded below when it is first used, for type checke
     from hf_mixup.pretraining.trainer import MixupPreTrainer
     from hf_mixup.training.trainer import MixupTrainer
 
-# loaded when first used: `import hf_mixup` needs neither transformers, timm nor torchvision
+# loaded on first use, so `import hf_mixup` does not need transformers, timm or torchvision
 _HOME = {
     "METHODS": "methods",
     "Method": "methods",
@@ -63,7 +63,7 @@ def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     if _HOME[name] not in ("methods", "core.plan"):
-        import_module(f"{__name__}.core.checks").check_torchvision()  # before transformers stumbles over it
+        import_module(f"{__name__}.core.checks").check_torchvision()  # before transformers fails with an unclear error
     value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
     globals()[name] = value
     return value

@@ -132,9 +132,9 @@ def test_a_loss_of_views_needs_views():
     with refuses(r"JensenShannon compares 4 views of every image in one pass, got 'augmix' with the step KeepClean\(.*\); set step="):
         MixupModel(vit(), get_method("augmix", views=4))
     loss = JensenShannon()
-    with refuses(r"JensenShannon compares 3 views of every image, got 5 rows with targets of their own; take"):
+    with refuses(r"JensenShannon compares 3 views of every image, got 5 rows whose targets differ between the views; use"):
         loss(torch.randn(5, 4), torch.eye(4)[torch.arange(5) % 4])
-    with refuses(r"JensenShannon compares 3 views of every image, got 6 rows with targets of their own; take"):
+    with refuses(r"JensenShannon compares 3 views of every image, got 6 rows whose targets differ between the views; use"):
         loss(torch.randn(6, 4), torch.eye(4)[torch.tensor([0, 1, 0, 1, 0, 2])])
     assert loss.single() == loss.plain() == CrossEntropy()
     for fields in ({"severity": 0.0}, {"width": 0}, {"depth": 0}, {"mean": (0.5,)}, {"weight": -1.0}):

@@ -122,7 +122,7 @@ def test_cache_refuses_images_of_several_sizes():
     images = [Pillow.new("RGB", (side, 20)) for side in (30, 30, 24)]
     data = Dataset.from_dict({"image": images, "label": [0, 1, 2]}, features=FEATURES)
     ImageDataset(data, "image", "label", TRANSFORMS["pad"], cache=True)
-    with refuses("images of one size before their random crop, got 30x20 and 24x20 in rows 0 and 2; leave it off"):
+    with refuses("images of one size before their random crop, got 30x20 and 24x20 in rows 0 and 2; leave cache_images out"):
         ImageDataset(data, "image", "label", TRANSFORMS["resized"], cache=True)
 
 

@@ -63,7 +63,7 @@ def test_every_parameter_of_a_method_is_told_of(name):
 def test_deviations_become_a_list():
     found = facts.deviations(METHODS["puzzlemix"].sample)
     assert found[0].startswith("The mask is solved by `solvers.solve_grid` instead of alpha-beta swap")
-    assert found[3] == "A block that moves to no place leaves its own image behind, not black."
+    assert found[3] == "A block that finds no place leaves its own image behind, not black."
     assert len(found) == 5
     page = pages.method_page(METHODS["puzzlemix"], DRAWN)
     assert "\n1. The mask is solved" in page

@@ -175,7 +175,7 @@ def test_which_column_is_mixed_is_clear_or_asked_for():
 
 def test_patches_without_a_common_grid_are_refused():
     several = [{"pixel_values": torch.randn(10 + row, 48), "labels": row % 2} for row in range(4)]
-    with refuses("got patches of several, .*, which have no common grid"):
+    with refuses("got patches of images of several sizes, .*, which have no common grid"):
         MixupCollator("mixup", num_labels=2)(several)
     padded = [{"pixel_values": torch.randn(16, 48), "spatial_shapes": torch.tensor([4, 4]), "labels": row % 2} for row in range(4)]
     with refuses(r"must have one grid, got patches with spatial_shapes \(NaFlex\)"):

@@ -89,7 +89,7 @@ def test_maps_of_another_grid_and_of_volumes_move_alike(name):
 @pytest.mark.parametrize("name", SOFT)
 def test_soft_masks_are_refused(name):
     images, maps = labelled()
-    sentence = f"one image in every pixel, got '{name}', which mixes two in one; take a method of whole pixels"
+    sentence = f"one image in every pixel, got '{name}', which mixes two images in one pixel; use a method of whole pixels"
     with refuses(sentence):
         METHODS[name](images, maps)
     with refuses(sentence):
@@ -100,7 +100,7 @@ def test_soft_masks_are_refused(name):
 
 def test_moves_that_are_not_said_are_refused_by_name():
     images, maps = labelled()
-    with refuses("label maps need a method that says where pixels come from, got 'augmix'"):
+    with refuses("label maps need a method that tells where each pixel comes from, got 'augmix'"):
         METHODS["augmix"](images, maps)
 
 

@@ -38,7 +38,7 @@ def test_mixup_without_hesitation_is_that_of_the_authors():
     assert [WithoutHesitation(0.5, 1.0).at(epoch, 4) for epoch in range(4)] == [1, 1, 1, 0]
     for epochs in (0, sys.maxsize):
         with refuses(
-            r"withouthesitation needs to know the epochs of the run, got a run that is told by its steps alone; set num_train_epochs"
+            r"withouthesitation needs to know the epochs of the run, got a run whose length is given in steps only; set num_train_epochs"
         ):
             WithoutHesitation().at(0, epochs)
 
@@ -59,7 +59,7 @@ def test_a_choice_with_schedules_survives_json(rate, tmp_path):
         ([[[0, 1], [9, 0]], 0.5], 1.0, r"mix_prob must sum to 1, got \[1.0, 0.5\]"),
         ([[[0, 1], [9, 0.5]], [[0, 0], [8, 0.5]]], 1.0, r"mix_prob must sum to 1"),
         ([{"name": "withouthesitation"}, 0.5], 1.0, r"mix_prob takes numbers and schedules of points, got"),
-        (None, [[5, 1], [2, 0]], r"the epochs of a schedule must rise, got \[5, 2\]"),
+        (None, [[5, 1], [2, 0]], r"the epochs of a schedule must increase, got \[5, 2\]"),
         (None, [[0, 2]], r"value must be a number from 0 to 1, got 2"),
         (None, [], r"a schedule must be a list of points"),
         (None, [0.5, 0.5], r"a schedule must be a list of points"),

@@ -108,7 +108,7 @@ def test_row_38_code_of_a_checkpoint(own_code, tmp_path, monkeypatch):
         MixupModel.from_pretrained,
         lambda folder: MixupModel(resnet(), "attentivemix", mix_args={"attentivemix": {"teacher": str(folder)}}),
     ):
-        with refuses("must be a network that transformers knows, got one with code of its own, which is not run; read it, then pass"):
+        with refuses("must be a network that transformers knows, got one with its own code, which is not run; read that code, then pass"):
             load(own_code)
     write_model_card(own_code)  # looks at the network, and does not run it either
 

@@ -366,7 +366,7 @@ def test_labels_by_saliency_for_any_policy_that_leaves_pixels_in_place():
 
 
 def test_supermix_needs_a_teacher_that_can_label(tmp_path):
-    with pytest.raises(ValueError, match="a teacher is needed"):
+    with pytest.raises(ValueError, match="the target 'teacher' needs a teacher"):
         get_method("supermix", target="teacher")
     config = tiny.network("cifar_resnet").config
     config.num_labels = 7

@@ -81,7 +81,7 @@ def maps():
 def test_a_script_is_started_as_people_do(tmp_path):
     done = run_script("run_mixup_segmentation.py", "--mix", "mixup", "--output_dir", tmp_path / "out", check=False)
     assert done.returncode
-    assert done.stderr.strip().splitlines()[-1].endswith("take a method of whole pixels, such as cutmix or fmix.")
+    assert done.stderr.strip().splitlines()[-1].endswith("use a method of whole pixels, such as cutmix or fmix.")
 
 
 @every_script

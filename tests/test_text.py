@@ -261,7 +261,7 @@ def test_refusals(tmp_path):
         MixupModel(network(), get_method("tmix", layers=[4]))
     with refuses("layers must be a number from 0 to 1"):
         get_method("tmix", layers=[1.5])
-    with refuses("numbers of words cannot be mixed, their embeddings can, got input_ids", TypeError):
+    with refuses("token ids cannot be mixed, only their embeddings, got input_ids", TypeError):
         MixupCollator("mixup", num_labels=4, input_name="input_ids")([{"input_ids": tokens[row], "labels": 0} for row in range(6)])
     decoder = transformers.GPT2ForSequenceClassification(
         transformers.GPT2Config(vocab_size=WORDS, n_embd=16, n_layer=1, n_head=2, num_labels=4, pad_token_id=0)

@@ -63,11 +63,15 @@ def sentence(method: Method) -> str:
 
 
 def deviations(part: Any) -> list[str]:
-    """The clauses of the paragraphs that begin with "Deviation", one each, and whole sentences that name a difference elsewhere."""
+    """What the paragraphs with "Deviation" list: the items of a numbered list, else every clause and sentence."""
     found = []
     for paragraph in paragraphs(part):
         place = re.search(r"Deviations?\b[^:]*: ", paragraph)
         if place is None:
+            continue
+        numbered = re.split(r"(?:^| )\d\. (?=[A-Z`])", paragraph[place.end() - 1 :])[1:]
+        if numbered:
+            found += [clause.strip() for clause in numbered]
             continue
         *clauses, last = re.split(r"; (?![^()]*\))", paragraph[place.end() :])
         sentences = re.split(r"(?<=\.) (?=[A-Z])", last)

@@ -1,1 +1,1 @@
-"""What every method is made of: plans, masks, randomness, policies, losses, checks. Needs torch alone."""
+"""What every method is made of: plans, masks, randomness, policies, losses, checks. Needs only torch."""

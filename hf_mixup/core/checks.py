@@ -1,4 +1,4 @@
-"""Every refusal of user input, in one place: what was expected, what was seen, what to do."""
+"""All checks of user input. Each error says what was expected, what was seen and what to do."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 
 def needed(module: str, purpose: str) -> ModuleType:
-    """A module of a package that only some purposes need. Raises ImportError in one sentence where it is not installed."""
+    """Imports an optional module. Raises ImportError, in one sentence, if its package is not installed."""
     try:
         return import_module(module)
     except ModuleNotFoundError as error:
@@ -24,18 +24,18 @@ def needed(module: str, purpose: str) -> ModuleType:
 
 
 def nearest(name: Any, options: Iterable[str]) -> str:
-    """The end of a sentence about an unknown name: the closest known ones, or all of them."""
+    """The end of an error about an unknown name: it suggests the closest known names, or lists all of them."""
     options = sorted(map(str, options))
     close = difflib.get_close_matches(str(name).lower(), options, n=3, cutoff=0.5)
     return f"did you mean {' or '.join(map(repr, close))}?" if close else f"choose from {', '.join(options)}."
 
 
 def from_json(name: str, text: str, expected: str) -> Any:
-    """What JSON text says that people typed. Raises ValueError where it is none; `expected` says what it must be."""
+    """Parses JSON that a person typed. Raises ValueError if it is not JSON; `expected` describes what it must be."""
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        raise ValueError(f"{name} must be {expected}, got {text!r} ({error}); mind the quotes.") from None
+        raise ValueError(f"{name} must be {expected}, got {text!r} ({error}); check the quotes.") from None
 
 
 def check_known(what: str, name: Any, options: Iterable[str]) -> None:
@@ -140,11 +140,15 @@ def check_num_labels(num_labels: int | None) -> None:
 
 
 def check_images(images: Tensor, *, name: str = "images", flat: bool | None = False, finite: bool = True, raw: bool = False) -> None:
-    """Refuses a batch that a policy cannot mix. One reduction at most, and none on an accelerator, where it would wait.
+    """Refuses a batch that a policy cannot mix, with a TypeError or a ValueError.
 
-    `name` is that of a network's input: `pixel_values` are images (B, C, H, W), or videos or volumes of one axis more; others may have any
-    axes after the first. `flat`: images alone; None: whatever a module of one's own takes, such as rows of a table (B, F). `raw`: uint8 pixels are
-    right, too: they will be normalised later."""
+    Args:
+        name: of the network's input. `pixel_values` are images (B, C, H, W), or videos or volumes with one more axis. Other inputs may have
+            any axes after the first.
+        flat: True takes images only. None takes whatever a module of your own takes, such as rows of a table (B, F).
+        finite: look for NaN and infinity. This is skipped on an accelerator, because the host would have to wait for the answer.
+        raw: take uint8 pixels too, because they are normalised later.
+    """
     pictures = name in ("images", "pixel_values")
     what, form = ("images", "(B, C, H, W)") if pictures else (name, "(B, ...)")
     if not isinstance(images, Tensor):
@@ -153,7 +157,7 @@ def check_images(images: Tensor, *, name: str = "images", flat: bool | None = Fa
         raise ValueError(f"{what} must have shape {form}, got {tuple(images.shape)}; add the missing axis or flatten the others.")
     if name == "input_ids":
         raise TypeError(
-            "numbers of words cannot be mixed, their embeddings can, got input_ids; train the text classifier with MixupTrainer, by wordmixup or "
+            "token ids cannot be mixed, only their embeddings, got input_ids; train the text classifier with MixupTrainer and wordmixup or "
             "tmix."
         )
     if not images.is_floating_point() and not (raw and images.dtype == torch.uint8):
@@ -172,16 +176,16 @@ def check_images(images: Tensor, *, name: str = "images", flat: bool | None = Fa
 
 
 def check_tokens(tokens: Tensor) -> None:
-    """Refuses what is no batch of texts, numbers of words (B, L)."""
+    """Refuses anything that is not a batch of texts, int64 token ids (B, L)."""
     if not isinstance(tokens, Tensor) or tokens.ndim != 2 or tokens.is_floating_point():
         seen = f"{tuple(tokens.shape)}, {str(tokens.dtype).removeprefix('torch.')}" if isinstance(tokens, Tensor) else type(tokens).__name__
-        raise ValueError(f"input_ids must be whole numbers (B, L), got {seen}; pad the texts of a batch with the tokenizer.")
+        raise ValueError(f"input_ids must be whole numbers (B, L), got {seen}; pad the texts of each batch with the tokenizer.")
     if len(tokens) == 0:
         raise ValueError("mixing needs at least 2 texts in a batch, got 0; check the sampler, or the filter before it.")
 
 
 def check_examples(examples: Sequence[Tensor], name: str = "pixel_values") -> None:
-    """The same for a list of single inputs, before they are stacked."""
+    """`check_images` for a list of single inputs, before they are stacked."""
     if len(examples) == 0:
         raise ValueError("mixing needs at least 2 images in a batch, got 0; check the sampler, or the filter before it.")
     pictures = name == "pixel_values"
@@ -198,8 +202,8 @@ def check_examples(examples: Sequence[Tensor], name: str = "pixel_values") -> No
         shown = ", ".join(str(tuple(size)) for size in sorted(sizes)[:4])
         if pictures and all(len(size) == 2 for size in sizes):
             raise ValueError(
-                f"images of a batch must be of one size, got patches of several, {shown}, which have no common grid; take a network for images of "
-                "one size, and its image processor."
+                f"all images must have one size, got patches of images of several sizes, {shown}, which have no common grid; use a network for images of "
+                "one size, with its image processor."
             )
         what, way_out = (
             ("images", "add Resize and a crop to the transform")
@@ -214,7 +218,7 @@ def check_cached_size(row: int, pixels: Tensor, first: Tensor) -> None:
         sizes = " and ".join(f"{image.shape[2]}x{image.shape[1]}" for image in (first, pixels))
         raise ValueError(
             f"cache_images needs images of one size before their random crop, got {sizes} in rows 0 and {row}; "
-            "leave it off, or set train_crop to pad, reflect or none."
+            "leave cache_images out, or set train_crop to pad, reflect or none."
         )
 
 
@@ -238,9 +242,13 @@ def check_rows(labels: Tensor, batch: int) -> None:
 
 
 def check_labels(labels: Tensor, batch: int, num_labels: int | None) -> None:
-    """Refuses class numbers out of range and soft labels of another number of classes, before a GPU kernel can assert.
+    """Refuses class numbers that are out of range, and soft labels with another number of classes. Otherwise a GPU kernel would crash.
 
-    Values are read where that costs no waiting, on the CPU; shapes and types everywhere.
+    Shapes and types are checked everywhere. Values are checked on the CPU only, because reading them from a GPU makes the host wait.
+
+    Raises:
+        TypeError: for labels that are not a tensor.
+        ValueError: for all other faults.
     """
     check_rows(labels, batch)
     if labels.ndim == 1 and not labels.is_floating_point() and not labels.is_complex():
@@ -259,7 +267,7 @@ def check_labels(labels: Tensor, batch: int, num_labels: int | None) -> None:
 
 
 def _check_classes(labels: Tensor, num_labels: int, head: str = "") -> None:
-    """Class numbers (B,) of any integer dtype; `head` is the end of the sentence about one of several columns."""
+    """Class numbers (B,) of any integer dtype; `head` names the column in the error, if there are several."""
     if labels.device.type != "cpu" or len(labels) == 0:
         return
     labels = labels.long()
@@ -279,7 +287,7 @@ def _check_classes(labels: Tensor, num_labels: int, head: str = "") -> None:
 
 
 def check_heads(labels: Tensor, batch: int, classes: Sequence[int]) -> None:
-    """Class numbers (B, heads): one column for each head."""
+    """Checks class numbers (B, heads), one column for each head. Raises ValueError."""
     check_rows(labels, batch)
     if labels.shape[1] != len(classes):
         raise ValueError(
@@ -290,7 +298,7 @@ def check_heads(labels: Tensor, batch: int, classes: Sequence[int]) -> None:
 
 
 def check_values(labels: Tensor, batch: int, num_labels: int, limits: tuple[float, float] | None = None) -> None:
-    """Numbers (B,) for one output, or (B, num_labels): labels of a regression, or the zeros and ones of several labels."""
+    """Checks numbers (B,) for one output, or (B, num_labels): targets of a regression, or 0 and 1 for several labels. Raises ValueError."""
     check_rows(labels, batch)
     if tuple(labels.shape) not in {(batch, num_labels), *([(batch,)] if num_labels == 1 else [])} or labels.is_complex():
         raise ValueError(
@@ -318,7 +326,7 @@ def check_class_weights(**values: Sequence[float] | None) -> None:
 
 
 def check_distributions(labels: Tensor) -> None:
-    """Soft labels of a softmax loss: rows sum to 1. (A BCE loss takes any rows, so multi-label targets too.)"""
+    """Checks the soft labels of a softmax loss: each row must sum to 1. (A BCE loss takes any rows, so it takes multi-label targets.)"""
     if labels.ndim != 2 or labels.device.type != "cpu":
         return
     total = labels.float().sum(1)
@@ -332,7 +340,7 @@ def check_distributions(labels: Tensor) -> None:
 
 
 def check_torchvision() -> None:
-    """Refuses a torchvision built for another torch. It breaks transformers too, with an error that does not say so."""
+    """Refuses a torchvision built for another torch. With such a pair transformers fails too, but its error does not name the cause."""
     try:
         import torchvision  # noqa: F401
     except (RuntimeError, ImportError, OSError) as error:
@@ -352,7 +360,7 @@ OLDEST_TRANSFORMERS = (5, 17)
 
 
 def check_transformers() -> None:
-    """Refuses a transformers whose Trainer is another one."""
+    """Refuses versions of transformers whose Trainer works differently."""
     from transformers import __version__
 
     if tuple(map(int, __version__.split(".")[:2])) < OLDEST_TRANSFORMERS:

@@ -13,10 +13,15 @@ from hf_mixup.core.rng import integers
 
 
 def centred_boxes(side: Tensor, row: Tensor, col: Tensor, size: tuple[int, int]) -> Tensor:
-    """The boxes of CutMix's code: `side` (n,) float64 in [0, 1] is the ratio of box to image side, (`row`, `col`) the centre.
+    """The boxes of CutMix's code, (n, 4) int64 `[top, bottom, left, right]`, on the device of the centres.
 
-    Sides are halved in whole pixels, so an odd side loses one, and boxes are clipped at the border. A line, one pixel high or wide, is cut
-    along its length alone, into the same area. Returns (n, 4) int64 `[top, bottom, left, right]`, where the centres are.
+    Half a side is a whole number of pixels, so an odd side loses one pixel. Boxes are clipped at the border. In an image that is one pixel
+    high or wide, the box covers that whole side, and the other side is cut to the same area.
+
+    Args:
+        side: (n,) float64 in [0, 1], the box's side divided by the image's side.
+        row, col: (n,) the centre, in pixels.
+        size: (H, W) of the image.
     """
     lengths = torch.tensor(size)
     ratio = side.double() if min(size) > 1 else side.double() ** 2
@@ -28,7 +33,7 @@ def centred_boxes(side: Tensor, row: Tensor, col: Tensor, size: tuple[int, int])
 
 
 def _whole_across(edges: Tensor, size: tuple[int, int]) -> Tensor:
-    """Boxes (n, 4) that take the whole of a side of one pixel."""
+    """Boxes (n, 4); an image side of one pixel is covered completely."""
     for axis, length in enumerate(size):
         if length == 1:
             edges[:, 2 * axis], edges[:, 2 * axis + 1] = 0, 1
@@ -36,9 +41,9 @@ def _whole_across(edges: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def random_boxes(area: Tensor, size: tuple[int, int], rng: torch.Generator, margin: float = 0.0) -> Tensor:
-    """Boxes of the given areas (n,), as shares of the image, before clipping, with centres uniform over the pixels: (n, 4) int64.
+    """Boxes with the given areas (n,), as shares of the image before clipping, and centres uniform over the pixels: (n, 4) int64.
 
-    `margin` keeps centres that share of the box's side away from the border, so that less is clipped; at 0.5 nothing is.
+    `margin` keeps centres away from the border, by this share of the box's side, so that less is clipped. At 0.5 nothing is clipped.
     """
     side = area.sqrt()
     if margin == 0:  # nothing else to work out
@@ -50,7 +55,7 @@ def random_boxes(area: Tensor, size: tuple[int, int], rng: torch.Generator, marg
 
 
 def minmax_boxes(minmax: tuple[float, float], count: int, size: tuple[int, int], rng: torch.Generator) -> Tensor:
-    """Boxes of independent height and width, uniform between two shares of the image's, anywhere inside it: (count, 4) int64."""
+    """Boxes anywhere inside the image, (count, 4) int64. Height and width are independent, uniform between two shares of the image's."""
     edges = []
     for length in size:
         if length == 1:  # a line is cut along its length alone
@@ -64,19 +69,19 @@ def minmax_boxes(minmax: tuple[float, float], count: int, size: tuple[int, int],
 
 
 def box_plan(partner: Tensor, edges: Tensor, size: tuple[int, int]) -> MixPlan:
-    """Pastes one box of the partner; the weight is the area really kept."""
+    """Pastes one box of the partner; the weight is the area that is kept after clipping."""
     boxes = Boxes(edges, size)
     return MixPlan.pair(partner, boxes, 1 - boxes.area())
 
 
 def dense_pair(own: Tensor, row: Tensor) -> Dense:
-    """The mask of two images from the own share `own` (draws, H, W), bool or float32, for images that use draw `row` (B,)."""
+    """The mask of two images. `own` (draws, H, W), bool or float32, is the share of the own image; image b uses draw `row[b]`."""
     both = own.new_empty((len(own), 2, *own.shape[1:]), dtype=torch.float32)
     both[:, 0] = own
     torch.neg(both[:, 0], out=both[:, 1]).add_(1)
     if len(both) == 1:
         return Dense(both.expand(len(row), -1, -1, -1))
-    # as many draws as images: everyone has its own, in order
+    # as many draws as images: image b uses draw b
     return Dense(both if len(both) == len(row) else both[row.to(both.device, non_blocking=True)])
 
 
@@ -85,9 +90,9 @@ def largest_divisor(number: int, most: int) -> int:
 
 
 def block_count(size: tuple[int, int], wanted: tuple[int, ...], rng: torch.Generator) -> int:
-    """How many blocks a side is cut into: one of `wanted` at random, among those that divide both sides of the image.
+    """Into how many blocks each side is cut: a random one of the `wanted` numbers that divide both sides of the image.
 
-    Where none does, it is the largest number up to all of them that does; 1 for sides without a common divisor.
+    If none does, it is the largest number up to `max(wanted)` that does. It is 1 for sides without a common divisor.
     """
     side = math.gcd(*size)
     fitting = [count for count in wanted if side % count == 0] or [largest_divisor(side, max(wanted))]
@@ -95,9 +100,9 @@ def block_count(size: tuple[int, int], wanted: tuple[int, ...], rng: torch.Gener
 
 
 def pooled_evidence(evidence: Tensor, grid: tuple[int, int]) -> Tensor:
-    """The share of every cell of a grid in the evidence (B, H, W) of its image: (B, h, w) float32, summing to 1.
+    """The share of the evidence (B, H, W) that falls into each cell of a grid: (B, h, w) float32, summing to 1.
 
-    Uniform for an image without any evidence, where a division by the sum would give NaN.
+    An image without any evidence gets a uniform share, since dividing by its sum would give NaN.
     """
     kernel = tuple(side // cells for side, cells in zip(evidence.shape[1:], grid, strict=True))
     pooled = F.avg_pool2d(evidence.float()[:, None], kernel)[:, 0]
@@ -106,6 +111,6 @@ def pooled_evidence(evidence: Tensor, grid: tuple[int, int]) -> Tensor:
 
 
 def enlarged(grid: Tensor, size: tuple[int, int]) -> Tensor:
-    """Every cell of (..., h, w) as a block of pixels, (..., H, W); h and w divide H and W."""
+    """Repeats every cell of (..., h, w) as a block of pixels, (..., H, W). h and w must divide H and W."""
     *lead, h, w = grid.shape
     return grid[..., :, None, :, None].expand(*lead, h, size[0] // h, w, size[1] // w).reshape(*lead, *size)

@@ -8,9 +8,10 @@ from hf_mixup.core.losses import class_weights
 
 
 def counts_of(class_counts: tuple[int, ...] | None, targets: Tensor) -> Tensor:
-    """(num_labels,) float32, at least 1: images of each class, in the batch of `targets` (B, num_labels) where they are not known.
+    """Images of each class, (num_labels,) float32, at least 1. If `class_counts` is None, those in the batch of `targets` (B, num_labels).
 
-    Raises ValueError for another number of classes.
+    Raises:
+        ValueError: if `class_counts` has another number of classes.
     """
     if class_counts is None:
         return targets.sum(0).clamp_min(1)
@@ -18,6 +19,6 @@ def counts_of(class_counts: tuple[int, ...] | None, targets: Tensor) -> Tensor:
 
 
 def rarity(class_counts: tuple[int, ...] | None, targets: Tensor) -> Tensor:
-    """(B, B): the same row for every image, the logarithm of `1 / count` of each image's class; of soft targets the mean of `1 / count`."""
+    """(B, B) with equal rows: column j is log(`1 / count`) of the class of image j. Soft targets use the mean of `1 / count`."""
     weight = targets.float() @ (1 / counts_of(class_counts, targets.float()))
     return weight.log().expand(len(targets), -1)

@@ -27,14 +27,14 @@ from hf_mixup.core.plan import MixPlan, onehot
 
 
 class Loss(ABC):
-    """`loss(logits, targets, plan)` -> (B,) float32, one value per row, so that weights per sample survive.
+    """`loss(logits, targets, plan)` -> (B,) float32, one value per row, so that per-sample weights can be applied.
 
-    A loss also knows which labels it takes, and turns them into targets:
+    A loss also checks labels and turns them into targets.
 
     Attributes:
         multi_label: targets are any numbers in [0, 1], one for each class, instead of distributions.
         regression: targets are any numbers, one for each output; there are no classes.
-        views: rows of each image that are compared, in as many equal parts of the batch (`JensenShannon`); 1 for rows by themselves.
+        views: number of views of each image that are compared, in as many equal parts of the batch (`JensenShannon`); 1 for independent rows.
     """
 
     multi_label: ClassVar[bool] = False
@@ -43,17 +43,17 @@ class Loss(ABC):
 
     @property
     def problem_type(self) -> str:
-        """What it teaches a network, as transformers' configs name it: their pipelines choose softmax or sigmoid by that."""
+        """The `problem_type` of transformers' configs. Pipelines use it to choose between softmax and sigmoid."""
         if self.regression:
             return "regression"
         return "multi_label_classification" if self.multi_label else "single_label_classification"
 
     @abstractmethod
     def __call__(self, logits: Tensor, targets: Tensor, plan: MixPlan | None = None) -> Tensor:
-        """`logits` (B, num_labels); `targets` (B, num_labels), mixed; `plan`, where there is one, tells the pairs."""
+        """`logits` (B, num_labels); `targets` (B, num_labels), mixed; `plan` has the pairs, or is None."""
 
     def check(self, labels: Tensor, batch: int, num_labels: int) -> None:
-        """Refuses labels that this loss cannot take. Raises ValueError, or TypeError for what is no tensor."""
+        """Refuses labels that this loss cannot take. Raises ValueError, or TypeError if they are not a tensor."""
         if self._is_column(labels, num_labels):
             check_values(labels, batch, num_labels, (0, 1) if self.multi_label else None)
             return
@@ -62,28 +62,28 @@ class Loss(ABC):
             check_distributions(labels)
 
     def targets(self, labels: Tensor, num_labels: int) -> Tensor:
-        """(B, num_labels) float32 of labels as the data set has them: class numbers (B,), soft labels, or numbers (B,) or (B, k)."""
+        """Turns the data set's labels into (B, num_labels) float32: class numbers (B,), soft labels, or numbers (B,) or (B, k)."""
         return labels.float().view(-1, num_labels) if self._is_column(labels, num_labels) else onehot(labels, num_labels)
 
     def plain(self) -> Loss:
-        """The loss that evaluation reports: without what regularises or weighs, so that runs can be compared."""
+        """The loss that evaluation reports: without regularisation and weights, so that runs can be compared."""
         return CrossEntropy()
 
     def at(self, epoch: int, epochs: int) -> Loss:
-        """The loss in an epoch, counted from 0, of a run of so many; -1 where it is not known."""
+        """The loss in one epoch of a run of `epochs`. Epochs count from 0; -1 means unknown."""
         return self
 
     def single(self) -> Loss:
-        """The loss of rows by themselves, of batches that were not mixed."""
+        """The loss for batches that were not mixed, where each row stands alone."""
         return self
 
     def _is_column(self, labels: Tensor, num_labels: int) -> bool:
-        """Numbers, where class numbers could stand: those of a regression, and the zeros and ones of a single output."""
+        """Whether labels are one column of numbers: targets of a regression, or 0 and 1 for a single output."""
         return isinstance(labels, Tensor) and (self.regression or (self.multi_label and (labels.ndim == 2 or num_labels == 1)))
 
 
 def smooth(targets: Tensor, smoothing: float) -> Tensor:
-    """Label smoothing of mixed targets: `(1 - e) t + e / num_labels`, the share of the row's own sum.
+    """Label smoothing of mixed targets: `(1 - e) t + e s / num_labels`, where s is the sum of the row.
 
     Smoothing every one-hot before mixing (timm, DeiT) gives the same.
     """
@@ -93,7 +93,7 @@ def smooth(targets: Tensor, smoothing: float) -> Tensor:
 
 
 def class_weights(name: str, weight: tuple[float, ...] | None, logits: Tensor) -> Tensor | float:
-    """(num_labels,) float32 where the logits are; 1.0 for None. Raises ValueError for another number of classes."""
+    """The weights as (num_labels,) float32 on the device of the logits; 1.0 for None. Raises ValueError for another number of classes."""
     if weight is None:
         return 1.0
     if len(weight) != logits.shape[1]:
@@ -105,8 +105,8 @@ def class_weights(name: str, weight: tuple[float, ...] | None, logits: Tensor) -
 
 @functools.lru_cache(maxsize=64)
 def _on_device(numbers: tuple[float, ...], device: torch.device) -> Tensor:
-    """Kept, because a copy in every step would make the device wait."""
-    with torch.inference_mode(False):  # or an evaluation that comes first would leave a tensor that training cannot use
+    """The numbers on the device. Cached, because a copy in every step would make the host wait for the device."""
+    with torch.inference_mode(False):  # otherwise an evaluation before training would cache a tensor that training cannot use
         return torch.tensor(numbers, dtype=torch.float32, device=device)
 
 
@@ -133,16 +133,16 @@ class CrossEntropy(Loss):
 
 @dataclass(frozen=True)
 class ClassBalanced(Loss):
-    """Cross-entropy weighted by the effective number of images of each class (Cui et al., CVPR 2019, arXiv:1901.05555, eq. 4), from an epoch on:
-    deferred re-weighting (Cao et al., NeurIPS 2019, arXiv:1906.07413, section 3.4; github.com/kaidic/LDAM-DRW).
+    """Cross-entropy weighted by the effective number of images of each class, from `start_epoch` on (Cui et al., CVPR 2019, arXiv:1901.05555, eq. 4).
+    This is deferred re-weighting (Cao et al., NeurIPS 2019, arXiv:1906.07413, section 3.4; github.com/kaidic/LDAM-DRW).
 
-    `w_c = (1 - beta) / (1 - beta ** n_c)`, scaled to a mean of 1. Before `start_epoch` all classes weigh alike.
+    `w_c = (1 - beta) / (1 - beta ** n_c)`, scaled to a mean of 1. Before `start_epoch` all weights are 1.
 
     Deviations: the mean is over images, as in torch for soft targets (the authors divide by the weights of the batch's labels).
 
     Args:
         start_epoch: the first epoch with weights, counted from 0; 160 of 200 in LDAM-DRW.
-        beta: 0 to 1; 0.9999 in LDAM-DRW. At 0 all classes weigh alike, at 1 a class weighs `1 / n_c`.
+        beta: 0 to 1; 0.9999 in LDAM-DRW. At 0 all weights are equal, at 1 they are proportional to `1 / n_c`.
         class_counts: training images of each class. MixupTrainer reads it from the data set if None.
         smoothing: label smoothing of the mixed target, 0 to 1.
     """
@@ -172,7 +172,7 @@ class ClassBalanced(Loss):
 @functools.lru_cache(maxsize=16)
 def _weighted(loss: ClassBalanced) -> CrossEntropy:
     if loss.class_counts is None:
-        raise ValueError("classbalanced needs class_counts, the training images of each class, got None; give them.")
+        raise ValueError("classbalanced needs class_counts, the training images of each class, got None; set class_counts.")
     counts = [max(count, 1) for count in loss.class_counts]
     weight = [1 / count if loss.beta == 1 else (1 - loss.beta) / (1 - loss.beta**count) for count in counts]
     return CrossEntropy(loss.smoothing, tuple(w * len(weight) / sum(weight) for w in weight))
@@ -183,7 +183,7 @@ class Focal(Loss):
     """Focal loss of soft targets, `-sum_c w_c t_c (1 - p_c) ** gamma log p_c` (Lin et al., ICCV 2017, arXiv:1708.02002, eq. 5).
 
     Args:
-        gamma: how much less a class counts that is predicted well; 2 in the paper, 0 is cross-entropy.
+        gamma: a larger gamma lowers the loss of well predicted classes; 2 in the paper, 0 is cross-entropy.
         weight: w (alpha in the paper), one number for each class, at least 0; all 1 if None.
         smoothing: label smoothing of the mixed target, 0 to 1.
     """
@@ -199,7 +199,7 @@ class Focal(Loss):
 
     def __call__(self, logits: Tensor, targets: Tensor, plan: MixPlan | None = None) -> Tensor:
         log_p = F.log_softmax(logits.float(), -1)
-        # not 1 - exp(log p), which is 0 where the network is sure, and whose power has no gradient there
+        # not 1 - exp(log p): it rounds to 0 for a confident prediction, and its power has no gradient there
         missing = (-torch.expm1(log_p)).clamp_min(torch.finfo(torch.float32).tiny)
         weight = class_weights("weight", self.weight, logits)
         return -(weight * smooth(targets, self.smoothing) * missing**self.gamma * log_p).sum(-1)
@@ -225,7 +225,7 @@ class MSE(Loss):
 class MultiHead(Loss):
     """Cross-entropy of several label columns, such as family, genus and species: one head for each.
 
-    The network gives the logits of all heads beside each other, so `num_labels` is the sum of `classes`. Labels are class
+    The network gives the logits of all heads in one row, so `num_labels` is the sum of `classes`. Labels are class
     numbers (B, heads), or soft (B, num_labels).
 
     Args:
@@ -251,7 +251,7 @@ class MultiHead(Loss):
         return sum(weight * loss for weight, loss in zip(self.weight or [1.0] * len(losses), losses, strict=True))
 
     def heads(self, rows: Tensor) -> tuple[Tensor, ...]:
-        """The (B, classes) of each head, of (B, num_labels) logits or targets."""
+        """Splits (B, num_labels) logits or targets into one (B, classes) for each head."""
         return rows.split(list(self.classes), 1)
 
     def check(self, labels: Tensor, batch: int, num_labels: int) -> None:
@@ -286,11 +286,11 @@ class BCE(Loss):
     """Binary cross-entropy on every class (ResNet strikes back, arXiv:2110.00476; timm's `BinaryCrossEntropy`).
 
     Args:
-        reduction: over classes. `mean` is timm's; `sum` is OpenMixup's, num_labels times larger, so the learning rate follows.
+        reduction: over classes. `mean` is timm's; `sum` is OpenMixup's and num_labels times larger, so it needs a smaller learning rate.
         target_threshold: targets above it become 1, others 0 (0.2 in RSB); None leaves them soft.
         smoothing: label smoothing of the mixed target, 0 to 1.
         weight: one number for each class, at least 0; all 1 if None.
-        pos_weight: factor of the target's part, one number for each class, as in torch; above 1 it favours recall.
+        pos_weight: factor of the positive term, one number for each class, as in torch; above 1 it favours recall.
     """
 
     multi_label: ClassVar[bool] = True
@@ -328,11 +328,11 @@ def rescale(shares: Tensor, threshold: float, power: float) -> Tensor:
 
 
 def decoupled_log_probs(logits: Tensor, present: Tensor) -> Tensor:
-    """(B, num_labels): the log-probability of every class among itself and the classes that are not in the mixture.
+    """(B, num_labels): log-softmax of each class over that class and the classes outside the mixture.
 
-    `present` (B, num_labels) bool: the classes that are; for two of them, a and b, it is `z_a - log sum_{c != b} exp z_c` at a.
+    `present` (B, num_labels) bool: the classes in the mixture. For two of them, a and b, the value at a is `z_a - log sum_{c != b} exp z_c`.
     """
-    # not -inf, whose gradient is NaN where a mixture holds all classes
+    # not -inf: its gradient is NaN if a mixture holds all classes
     absent = logits.masked_fill(present, torch.finfo(logits.dtype).min).logsumexp(1, keepdim=True)
     return logits - torch.logaddexp(absent, logits)
 
@@ -341,16 +341,19 @@ def decoupled_log_probs(logits: Tensor, present: Tensor) -> Tensor:
 class Decoupled(Loss):
     """DecoupleMix (Liu et al., NeurIPS 2023, arXiv:2203.10761; github.com/Westlake-AI/openmixup is the authors' code).
 
-    The mixed cross-entropy, and for either class the negative log-probability among all classes but the other one, weighted by
-    `eta`: mixed classes stop competing with each other, so that hard mixtures teach both.
+    The mixed cross-entropy, plus, for each of the two classes, the negative log-probability among all classes except the other one,
+    weighted by `eta`. So the two classes of a mixture do not compete with each other, and hard mixtures teach both.
 
-    The classes and their shares are read off the mixed target, so the loss serves any method and any share per sample, and
-    collators too. Rows that are no mixture of one-hots (soft labels of a teacher) have the plain cross-entropy alone, and so
-    have rows with one class: two images of the same one, or a share within 1e-3 of 0 or 1.
+    The classes and their shares are read from the mixed target. So the loss works with any method, with per-sample shares, and in
+    collators. Some rows have the plain cross-entropy only: rows that are not a mixture of one-hot labels (soft labels of a teacher),
+    and rows with one class (both images have the same class, or a share is within 1e-3 of 0 or 1).
 
-    Deviations from OpenMixup, whose results depend on the order of the class numbers: each class has its own side's weight (there
-    the two are swapped where the own class number is larger than its partner's in the first sample); one share for the whole
-    batch is not needed; mixtures at exactly one half count; smoothing touches the mixed cross-entropy alone.
+    Deviations from OpenMixup, whose results depend on the order of the class numbers:
+    1. Each class has the weight of its own side (OpenMixup swaps the two if the own class number is larger than its partner's in the
+       first sample).
+    2. The share may differ from sample to sample.
+    3. Mixtures at exactly one half count.
+    4. Smoothing changes the mixed cross-entropy only.
 
     Args:
         eta: weight of the decoupled terms. The paper's ImageNet value is 0.1.
@@ -386,16 +389,16 @@ class Decoupled(Loss):
 
 @dataclass(frozen=True)
 class DecoupledBCE(Loss):
-    """DecoupleMix (arXiv:2203.10761) for binary cross-entropy: a class counts as there before its share is 1.
+    """DecoupleMix (arXiv:2203.10761) for binary cross-entropy: a class can count fully although its share is below 1.
 
-    Targets are `min(1, (share / threshold) ** power)`; with the defaults that is the plain mixed BCE, with power 0 every class in
-    the mixture is wholly there. Two images of one class make one share, of which the function is taken (OpenMixup takes it of
-    each, and its sum may exceed 1).
+    Targets are `min(1, (share / threshold) ** power)`. With the defaults this is the plain mixed BCE. With power 0 every class in the
+    mixture has target 1. Two images of one class count as one share, the sum of both (OpenMixup applies the function to each, and their
+    sum may exceed 1).
 
     Args:
         threshold, power: `t` and `xi` of the paper.
         negative_weight: weight of the classes that are not in the mixture, 0 to 1.
-        reduction: over classes. `mean` is timm's; `sum` is OpenMixup's, num_labels times larger, so the learning rate follows.
+        reduction: over classes. `mean` is timm's; `sum` is OpenMixup's and num_labels times larger, so it needs a smaller learning rate.
     """
 
     multi_label: ClassVar[bool] = True

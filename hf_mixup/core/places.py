@@ -1,4 +1,4 @@
-"""Where the scripts, the recipes and the published results lie: beside the package in a checkout, inside it once installed."""
+"""Folders of the scripts, the recipes and the published results: beside the package in a checkout, inside it when installed."""
 
 from __future__ import annotations
 
@@ -16,5 +16,5 @@ SCRIPTS = _place("scripts", "training_scripts")
 RECIPES = SCRIPTS / "recipes"
 PUBLISHED = _place("model_cards", "model_cards") / "published_results.csv"
 COSTS = PUBLISHED.with_name("published_costs.csv")
-# cells of sweeps that are kept with the code; an installed package has none
+# sweep results that are kept with the code; an installed package has none
 SWEEPS = _PACKAGE.parent / "benchmarks" / "results"

@@ -17,7 +17,7 @@ Size = tuple[int, int]
 
 @dataclass(frozen=True, eq=False)
 class Share:
-    """The whole image at one share (Mixup). `value`: (B, K), >= 0, sums to 1 over K."""
+    """One share for the whole image (Mixup). `value`: (B, K), >= 0, sums to 1 over K."""
 
     value: Tensor
 
@@ -25,7 +25,7 @@ class Share:
         return self.value[:, :, None, None].expand(-1, -1, *size)
 
     def seen(self) -> Tensor:
-        """(B, K) bool: which images show anywhere."""
+        """(B, K) bool: which images are visible anywhere."""
         return self.value > 0
 
 
@@ -40,19 +40,19 @@ class Boxes:
     size: Size
 
     def crossed(self, size: Size) -> tuple[Tensor, Tensor]:
-        """(B, h) and (B, w) bool: the rows and the columns that cross the box. A grid of another size samples the pixel at the
-        top left of each of its cells, as nearest resizing does."""
+        """(B, h) and (B, w) bool: the rows and the columns that cross the box. On a grid of another size, each cell samples the pixel at
+        its top left, as nearest resizing does."""
         rows, cols = (_nearest(new, old, self.edges.device) for new, old in zip(size, self.size, strict=True))
         top, bottom, left, right = self.edges[:, :, None].unbind(1)
         return (rows >= top) & (rows < bottom), (cols >= left) & (cols < right)
 
     def inside(self, size: Size) -> Tensor:
-        """(B, h, w) bool, on a grid of any size."""
+        """(B, h, w) bool: True inside the box, on a grid of any size."""
         rows, cols = self.crossed(size)
         return rows[:, :, None] & cols[:, None, :]
 
     def share(self, dtype: torch.dtype) -> Tensor:
-        """(B, H, W): the same on the image's own grid, as 1 and 0, in fewer steps."""
+        """(B, H, W): 1 inside the box and 0 outside, on the image's own grid. Faster than `inside`."""
         height, width = self.size
         pixels = torch.arange(max(self.size), device=self.edges.device)
         spans = ((pixels >= self.edges[:, ::2, None]) & (pixels < self.edges[:, 1::2, None])).to(dtype)  # (B, 2 axes, pixels)
@@ -63,7 +63,7 @@ class Boxes:
         return torch.stack([~inside, inside], 1).float()
 
     def seen(self) -> Tensor:
-        """(B, K) bool: which images show anywhere."""
+        """(B, K) bool: which images are visible anywhere."""
         area = self.area()
         return torch.stack([area < 1, area > 0], 1)
 
@@ -77,18 +77,18 @@ class Boxes:
 class Dense:
     """A share for every pixel (FMix, GridMix, PuzzleMix). `value`: (B, K, H, W), >= 0, sums to 1 over K.
 
-    H and W may be those of a coarser grid, of which pixels take the nearest cell.
+    H and W may be those of a coarser grid; then each pixel takes the nearest cell.
     """
 
     value: Tensor
 
     def dense(self, size: Size) -> Tensor:
-        # not F.interpolate: its nearest index is computed in float32 and is off by one for some sizes
+        # not F.interpolate: it computes the nearest index in float32, which is off by one for some sizes
         rows, cols = (_nearest(new, old, self.value.device) for new, old in zip(size, self.value.shape[2:], strict=True))
         return self.value if size == tuple(self.value.shape[2:]) else self.value[:, :, rows][:, :, :, cols]
 
     def seen(self) -> Tensor:
-        """(B, K) bool: which images show anywhere."""
+        """(B, K) bool: which images are visible anywhere."""
         return self.value.amax((2, 3)) > 0
 
 
@@ -97,7 +97,7 @@ Mask = Share | Boxes | Dense
 
 @dataclass(frozen=True, eq=False)
 class Move:
-    """Where the pixels of a moved image come from: the one at (r, c) is that of the image at `(rows[b, r], cols[b, c])`.
+    """Where the pixels of a moved image come from: pixel (r, c) is copied from `(rows[b, r], cols[b, c])`.
 
     `rows` (B, H), `cols` (B, W): int64.
     """
@@ -106,7 +106,7 @@ class Move:
     cols: Tensor
 
     def maps(self, maps: Tensor) -> Tensor:
-        """Maps (B, C, h, w) of the images, moved alike; on a grid of any size."""
+        """Moves maps (B, C, h, w) of the images in the same way, on a grid of any size."""
         height, width = maps.shape[2:]
         rows, cols = (
             (at[:, _nearest(new, at.shape[1], at.device)] * new // at.shape[1]).to(maps.device)
@@ -127,10 +127,9 @@ class MixPlan:
         index: (B, K) int64.
         mask: >= 0, sums to 1 over K.
         weight: (B, K) float32, sums to 1 over K unless the paper says otherwise (SnapMix, TokenMix).
-        sources: K batches (B, C, H, W) when pixels moved before mixing (ResizeMix, PuzzleMix, RecursiveMix); they stand in for
-            `images[index]`.
-        moves: of each of the sources how its pixels moved, None for those that stayed, so that label maps can be moved alike; None where that
-            cannot be said.
+        sources: K batches (B, C, H, W), if pixels moved before mixing (ResizeMix, PuzzleMix, RecursiveMix). They replace `images[index]`.
+        moves: for each source, how its pixels moved, so that label maps can be moved too. A source that stayed has None. The whole field is
+            None if the moves are not known.
     """
 
     index: Tensor
@@ -141,7 +140,7 @@ class MixPlan:
 
     @classmethod
     def pair(cls, partner: Tensor, mask: Mask | None, lam: Tensor, sources: tuple[Tensor, Tensor] | None = None) -> MixPlan:
-        """The plan of two images: `partner` (B,) and `lam` (B,), the label's share of the own image, and of its pixels if no mask."""
+        """The plan of two images. `partner` is (B,); `lam` (B,) is the label's share of the own image, and without a mask also its pixels' share."""
         lam = lam.double()
         own = torch.arange(len(partner), device=partner.device)
         weight = torch.stack([lam, 1 - lam], 1).float()
@@ -149,13 +148,13 @@ class MixPlan:
 
     @classmethod
     def identity(cls, batch: int) -> MixPlan:
-        """Every image alone (K = 1)."""
+        """The plan that mixes nothing (K = 1)."""
         alone = torch.ones(batch, 1)
         return cls(torch.arange(batch)[:, None], Share(alone), alone)
 
     @property
     def lam(self) -> Tensor:
-        """(B,) float32: the share that each label keeps of its own class, `weight[:, 0]`."""
+        """(B,) float32: the share of the own class in each label, `weight[:, 0]`."""
         return self.weight[:, 0]
 
     @property
@@ -173,19 +172,22 @@ class MixPlan:
         return MixPlan(self.index.to(device, non_blocking=True), mask, self.weight.to(device, non_blocking=True), sources, self.moves)
 
     def reweighted(self, weight: Tensor) -> MixPlan:
-        """The same pixels under other label weights, (B, K)."""
+        """The same plan with other label weights, (B, K)."""
         return replace(self, weight=weight)
 
     def dense_mask(self, size: Size) -> Tensor:
-        """(B, K, h, w): the mask on a grid of any size, e.g. a model's tokens."""
+        """(B, K, h, w): the mask on a grid of any size, such as the tokens of a ViT."""
         return self.mask.dense(size)
 
 
 def blend(plan: MixPlan, images: Tensor) -> Tensor:
-    """Mixes `images` (B, C, H, W), features of that shape, or any input (B, ...) of which `planes` makes it, by the plan.
+    """Mixes `images` by the plan, in their shape and dtype.
 
-    Differentiable, on any device, in shape and dtype of `images`; the plan's shares are rounded to it once. The input is never
-    written to, but is returned itself where nothing is mixed.
+    It is differentiable and runs on any device. The plan's shares are rounded once, to the dtype of `images`. The input is never changed;
+    it is returned itself if nothing is mixed.
+
+    Args:
+        images: (B, C, H, W), features of that shape, or any input (B, ...) that `planes` can view as planes.
     """
     mixed = _blend(plan.to(images.device), planes(images))
     return mixed if mixed.shape == images.shape else mixed.reshape(images.shape)
@@ -201,7 +203,7 @@ def _blend(plan: MixPlan, images: Tensor) -> Tensor:
         return _mix_two(plan.mask, own, partner)
     mask = plan.dense_mask(tuple(images.shape[2:])) if isinstance(plan.mask, Dense) else plan.mask.value[:, :, None, None]
     mask = mask.to(images.dtype)
-    mixed = 0  # a sum over K, not einsum: autocast would round einsum to bfloat16
+    mixed = 0  # a sum over K, because autocast would run einsum in bfloat16
     for k in range(plan.index.shape[1]):
         source = images[plan.index[:, k]] if plan.sources is None else plan.sources[k]
         mixed = mixed + mask[:, k, None] * source
@@ -219,26 +221,30 @@ def _mix_two(mask: Mask, own: Tensor, partner: Tensor, out: Tensor | None = None
     if isinstance(mask, Boxes) and (own.device.type != "cpu" or size != mask.size):
         return torch.where(mask.inside(size)[:, None], partner, own)
     if isinstance(mask, Boxes):
-        # on the CPU lerp is five times as fast as where, and the same for finite numbers
+        # on the CPU lerp is five times as fast as where, with the same result for finite numbers
         return torch.lerp(own, partner, mask.share(own.dtype)[:, None], out=out)
     share = mask.value[:, :1, None, None] if isinstance(mask, Share) else mask.dense(size)[:, :1]
-    # lerp returns either end exactly at weights 0 and 1, which a sum of products does not promise
+    # at weights 0 and 1 lerp returns one image exactly; a sum of products may not
     return torch.lerp(partner, own, share.to(own.dtype), out=out)
 
 
-# below this many values an image costs more in Python than a second pass does in memory traffic
+# below this many values, the Python overhead of an image exceeds the memory traffic of a second pass
 ONE_PASS_FROM = 3 * 64 * 64
 
 
 def blend_examples(
     plan: MixPlan, examples: Sequence[Tensor] | Tensor, out: Tensor, written: Callable[[Tensor], object] = lambda part: None
 ) -> Tensor:
-    """Same result as `blend(plan, torch.stack(examples))`, bit for bit, on the CPU, for images (C, H, W), other inputs, or a batch of them.
+    """Same result as `blend(plan, torch.stack(examples))`, bit for bit, on the CPU.
 
-    It writes into `out`, (B, C, H, W) or of another input, contiguous. It reads each large image once, which costs little more than stacking. `written` is called
-    with each finished part of `out`, while it is still in the processor's cache.
+    Each large image is read once, so this costs little more than stacking.
 
-    Bytes, uint8 of 0 to 255, are copied where a box or a mask is whole, and rounded where shares are: half a level off at most.
+    Args:
+        examples: images (C, H, W) or other inputs, as a list or as one batch.
+        out: contiguous, (B, C, H, W) or of the other input's shape; the result is written here.
+        written: called with each finished part of `out` while it is still in the processor's cache.
+
+    Pixels as uint8, 0 to 255: whole pixels are copied (boxes, binary masks), and shares are rounded, by at most half a level.
     """
     if out.ndim != 4:
         whole = planes(examples) if isinstance(examples, Tensor) else [planes(example[None])[0] for example in examples]
@@ -266,7 +272,7 @@ def blend_examples(
 def _both(
     plan: MixPlan, examples: Sequence[Tensor] | Tensor, out: Tensor, small: bool
 ) -> tuple[Sequence[Tensor] | Tensor, Sequence[Tensor] | Tensor]:
-    """The images and their partners, of a plan for two. Small partners are put into `out`, large ones are not copied."""
+    """The images and their partners, for a plan of two. Small partners are copied into `out`; large ones are not copied."""
     if plan.sources is not None:
         own, partner = plan.sources
         return own, partner
@@ -283,7 +289,7 @@ def _pasted(
     out: Tensor,
     written: Callable[[Tensor], object] = lambda part: None,
 ) -> Tensor:
-    """Image by image, each read once."""
+    """Pastes image by image, so that each is read once."""
     for mixed, one, other, (top, bottom, left, right) in zip(out, own, partner, mask.edges.tolist(), strict=True):
         mixed.copy_(one)
         mixed[:, top:bottom, left:right] = other[:, top:bottom, left:right]
@@ -302,7 +308,7 @@ def _blend_bytes(plan: MixPlan, examples: Sequence[Tensor] | Tensor, out: Tensor
         return out.copy_(blend(replace(plan, sources=sources), images.float()).round_())
     own, partner = _both(plan, examples, out, small)
     if isinstance(plan.mask, Boxes) and small and size == plan.mask.size:
-        # the bits of one or the other: where is five times as slow
+        # selects by bit operations, because where takes five times as long
         inside = plan.mask.share(torch.uint8).neg_()[:, None]
         return torch.bitwise_xor(own, (own ^ partner).bitwise_and_(inside), out=out)
     if isinstance(plan.mask, Boxes):
@@ -310,7 +316,7 @@ def _blend_bytes(plan: MixPlan, examples: Sequence[Tensor] | Tensor, out: Tensor
     share = (plan.mask.value[:, 0] if isinstance(plan.mask, Share) else plan.dense_mask(size)[:, 0]).float()  # (B,) or (B, H, W)
     if small:
         return out.copy_(torch.lerp(partner.float(), own.float(), share.view(len(out), 1, *(share.shape[1:] or (1, 1)))).round_())
-    # image by image, and by NumPy, which makes floats of bytes piece by piece in the cache: three quarters of the time of torch
+    # image by image with NumPy: it converts bytes to floats in small pieces in the cache and takes three quarters of torch's time
     first, second = np.empty((2, *out.shape[1:]), np.float32)
     for mixed, one, other, part in zip(out, own, partner, share.numpy(), strict=True):
         np.multiply(one.numpy(), part, out=first, dtype=np.float32)
@@ -320,7 +326,7 @@ def _blend_bytes(plan: MixPlan, examples: Sequence[Tensor] | Tensor, out: Tensor
 
 
 def mix_targets(plan: MixPlan, targets: Tensor, num_labels: int | None = None) -> Tensor:
-    """Mixes labels by the plan's weights: the only place where that is done. Returns float32 (B, num_labels).
+    """Mixes labels by the plan's weights. Returns float32 (B, num_labels). No other code mixes labels.
 
     `targets` are class numbers (B,), with `num_labels`, or one-hot or soft (B, num_labels).
     """
@@ -333,14 +339,14 @@ def mix_targets(plan: MixPlan, targets: Tensor, num_labels: int | None = None) -
 
 
 def move_maps(plan: MixPlan, maps: Tensor) -> Tensor:
-    """Moves label maps by the plan: (B, H, W), or (B, D, H, W), the class number of every pixel. The only other place that moves labels.
+    """Moves label maps by the plan: (B, H, W) or (B, D, H, W), the class number of every pixel. Returns the same shape.
 
-    Every pixel has the label of the image that shows there, so values are copied, those to be ignored too. The grid may be another than
-    the images'.
+    Every pixel gets the label of the image that is visible there. Values are copied, so ignored values stay too. The maps may have another
+    grid than the images.
 
     Raises:
-        ValueError: for a plan that mixes two images in one pixel, which has no class then (looked for on the CPU), and for one that moved
-            images in a way it does not say.
+        ValueError: if the plan mixes two images in one pixel, which then has no class (checked on the CPU only), or if it moved images in
+            an unknown way.
     """
     check_moves_maps(plan)
     plan = plan.to(maps.device)
@@ -356,30 +362,30 @@ def move_maps(plan: MixPlan, maps: Tensor) -> Tensor:
 
 
 def check_moves_maps(plan: MixPlan, name: str = "the method") -> None:
-    """Refuses a plan by which label maps cannot be moved; `name` is the method's."""
+    """Raises ValueError for a plan that cannot move label maps. `name` is the method's name."""
     if plan.sources is not None and plan.moves is None:
         raise ValueError(
-            f"label maps need a method that says where pixels come from, got {name}, which moves or changes them first; take cutmix or resizemix."
+            f"label maps need a method that tells where each pixel comes from, got {name}, which moves or changes pixels first; use cutmix or resizemix."
         )
     values = None if isinstance(plan.mask, Boxes) else plan.mask.value
     if values is not None and values.device.type == "cpu" and bool(((values > 0) & (values < 1)).any()):
         raise ValueError(
-            f"label maps need one image in every pixel, got {name}, which mixes two in one; take a method of whole pixels, such as cutmix or fmix."
+            f"label maps need one image in every pixel, got {name}, which mixes two images in one pixel; use a method of whole pixels, such as cutmix or fmix."
         )
 
 
-# what data sets of transformers call the column of labels
+# names of the label column in data sets of transformers
 LABEL_KEYS = ("labels", "label", "label_ids")
 
 
 def is_mask(name: str) -> bool:
-    """Whether an input of this name says what of another input is there, as `attention_mask`, `padding_mask` and `pixel_mask` do."""
+    """Whether an input of this name masks another one, such as `attention_mask`, `padding_mask` and `pixel_mask`."""
     return name.endswith("_mask")
 
 
 def mix_others(plan: MixPlan, others: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What a network takes beside its mixed input, by name, (B, ...) each: of masks of what is there, such as `attention_mask`, the union over
-    the images that show; of all else the own row."""
+    """The network's other inputs after mixing, by name, (B, ...) each. A mask, such as `attention_mask`, becomes the union over the images that
+    are visible. All others keep the own row."""
     index, seen = plan.index, plan.mask.seen()
 
     def united(rows: Tensor) -> Tensor:
@@ -393,10 +399,10 @@ def mix_others(plan: MixPlan, others: Mapping[str, Tensor]) -> dict[str, Tensor]
 
 
 def onehot(labels: Tensor, num_labels: int) -> Tensor:
-    """(B,) class numbers, or (B, num_labels) targets, to float32 (B, num_labels)."""
+    """Turns class numbers (B,), or targets (B, num_labels), into float32 (B, num_labels)."""
     return labels.float() if labels.ndim == 2 else F.one_hot(labels.long(), num_labels).float()
 
 
 def _nearest(new: int, old: int, device: torch.device) -> Tensor:
-    """(new,) int64: the index in a line of `old` samples that nearest resizing to `new` reads."""
+    """(new,) int64: the indices that nearest resizing reads, from a line of `old` samples to one of `new`."""
     return torch.arange(new, device=device) * old // new

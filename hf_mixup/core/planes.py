@@ -1,4 +1,4 @@
-"""What is mixed: a tensor with leading axes and a plane, in the one form that plans and masks know."""
+"""Any input as planes (B, C, H, W), the one form that plans and masks know."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ def plane_shape(shape: torch.Size) -> torch.Size:
 
 
 def planes(inputs: Tensor) -> Tensor:
-    """Any input (B, ...) as (B, C, H, W), without a copy where its memory allows it.
+    """Any input (B, ...) as (B, C, H, W), without a copy if its memory layout allows it.
 
     - images (B, C, H, W): themselves
     - a waveform (B, T): (B, 1, 1, T)
     - a spectrogram (B, T, F) of time and frequency: (B, 1, T, F)
-    - a video (B, T, C, H, W), a volume (B, C, D, H, W): (B, T * C, H, W), so one mask holds for all frames or slices
+    - a video (B, T, C, H, W), a volume (B, C, D, H, W): (B, T * C, H, W), so all frames or slices share one mask
     """
     return inputs if inputs.ndim == 4 else inputs.reshape(plane_shape(inputs.shape))

@@ -1,4 +1,4 @@
-"""The two things a method is made of: a policy that plans the mixing, and one that weighs the labels."""
+"""The two kinds of policy: a sample policy plans the mixing, a label policy sets the label weights."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from torch import Tensor
 
 from hf_mixup.core.plan import MixPlan
 
-# signals that a batch holds itself, so that no model is needed for them
+# signals that the batch itself holds, so they need no model
 OF_THE_BATCH = frozenset({"images", "targets", "maps", "object_masks"})
-# of those, the ones that are columns of the data set beside images and labels
+# those that are columns of the data set, beside images and labels
 COLUMNS = frozenset({"object_masks"})
 NOTHING: Mapping[str, Tensor] = MappingProxyType({})
 
@@ -24,10 +24,10 @@ class Signals(dict[str, Tensor]):
     """Evidence by name: `images`, `targets` (B, num_labels), `saliency`, `attention`, ...
 
     Attributes:
-        device: where image-sized noise is to be drawn; numbers and boxes are always drawn on the CPU.
-        loss: an extra loss on the clean images, where a policy trains on those too (`clean_lam`); added to that of the step.
-        others: what the network takes beside its main input, (B, ...) each, such as an `attention_mask`.
-        for_label: signals that the label policy alone takes in its own way, such as from a teacher of its own.
+        device: where image-sized noise is drawn; numbers and boxes are always drawn on the CPU.
+        loss: an extra loss on the clean images, if a policy trains on them too (`clean_lam`); it is added to the loss of the step.
+        others: the network's other inputs, (B, ...) each, such as an `attention_mask`.
+        for_label: signals for the label policy only, such as those of its own teacher.
     """
 
     def __init__(self, device: torch.device | str = "cpu", **values: Tensor):
@@ -39,16 +39,16 @@ class Signals(dict[str, Tensor]):
 
 
 class Policy:
-    """What both kinds share: the signals they read, and how those are taken.
+    """The base of both kinds: which signals a policy reads, and where they come from.
 
-    A policy whose signals can be taken in another way has these as fields, of the same name:
+    A policy may declare these as fields, to get its signals in another way:
 
     Attributes:
         needs: names of signals.
-        teacher: Hub id or folder of a frozen image classifier that gives them; None for the network in training itself.
-        teacher_size: side in pixels of the images that the network sees for it; None for the images as they are.
+        teacher: Hub id or folder of a frozen image classifier that gives the signals; None for the network in training.
+        teacher_size: side in pixels to which images are resized for the signals; None for the images as they are.
         scores: what kind of evidence `token_scores` are: `attention` or `activation`.
-        clean_lam: weight of the clean images' own loss, which input gradients then come from as well.
+        clean_lam: weight of the loss on the clean images; the input gradients then come from that loss too.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()
@@ -67,11 +67,13 @@ class SamplePolicy(Policy, ABC):
 
     @abstractmethod
     def plan(self, shape: torch.Size, rng: torch.Generator, signals: Signals) -> MixPlan:
-        """`shape` is (B, C, H, W); that of `planes`, for other inputs than images. Every draw comes from `rng`; the same generator state gives the same plan."""
+        """Plans one batch. All random draws come from `rng`, so the same state of the generator gives the same plan.
+
+        `shape` is (B, C, H, W): that of the images, or of `planes` for other inputs."""
 
 
 class LabelPolicy(Policy, ABC):
-    """Turns a plan, and what was seen during the forward pass, into label weights. Subclasses are frozen dataclasses."""
+    """Turns a plan, and signals of the forward pass, into label weights. Subclasses are frozen dataclasses."""
 
     @abstractmethod
     def weights(self, plan: MixPlan, signals: Signals) -> Tensor:

@@ -1,4 +1,4 @@
-"""What the machine has: bfloat16 in its instructions, or not."""
+"""Whether the hardware computes in bfloat16."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from torch import nn
 
 @functools.cache
 def has_bfloat16() -> bool:
-    """Whether the device that training would run on computes in bfloat16, and does not emulate it. Follows from the hardware alone."""
+    """Whether the device of the training computes in bfloat16 without emulation. It depends on the hardware only."""
     if torch.cuda.is_available():
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if torch.accelerator.is_available():
         return torch.accelerator.current_accelerator().type != "mps"
-    # torch tells it in private functions, of which releases have some
+    # torch has private functions for it, which differ between releases
     return any(getattr(torch.cpu, name, bool)() for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
 
 
 @functools.cache
 def bfloat16_ratio(seconds: float = 1.0) -> float:
-    """How many times as long as in float32 a small convolution takes in bfloat16 on this CPU, there and back. Measured for about a second."""
+    """Time of a small convolution (forward and backward) on this CPU in bfloat16, divided by that in float32. Measured for about a second."""
     with torch.random.fork_rng(devices=[]):
         network = nn.Sequential(nn.Conv2d(32, 32, 3, padding=1), nn.BatchNorm2d(32), nn.ReLU(), nn.Conv2d(32, 32, 3, padding=1))
         images = torch.randn(16, 32, 16, 16)
@@ -39,10 +39,10 @@ def bfloat16_ratio(seconds: float = 1.0) -> float:
     while time.perf_counter() < end or len(taken[True]) < 3:
         for half, times in taken.items():
             times.append(run(half))
-    # the fastest of each: whatever else the machine does makes them slower only
+    # the fastest run of each, because other load can only make a run slower
     return min(taken[True]) / min(taken[False])
 
 
 def prefers_channels_last(network: nn.Module, half: bool) -> bool:
-    """Whether training is faster with weights channels last in memory: of convolutional networks in half precision."""
+    """Whether training is faster with weights channels last in memory: true for convolutional networks in half precision."""
     return half and sum(isinstance(module, nn.Conv2d) for module in network.modules()) > 1

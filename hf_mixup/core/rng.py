@@ -12,21 +12,21 @@ from torch import Tensor
 
 
 def keyed(*key: int) -> torch.Generator:
-    """A CPU generator for this key. Keys that differ in any number, or in length, give independent streams."""
+    """A CPU generator for this key. Different keys (other numbers, or another length) give independent streams."""
     # hashed, because torch's CPU generator keeps only the low 32 bits of a seed: `seed << 32 | step` would drop the seed
     digest = hashlib.blake2b(repr(tuple(map(int, key))).encode(), digest_size=8).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest) >> 1)
 
 
 def fresh() -> torch.Generator:
-    """A CPU generator that follows from one number of torch's global stream."""
+    """A CPU generator that is seeded by one number of torch's global stream."""
     return keyed(int(torch.randint(2**62, ())))
 
 
 class Draws:
-    """Random numbers for a batch, image by image: those of an image follow from its key, whoever else is in the batch.
+    """Random numbers for a batch, image by image. The numbers of an image depend on its key only, not on the rest of the batch.
 
-    Drawn on the CPU and copied, so they are the same on every device.
+    They are drawn on the CPU and copied, so they are the same on every device.
     """
 
     def __init__(self, keys: Sequence[Sequence[int]], device: torch.device | str = "cpu"):
@@ -34,7 +34,7 @@ class Draws:
         self.device = torch.device(device)
 
     def each(self, draw: Callable[[torch.Generator], Tensor]) -> Tensor:
-        """(B, ...) of what `draw` takes from the generator of each image."""
+        """(B, ...): calls `draw` with the generator of each image, and stacks the results."""
         return torch.stack([draw(rng) for rng in self.rngs]).to(self.device)
 
     def normal(self, *size: int) -> Tensor:
@@ -45,7 +45,7 @@ class Draws:
 
 
 def normal(size: tuple[int, ...], rng: torch.Generator, device: torch.device | str = "cpu") -> Tensor:
-    """Image-sized standard normal noise, drawn where it is used. The values differ between kinds of device."""
+    """Image-sized standard normal noise, drawn on `device`. The values differ between kinds of device."""
     if torch.device(device).type == "cpu":
         return torch.randn(size, generator=rng)
     on_device = torch.Generator(device).manual_seed(int(torch.randint(2**62, (), generator=rng)))
@@ -58,20 +58,20 @@ def uniform(low: float, high: float, count: int, rng: torch.Generator) -> Tensor
 
 
 def integers(low: Tensor, high: Tensor, rng: torch.Generator) -> Tensor:
-    """int64, uniform in [low, high) for every element; `low` itself where that is empty."""
+    """int64, uniform in [low, high) for every element; `low` if that range is empty."""
     return low + (torch.rand(low.shape, generator=rng, dtype=torch.float64) * (high - low).clamp(min=1)).long()
 
 
 def hashed(keys: Tensor, draw: int) -> Tensor:
     """int64, a hash of (key, draw) for every key: SplitMix64 (Steele, Lea and Flood, OOPSLA 2014), the same on every device.
 
-    For draws of single images: a generator for each would take longer than what is done with it."""
+    For draws of single images, because creating one generator for each image takes too long."""
 
     def signed(value: int) -> int:
         return (value + 2**63) % 2**64 - 2**63
 
     def folded(x: Tensor, shift: int) -> Tensor:
-        return x ^ ((x >> shift) & ((1 << (64 - shift)) - 1))  # without the mask the sign would come along
+        return x ^ ((x >> shift) & ((1 << (64 - shift)) - 1))  # the mask removes the copies of the sign bit
 
     x = keys + signed(0x9E3779B97F4A7C15 * (draw + 1))
     x = folded(x, 30) * signed(0xBF58476D1CE4E5B9)
@@ -91,7 +91,7 @@ def log_gamma_variate(alpha: float, size: tuple[int, ...], rng: torch.Generator)
 
 
 def beta(alpha: float, count: int, rng: torch.Generator, second: float | None = None) -> Tensor:
-    """(count,) float64 draws of Beta(alpha, second), the second parameter being alpha where not given."""
+    """(count,) float64 draws of Beta(alpha, second), where `second` is alpha if not given."""
     if second is None:
         first, other = log_gamma_variate(alpha, (2, count), rng)
     else:
@@ -105,9 +105,9 @@ def dirichlet(alpha: float, rows: int, parts: int, rng: torch.Generator) -> Tens
 
 
 def categorical(scores: Tensor, rng: torch.Generator) -> Tensor:
-    """(B,) int64: a column for every row of `scores` (B, N), log-probabilities up to a constant of the row.
+    """(B,) int64: draws one column for each row of `scores` (B, N), which are log-probabilities up to a constant.
 
-    By Gumbel's noise, drawn on the CPU: the host need not wait for scores on a device. A row of -inf alone gives column 0.
+    It adds Gumbel noise that is drawn on the CPU, so the host does not wait for scores on a device. A row of only -inf gives column 0.
     """
     noise = torch.empty(scores.shape, dtype=torch.float64).exponential_(generator=rng).log_().neg_()
     return (scores + noise.to(scores.device, scores.dtype, non_blocking=True)).argmax(1)
@@ -115,7 +115,7 @@ def categorical(scores: Tensor, rng: torch.Generator) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Pairing:
-    """Who is mixed with whom, and who shares a draw.
+    """Which images are mixed with each other, and which share a draw.
 
     Attributes:
         partner: (B,) int64.
@@ -128,7 +128,7 @@ class Pairing:
     draws: int
 
     def spread(self, drawn: Tensor) -> Tensor:
-        """(B, ...): for every image its own of (draws, ...)."""
+        """(B, ...): the draw of each image, from (draws, ...)."""
         if self.draws == len(self.row):
             return drawn  # they are in order
         return drawn[self.row.to(drawn.device, non_blocking=True)]
@@ -140,9 +140,9 @@ MODES = ("sample", "pair", "batch")
 def partners(batch: int, mode: str, rng: torch.Generator) -> Pairing:
     """Pairs the images of a batch at random.
 
-    `sample`: a uniform permutation, and a draw for every image. `batch`: the same with one draw for all, as in the papers'
-    own code. `pair`: images change places two by two and share a draw (timm's `pair` mode, at random instead of by
-    reversal); an odd image out stays with itself.
+    `sample`: a uniform permutation, and one draw for each image. `batch`: a uniform permutation, and one draw for all, as in the papers'
+    own code. `pair`: images are grouped in random pairs; the two swap places and share a draw (timm's `pair` mode reverses the batch
+    instead). With an odd number, one image stays with itself.
     """
     order = torch.randperm(batch, generator=rng)
     if mode == "sample":
@@ -158,17 +158,17 @@ def partners(batch: int, mode: str, rng: torch.Generator) -> Pairing:
 
 
 class MixKey(NamedTuple):
-    """Where in a training run a batch stands. Everything drawn for the batch follows from it, so a resumed run repeats it.
+    """The place of a batch in a training run. All draws for the batch depend on it only, so a resumed run repeats them.
 
     Attributes:
         seed: the run's `mix_seed`.
-        rank: the process.
+        rank: index of the process.
         step: optimizer steps done.
-        micro_step: batches done since, under gradient accumulation.
-        repeat: which of the draws of one batch this is (`mix_repeat`).
-        total_steps: of the whole run; schedules read it, no draw depends on it.
-        epoch: whole epochs done; schedules of `mix_rate` and `mix_prob` read it, no draw depends on it. -1 where it is not known.
-        epochs: of the whole run; 0 where it is not known.
+        micro_step: batches done since the last optimizer step, under gradient accumulation.
+        repeat: index of the repeat of one batch (`mix_repeat`).
+        total_steps: optimizer steps of the whole run. Schedules read it; no draw depends on it.
+        epoch: whole epochs done, or -1 if unknown. Schedules of `mix_rate` and `mix_prob` read it; no draw depends on it.
+        epochs: epochs of the whole run, or 0 if unknown.
     """
 
     seed: int
@@ -181,17 +181,17 @@ class MixKey(NamedTuple):
     epochs: int = 0
 
     def own_rng(self) -> torch.Generator:
-        """For pairs, lam and boxes: another stream on every process."""
+        """For pairs, lam and boxes. Every process has another stream."""
         return keyed(self.seed, self.rank, self.step, self.micro_step, self.repeat)
 
     def layer_rng(self, place: int) -> torch.Generator:
-        """For what is drawn for one layer of the network: another stream for each, and on every process."""
+        """For draws of one layer of the network. Every layer and every process has another stream."""
         return keyed(self.seed, self.rank, self.step, self.micro_step, self.repeat, 2, place)
 
     def shared_rng(self) -> torch.Generator:
-        """For choices that change which parameters are used: the same on all processes, so that their graphs agree."""
+        """For choices that change which parameters are used. All processes have the same stream, so that their graphs agree."""
         return keyed(self.seed, self.step, self.micro_step, self.repeat)
 
     def step_rng(self) -> torch.Generator:
-        """Like `shared_rng`, equal on all processes, but an independent stream: for random choices inside the training step."""
+        """For random choices inside the training step: the same on all processes, but independent of `shared_rng`."""
         return keyed(self.seed, self.step, self.micro_step, self.repeat, 0, 1)

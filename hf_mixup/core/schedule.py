@@ -13,11 +13,11 @@ from hf_mixup.core.checks import check_between, check_known, from_json
 
 
 class Schedule(ABC):
-    """A share between 0 and 1 that depends on the epoch alone, so a resumed run finds the one it had."""
+    """A share between 0 and 1 that depends on the epoch only, so a resumed run has the same value."""
 
     @abstractmethod
     def at(self, epoch: int, epochs: int) -> float:
-        """The value in an epoch, counted from 0, of a run of so many."""
+        """The value in an epoch, counted from 0, of a run of `epochs`."""
 
     @abstractmethod
     def extremes(self) -> tuple[float, float]:
@@ -25,13 +25,13 @@ class Schedule(ABC):
 
     @abstractmethod
     def to_json(self) -> Any:
-        """What `schedule_of` reads."""
+        """The form that `schedule_of` reads."""
 
 
 @dataclass(frozen=True)
 class Points(Schedule):
-    """A line through points (epoch, value): `[[0, 1], [60, 1], [100, 0]]`. Before the first and after the last it is level; at two
-    points of one epoch it jumps, and that epoch has the second value."""
+    """A line through points (epoch, value): `[[0, 1], [60, 1], [100, 0]]`. It is constant before the first point and after the last. Two points
+    with one epoch make a jump; that epoch has the second value."""
 
     points: tuple[tuple[float, float], ...]
 
@@ -46,7 +46,7 @@ class Points(Schedule):
             check_between(0, 1e9, epoch=epoch)
             check_between(0, 1, value=value)
         if [epoch for epoch, _ in pairs] != sorted(epoch for epoch, _ in pairs):
-            raise ValueError(f"the epochs of a schedule must rise, got {[epoch for epoch, _ in pairs]}; sort the points.")
+            raise ValueError(f"the epochs of a schedule must increase, got {[epoch for epoch, _ in pairs]}; sort the points.")
         object.__setattr__(self, "points", tuple((float(epoch), float(value)) for epoch, value in pairs))
 
     def at(self, epoch: int, epochs: int) -> float:
@@ -72,12 +72,12 @@ class WithoutHesitation(Schedule):
     """The share of mixed batches of Mixup Without Hesitation (Yu et al., ICIG 2021, arXiv:2101.04342; github.com/yuhao318/mwh):
     `{"name": "withouthesitation"}`.
 
-    Three parts of the run: every batch is mixed; then those of every second epoch; then a share that falls from 1 to 0 in equal steps,
-    `(epochs - epoch) / (epochs - end)`. As in the authors' code, even epochs, counted from 0, are the mixed ones, and Mixup has alpha 0.5.
+    The run has three parts. First every batch is mixed. Then every second epoch is mixed. Then the share falls from 1 to 0 in equal steps,
+    `(epochs - epoch) / (epochs - end)`. As in the authors' code, epochs count from 0 and the even ones are mixed; Mixup has alpha 0.5 there.
 
     Args:
         always: share of the run at which the first part ends, 0 to 1.
-        turns: share at which the second one ends, from `always` to 1.
+        turns: share of the run at which the second part ends, from `always` to 1.
     """
 
     always: float = 0.6
@@ -90,7 +90,7 @@ class WithoutHesitation(Schedule):
     def at(self, epoch: int, epochs: int) -> float:
         if not 0 < epochs < sys.maxsize:
             raise ValueError(
-                "withouthesitation needs to know the epochs of the run, got a run that is told by its steps alone; set num_train_epochs."
+                "withouthesitation needs to know the epochs of the run, got a run whose length is given in steps only; set num_train_epochs."
             )
         first, second = round(self.always * epochs), round(self.turns * epochs)
         if epoch < first:
@@ -107,7 +107,7 @@ class WithoutHesitation(Schedule):
 
 
 def schedule_of(name: str, value: Any) -> float | Schedule:
-    """A number from 0 to 1, or a schedule: of points, of its dictionary, or of either as JSON text. Raises ValueError for anything else."""
+    """Reads a number from 0 to 1, or a schedule: a list of points, a dictionary, or either as JSON text. Raises ValueError for anything else."""
     if isinstance(value, str):
         value = from_json(name, value, "a number or a schedule as JSON, such as [[0, 1], [60, 0]]")
     if isinstance(value, Schedule):
@@ -144,6 +144,6 @@ def as_json(value: float | Schedule) -> Any:
 
 
 def corners(values: Iterable[float | Schedule]) -> list[int]:
-    """Epochs between which sums of the values are lines, so that a sum that holds there holds everywhere."""
+    """The epochs where some line bends. Sums of the values are linear between them, so it is enough to check sums there."""
     epochs = {int(epoch) + near for value in values if isinstance(value, Points) for epoch, _ in value.points for near in (-1, 0, 1)}
     return sorted({0, *(epoch for epoch in epochs if epoch >= 0)})

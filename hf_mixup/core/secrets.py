@@ -1,4 +1,4 @@
-"""Tokens stay out of every text that a person may publish: commands, cards, logs, messages."""
+"""Keeps tokens out of every text that people may publish: commands, cards, logs, messages."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ _known: set[str] = set()
 
 
 def keep_secret(*values: str | None) -> None:
-    """From now on `redacted` hides these values. Values of fewer than 4 characters are no tokens."""
+    """From now on `redacted` hides these values. Values with fewer than 4 characters are ignored."""
     _known.update(value for value in values if isinstance(value, str) and len(value) >= 4)
 
 
 def redacted(text: str) -> str:
-    """The text without tokens: those given to `keep_secret`, those of the environment, and what has the form of a token of the Hub."""
+    """The text without tokens: those given to `keep_secret`, those in the environment, and anything that looks like a token of the Hub."""
     environment = (os.environ.get(name, "") for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"))
     for value in sorted({*_known, *(value for value in environment if len(value) >= 4)}, key=len, reverse=True):
         text = text.replace(value, HIDDEN)
@@ -26,7 +26,7 @@ def redacted(text: str) -> str:
 
 
 def without_secrets(argv: Iterable[str]) -> list[str]:
-    """A command line that may be published: options named `...token` are left out, tokens inside other words are hidden."""
+    """A command line that is safe to publish: options named `...token` are left out, and tokens inside other words are hidden."""
     kept, secret = [], False
     for word in argv:
         name, has_value, _ = word.partition("=")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-# all labellings of a grid are compared when there are no more than this: 2 x 2 cells with up to 6 labels
+# with at most this many labellings, all are compared: 2 x 2 cells with up to 6 labels
 _ENUMERABLE = 6**4
 
 
@@ -13,11 +13,11 @@ _ENUMERABLE = 6**4
 def solve_grid(unary: Tensor, down: Tensor, right: Tensor, iterations: int | None = None) -> Tensor:
     """Labels that minimise `sum_p unary[p, l_p] + sum_pq w_pq ((l_p - l_q) / (L - 1))^2` over neighbouring cells p, q.
 
-    With a unary that is convex in the label, and weights of at least 0, the energy with its labels relaxed to [0, L - 1] and
-    interpolated linearly between them has an integral optimum, and rounding any optimum at any threshold gives one. The
-    relaxation is solved by the primal-dual method of Chambolle and Pock (2011) for a fixed number of iterations, then rounded
-    at five thresholds. The energy returned is never above that of the cell-wise minimum or of one label everywhere; over
-    several hundred problems of PuzzleMix it stayed within 1e-3 of the exact optimum, nearer than alpha-beta swap.
+    The unary must be convex in the label, and weights must be at least 0. Relax the labels to [0, L - 1] and interpolate the energy
+    linearly between them: then rounding any optimum at any threshold gives an integral optimum. The relaxation is solved by the
+    primal-dual method of Chambolle and Pock (2011) with a fixed number of iterations, then rounded at five thresholds. The returned energy
+    is never above that of the cell-wise minimum, or of one label everywhere. On several hundred problems of PuzzleMix it stayed within
+    1e-3 of the exact optimum, closer than alpha-beta swap.
 
     Args:
         unary: (B, h, w, L) float32.
@@ -29,7 +29,7 @@ def solve_grid(unary: Tensor, down: Tensor, right: Tensor, iterations: int | Non
         (B, h, w) int64.
     """
     batch, height, width, count = unary.shape
-    # the batch is innermost, so that the slices of rows and columns below stay contiguous
+    # the batch is the last axis, so that the slices of rows and columns below stay contiguous
     unary = unary.float().permute(3, 1, 2, 0).contiguous()
     weight = unary.new_zeros(2, height, width, batch)
     weight[0, :-1], weight[1, :, :-1] = down.permute(1, 2, 0), right.permute(1, 2, 0)
@@ -45,7 +45,7 @@ def solve_grid(unary: Tensor, down: Tensor, right: Tensor, iterations: int | Non
 
 
 def grid_energy(unary: Tensor, down: Tensor, right: Tensor, labels: Tensor) -> Tensor:
-    """(B,): the energy of `labels` (B, h, w), in the dtype of `unary`; the other arguments are those of `solve_grid`."""
+    """The energy (B,) of `labels` (B, h, w), in the dtype of `unary`. Other arguments as in `solve_grid`."""
     share = labels.to(unary.dtype) / (unary.shape[-1] - 1)
     pairs = (down * share.diff(dim=1) ** 2).sum((1, 2)) + (right * share.diff(dim=2) ** 2).sum((1, 2))
     return unary.gather(3, labels[..., None]).sum((1, 2, 3)) + pairs
@@ -61,7 +61,7 @@ def _energies(unary: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
 def _candidates(unary: Tensor, weight: Tensor, iterations: int) -> Tensor:
     """(8, h, w, B) int64."""
     top = len(unary) - 1
-    # the running maximum only guards: a convex unary has slopes that do not decrease
+    # the running maximum is only a safeguard: the slopes of a convex unary never decrease
     slopes = unary.diff(dim=0).cummax(0).values
     weight = weight / top**2
     relaxed = _relaxed(slopes, weight, iterations)

@@ -16,20 +16,23 @@ from hf_mixup.core.rng import beta, partners
 @dataclass(frozen=True)
 class AttentiveMix(SamplePolicy):
     """Attentive CutMix (Walawalkar et al., ICASSP 2020, arXiv:2003.13048; github.com/xden2331/attentive_cutmix) in the form of
-    OpenMixup's AttentiveMix+: the most active cells of the own image are put on the partner.
+    OpenMixup's AttentiveMix+: pastes the most active cells of the own image onto the partner.
 
-    A cell's activity is the mean over channels of a teacher's last feature map; `lam ~ Beta(alpha, beta)` of the cells are
-    kept, at least one. Every label's weight is the share of its own mask; OpenMixup gives the whole batch the share of its
-    first image, and lets the teacher's batch statistics move. `top_k=6` with a ResNet-50 teacher and `teacher_size=224` is
-    the original, but for the channels: its code looks at the last one only.
+    The activity of a cell is the mean over channels of a teacher's last feature map. `lam ~ Beta(alpha, beta)` of the cells are kept, at least
+    one. The label's weight of each image is the share of its own mask. With `top_k=6`, a ResNet-50 teacher and `teacher_size=224` it is the
+    original method, except that the original reads the last channel only.
+
+    Deviations from OpenMixup:
+    1. Each image has its own label weight (OpenMixup uses the first image's weight for the whole batch).
+    2. The teacher's batch statistics do not change.
 
     Args:
         alpha: first parameter of the Beta.
-        beta: second one. 8 is what OpenMixup documents; its code, and so its published tables, used alpha in its place, 2.
-        top_k: a fixed number of cells instead.
+        beta: second parameter. OpenMixup documents 8; its code, and so its published tables, used alpha instead, which is 2.
+        top_k: a fixed number of cells, used instead of lam.
         teacher: Hub id or folder of a frozen image classifier; None for the network in training.
-        teacher_size: side in pixels to which images are resized for it.
-        mode: whose draws of lam are shared.
+        teacher_size: side in pixels to which images are resized for the teacher.
+        mode: which images share a draw of lam.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"features"})
@@ -58,12 +61,12 @@ class AttentiveMix(SamplePolicy):
 
 
 def attentive_plan(features: Tensor, partner: Tensor, count: Tensor, size: tuple[int, int]) -> MixPlan:
-    """Keeps the `count` (B,) most active cells of the features (B, C, h, w), enlarged to images of `size`."""
+    """Keeps the `count` (B,) most active cells of the features (B, C, h, w), enlarged to images of `size` (H, W)."""
     grid = tuple(features.shape[2:])
     activity = features.float().mean(1).flatten(1)
     rank = activity.argsort(dim=1, descending=True, stable=True).argsort(1)
     kept = (rank < count.to(rank.device)[:, None]).unflatten(1, grid)
     mask = dense_pair(kept, torch.arange(len(partner)))
     mask = type(mask)(mask.dense(size))
-    # whole pixels, so cells of an image that the grid does not divide count as they are
+    # counted in pixels, because cells differ in size if the grid does not divide the image
     return MixPlan.pair(partner, mask, mask.value[:, 0].double().mean((1, 2)))

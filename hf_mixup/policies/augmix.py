@@ -19,17 +19,17 @@ from hf_mixup.policies.saliencymix import bytes_of
 class AugMix(SamplePolicy):
     """AugMix (Hendrycks et al., ICLR 2020, arXiv:1912.02781; github.com/google-research/augmix): `(1 - m) x + m sum_k w_k chain_k(x)`.
 
-    `w ~ Dirichlet(alpha)`, `m ~ Beta(alpha, alpha)`; a chain is one to three of nine transforms of 8-bit images, each at a level that is
-    uniform in [0.1, severity]. Labels stay. The transforms are those of the authors' code, for whole batches on any device;
-    equalize and autocontrast are torchvision's. Rotations, shears and autocontrast differ from PIL's by rounding, at most one of 255.
-    With the step `KeepClean(mixtures=2)` and the loss `JensenShannon` it is the method of the paper.
+    `w ~ Dirichlet(alpha)` and `m ~ Beta(alpha, alpha)`. A chain has one to three of nine transforms of 8-bit images. The level of each is
+    uniform in [0.1, severity]. Labels stay. The transforms are those of the authors' code, for whole batches on any device; equalize and
+    autocontrast are torchvision's. Rotations, shears and autocontrast differ from PIL's by rounding, at most one of 255. The paper's method
+    also has the step `KeepClean(mixtures=2)` and the loss `JensenShannon`.
 
     Args:
-        severity: upper end of levels, above 0.1 to 10: 3 in the authors' runs on CIFAR, 1 on ImageNet.
-        width: chains of each image.
-        depth: transforms of each chain; None draws 1 to 3.
-        alpha: of both distributions.
-        mean, std: what the images were normalised with, a value for each channel, so that their 8-bit values come back exactly.
+        severity: upper end of the levels, above 0.1 and at most 10; 3 in the authors' runs on CIFAR, 1 on ImageNet.
+        width: number of chains of each image.
+        depth: number of transforms of each chain; None draws 1 to 3.
+        alpha: parameter of both distributions.
+        mean, std: of the images' normalisation, one value for each channel; they give the exact 8-bit values back.
             If None, each image is stretched from its smallest value to its largest, and back.
     """
 
@@ -63,7 +63,7 @@ class AugMix(SamplePolicy):
         return replace(MixPlan.identity(batch), sources=(augmented(images, bytes, made, shares, share, self),))
 
     def unit(self, images: Tensor) -> Tensor:
-        """What one step of 255 is in normalised images."""
+        """One 8-bit step (1 / 255) in normalised images."""
         if self.std is not None:
             return 1 / (255 * torch.tensor(self.std, device=images.device)[:, None, None])
         images = images.float()
@@ -72,15 +72,15 @@ class AugMix(SamplePolicy):
 
 def augmented(images: Tensor, bytes: Tensor, chains: Tensor, shares: Tensor, share: Tensor, policy: AugMix) -> Tensor:
     """The mixture (B, C, H, W) of images with their chains (width, B, C, H, W), by `shares` (B, width) and the `share` (B,) of all chains.
-    Images and chains are 8-bit values, of which it takes the differences: where chains change nothing, images are exactly themselves."""
+    Images and chains are 8-bit values. It adds their differences, so images that no chain changes stay exactly the same."""
     weights = (share[:, None] * shares).T.float().to(images.device, non_blocking=True)
     change = ((chains - bytes) * weights[:, :, None, None, None]).sum(0)
     return (images + change * policy.unit(images)).to(images.dtype)
 
 
 def chained(images: Tensor, operations: Tensor, levels: Tensor, signs: Tensor) -> Tensor:
-    """Images (N, C, H, W) float32 of whole numbers 0..255 after their transforms, one a row of `operations` (depth, N), on the CPU:
-    numbers of `OPERATIONS`, -1 for none. `levels` are above 0 to 10, `signs` -1 or 1; both (depth, N)."""
+    """Applies transforms to images (N, C, H, W) float32 of whole numbers 0..255. `operations` (depth, N), on the CPU, are indices of
+    `OPERATIONS`, -1 for none. `levels` (depth, N) are above 0 to 10, `signs` (depth, N) are -1 or 1."""
     for operation, level, sign in zip(operations, levels, signs, strict=True):
         for kind, transform in enumerate(OPERATIONS):
             rows = (operation == kind).nonzero()[:, 0]
@@ -156,8 +156,8 @@ def moved(
     y: Tensor | float = 0.0,
     about_centre: bool = False,
 ) -> Tensor:
-    """Every image (N, C, H, W) seen through its own affine map of pixels, `(a u + b v + x, d u + e v + y)` for the place (u, v) of the
-    result, bilinearly and black outside, as PIL does. `about_centre`: places are counted from the centre, not the corner."""
+    """Applies an affine map to each image (N, C, H, W): pixel (u, v) of the result reads `(a u + b v + x, d u + e v + y)`, bilinearly, and is
+    black outside, as in PIL. `about_centre`: positions are counted from the centre, not from the corner."""
     height, width = images.shape[2:]
     v, u = (torch.arange(side, device=images.device) + 0.5 for side in (height, width))
     v, u = (v - height / 2, u - width / 2) if about_centre else (v, u)

@@ -1,4 +1,4 @@
-"""Balanced-MixUp: every image is mixed with one of a class-balanced draw."""
+"""Balanced-MixUp: every image is mixed with an image that is drawn with balanced classes."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -14,17 +14,18 @@ from hf_mixup.core.rng import beta, categorical
 
 @dataclass(frozen=True)
 class BalancedMixup(SamplePolicy):
-    """Balanced-MixUp (Galdran et al., MICCAI 2021, arXiv:2109.09850, section 2.2; github.com/agaldran/balanced_mixup): mixup of an image
-    as it comes with one of a draw in which all classes are alike.
+    """Balanced-MixUp (Galdran et al., MICCAI 2021, arXiv:2109.09850, section 2.2; github.com/agaldran/balanced_mixup): mixup of each image
+    with an image that is drawn with equal chances for all classes.
 
-    `x = (1 - lam) x_i + lam x_j`, labels alike, with `lam ~ Beta(alpha, 1)`, so that the image as it comes keeps most of the pixels.
+    `x = (1 - lam) x_i + lam x_j`, and the same for labels, with `lam ~ Beta(alpha, 1)`. So image i keeps most of the pixels.
 
-    Deviations: the partner is drawn from the batch with weight `1 / count` of its class (the authors draw it from the whole training set), so
-    a class that the batch lacks is not drawn.
+    Deviations: the partner is drawn from the batch, with weight `1 / count` of its class, so a class that is missing in the batch is never
+    drawn (the authors draw from the whole training set).
 
     Args:
-        alpha: first parameter of the Beta, whose second is 1; 0.1 to 0.3 in the paper.
-        class_counts: training images of each class. MixupTrainer and MixupCallback read it from the data set; those of the batch if None.
+        alpha: first parameter of the Beta; the second is 1. 0.1 to 0.3 in the paper.
+        class_counts: training images of each class. If None, MixupTrainer and MixupCallback read it from the data set,
+            and others count the batch.
         mode: `sample` draws lam for every image, `batch` once (the authors' code).
     """
 

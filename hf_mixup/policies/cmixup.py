@@ -1,4 +1,4 @@
-"""C-Mixup: mixup of images whose labels lie near each other."""
+"""C-Mixup: mixup of images whose labels are close to each other."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -15,16 +15,17 @@ from hf_mixup.core.rng import beta, categorical
 @dataclass(frozen=True)
 class CMixup(SamplePolicy):
     """C-Mixup (Yao et al., NeurIPS 2022, arXiv:2210.05775, equation 6; github.com/huaxiuyao/C-Mixup): mixup for regression, of images
-    whose labels lie near each other.
+    whose labels are close to each other.
 
-    The partner of image i is drawn by `exp(-|y_i - y_j|^2 / (2 bandwidth^2))`. Then
-    `x = lam x_i + (1 - lam) x_j`, `y = lam y_i + (1 - lam) y_j`, with `lam ~ Beta(alpha, alpha)`. Numbers are mixed with the loss `mse`.
+    The partner of image i is drawn with probability proportional to `exp(-|y_i - y_j|^2 / (2 bandwidth^2))`. Then
+    `x = lam x_i + (1 - lam) x_j`, `y = lam y_i + (1 - lam) y_j`, with `lam ~ Beta(alpha, alpha)`. Use the loss `mse` for numbers.
 
-    Deviations: partners come from the batch (the authors draw from the whole training set, or from the batch with `batch_type`); an image is
-    never its own partner, which in a batch would mostly be the likeliest of all.
+    Deviations:
+    1. Partners come from the batch (the authors draw from the whole training set, or from the batch with `batch_type`).
+    2. An image is never its own partner. In a batch it would often be the most probable one.
 
     Args:
-        bandwidth: of the kernel, in units of the labels. 1 in the authors' code; their commands have 0.05 to 20.
+        bandwidth: width of the kernel, in units of the labels. 1 in the authors' code; their commands use 0.05 to 20.
         alpha: both parameters of the Beta; 2 in the authors' code.
         mode: `sample` draws lam for every image, `batch` once (the authors' code).
     """
@@ -47,7 +48,7 @@ class CMixup(SamplePolicy):
 
 
 def kernel(targets: Tensor, bandwidth: float) -> Tensor:
-    """(B, B): the logarithm of the Gaussian kernel of every two labels (B, num_labels), up to a constant."""
-    # differences, not products: labels may be large, and lie near each other
+    """(B, B): logarithm of the Gaussian kernel between all pairs of labels (B, num_labels), up to a constant."""
+    # differences, not products: large labels that are close to each other would lose precision
     distance = (targets[:, None] - targets[None]).float().square().sum(2)
     return distance / (-2 * bandwidth**2)

@@ -1,4 +1,4 @@
-"""CMO: boxes of rare classes upon images of common ones."""
+"""CMO: boxes of rare classes on images of common classes."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -16,16 +16,17 @@ from hf_mixup.core.rng import beta, categorical
 @dataclass(frozen=True)
 class CMO(SamplePolicy):
     """CMO, context-rich minority oversampling (Park et al., CVPR 2022, arXiv:2112.00412, algorithm 1; github.com/naver-ai/cmo): CutMix
-    whose box is drawn by inverse class frequency, upon an image as it comes.
+    whose box comes from an image that is drawn by inverse class frequency. The other image comes from the plain batch.
 
     The authors mix half of the batches (`mix_rate`), and none in the first and last three epochs.
 
-    Deviations: the image of the box is drawn from the batch with weight `1 / count` of its class (the authors draw it from the whole training
-    set), so a class that the batch lacks is not drawn.
+    Deviations: the image of the box is drawn from the batch, with weight `1 / count` of its class, so a class that is missing in the batch is
+    never drawn (the authors draw from the whole training set).
 
     Args:
-        alpha: both parameters of the Beta of the area that the box leaves.
-        class_counts: training images of each class. MixupTrainer and MixupCallback read it from the data set; those of the batch if None.
+        alpha: both parameters of the Beta of the area outside the box.
+        class_counts: training images of each class. If None, MixupTrainer and MixupCallback read it from the data set,
+            and others count the batch.
         mode: `sample` draws a box for every image, `batch` once (the authors' code).
     """
 

@@ -17,37 +17,39 @@ from hf_mixup.core.plan import Dense, MixPlan
 from hf_mixup.core.policy import SamplePolicy, Signals
 from hf_mixup.core.rng import log_gamma_variate
 
-# what a label costs that is not to be chosen
+# the cost of a label that must not be chosen
 _NEVER = 1e4
 
 
 @dataclass(frozen=True)
 class CoMixup(SamplePolicy):
-    """Co-Mixup (Kim et al., ICLR 2021, arXiv:2102.03065; github.com/snu-mllab/Co-Mixup): as many outputs as inputs, made jointly.
+    """Co-Mixup (Kim et al., ICLR 2021, arXiv:2102.03065; github.com/snu-mllab/Co-Mixup): makes as many outputs as inputs, jointly.
 
-    Every block of every output shows one image of its part of the batch, or two at half each, so that much saliency is seen,
-    neighbours agree, and no image is used over and over; 2 to 3 images an output. The label's weights are the shares of
-    the masks. Unlike in other methods the own image may be missing in its output.
+    Each block of each output shows one image of its part of the batch, or two at half each. The choice shows much saliency, makes
+    neighbours agree, and avoids using an image again and again. An output has 2 to 3 images. The label's weights are the shares of the
+    masks. Unlike in other methods, the own image may be missing in its output.
 
-    Deviations from the authors' code: the problem of one output, given the others, is solved by `best_labels` instead of
-    alpha-beta swap; the final objectives are those of the authors within the noise of the method. A batch is cut into parts
-    whose sizes differ by at most one, instead of leaving a small rest, and at random. Rounds are not ended early. The
-    authors' ImageNet code draws the prior with parameter 1, whatever it was given.
+    Deviations from the authors' code:
+    1. The problem of one output, given the others, is solved by `best_labels` instead of alpha-beta swap. The final objectives equal the
+       authors' within the noise of the method.
+    2. A batch is cut into random parts whose sizes differ by at most one, instead of leaving a small rest.
+    3. Rounds are not ended early.
+    4. The prior has the parameter that it is given (the authors' ImageNet code always uses 1).
 
     Args:
         alpha: parameter of the Dirichlet from which the share of every image is drawn.
-        m_part: most images of a part; 16 on ImageNet.
-        block_nums: how many blocks a side may have, drawn for every batch, as `PuzzleMix.block_nums`.
-        beta: weight of agreement between neighbours; sane values are 0.16 to 0.48.
+        m_part: largest number of images in a part; 16 on ImageNet.
+        block_nums: how many blocks a side may have, drawn for every batch, as in `PuzzleMix.block_nums`.
+        beta: weight of agreement between neighbours; sensible values are 0.16 to 0.48.
         gamma: weight against using an image in several outputs.
-        thres: how often other outputs may use an image for free, in outputs; sane values are 0.81 to 0.86.
-        thres_type: `hard` counts everything once the threshold is passed, `soft` what is beyond it.
+        thres: how often other outputs may use an image without a cost, in outputs; sensible values are 0.81 to 0.86.
+        thres_type: `hard` counts all uses once the threshold is passed, `soft` counts only those beyond it.
         eta: weight of the prior.
-        omega: how much images whose salient places are far apart are drawn into one output.
-        set_resolve: whether outputs of the same images are told apart before the last round.
+        omega: how strongly one output prefers images whose salient places are far apart.
+        set_resolve: whether outputs with the same images are separated before the last round.
         niter: rounds over all outputs; 3 on ImageNet.
-        peak_stride: pixels between the places where the most salient one is sought; 8 on ImageNet.
-        clean_lam: weight of the clean images' own loss, which the saliency then comes from as well; see `Policy`.
+        peak_stride: step in pixels of the search for the most salient place; 8 on ImageNet.
+        clean_lam: weight of the loss on the clean images; the saliency then comes from that loss too. See `Policy`.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"saliency"})
@@ -81,13 +83,13 @@ class CoMixup(SamplePolicy):
         members = partition(batch, self.m_part, rng)
         there = members >= 0
         log_share = log_gamma_variate(self.alpha, tuple(members.shape), rng).masked_fill(~there, -torch.inf)
-        # uniform over the members, which come before the empty places
+        # uniform over the images of a part, which come before the empty places
         start = torch.rand((*members.shape, count**2), generator=rng, dtype=torch.float64) * there.sum(1)[:, None, None]
         if count == 1:
             return MixPlan.identity(batch)
         saliency = signals["saliency"]
-        # some thousand steps on tiny tensors, each waiting for the last, which a GPU would only launch: they run on the CPU.
-        # One small copy each way replaces them, and plans are the same on every device
+        # these are thousands of small steps that depend on each other, slow on a GPU because of launch times, so they run on the CPU.
+        # It needs one small copy in each direction, and plans are the same on every device
         evidence = pooled_evidence(saliency, (count, count)).cpu()
         place = peaks(saliency, self.peak_stride).cpu()
         shares = solve_parts(
@@ -107,7 +109,7 @@ class CoMixup(SamplePolicy):
 
 
 def partition(batch: int, m_part: int, rng: torch.Generator) -> Tensor:
-    """The batch cut at random into parts of up to `m_part`: (P, m) int64, with -1 at the end of parts that are one smaller."""
+    """Cuts the batch at random into parts of up to `m_part` images: (P, m) int64. Parts that are one smaller end with -1."""
     parts = -(-batch // m_part)
     members = torch.full((parts * -(-batch // parts),), -1)
     members[:batch] = torch.randperm(batch, generator=rng)
@@ -129,9 +131,9 @@ def unary(evidence: Tensor, share: Tensor, eta: float) -> Tensor:
 
 
 def compatibility(place: Tensor, there: Tensor, omega: float) -> Tensor:
-    """(P, m, m), from the peaks (P, m, 2): how strongly the use of one image keeps another out of other outputs."""
+    """(P, m, m), from the peaks (P, m, 2): how strongly one image in an output discourages another in the other outputs."""
     apart = (place[:, :, None] - place[:, None]).abs().sum(3) * (there[:, :, None] & there[:, None])
-    # all peaks in one place: nothing to divide by, and nothing to add
+    # all peaks are in one place: avoids a division by 0, and adds nothing
     apart = apart * (there.sum(1) / apart.sum((1, 2)).clamp(min=1))[:, None, None]
     return (1 - omega) * torch.eye(there.shape[1]) + omega * apart
 
@@ -159,7 +161,7 @@ def solve_parts(
         cost: (P, m, h * w), of showing an image in a block.
         compat: (P, m, m).
         start: (P, m, h * w) int64, the images shown at first.
-        there: (P, m) bool, false for the place that a smaller part leaves empty, of images and outputs.
+        there: (P, m) bool, False for the empty place of a smaller part; for images and outputs.
         grid: (h, w).
     """
     parts, count, cells = cost.shape
@@ -177,11 +179,11 @@ def solve_parts(
             for j in range(count):
                 others = total - used[:, j]
                 crowd = _product(compat, others)
-                # the authors' hard threshold leaves images out of this sum, their soft one is taken off it
+                # the authors' hard threshold drops images from this sum, their soft threshold is subtracted from it
                 hard = thres_type == "hard"
                 crowd = _product(compat, others * (crowd > free)) if hard else (crowd - free).clamp(min=0)
                 costs = cost + (2 * gamma * crowd + extra[:, j])
-                # in the first round outputs are random, and what they have in common says nothing
+                # in the first round outputs are random, so what they have in common means nothing
                 blends = no_blends
                 if iteration:
                     pairs, allowed = common_pairs(used[:, j])
@@ -198,26 +200,26 @@ def solve_parts(
 
 
 def _product(matrix: Tensor, vector: Tensor) -> Tensor:
-    # not matmul, which wakes all threads for these sizes: on a busy machine that costs a thousand times the product
+    # not matmul: for these sizes it starts all threads, which on a busy machine takes a thousand times as long as the product
     return (matrix * vector[:, None]).sum(2)
 
 
 def common_pairs(used: Tensor) -> tuple[Tensor, Tensor]:
-    """The pairs of the three images that an output (P, m) uses most: (P, 3, 2) int64, and (P, 3) whether both are used.
+    """The pairs of the three images that each output (P, m) uses most: (P, 3, 2) int64, and whether both are used, (P, 3).
 
-    An output of two images has one such pair, an output of one none.
+    An output of two images has one such pair, an output of one image has none.
     """
     count = used.shape[1]
-    # images come in halves of blocks, so these ranks differ; of equal ones the first counts
+    # use is counted in half blocks, so these ranks differ; among equal ones the first counts
     top = (2 * count * used - torch.arange(count)).topk(min(3, count)).indices
     pairs = torch.tensor(list(combinations(range(top.shape[1]), 2)), dtype=torch.int64).view(-1, 2)
     return top[:, pairs], pairs[:, 1] < (used > 0).sum(1, keepdim=True)
 
 
 def told_apart(support: Tensor) -> Tensor:
-    """Of outputs with the same images, two or more, an earlier one is kept from the first of these, a later one from the second.
+    """Separates outputs that have the same two or more images: the earlier output loses the first image, the later one the second.
 
-    `support`: (P, outputs, images) bool. Returns 1 where an image is kept from an output, in that shape.
+    `support`: (P, outputs, images) bool. Returns 1 in that shape for an image that an output must not use.
     """
     same = (support[:, :, None] == support[:, None]).all(3) & (support.sum(2) >= 2)[:, :, None]
     rank = support.cumsum(2) * support
@@ -250,7 +252,7 @@ def best_labels(costs: Tensor, blends: Tensor, beta: float, grid: tuple[int, int
     costs_black, costs_white = (costs.index_select(0, side)[:, :, None].expand(shape).flatten(1) for side in (black, white))
 
     def given(own: Tensor, beside: Tensor, neighbours: Tensor) -> Tensor:
-        """(cells of one colour, P, tries, L): the cost of every label, for these labels of the other colour."""
+        """(cells of one colour, P, tries, L): the cost of every label, given the labels of the other colour."""
         # selections and sums, not a product with the adjacency: see `_product`
         support = torch.empty(len(neighbours) + 1, own.shape[1])
         support[-1] = 0
@@ -271,8 +273,8 @@ def best_labels(costs: Tensor, blends: Tensor, beta: float, grid: tuple[int, int
 
 @lru_cache(maxsize=8)
 def _checkerboard(height: int, width: int) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor], Tensor]:
-    """Of either colour the cells, and (up to 4, cells) places of their neighbours among the cells of the other colour, one past
-    the end where there is none. And the places of all cells in the line of the black and then the white ones."""
+    """For each colour: the cells, and (up to 4, cells) the positions of their neighbours among the cells of the other colour; one past
+    the end means no neighbour. Also the position of each cell in the list of all black and then all white cells."""
     cell = torch.arange(height * width)
     row, col = cell // width, cell % width
     colours = [((row + col) % 2 == colour).nonzero().flatten() for colour in (0, 1)]
@@ -287,20 +289,20 @@ def _checkerboard(height: int, width: int) -> tuple[tuple[Tensor, Tensor], tuple
 def shares_plan(
     shares: Tensor, members: Tensor, grid: tuple[int, int], size: tuple[int, int], device: torch.device | str = "cpu"
 ) -> MixPlan:
-    """The plan of the shares (P, outputs, h * w, images) that parts with these `members` (P, m) have.
+    """The plan of the shares (P, outputs, h * w, images); `members` (P, m) are the images of each part.
 
-    It names only images that are used: as many as the output with the most needs, so nothing is lost.
+    It has as many columns as the output that uses most images, so no image is lost.
     """
     parts, count, cells, _ = shares.shape
     used = shares.sum(2)
     own = torch.eye(count, dtype=torch.bool)
     most = int(((used > 0) & ~own).sum(2).max())
-    # of a mixed batch there is a partner even where nobody uses one
+    # a mixed batch has a partner column even if no output uses a partner
     most = min(max(most, 1), count - 1)
     ranked = used.masked_fill(members[:, None] < 0, -1).masked_fill(own, torch.inf)
     top = ranked.topk(most + 1, dim=2).indices  # (P, outputs, K), the own image first
     index = members[torch.arange(parts)[:, None, None], top]
-    # the empty place of a smaller part, which has no share
+    # the empty place of a smaller part; its share is 0
     index = torch.where(index < 0, members[:, :, None], index)
     mask = shares.transpose(2, 3).gather(2, top[..., None].expand(-1, -1, -1, cells))
     order = members.flatten().argsort()[int((members < 0).sum()) :]
@@ -310,7 +312,7 @@ def shares_plan(
 
 
 def objective(shares: Tensor, cost: Tensor, grid: tuple[int, int], beta: float, gamma: float, thres: float | None = None) -> Tensor:
-    """(P,): what the authors minimise, and with a threshold what they report, of shares (P, outputs, h * w, images)."""
+    """(P,): the authors' objective for shares (P, outputs, h * w, images); with a threshold, the value that they report."""
     cells = cost.shape[2]
     maps = shares.unflatten(2, grid)
     edges = sum((maps.diff(dim=dim) ** 2).sum((1, 2, 3, 4)) for dim in (2, 3))

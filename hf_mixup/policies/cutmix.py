@@ -15,15 +15,15 @@ from hf_mixup.core.rng import beta, partners
 class CutMix(SamplePolicy):
     """CutMix (Yun et al., ICCV 2019, arXiv:1905.04899; github.com/clovaai/CutMix-PyTorch): paste one box of the partner.
 
-    The box has area `1 - lam` of the image, `lam ~ Beta(alpha, alpha)`, and a centre anywhere. It is clipped at the border,
-    and the label's weight is the area really kept, as in the authors' code.
+    The box has the area `1 - lam` of the image, with `lam ~ Beta(alpha, alpha)`, and its centre is anywhere. It is clipped at the border.
+    The label's weight is the area that is kept, as in the authors' code.
 
     Args:
         alpha: both parameters of the Beta. The paper uses 1.0; the published CIFAR tables of OpenMixup use 0.2.
-        margin: how far from the border the centre stays, in sides of the box, 0 to 0.5 (timm). 0 is the paper; 0.5 clips nothing.
+        margin: how far from the border the centre stays, as a share of the box's side, 0 to 0.5 (timm). 0 is the paper; 0.5 clips nothing.
         minmax: the smallest and largest side of the box, as shares of the image's, e.g. (0.2, 0.8) (timm). Height and width are
-            drawn on their own, the box is inside the image, and alpha plays no part. None is the paper.
-        mode: `sample` draws a box for every image, `pair` for every two that change places, `batch` once (the authors' code).
+            drawn independently, the box is inside the image, and alpha is not used. None is the paper.
+        mode: `sample` draws a box for every image, `pair` for every two that are swapped, `batch` once (the authors' code).
     """
 
     alpha: float = 1.0

@@ -12,15 +12,15 @@ from hf_mixup.core.rng import dirichlet
 
 @dataclass(frozen=True)
 class DirichletSets(SamplePolicy):
-    """Several images of the batch in shares of a symmetric Dirichlet distribution: the sample policy of SuperMix
+    """Several images of the batch, with shares from a symmetric Dirichlet distribution: the sample policy of SuperMix
     (Dabouei et al., CVPR 2021, arXiv:2003.05034), before its masks are found.
 
-    Sets are neighbours on a random circle of the images, so no image meets itself while there are enough. The authors' code
-    takes neighbours in the batch, which the loader has shuffled.
+    A set consists of neighbours on a random circle of the images, so an image is not mixed with itself if there are enough images. The
+    authors' code takes neighbours in the batch, which the loader has shuffled.
 
     Args:
         alpha: parameter of the Dirichlet.
-        mix_samples: images in a set.
+        mix_samples: number of images in a set.
     """
 
     alpha: float = 3.0

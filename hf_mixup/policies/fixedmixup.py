@@ -1,4 +1,4 @@
-"""Pairs of images in one share."""
+"""Mixup with a fixed share."""
 
 from dataclasses import dataclass
 
@@ -12,7 +12,7 @@ from hf_mixup.core.rng import partners
 
 @dataclass(frozen=True)
 class FixedMixup(SamplePolicy):
-    """Mixup whose share is a setting instead of a draw: the labels of MoEx (arXiv:2002.11102), whose step mixes hidden states.
+    """Mixup with a fixed share: the labels of MoEx (arXiv:2002.11102), whose step mixes hidden states.
 
     Args:
         lam: share of the own image, 0 to 1; 0.9 in the authors' ImageNet command.

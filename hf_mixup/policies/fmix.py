@@ -15,21 +15,21 @@ from hf_mixup.core.rng import beta, normal, partners
 
 @dataclass(frozen=True)
 class FMix(SamplePolicy):
-    """FMix (Harris et al., arXiv:2002.12047; github.com/ecs-vlc/FMix): the brightest pixels of a random smooth image are own.
+    """FMix (Harris et al., arXiv:2002.12047; github.com/ecs-vlc/FMix): the own image stays at the brightest pixels of a random smooth image.
 
-    Noise with a spectrum falling by `1 / frequency ** decay_power` is thresholded so that a share `lam ~ Beta(alpha, alpha)`
-    of the pixels stays own. The label's weight is the drawn lam, as in the authors' code; the mask differs from it by less than
-    one pixel. Masks depend on the kind of device, as their noise is drawn there.
+    Noise whose spectrum falls as `1 / frequency ** decay_power` is thresholded. A share `lam ~ Beta(alpha, alpha)` of the pixels stays own.
+    The label's weight is the drawn lam, as in the authors' code; it differs from the mask's area by less than one pixel. Masks depend on the
+    kind of device, because their noise is drawn there.
 
     Args:
         alpha: both parameters of the Beta. The paper uses 1.0; the published CIFAR tables of OpenMixup use 0.2.
-        decay_power: the larger, the smoother the shapes.
+        decay_power: larger values give smoother shapes.
         max_soft: half the width of the soft edge between the images, as a share of the pixels, 0 to 0.5; 0 is a hard edge.
-        as_published: the spectrum of the authors' code, also OpenMixup's, which takes two frequency rows of the noise for its real
-            and imaginary part: masks hold no horizontal frequency above one wave an image. It is the default, since FMix is known
-            by those masks and all published results stand on them. False for the isotropic spectrum of the paper's text.
-        reformulate: the paper's variant with the own label alone, `lam ~ Beta(alpha + 1, alpha)`.
-        mode: `sample` draws a mask for every image, `pair` for every two that change places, `batch` once (the authors' code).
+        as_published: the spectrum of the authors' code, which OpenMixup has too. It reads two frequency rows of the noise as the real and the
+            imaginary part. So masks have no horizontal frequency above one wave per image. This is the default, because FMix is known by
+            these masks and all published results use them. False gives the isotropic spectrum of the paper's text.
+        reformulate: the paper's variant with the own label only, `lam ~ Beta(alpha + 1, alpha)`.
+        mode: `sample` draws a mask for every image, `pair` for every two that are swapped, `batch` once (the authors' code).
     """
 
     alpha: float = 1.0
@@ -61,8 +61,8 @@ class FMix(SamplePolicy):
 def published_field(noise: Tensor, size: tuple[int, int], decay_power: float) -> Tensor:
     """(n, H, W): the smooth images of the authors' code, up to scale, from normal noise (n, 2, columns, 2).
 
-    It reads (vertical frequency, horizontal frequency 0 or 1) where its noise has (column, real or imaginary), and the decay of
-    frequency rows 0 and 1 for the two parts. So three waves a row are all there is to add up, and no 2-D transform is needed.
+    The authors' code swaps axes: it reads (vertical frequency, horizontal frequency 0 or 1) where its noise has (column, real or imaginary),
+    and uses the decay of frequency rows 0 and 1 for the two parts. So each row is the sum of three waves, and no 2-D transform is needed.
     """
     height, width = size
     columns = noise.shape[2]
@@ -71,7 +71,7 @@ def published_field(noise: Tensor, size: tuple[int, int], decay_power: float) ->
     noise = _precise(noise) * _decay(down, along, size, decay_power)[:, :, None].to(noise.device, non_blocking=True)
     waves = torch.view_as_real(torch.fft.ifft(torch.complex(*noise.unbind(1)), n=height, dim=1))  # (n, H, 2, 2)
     angle = torch.arange(width, dtype=waves.dtype, device=waves.device) * (2 * math.pi / width)
-    # of a real image's transform only half is stored, so the second frequency counts twice
+    # the transform of a real image stores only half, so the second frequency counts twice
     field = torch.addcmul(waves[:, :, :1, 0], waves[:, :, 1:, 0], 2 * angle.cos())
     return field.addcmul_(waves[:, :, 1:, 1], -2 * angle.sin())
 
@@ -86,17 +86,17 @@ def paper_field(noise: Tensor, size: tuple[int, int], decay_power: float) -> Ten
 
 
 def brightest(field: Tensor, lam: Tensor, up: Tensor, max_soft: float) -> Tensor:
-    """The own share (n, H, W) of each pixel, bool where edges are hard: the brightest `lam` (n,) of the pixels of `field`.
+    """The own share (n, H, W) of each pixel: 1 for the brightest share `lam` (n,) of the pixels of `field`. Bool if edges are hard.
 
     Their number is rounded up where `up` (n,) is true, else down.
     """
     values = field.flatten(1)
     pixels = values.shape[1]
     count = torch.where(up, (lam * pixels).ceil(), (lam * pixels).floor()).long()
-    # a soft edge has to fit on both sides
+    # a soft edge must fit on both sides
     soft = (pixels * torch.stack([torch.full_like(lam, max_soft), lam, 1 - lam]).amin(0)).floor().long()
     if values.device.type == "cpu" and not soft.any():
-        # selecting is linear in the pixels, sorting is not: 6 times slower at 224 x 224
+        # selecting is linear in the number of pixels; sorting is not, and takes 6 times as long at 224 x 224
         limit = [row.kthvalue(max(pixels - k, 0) + 1).values if k else row.max() + 1 for row, k in zip(values, count.tolist(), strict=True)]
         return (values >= torch.stack(limit)[:, None]).view_as(field)
     order = values.argsort(1, descending=True)
@@ -112,5 +112,5 @@ def _decay(down: Tensor, along: Tensor, size: tuple[int, int], decay_power: floa
 
 
 def _precise(noise: Tensor) -> Tensor:
-    # two pixels of a float32 image may be equally bright, and the number kept be off by one; ranks, elsewhere, break ties
+    # two pixels may be equally bright in float32, so the number kept may be off by one; elsewhere ranks break ties
     return noise.double() if noise.device.type == "cpu" else noise

@@ -15,14 +15,15 @@ from hf_mixup.core.rng import beta, partners
 
 @dataclass(frozen=True)
 class GMix(SamplePolicy):
-    """GMix (Park et al., NeurIPS 2022, arXiv:2208.09913; github.com/naver-ai/hmix-gmix): CutMix whose box is a Gaussian spot.
+    """GMix (Park et al., NeurIPS 2022, arXiv:2208.09913; github.com/naver-ai/hmix-gmix): CutMix with a Gaussian spot instead of a box.
 
-    The image with the smaller share is in the spot `exp(-pi d^2 / (share H W))` around a random pixel, whose integral over the plane is that
-    share; labels are by the mean of the mask. The authors' code has `H^2` in place of `H W` and takes square images.
+    The image with the smaller share is shown in the spot `exp(-pi d^2 / (share H W))` around a random pixel; the integral of the spot over the
+    plane is that share of the image. The label's weight is the mean of the mask. The authors' code has `H^2` instead of
+    `H W`, for square images.
 
     Args:
         alpha: both parameters of the Beta of lam.
-        mode: `sample` draws lam and the spot for every image, `pair` for every two that change places, `batch` once (the authors' code).
+        mode: `sample` draws lam and the spot for every image, `pair` for every two that are swapped, `batch` once (the authors' code).
     """
 
     alpha: float = 1.0
@@ -42,7 +43,7 @@ class GMix(SamplePolicy):
 
 
 def own_share(lam: Tensor, centre: Tensor, size: tuple[int, int]) -> Tensor:
-    """(n, H, W) float32, of lam (n,) and the spot's row and column (n, 2)."""
+    """The own share (n, H, W) float32, from lam (n,) and the centre of the spot, row and column (n, 2)."""
     rows, cols = (torch.arange(side, dtype=torch.float64) - place[:, None] for side, place in zip(size, centre.double().T, strict=True))
     share = torch.minimum(lam, 1 - lam).clamp(min=1e-12)[:, None]
     falls = [torch.exp(-math.pi * places**2 / (share * size[0] * size[1])) for places in (rows, cols)]

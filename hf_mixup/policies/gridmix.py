@@ -16,20 +16,20 @@ from hf_mixup.core.rng import beta, integers, partners, uniform
 class GridMix(SamplePolicy):
     """GridMixup (github.com/IlyaDobrynin/GridMixup). OpenMixup lists it as GridMix (Baek et al., Pattern Recognition 2021).
 
-    A rectangle of the image, the cut, is divided into a grid, and the partner fills a hole at the upper left of each cell. A hole
-    covers a share `1 - lam` of its cell, `lam ~ Beta(alpha, alpha)`; the label's weight is the area really kept. (The paper of
-    the same name draws whole cells at random and adds a local loss; no benchmark of OpenMixup uses that.)
+    A rectangle of the image, the cut, is divided into a grid. The partner fills a hole at the upper left of each cell. A hole covers the share
+    `1 - lam` of its cell, with `lam ~ Beta(alpha, alpha)`. The label's weight is the area that is kept. (The paper of the same name draws whole
+    cells at random and adds a local loss. No benchmark of OpenMixup uses that.)
 
     Args:
         alpha: both parameters of the Beta. The published tables of OpenMixup use 0.2, and 1 for ViTs on CIFAR-100.
-        n_holes: fewest and most cells across the cut. A cut too small for them gets fewer, so tiny images work.
+        n_holes: fewest and most cells across the cut. A cut that is too small for them gets fewer, so small images work.
         hole_aspect_ratio: height by width of a cell.
         cut_area_ratio: smallest and largest area of the cut, as shares of the image's.
         cut_aspect_ratio: smallest and largest height by width of the cut.
-        as_published: with these ranges a cut may be larger than the image, every second time. We keep what is inside. In the
-            published code, by a bug, a negative index counts from the far side: holes wholly before the image appear at its
-            end, and those across its edge vanish. Rows and columns are told apart here, where it takes square images.
-        mode: `sample` draws a grid for every image, `pair` for every two that change places, `batch` once (the published code).
+        as_published: repeats a bug of the published code. With these ranges every second cut is larger than the image. We keep the part
+            inside. In the published code a negative index counts from the other end: holes completely before the image appear at its end,
+            and holes across its edge vanish. Unlike that code, this works for images that are not square.
+        mode: `sample` draws a grid for every image, `pair` for every two that are swapped, `batch` once (the published code).
     """
 
     alpha: float = 1.0
@@ -65,7 +65,7 @@ class GridMix(SamplePolicy):
             self.as_published,
         )
         lam = 1 - rows.sum(1) * cols.sum(1) / (size[0] * size[1])
-        # image-sized only where the images are
+        # image-sized tensors are made on the images' device only
         rows, cols = (hit.to(signals.device, non_blocking=True) for hit in (rows, cols))
         own = ~(rows[:, :, None] & cols[:, None, :])
         return MixPlan.pair(pairing.partner, dense_pair(own, pairing.row), pairing.spread(lam))
@@ -81,9 +81,9 @@ def holes(
     size: tuple[int, int],
     as_published: bool,
 ) -> tuple[Tensor, Tensor]:
-    """The rows (n, H) and columns (n, W), bool, that cross a hole: holes are where both do.
+    """The rows (n, H) and columns (n, W), bool, that cross a hole. A pixel is in a hole if both its row and its column cross one.
 
-    All draws are (n,), float64; `place`, vertical first, in [0, 1), says where in the room it has the cut begins.
+    All draws are (n,), float64. `place`, vertical first, in [0, 1), is where the cut begins, as a share of the room that it has.
     """
     cut_width = (((size[0] * size[1] * cut_area).floor() / cut_aspect).sqrt().floor().long()).clamp(min=1)
     cut_height = ((cut_width * cut_aspect).floor().long()).clamp(min=1)

@@ -17,21 +17,21 @@ from hf_mixup.core.policy import SamplePolicy, Signals
 @dataclass(frozen=True)
 class GuidedMixup(SamplePolicy):
     """GuidedMixup (Kang and Kim, AAAI 2023, arXiv:2306.16612; github.com/3neutronstar/GuidedMixup): every pixel is shared in
-    proportion to its saliency in the two images, which are paired for saliency in different places.
+    proportion to its saliency in the two images. Images are paired so that their salient places differ.
 
-    Saliency is blurred and made to sum to 1, `s`; the own share of a pixel is `s_i / (s_i + s_j)`, a label's weight the mean of
-    its shares. Pairs follow each other greedily, each image the one farthest from it among those left, in one circle. There
-    is nothing to draw for the pairs but blocks and random pairs. The authors' CIFAR script and OpenMixup announce greedy pairs
-    but mix random ones; `pairing="random"` repeats that. Where neither image is salient, both count half.
+    Saliency is blurred and scaled to a sum of 1, `s`. The own share of a pixel is `s_i / (s_i + s_j)`; if neither image is salient there, each
+    has half. The label's weight is the mean of these shares. Pairs are found greedily, in one circle: the next image is the one farthest away
+    among those left. So only blocks and random pairs need random draws. The authors' CIFAR script and OpenMixup announce greedy pairs but mix
+    random ones; `pairing="random"` repeats that.
 
     Args:
-        guided_type: `ap`, the input gradient of the network (adaptive perturbation), or `sr`, the spectral residual of the gray
+        guided_type: `ap` is the input gradient of the network (adaptive perturbation). `sr` is the spectral residual of the gray
             image, which needs no network. The papers mix 80 % and 50 % of the batches (`mix_rate`).
         pairing: `greedy` or `random`.
-        m_part: images of a block in which pairs are made, for speed; None for all. The authors recommend a fourth to an eighth
-            of the batch. Blocks are random.
+        m_part: for speed, pairs are made inside random blocks of this many images; None for all. The authors recommend a fourth to an eighth
+            of the batch.
         kernel_size, sigma: of the blur.
-        clean_lam: weight of the clean images' own loss, which the gradient then comes from as well; see `Policy`.
+        clean_lam: weight of the loss on the clean images; the gradient then comes from that loss too. See `Policy`.
     """
 
     guided_type: str = "ap"
@@ -48,7 +48,7 @@ class GuidedMixup(SamplePolicy):
             check_count(2, m_part=self.m_part)
         check_count(1, kernel_size=self.kernel_size)
         if self.kernel_size % 2 == 0:
-            raise ValueError(f"kernel_size must be odd, so that the blur has a centre, got {self.kernel_size}; give 7, for example.")
+            raise ValueError(f"kernel_size must be odd, so that the blur has a centre pixel, got {self.kernel_size}; give 7, for example.")
         check_positive(sigma=self.sigma)
         check_between(0, float("inf"), clean_lam=self.clean_lam)
 
@@ -65,9 +65,9 @@ class GuidedMixup(SamplePolicy):
             return guided_plan(saliency, order)
         whole = self.m_part is None or self.m_part >= shape[0]
         blocks = [torch.arange(shape[0])] if whole else list(order.split(self.m_part))
-        if len(blocks[-1]) == 1 and len(blocks) > 1:  # nobody is left to be paired with alone
+        if len(blocks[-1]) == 1 and len(blocks) > 1:  # a single image has no partner
             blocks[-2:] = [torch.cat(blocks[-2:])]
-        # one after the other, so on the CPU: a few kilobytes, but the device is waited for
+        # sequential, so on the CPU: it copies a few kilobytes, but waits for the device
         far = distances(saliency).cpu()
         partner = torch.empty(shape[0], dtype=torch.int64)
         for block in blocks:
@@ -76,10 +76,10 @@ class GuidedMixup(SamplePolicy):
 
 
 def spectral_residual(images: Tensor, kernel_size: int, sigma: float) -> Tensor:
-    """(B, H, W) float32: what is unusual in the spectrum of the gray image (Hou and Zhang, CVPR 2007), blurred once.
+    """(B, H, W) float32: spectral residual of the gray image (Hou and Zhang, CVPR 2007), blurred once.
 
-    Images higher or wider than 128 pixels are looked at in 128 x 128. Three channels are taken for red, green and blue, others
-    are averaged.
+    Images higher or wider than 128 pixels are resized to 128 x 128. Three channels are read as red, green and blue; other numbers of
+    channels are averaged.
     """
     with torch.autocast(images.device.type, enabled=False):
         images, size = images.float(), tuple(images.shape[2:])
@@ -98,32 +98,32 @@ def spectral_residual(images: Tensor, kernel_size: int, sigma: float) -> Tensor:
 
 
 def blurred(maps: Tensor, kernel_size: int, sigma: float) -> Tensor:
-    """(B, 1, H, W) under a Gaussian, reflected at the border."""
+    """Maps (B, 1, H, W), blurred by a Gaussian, reflected at the border."""
     at = torch.arange(kernel_size, device=maps.device) - kernel_size // 2
     kernel = torch.exp(-0.5 * (at / sigma) ** 2)
     kernel = kernel / kernel.sum()
     half = kernel_size // 2
     with torch.autocast(maps.device.type, enabled=False):
-        # a line too short to be reflected is repeated
+        # a line that is too short to reflect is repeated
         padded = F.pad(maps.float(), (half, half, half, half), mode="reflect" if min(maps.shape[2:]) > half else "replicate")
         return F.conv2d(F.conv2d(padded, kernel.view(1, 1, 1, -1)), kernel.view(1, 1, -1, 1))
 
 
 def normalised(saliency: Tensor, kernel_size: int, sigma: float) -> Tensor:
-    """(B, H, W) float32, blurred, summing to 1; uniform for an image without saliency."""
+    """Saliency (B, H, W) float32, blurred, with a sum of 1; uniform for an image without saliency."""
     saliency = blurred(saliency[:, None], kernel_size, sigma)[:, 0]
     total = saliency.sum((1, 2), keepdim=True)
     return torch.where(total > 0, saliency / total, 1 / saliency[0].numel())
 
 
 def distances(saliency: Tensor) -> Tensor:
-    """(B, B): the Euclidean distance of the maps, times their number of pixels, which float32 needs."""
+    """(B, B): the Euclidean distance between the maps, times their number of pixels, which keeps float32 precise."""
     flat = saliency.flatten(1) * saliency[0].numel()
     return torch.cdist(flat, flat, compute_mode="donot_use_mm_for_euclid_dist")
 
 
 def greedy_circle(distance: Tensor) -> Tensor:
-    """(n,) the image after each, in the circle that starts with the two farthest and always goes on to the farthest left."""
+    """The next image of each, (n,). The circle starts with the two farthest images; the next is always the farthest of those left."""
     count = len(distance)
     following = torch.zeros(count, dtype=torch.int64)
     if count == 1:
@@ -143,7 +143,7 @@ def greedy_circle(distance: Tensor) -> Tensor:
 
 
 def guided_plan(saliency: Tensor, partner: Tensor) -> MixPlan:
-    """Shares every pixel by `saliency` (B, H, W)."""
+    """The plan that shares every pixel by `saliency` (B, H, W)."""
     partner = partner.to(saliency.device)
     both = saliency + saliency[partner]
     own = torch.where(both > 0, saliency / both, 0.5)

@@ -1,4 +1,4 @@
-"""HMix: a box of the partner in a mixture of both."""
+"""HMix: a box of the partner inside a mixture of both images."""
 
 from dataclasses import dataclass
 
@@ -14,15 +14,15 @@ from hf_mixup.core.rng import beta, partners
 
 @dataclass(frozen=True)
 class HMix(SamplePolicy):
-    """HMix (Park et al., NeurIPS 2022, arXiv:2208.09913; github.com/naver-ai/hmix-gmix): CutMix with a smaller box, and Mixup around it.
+    """HMix (Park et al., NeurIPS 2022, arXiv:2208.09913; github.com/naver-ai/hmix-gmix): CutMix with a smaller box, and Mixup outside it.
 
-    The box has the area `ratio (1 - lam)` before it is clipped, and is the partner; outside, the own image has the share `lam / (1 - box)`,
-    so that it has lam of the whole. A ratio of 1 is CutMix but for clipped boxes, 0 is Mixup.
+    Before clipping, the box has the area `ratio (1 - lam)` and shows the partner. Outside, the own image has the share `lam / (1 - box)`, so
+    that its share of the whole image is lam. A ratio of 0 is Mixup; a ratio of 1 is CutMix, except for clipped boxes.
 
     Args:
         alpha: both parameters of the Beta of lam.
         ratio: share of the partner's part that is cut, 0 to 1; the authors' class has 1.
-        mode: `sample` draws lam and the box for every image, `pair` for every two that change places, `batch` once (the authors' code).
+        mode: `sample` draws lam and the box for every image, `pair` for every two that are swapped, `batch` once (the authors' code).
     """
 
     alpha: float = 1.0
@@ -43,6 +43,6 @@ class HMix(SamplePolicy):
 
 
 def own_share(boxes: Boxes, lam: Tensor) -> Tensor:
-    """(n, H, W) float32: the own image's, which is lam (n,) in the mean."""
+    """The own share (n, H, W) float32. Its mean is lam (n,)."""
     outside = 1 - boxes.share(torch.float32)
     return outside * (lam / (1 - boxes.area()).clamp(min=1e-12)).clamp(max=1).float()[:, None, None]

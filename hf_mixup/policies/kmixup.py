@@ -14,16 +14,18 @@ from hf_mixup.core.rng import beta
 
 @dataclass(frozen=True)
 class KMixup(SamplePolicy):
-    """k-mixup (Greenewald et al., TMLR 2023, arXiv:2106.02933; github.com/AnmingGu/kmixup-cifar10): Mixup of images that are like each other.
+    """k-mixup (Greenewald et al., TMLR 2023, arXiv:2106.02933; github.com/AnmingGu/kmixup-cifar10): Mixup of similar images.
 
-    k images are matched with k others, so that the distances between the pixels of all pairs have the least sum. The cost is the Euclidean
-    distance, as in the authors' code; the paper's transport has its square. The code matches two random groups of the batch, in which one
-    image can meet itself. Here the groups have no image in common, and are a fourth of the batch at most, so that pairs vary. `k=1` is
-    Mixup.
+    k images are matched with k others, so that the sum of the distances between the pixels of all pairs is smallest. `k=1` is Mixup.
+
+    Deviations:
+    1. The cost is the Euclidean distance, as in the authors' code. The paper uses its square.
+    2. The two groups have no image in common, and are at most a fourth of the batch, so that pairs vary. The authors' code matches two
+       random groups, in which an image can be paired with itself.
 
     Args:
-        alpha: both parameters of the Beta of lam; the authors' example for CIFAR-10 has 10.
-        k: images of a group; 16 in that example.
+        alpha: both parameters of the Beta of lam; 10 in the authors' example for CIFAR-10.
+        k: number of images in a group; 16 in that example.
         mode: `sample` draws lam for every image, `batch` once (the authors' code).
     """
 
@@ -50,10 +52,10 @@ class KMixup(SamplePolicy):
 
 
 def matched(images: Tensor, rows: tuple[Tensor, ...], others: tuple[Tensor, ...]) -> list[Tensor]:
-    """Of every group, the numbers of its `others` in the order of those of `rows` that they are matched with; (k,) and (k,) int64."""
+    """For every group, its `others` (k,) int64, in the order of the `rows` (k,) that they are matched with."""
     solver = needed("scipy.optimize", "k-mixup")
     flat = images.flatten(1).float()
     costs = [torch.cdist(flat[own], flat[other], compute_mode="use_mm_for_euclid_dist") for own, other in zip(rows, others, strict=True)]
-    # on the host: a few kilobytes, but the device is waited for
+    # on the host: it copies a few kilobytes, but waits for the device
     costs = torch.cat([cost.flatten() for cost in costs]).cpu().split([cost.numel() for cost in costs])
     return [other[solver.linear_sum_assignment(cost.view(len(other), -1).numpy())[1]] for cost, other in zip(costs, others, strict=True)]

@@ -15,24 +15,27 @@ from hf_mixup.core.rng import beta, partners
 
 @dataclass(frozen=True)
 class MergeMix(SamplePolicy):
-    """MergeMix for images (Jin et al., 2025, arXiv:2510.23479; OpenMixup's `mergemix.py`): the patches of the own image that the network finds
-    most important stay, the partner fills the rest.
+    """MergeMix for images (Jin et al., 2025, arXiv:2510.23479; OpenMixup's `mergemix.py`): keeps the patches of the own image that the network
+    finds most important, and fills the rest with the partner.
 
-    A patch is worth what it attends to the class token, read in a pass of the clean image in which alike tokens are merged block by block
-    (ToMe, arXiv:2210.09461), so that patches of one cluster are worth the same. `floor(lam N)` of N patches stay, and the label's weight is
+    The importance of a patch is its attention to the class token, in a pass of the clean image that merges similar tokens block by block
+    (ToMe, arXiv:2210.09461). So all patches of one cluster are equally important. `floor(lam N)` of the N patches stay. The label's weight is
     their share.
 
-    Deviations from OpenMixup: attention and clusters are of the same block, where it reads the attention of one block by the clusters of
-    the last one; tokens are merged after a block, not between its attention and its MLP; the network is in evaluation mode; weights of
-    labels are not replaced by normal draws (`lam_scale`); its second loss, of mixup, is that of a second method (`--mix mergemix mixup`).
+    Deviations from OpenMixup:
+    1. Attention and clusters come from the same block (OpenMixup reads the attention of one block with the clusters of the last block).
+    2. Tokens are merged after a block, not between its attention and its MLP.
+    3. The network is in evaluation mode.
+    4. The label's weights are not replaced by normal draws (`lam_scale`).
+    5. The second loss, of mixup, is done by a second method: `--mix mergemix mixup`.
 
     Args:
         alpha: both parameters of the Beta of lam.
-        merged: share of the patches that are merged away over all blocks, more in early ones; 0.25 on ImageNet there.
+        merged: share of the patches that is merged away over all blocks, more in early blocks; 0.25 on ImageNet in OpenMixup.
         depth: which block is read, as a share of the blocks: 0.75 is the ninth of twelve, 1 the last.
-        pairing: `random`, or `overlap`, where the partner is the image whose important patches overlap the own ones least.
-        teacher: Hub id or folder of a frozen vision transformer that is asked; None for the network in training.
-        mode: `sample` draws lam for every image, `pair` for every two that change places, `batch` once (the authors' code).
+        pairing: `random`, or `overlap`: the partner is the image whose important patches overlap least with the own ones.
+        teacher: Hub id or folder of a frozen vision transformer that is used instead; None for the network in training.
+        mode: `sample` draws lam for every image, `pair` for every two that are swapped, `batch` once (the authors' code).
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"merged_attention"})
@@ -61,13 +64,13 @@ class MergeMix(SamplePolicy):
 
 
 def important(worth: Tensor, lam: Tensor) -> Tensor:
-    """(B, h, w) bool: of every image the `floor(lam N)` patches of the most `worth` (B, h, w); lam is (B,) float64."""
+    """(B, h, w) bool: the `floor(lam N)` patches of each image with the largest `worth` (B, h, w). lam is (B,) float64."""
     rank = worth.flatten(1).argsort(dim=1, descending=True, stable=True).argsort(1)
     return (rank < (lam * worth[0].numel()).floor()[:, None]).view_as(worth)
 
 
 def least_overlap(stay: Tensor) -> Tensor:
-    """(B,) int64: for every image the other one with which its patches `stay` (B, h, w) cover most together."""
+    """(B,) int64: for each image the partner for which the patches `stay` (B, h, w) of both cover the most."""
     masks = stay.flatten(1).float()
     count = masks.sum(1)
     covered = count[:, None] + count - masks @ masks.mT

@@ -16,15 +16,15 @@ from hf_mixup.core.rng import beta, partners
 @dataclass(frozen=True)
 class MaskMix(SamplePolicy):
     """MaskMix, the images of MixPro (Zhao et al., ICLR 2023, arXiv:2304.12043; github.com/fistyee/MixPro): random cells of a coarse
-    grid are kept, as many as lam says, the others are the partner's.
+    grid are kept, and the others show the partner.
 
-    `lam ~ Beta(alpha, alpha)`, and `ceil(lam * cells ** 2)` cells are kept, others in every image. Where cells do not divide the
-    image the last ones are smaller, and the weight is the area; the official code keeps the share of cells.
+    `lam ~ Beta(alpha, alpha)`. `ceil(lam * cells ** 2)` cells are kept, different ones in every image. If the cells do not divide the image,
+    the last ones are smaller. The label's weight is the area; the official code uses the share of the cells.
 
     Args:
         alpha: both parameters of the Beta.
-        cells: to a side. 4 is the official 56 pixels of 224; 7 puts cells of 32 pixels on patches of 16.
-        mode: whose lam is shared; `batch` is the official one. The cells are every image's own.
+        cells: number of cells on a side. 4 is the official value, 56 of 224 pixels; 7 gives cells of 32 pixels, two patches of 16.
+        mode: which images share lam; `batch` is the official one. Every image draws its own cells.
     """
 
     alpha: float = 1.0
@@ -51,7 +51,7 @@ def kept_cells(order: Tensor, lam: Tensor) -> Tensor:
 
 
 def cell_plan(kept: Tensor, partner: Tensor, size: tuple[int, int], device: torch.device | str = "cpu") -> MixPlan:
-    """From kept cells (B, g, h), of as many whole pixels that all fit over the image of `size`; what stands out is cut off."""
+    """The plan of the kept cells (B, g, h). Cells have whole pixels and cover the image of `size` (H, W); what lies outside is cut off."""
     rows, cols = (torch.arange(length) // math.ceil(length / cells) for length, cells in zip(size, kept.shape[1:], strict=True))
     pixels = rows.bincount(minlength=kept.shape[1])[:, None] * cols.bincount(minlength=kept.shape[2])
     lam = (kept * pixels).sum((1, 2)).double() / (size[0] * size[1])

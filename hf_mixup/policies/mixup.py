@@ -17,8 +17,8 @@ class Mixup(SamplePolicy):
     `x = lam x_i + (1 - lam) x_j`, `y = lam y_i + (1 - lam) y_j`, with `lam ~ Beta(alpha, alpha)`.
 
     Args:
-        alpha: both parameters of the Beta. The paper's CIFAR value is 1.0; 0.2 keeps images nearly pure (ImageNet).
-        mode: `sample` draws lam for every image, `pair` for every two that change places, `batch` once (the authors' code).
+        alpha: both parameters of the Beta. The paper's CIFAR value is 1.0; 0.2, used on ImageNet, mostly keeps one image nearly whole.
+        mode: `sample` draws lam for every image, `pair` for every two that are swapped, `batch` once (the authors' code).
     """
 
     alpha: float = 1.0

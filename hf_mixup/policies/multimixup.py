@@ -12,15 +12,15 @@ from hf_mixup.core.rng import beta
 
 @dataclass(frozen=True)
 class MultiMixup(SamplePolicy):
-    """The linear mixture of several images that AdAutoMix starts from (Qin et al., ICLR 2024, arXiv:2312.11954).
+    """The linear mixture of several images with which AdAutoMix starts (Qin et al., ICLR 2024, arXiv:2312.11954).
 
-    Shares are independent draws of Beta(alpha, alpha), divided by their sum; for two images `lam` and `1 - lam`. Every partner
-    comes from a permutation of its own, so an image may meet itself, as in the code.
+    Shares are independent draws of Beta(alpha, alpha), divided by their sum; for two images they are `lam` and `1 - lam`. Each partner comes
+    from its own permutation, so an image may be mixed with itself, as in the authors' code.
 
     Args:
         alpha: both parameters of the Beta.
         mix_samples: images in a mixture; 3 in the paper's CIFAR and fine-grained runs, 2 on ImageNet.
-        is_random: draws the number for every batch, from 2 to `mix_samples`.
+        is_random: draws the number of images for every batch, from 2 to `mix_samples`.
         mode: `sample` draws shares for every image, `batch` once (the authors' code).
     """
 

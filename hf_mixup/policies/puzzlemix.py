@@ -16,47 +16,50 @@ from hf_mixup.core.policy import SamplePolicy, Signals
 from hf_mixup.core.rng import beta, normal, partners, uniform
 from hf_mixup.core.solvers import solve_grid
 
-# cells that a block may move to, nearest first: all of them on the grids of the paper, which end at 16 x 16
+# cells that a block may move to, nearest first; for the paper's grids, up to 16 x 16, these are all cells
 _REACH = 256
 
 
 @dataclass(frozen=True)
 class PuzzleMix(SamplePolicy):
-    """Puzzle Mix (Kim et al., ICML 2020, arXiv:2009.06962; github.com/snu-mllab/PuzzleMix): keep the salient blocks of both images.
+    """Puzzle Mix (Kim et al., ICML 2020, arXiv:2009.06962; github.com/snu-mllab/PuzzleMix): keeps the salient blocks of both images.
 
-    Blocks of the own image, the partner, or a blend of both are chosen so that little saliency is hidden, neighbours agree,
-    and about `alpha ~ Beta` of the image stays; then salient blocks that would be hidden move to visible places of their own
-    image. The label's weight is the share of the mask.
+    Each block shows the own image, the partner, or a blend of both. The choice hides little saliency, makes neighbours agree, and keeps about
+    the share `alpha ~ Beta` of the image. Then salient blocks that would be hidden move to visible places of their own image. The label's
+    weight is the share of the mask.
 
-    Deviations from the authors' code, none of which changes what is minimised: the mask is solved by `solvers.solve_grid`
-    instead of alpha-beta swap on integer costs, which overflow for sharp saliency; the prior is taken in log space, so that
-    it stays convex when `alpha` is nearly 0 or 1; `neigh_size` and `t_size` fall to a divisor of the block where they do not
-    divide it, instead of an error; a block that moves to no place leaves its own image behind, not black. Where OpenMixup
-    differs (alpha drawn inside, normalisation guessed from the image size) we follow the authors.
+    Deviations from the authors' code:
+    1. The mask is solved by `solvers.solve_grid` instead of alpha-beta swap on integer costs, which overflow for sharp saliency.
+    2. The prior is computed in log space, so that it stays convex if `alpha` is nearly 0 or 1.
+    3. `neigh_size` and `t_size` are reduced to a divisor of the block if they do not divide it, instead of an error.
+    4. A block that finds no place leaves its own image behind, not black.
+    5. Where OpenMixup differs (alpha drawn inside, normalisation guessed from the image size), this follows the authors.
+
+    None of them changes what is minimised.
 
     Args:
         alpha: both parameters of the Beta.
-        block_nums: how many blocks a side may have, drawn for every batch among those that divide both sides; where none
-            does, see `geometry.block_count`. Images whose sides have no common divisor stay unmixed. OpenMixup's tables, but those of
-            CIFAR, are of (2, 4, 8).
+        block_nums: how many blocks a side may have. One number is drawn for every batch among those that divide both sides; if none does,
+            see `geometry.block_count`. Images whose sides have no common divisor stay unmixed. OpenMixup's tables use (2, 4, 8), except
+            on CIFAR.
         n_labels: shares that a block can have: 3 for own, half, partner.
         beta: weight of agreement between neighbours.
-        gamma: how much of it is by the colours that meet at their edge.
+        gamma: how much of that agreement is about the colours on both sides of their edge.
         eta: weight of the prior.
         neigh_size: pixels averaged before colours are compared. The authors use 2 on ImageNet.
         transport: whether blocks move.
         t_eps: cost of moving.
-        t_size: pixels of what moves: blocks of this size, or the mask's (-1). 4 on CIFAR, of the authors and OpenMixup.
+        t_size: side in pixels of the pieces that move, -1 for the mask's blocks. 4 on CIFAR, by the authors and OpenMixup.
         std: the images' normalisation, one value or one for each channel; colours are compared on the scale from 0 to 1. The
-            default is near that of ImageNet and CIFAR.
-        mean: the same; read by the adversarial variant only.
-        adv_p: how often the own images of a batch, and how often the partners, are perturbed against the network; authors: 0.1
+            default is close to that of ImageNet and CIFAR.
+        mean: of the images' normalisation; used by the adversarial variant only.
+        adv_p: probability that the own images of a batch, and that the partners, get an adversarial perturbation; authors: 0.1
             on CIFAR-100, 0.15 on Tiny-ImageNet. Unlike theirs, the gradient is that of the clean images, not of randomly
             perturbed ones. Needs the signal `input_grad` when above 0.
-        adv_eps: the perturbation's size, of 255.
-        clean_lam: weight of the clean images' own loss, which the saliency then comes from as well. The authors' value is 0
+        adv_eps: size of the perturbation, as a number of 255.
+        clean_lam: weight of the loss on the clean images; the saliency then comes from that loss too. The authors' value is 0
             on CIFAR and 1 on Tiny-ImageNet, the latter for a BCE over classes; see `Policy`.
-        mode: whose draws of alpha are shared; `batch` is the authors' code.
+        mode: which images share a draw of alpha; `batch` is the authors' code.
     """
 
     alpha: float = 1.0
@@ -81,7 +84,7 @@ class PuzzleMix(SamplePolicy):
         check_counts(2, block_nums=self.block_nums)
         check_count(2, n_labels=self.n_labels)
         check_count(1, neigh_size=self.neigh_size)
-        # above 1 a pair of blocks could be rewarded for not fitting together, and the problem would lose its convexity
+        # above 1 a pair of blocks that does not fit could lower the energy, and the problem would no longer be convex
         check_between(0, 1, gamma=self.gamma, adv_p=self.adv_p)
         check_between(0, float("inf"), beta=self.beta, eta=self.eta, clean_lam=self.clean_lam)
         check_between(0, 255, adv_eps=self.adv_eps)
@@ -118,7 +121,7 @@ class PuzzleMix(SamplePolicy):
 
     def _attacked(self, images: Tensor, signals: Signals, rng: torch.Generator) -> list[Tensor | None]:
         hits = (torch.rand(2, generator=rng) < self.adv_p).tolist()
-        # a standard normal through its own distribution function is uniform
+        # the normal distribution function maps standard normal noise to uniform noise
         start = 2 * torch.special.ndtr(normal(tuple(images.shape), rng, images.device)) - 1
         noise = float(uniform(0, 1, 1, rng)) * attack(images, signals["input_grad"], start, self.adv_eps, self.mean, self.std)
         adversarial = perturbed(images, noise, self.mean, self.std)
@@ -137,8 +140,8 @@ def terms(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The energy of the mask, without its prior.
 
-    Edge costs between a block that shows image i and the next that shows j are split into a part of each block and a
-    part paid for disagreement, as for every quadratic function of two choices.
+    The cost of an edge between a block that shows image i and a neighbour that shows image j is split into a part of each block and a part
+    for disagreement. This works for every quadratic function of two choices.
 
     Args:
         images: (B, C, H, W), normalised.
@@ -147,7 +150,7 @@ def terms(
         count: blocks along a side.
 
     Returns:
-        (B, n, n) what hiding the own image costs in each block, the same for the partner, (B, n - 1, n) weights of
+        (B, n, n) the cost of hiding the own image in each block, the same for the partner, (B, n - 1, n) weights of
         disagreement with the block below, (B, n, n - 1) with the block to the right.
     """
     size = tuple(images.shape[2:])
@@ -173,18 +176,18 @@ def terms(
 
 
 def _borders(colours: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """(B, C, n - 1, w) each: the last row of every block but the last, and the first row of the next."""
+    """(B, C, n - 1, w) each: the last row of every block except the last block, and the first row of the next block."""
     rows = colours.unflatten(2, (count, -1))
     return rows[:, :, :-1, -1], rows[:, :, 1:, 0]
 
 
 def _gap(near: Tensor, far: Tensor, count: int) -> Tensor:
-    """(B, n - 1, n): mean absolute difference over channels and the length of each edge."""
+    """(B, n - 1, n): mean absolute difference over the channels and along each edge."""
     return (near - far).abs().mean(1).unflatten(2, (count, -1)).mean(3)
 
 
 def label_costs(own_hidden: Tensor, partner_hidden: Tensor, alpha: Tensor, n_labels: int, eta: float) -> Tensor:
-    """(B, n, n, L): the cost of each label, l / (L - 1) of the partner. The prior is binomial, with `alpha` (B,) for the own image."""
+    """(B, n, n, L): the cost of each label. Label l shows l / (L - 1) of the partner. The prior is binomial; `alpha` (B,) is the own share."""
     top = n_labels - 1
     partner_share = torch.arange(n_labels, dtype=torch.float64) / top
     alpha = alpha.double().clamp(1e-6, 1 - 1e-6)[:, None]
@@ -206,7 +209,7 @@ def mask_plan(
     own: Tensor | None = None,
     other: Tensor | None = None,
 ) -> MixPlan:
-    """The plan of a mask, after moving blocks that it would hide.
+    """The plan of a mask, after moving the blocks that it would hide.
 
     Args:
         images: (B, C, H, W).
@@ -214,7 +217,7 @@ def mask_plan(
         mask: (B, n, n), the share of the own image.
         saliency: (B, H, W).
         t_eps: cost of moving; None to move nothing.
-        t_size: pixels of what moves, -1 for blocks of the mask.
+        t_size: side in pixels of the pieces that move, -1 for the mask's blocks.
         own: (B, C, H, W), perturbed images that are kept instead of `images`.
         other: (B, C, H, W), the same for the partners; `partner` points into them.
     """
@@ -230,9 +233,9 @@ def mask_plan(
     grid = tuple(side // piece for side, piece in zip(size, pieces, strict=True))
     finer = enlarged(mask, grid)
     evidence = pooled_evidence(saliency, grid)
-    # both images at once: what hides one shows the other
+    # both images at once: a pixel that hides one shows the other
     source = transport(torch.cat([finer > 0, finer < 1]), torch.cat([evidence, evidence[partner]]), t_eps)
-    # seen for free on the CPU only
+    # only on the CPU can this be read without waiting
     if untouched and source.device.type == "cpu" and bool((source == torch.arange(source.shape[1])).all()):
         return plan
     moved = [gather_pieces(*pair, grid) for pair in zip((kept, seen), source.chunk(2), strict=True)]
@@ -243,17 +246,16 @@ def mask_plan(
 def transport(visible: Tensor, saliency: Tensor, t_eps: float, compact: bool | None = None) -> Tensor:
     """Which cell of its image is shown at each cell: (N, h * w) int64.
 
-    In every round each cell without a place asks for the nearest visible one that has not turned it down, while the
-    distance costs less than its saliency; a place goes to the cell with the smallest cost, ties to the first one. The
-    number of rounds is that of the authors' auction over the full cost matrix, and so is the outcome at visible cells; at
-    others the image stays.
+    In every round, each cell without a place asks for the nearest visible place that has not rejected it, if the distance costs less than its
+    saliency. A place goes to the cell with the smallest cost, the first one if equal. The number of rounds is that of the authors' auction over
+    the full cost matrix. The result at visible cells is the same too; at other cells the image stays.
 
     Args:
         visible: (N, h, w) bool.
         saliency: (N, h, w), summing to 1.
         t_eps: cost of moving across the image, by squared distance.
-        compact: whether to look only at the few cells in question. That reads values, for which an accelerator would have to
-            be waited for, so the default is to do it on the CPU only. The result is the same.
+        compact: look only at the few cells that matter. This reads values, so the host would wait for an accelerator; the default is to do it
+            on the CPU only. The result is the same.
     """
     number, *grid = visible.shape
     cells, device = grid[0] * grid[1], visible.device
@@ -268,7 +270,7 @@ def transport(visible: Tensor, saliency: Tensor, t_eps: float, compact: bool | N
             return everyone.view(number, cells) % cells
     ranks = torch.arange(order.shape[1], dtype=torch.int16, device=device)
 
-    # visible cells ask for their own place first, and get it
+    # visible cells first ask for their own place, and get it
     holder, price = everyone.clone(), torch.where(visible, -saliency, 0.0)
     rank = torch.zeros_like(everyone)
     finished = saliency <= t_eps * distance[:, 1].min()
@@ -291,7 +293,7 @@ def transport(visible: Tensor, saliency: Tensor, t_eps: float, compact: bool | N
         first = torch.where(lowest == price, holder, len(everyone))
         holder = first.scatter_reduce(0, place, torch.where(cost == lowest[place], rows, len(everyone)), "amin")
         price = lowest
-        # places that nobody sees are held by nobody
+        # places that are not visible are taken by no cell
         placed = torch.zeros(len(everyone) + 1, dtype=torch.bool, device=device)
         placed[torch.where(visible, holder, len(everyone))] = True
         waiting = ~(placed[:-1] | finished)
@@ -300,7 +302,7 @@ def transport(visible: Tensor, saliency: Tensor, t_eps: float, compact: bool | N
 
 @lru_cache(maxsize=16)
 def _nearest_cells(height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """For every cell all others, nearest first and in reading order where equal, and their squared distance; sides have length 1."""
+    """For every cell, all cells by distance, in reading order if equal, and their squared distances; an image side has length 1."""
     row, col = torch.arange(height * width) // width, torch.arange(height * width) % width
     gaps = [(line[:, None] - line).double() / max(length - 1, 1) for line, length in ((row, height), (col, width))]
     distance, order = (gaps[0] ** 2 + gaps[1] ** 2).sort(dim=1, stable=True)
@@ -327,7 +329,7 @@ def attack(images: Tensor, gradient: Tensor, start: Tensor, eps: float, mean: tu
 
 
 def perturbed(images: Tensor, noise: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
-    """Normalised images plus noise on the scale from 0 to 1, which is not left."""
+    """Normalised images plus noise on the scale from 0 to 1, clipped to that range."""
     colours = (_colours(images, mean, std) + noise).clamp(0, 1)
     return ((colours - _per_channel(mean, images)) / _per_channel(std, images)).to(images.dtype)
 

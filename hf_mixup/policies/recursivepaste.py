@@ -17,13 +17,13 @@ from hf_mixup.core.rng import partners, uniform
 @dataclass(frozen=True)
 class RecursivePaste(SamplePolicy):
     """The sample policy of RecursiveMix (Yang et al., NeurIPS 2022, arXiv:2203.06844; github.com/implus/RecursiveMix-pytorch):
-    a whole image of the step before, shrunk into CutMix's box.
+    a whole image of the previous step, shrunk into CutMix's box.
 
-    The box, one for the batch, has an area uniform up to `alpha` before it is cut at the border; the label's weight is the
-    area kept. The signal `history` is what the training step of RecursiveMix remembers.
+    The whole batch has one box. Its area is uniform from 0 to `alpha`, before it is clipped at the border. The label's weight is the area that
+    is kept. The signal `history` holds the images that the training step of RecursiveMix remembers.
 
     Args:
-        alpha: the largest share of the image that is pasted, before the box is cut off.
+        alpha: the largest share of the image that is pasted, before the box is clipped.
         interpolation: `nearest` or `bilinear` (with corners aligned).
     """
 
@@ -47,7 +47,7 @@ def recursive_plan(images: Tensor, history: Tensor, partner: Tensor, edges: Tens
     """Pastes `history[partner % len(history)]`, shrunk, into the one box `edges` (1, 4) of all `images`."""
     top, bottom, left, right = edges[0].tolist()
     pasted = torch.zeros_like(images)
-    # a box without rows or columns is no box
+    # an empty box mixes nothing
     if bottom > top and right > left:
         corners = True if interpolation == "bilinear" else None
         earlier = history[(partner % len(history)).to(history.device)]

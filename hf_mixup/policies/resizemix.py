@@ -17,18 +17,18 @@ from hf_mixup.core.rng import beta, partners, uniform
 class ResizeMix(SamplePolicy):
     """ResizeMix (Qin et al., arXiv:2012.11101; github.com/JayQine/ResizeMix): paste the whole partner, shrunk.
 
-    The partner is resized to `tau` of its sides, `tau` uniform in `scope`, and pasted anywhere; the label's weight is the area
-    kept. With `mode="batch"` all images share tau and, in the official code and here, each has a place of its own.
+    The partner is resized to `tau` of its sides, with `tau` uniform in `scope`, and pasted anywhere. The label's weight is the area that is
+    kept. With `mode="batch"` all images share tau, but each has its own place, as in the official code.
 
     Args:
-        alpha: with `use_alpha`, both parameters of the Beta that tau is drawn from. 1.0 is the uniform distribution again.
-        use_alpha: draw tau from the Beta, and from `scope` where that falls outside of it (OpenMixup's benchmarks).
+        alpha: with `use_alpha`, both parameters of the Beta that tau is drawn from. 1.0 is the uniform distribution.
+        use_alpha: draw tau from the Beta; a draw outside `scope` is replaced by a uniform one from `scope` (OpenMixup's benchmarks).
         scope: smallest and largest tau.
-        as_published: by a bug, OpenMixup cuts a box that would cross the border off, squeezes the partner into what is left, and
-            with `mode="batch"` has one place for all; its tables were trained so. The official code, and ours, moves such a box
+        as_published: repeats a bug of OpenMixup. It clips a box that would cross the border, squeezes the partner into the rest, and with
+            `mode="batch"` uses one place for all images. Its tables were trained with that. The official code, and ours, moves such a box
             inside.
         interpolation: `nearest` or `bilinear`.
-        mode: `sample` draws tau for every image, `pair` for every two that change places, `batch` once (the official code).
+        mode: `sample` draws tau for every image, `pair` for every two that are swapped, `batch` once (the official code).
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"images"})
@@ -66,7 +66,7 @@ class ResizeMix(SamplePolicy):
 
 
 def moved_boxes(tau: Tensor, row: Tensor, col: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """The official boxes (n, 4), and how many pixels of the partner one pixel steps over, (n, 2) float32."""
+    """The official boxes (n, 4), and the step in pixels of the partner, (n, 2) float32."""
     edges = []
     for length, centre in zip(size, (row, col), strict=True):
         side = (tau * length).floor().long().clamp(min=1)
@@ -76,15 +76,15 @@ def moved_boxes(tau: Tensor, row: Tensor, col: Tensor, size: tuple[int, int]) ->
 
 
 def cut_boxes(tau: Tensor, row: Tensor, col: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """OpenMixup's boxes, CutMix's: the same."""
+    """The same for OpenMixup's boxes, which are CutMix's."""
     edges = centred_boxes(tau, row, col, size)
     return edges, torch.tensor(size, dtype=torch.float32) / (edges[:, 1::2] - edges[:, ::2]).clamp(min=1)
 
 
 def paste_resized(images: Tensor, partner: Tensor, edges: Tensor, step: Tensor, interpolation: str) -> MixPlan:
-    """The plan that pastes each partner into its box, reading every `step`-th pixel of it from the box's upper left on."""
+    """The plan that pastes each partner into its box. It reads every `step`-th pixel, from the box's upper left on."""
     size = tuple(images.shape[2:])
-    # float32 as in torch's own resizing, whose pixels these are
+    # float32, as in torch's resizing, so that the pixels are the same
     offsets = [(torch.arange(length) - start[:, None]).float() for length, start in zip(size, edges[:, ::2].unbind(1), strict=True)]
     steps = step[:, :, None].unbind(1)
     rows, cols = ((offset * one).floor().long().clamp(0, length - 1) for offset, one, length in zip(offsets, steps, size, strict=True))
@@ -104,7 +104,7 @@ def paste_resized(images: Tensor, partner: Tensor, edges: Tensor, step: Tensor, 
 
 
 def _nearest(images: Tensor, partner: Tensor, rows: Tensor, cols: Tensor, edges: Tensor) -> Tensor:
-    """(B, C, H, W): at every pixel of a box, that of the partner in row (B, H) and column (B, W). No one looks at the others."""
+    """(B, C, H, W): each pixel of a box is read from the partner at `rows` (B, H) and `cols` (B, W). Pixels outside the box are not used."""
     if images.device.type != "cpu" or images[0].numel() < ONE_PASS_FROM:
         return _cols(_partner_rows(images, partner, rows), partner, cols)
     small = torch.empty_like(images)
@@ -114,12 +114,12 @@ def _nearest(images: Tensor, partner: Tensor, rows: Tensor, cols: Tensor, edges:
 
 
 def _partner_rows(images: Tensor, partner: Tensor, rows: Tensor) -> Tensor:
-    """(B, C, H, W): the rows (B, H) of every partner, in one copy."""
+    """(B, C, H, W): the `rows` (B, H) of every partner, in one copy."""
     channels = torch.arange(images.shape[1], device=images.device)[:, None]
     partner, rows = partner.to(images.device, non_blocking=True), rows.to(images.device, non_blocking=True)
     return images[partner[:, None, None], channels, rows[:, None]]
 
 
 def _cols(images: Tensor, partner: Tensor, cols: Tensor) -> Tensor:
-    """The columns (B, W) of every image, which is the partner by now."""
+    """The columns (B, W) of every image, which already holds the partner."""
     return images.gather(3, cols.to(images.device, non_blocking=True)[:, None, None].expand_as(images))

@@ -14,15 +14,15 @@ from hf_mixup.core.rng import beta, integers
 
 @dataclass(frozen=True)
 class RICAP(SamplePolicy):
-    """RICAP (Takahashi et al., ACML 2018, arXiv:1811.09030; github.com/jackryo/ricap): an image of four patches, each a random crop of an
-    image of the batch, with labels by area.
+    """RICAP (Takahashi et al., ACML 2018, arXiv:1811.09030; github.com/jackryo/ricap): an image of four patches. Each patch is a random crop of
+    an image of the batch. Labels follow the area.
 
-    The corner where the patches meet is at `round(H beta_1)`, `round(W beta_2)`, with `beta ~ Beta(alpha, alpha)`. The own image is at the
-    top left; as shares are symmetric, that is no restriction. Partners come from permutations, as in the authors' code, so an image may
-    meet itself.
+    The patches meet at row `round(H beta_1)` and column `round(W beta_2)`, with `beta ~ Beta(alpha, alpha)`. The own image is at the top left;
+    the shares are symmetric, so this loses nothing. Partners come from permutations, as in the authors' code, so an image may be mixed with
+    itself.
 
     Args:
-        alpha: both parameters of the Beta; `beta` of the paper, 0.3 there.
+        alpha: both parameters of the Beta. The paper calls it beta and uses 0.3.
         mode: `sample` draws the corner and the crops for every image, `batch` once (the authors' code).
     """
 
@@ -40,7 +40,7 @@ class RICAP(SamplePolicy):
         index = torch.stack([torch.arange(batch), *(torch.randperm(batch, generator=rng) for _ in range(3))], 1)
         draws = batch if self.mode == "sample" else 1
         corner = (beta(self.alpha, 2 * draws, rng).view(draws, 2) * size).round().long()  # (draws, 2): row and column
-        # of the patches top left, top right, bottom left, bottom right: where they begin, and how large they are
+        # start and size of the patches top left, top right, bottom left, bottom right
         lower = torch.tensor([[0, 0], [0, 1], [1, 0], [1, 1]])
         start = lower * corner[:, None]
         length = torch.where(lower.bool(), size - corner[:, None], corner[:, None])
@@ -62,7 +62,7 @@ def patch(images: Tensor, index: Tensor, corner: Tensor, shift: Tensor) -> tuple
     Args:
         index: (B, 4), of the images at the top left, top right, bottom left and bottom right.
         corner: (B, 2), the row and the column where the lower and the right patches begin.
-        shift: (B, 4, 2), from places of the result to those of each source.
+        shift: (B, 4, 2), to be added to positions of the result to get those of each source.
     """
     index, corner, shift = (part.to(images.device, non_blocking=True) for part in (index, corner, shift))
     rows, cols = (torch.arange(side, device=images.device) for side in images.shape[2:])

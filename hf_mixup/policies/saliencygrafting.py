@@ -17,18 +17,18 @@ from hf_mixup.core.rng import beta, partners
 class SaliencyGrafting(SamplePolicy):
     """Saliency Grafting (Park et al., AAAI 2022, arXiv:2112.08796): salient cells of the partner are grafted on the own image.
 
-    A reimplementation from the paper's description; no code is public. The partner's saliency on an n x n grid, scaled to a
-    mean of 1, goes through a softmax of some temperature; cells above its mean are candidates, and each is grafted with
-    probability `p ~ Beta(alpha, alpha)`. The label weighs what stays visible of each image's saliency: `SaliencyLabels`.
-    That mean of 1, and the defaults, are our reading, so all of them can be set. An image without saliency grafts nothing.
+    This is our implementation of the paper's description; no code is public. The partner's saliency on an n x n grid, scaled to a mean of 1,
+    goes through a softmax with a temperature. Cells above its mean are candidates, and each is pasted with probability
+    `p ~ Beta(alpha, alpha)`. The label's weights are the visible share of each image's saliency: `SaliencyLabels`. The mean of 1 and the
+    defaults are our reading, so you can set all of them. A partner without saliency is not pasted.
 
     Args:
         alpha: both parameters of the Beta.
-        temperature: small values leave only the most salient cells, large ones all above the mean saliency.
+        temperature: small values keep only the most salient cells, large values all cells above the mean saliency.
         block_nums: how many cells a side may have, drawn for every batch; see `geometry.block_count`. Sides without a common
-            divisor are not mixed.
+            divisor stay unmixed.
         clean_lam: weight of the clean images' own loss; see `Policy`.
-        mode: whose draws of p are shared.
+        mode: which images share a draw of p.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"saliency"})

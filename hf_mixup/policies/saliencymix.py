@@ -17,22 +17,23 @@ from hf_mixup.core.rng import beta, partners
 
 @dataclass(frozen=True)
 class SaliencyMix(SamplePolicy):
-    """SaliencyMix (Uddin et al., ICLR 2021, arXiv:2006.01791; github.com/SaliencyMix/SaliencyMix): a box around what stands out.
+    """SaliencyMix (Uddin et al., ICLR 2021, arXiv:2006.01791; github.com/SaliencyMix/SaliencyMix): CutMix with
+    the box at the most salient place of the partner.
 
-    CutMix, with the box centred at the most salient pixel of the partner by OpenCV's fine-grained saliency (Montabone and Soto,
-    2010), here for a whole batch at once and without OpenCV. `lam ~ Beta(alpha, alpha)`; the label's weight is the area kept.
+    The box is centred at the most salient pixel of the partner by OpenCV's fine-grained saliency (Montabone and Soto, 2010). It is computed
+    here for a whole batch at once, without OpenCV. `lam ~ Beta(alpha, alpha)`; the label's weight is the area that is kept.
 
-    OpenCV reads 8-bit images. The authors' code and OpenMixup hand it normalised floats, of which it reads the raw bytes, so their
-    box follows rounding noise; and they take one box for the whole batch from the first image's partner. Here every image has the
-    box of its own partner's peak, in the 8-bit image; `as_published=True` with `mode="batch"` is what they ran.
+    OpenCV reads 8-bit images. The authors' code and OpenMixup give it normalised floats, and OpenCV reads their raw bytes. So their box follows
+    rounding noise. They also use one box for the whole batch, from the first image's partner. Here every image has the box of its own partner,
+    from the 8-bit image. `as_published=True` with `mode="batch"` repeats what they ran.
 
     Args:
         alpha: both parameters of the Beta. The paper uses 1.0; the published CIFAR tables of OpenMixup use 0.2.
-        as_published: saliency of the bytes of floats (up to OpenCV's own rounding of them), the bug above.
-        mean, std: what the images were normalised with, a value for each channel, so that their 8-bit values come back exactly.
+        as_published: repeats the bug above: the saliency of the bytes of floats (up to OpenCV's rounding of them).
+        mean, std: of the images' normalisation, one value for each channel; they give the exact 8-bit values back.
             If None, each image is stretched from its smallest value to its largest, which moves few peaks.
-        mode: `sample` draws lam and takes a box for every image. The images of a `pair`, which change places, or of a `batch`
-            (the authors' code) share lam and the box of the first of them.
+        mode: `sample` draws lam and takes a box for every image. Two swapped images (`pair`), or the whole `batch`
+            (the authors' code), share lam and the box of the first of them.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"images"})
@@ -53,18 +54,18 @@ class SaliencyMix(SamplePolicy):
         size = tuple(shape[2:])
         pairing = partners(shape[0], self.mode, rng)
         lam = beta(self.alpha, pairing.draws, rng)
-        # whose partner a box is taken from: the first image of those that share a draw
+        # the image whose partner gives the box: the first of those that share a draw
         first = torch.full((pairing.draws,), shape[0]).scatter_reduce(0, pairing.row, torch.arange(shape[0]), "amin")
         images = signals["images"]
         source = pairing.partner[first].to(images.device, non_blocking=True)
-        # one source for each image is a permutation, and peaks are moved sooner than images
+        # if partners are a permutation, it is cheaper to permute peaks than images
         alone = len(source) < len(images)
         row, col = self._peaks(images[source] if alone else images)
         edges = centred_boxes((1 - lam).sqrt(), *((row, col) if alone else (row[source], col[source])), size)
         return box_plan(pairing.partner, pairing.spread(edges), size)
 
     def _peaks(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """On the CPU of as many images at a time as stay in its cache."""
+        """The peaks of the images, in portions that fit into the CPU's cache."""
         few = max(1, 2**18 // images[0, 0].numel()) if images.device.type == "cpu" else len(images)
         rows, cols = zip(*(peaks(self._saliency(part)) for part in images.split(few)), strict=True)
         return torch.cat(rows), torch.cat(cols)
@@ -76,10 +77,10 @@ class SaliencyMix(SamplePolicy):
 
 
 def bytes_of(images: Tensor, mean: tuple[float, ...] | None, std: tuple[float, ...] | None) -> Tensor:
-    """(B, C, H, W) float32 holding whole numbers 0..255: images before they were normalised."""
+    """The images before their normalisation: (B, C, H, W) float32, whole numbers 0..255."""
     images = images.float()
     if mean is None:
-        low, high = (bound((1, 2, 3), keepdim=True) for bound in (images.amin, images.amax))  # aminmax is twenty times as slow
+        low, high = (bound((1, 2, 3), keepdim=True) for bound in (images.amin, images.amax))  # aminmax takes twenty times as long
         return (images - low).mul_(255 / (high - low).clamp(min=1e-12)).round_()
     if len(mean) != images.shape[1]:
         raise ValueError(f"mean and std need a value for each of the images' {images.shape[1]} channels, got {mean}; give as many.")
@@ -88,8 +89,8 @@ def bytes_of(images: Tensor, mean: tuple[float, ...] | None, std: tuple[float, .
 
 
 def gray8(images: Tensor) -> Tensor:
-    """(B, H, W): the gray of (B, 1 or 3, H, W), rounded. Channels weigh as OpenCV weighs blue, green, red, for RGB too,
-    as the authors' code hands them over in that order."""
+    """(B, H, W): the gray of images (B, 1 or 3, H, W), rounded. The channels get OpenCV's weights for blue, green, red, although they are
+    RGB, because the authors' code passes them in that order."""
     return _gray(images).add_(0.5).floor_()
 
 
@@ -103,46 +104,46 @@ def _gray(images: Tensor) -> Tensor:
 
 
 def blur8(gray: Tensor) -> Tensor:
-    """Two blurs by [1 2 1] / 4 both ways, each rounded to whole numbers."""
+    """Two blurs by [1 2 1] / 4 in both directions, each rounded to whole numbers."""
     return _blur(_blur(gray).add_(0.5).floor_()).add_(0.5).floor_()
 
 
 def _blur(gray: Tensor) -> Tensor:
-    # a line of one pixel has nothing to reflect
+    # a line of one pixel cannot be reflected
     padded = F.pad(gray[:, None], (1, 1, 1, 1), mode="reflect" if min(gray.shape[1:]) > 1 else "replicate")[:, 0]
     rows = (padded[:, :-2] + padded[:, 2:]).add_(padded[:, 1:-1], alpha=2)
     return (rows[:, :, :-2] + rows[:, :, 2:]).add_(rows[:, :, 1:-1], alpha=2).div_(16)
 
 
 def fine_grained(gray: Tensor, centre: Tensor | None = None) -> Tensor:
-    """OpenCV's fine-grained saliency (B, H, W), whole numbers 0..255, of blurred images (B, H, W) of whole numbers 0..255.
+    """OpenCV's fine-grained saliency (B, H, W) of blurred gray images (B, H, W). Both hold whole numbers 0..255.
 
-    Every pixel is compared with the mean of what surrounds it in six windows. `centre` is its own value, if not `gray`.
+    It compares each pixel with the mean of its surroundings in six windows. `centre` holds the pixels' values, if not `gray`.
     """
     centre = gray if centre is None else centre
     size = gray.shape[1:]
-    # running totals of whole numbers below 2**24 are exact in float32
+    # cumulative sums of whole numbers below 2**24 are exact in float32
     total = gray if 255 * gray[0].numel() < 2**24 else gray.double()
     total = F.pad(total.cumsum(1).cumsum(2), (1, 0, 1, 0))
     brighter, darker = torch.zeros_like(centre), torch.zeros_like(centre)
-    # from the size of the image on windows are the same
+    # windows larger than the image are all the same
     for reach, times in Counter(min(reach, max(size)) for reach in (12, 24, 48, 28, 56, 112)).items():
         contrast = _sums(_sums(total, 1, reach), 2, reach).float()
         ends = [torch.arange(length + 1, device=gray.device, dtype=gray.dtype) for length in size]
         area = _sums(ends[0], 0, reach)[:, None] * _sums(ends[1], 0, reach)
-        # the own value less the mean of the others, in whole numbers
+        # the pixel's value minus the mean of the others, in whole numbers
         contrast.sub_(centre).div_(1 - area.clamp(min=2)).add_(centre)
-        # cut off to whole numbers, in two halves: torch's floor and ceil are ten times as fast as its trunc
+        # truncated in two halves, because torch's floor and ceil are ten times as fast as its trunc
         brighter.add_(contrast.clamp(min=0).floor_(), alpha=times)
         darker.sub_(contrast.clamp_(max=0).ceil_(), alpha=times)
     brighter, darker = _stretch(brighter), _stretch(darker)
     highest = torch.maximum(*(part.amax((1, 2), keepdim=True) for part in (brighter, darker)))
-    # stored in 8 bits, where the sum of both may be larger: it wraps
+    # stored in 8 bits, so a larger sum of both wraps around
     return (255 * (brighter + darker) / highest.clamp(min=1)).floor().int().bitwise_and(255)
 
 
 def _sums(total: Tensor, dim: int, reach: int) -> Tensor:
-    """Along `dim`, the sums from `reach - 1` values before each to `reach` after it, given running totals that begin with 0."""
+    """Sums along `dim`, from `reach - 1` values before each to `reach` after it. `total` holds cumulative sums that begin with 0."""
     length = total.shape[dim] - 1
     reach = min(reach, length)
     end = total.narrow(dim, length, 1).expand(*(reach if axis == dim else -1 for axis in range(total.ndim)))
@@ -156,7 +157,7 @@ def _stretch(values: Tensor) -> Tensor:
 
 
 def published_saliency(images: Tensor) -> Tensor:
-    """What OpenCV computes when handed floats: it means to read bytes, so finds those of each row's first quarter."""
+    """What OpenCV computes from floats: it reads bytes, so it sees only the first quarter of each row."""
     gray = _blur(_blur(_gray(images.float()))).contiguous()
     return fine_grained(gray, gray.view(torch.uint8)[:, :, : gray.shape[2]].float())
 

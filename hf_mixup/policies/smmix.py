@@ -15,15 +15,15 @@ from hf_mixup.core.rng import partners
 
 @dataclass(frozen=True)
 class SMMix(SamplePolicy):
-    """SMMix (Chen et al., ICCV 2023, arXiv:2212.12977; github.com/ChenMnZ/SMMix): the region of the partner that the network
-    attends to most is pasted over the region of the own image that it attends to least.
+    """SMMix (Chen et al., ICCV 2023, arXiv:2212.12977; github.com/ChenMnZ/SMMix): pastes the region of the partner that the network
+    attends to most over the region of the own image that it attends to least.
 
-    Regions are squares of whole patches, of one size for a batch. What a patch is worth is the attention that it gets from all
-    patches of the clean image, in evaluation mode, as in the official code (OpenMixup: from the class token, in training mode).
+    Regions are squares of whole patches, of one size for a batch. The value of a patch is the attention that it gets from all patches of the
+    clean image, in evaluation mode, as in the official code. (OpenMixup uses the class token's attention, in training mode.)
 
     Args:
-        scope: smallest and largest side of the square, as shares of the grid's shorter side; sides of all patches between are as
-            likely.
+        scope: smallest and largest side of the square, as shares of the grid's shorter side. All whole numbers of patches between are equally
+            probable.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"images", "patch_attention"})
@@ -56,7 +56,7 @@ def extreme_squares(attention: Tensor, side: int) -> tuple[Tensor, Tensor]:
 
 
 def max_min_plan(images: Tensor, attention: Tensor, partner: Tensor, side: int) -> MixPlan:
-    """Squares of `side` patches, from where each partner is attended to most to where the own image is least."""
+    """The plan that pastes a square of `side` patches from the partner's most attended place to the own image's least attended place."""
     size, grid = tuple(images.shape[2:]), tuple(attention.shape[1:])
     cell = torch.tensor([length // cells for length, cells in zip(size, grid, strict=True)], device=images.device)
     partner = partner.to(images.device, non_blocking=True)

@@ -14,17 +14,17 @@ from hf_mixup.core.rng import partners, uniform
 
 @dataclass(frozen=True)
 class SmoothMix(SamplePolicy):
-    """SmoothMix (Lee et al., CVPR Workshops 2020): the partner shows through a round Gaussian window.
+    """SmoothMix (Lee et al., CVPR Workshops 2020): the partner is visible through a round Gaussian window.
 
-    The window `exp(-d**2 / 2)`, `d` the distance from a centre anywhere in the image in units of sigma, is the partner's share of
-    each pixel. The authors left no code; this is the form of OpenMixup, for images of any size and shape, where it takes square
-    ones of even size. It has no alpha: OpenMixup draws a lam and never uses it.
+    The window `exp(-d**2 / 2)` is the partner's share of each pixel; `d` is the distance from a random centre, in units of sigma. The authors
+    published no code. This is OpenMixup's form, for images of any size and shape (OpenMixup takes square images of even size). It has no alpha:
+    OpenMixup draws a lam and never uses it.
 
     Args:
         sigma: the smallest and largest sigma, as shares of the image's height and width.
-        as_published: swaps the labels' two weights, a bug of OpenMixup that its tables were trained with. Otherwise labels are
-            weighed by what is visible.
-        mode: `sample` draws a window for every image, `pair` for every two that change places, `batch` once (OpenMixup).
+        as_published: swaps the two label weights, a bug of OpenMixup that its tables were trained with. Otherwise the label's weights are the
+            visible shares.
+        mode: `sample` draws a window for every image, `pair` for every two that are swapped, `batch` once (OpenMixup).
     """
 
     sigma: tuple[float, float] = (0.25, 0.5)
@@ -42,7 +42,7 @@ class SmoothMix(SamplePolicy):
         row, col = (torch.randint(length, (pairing.draws,), generator=rng) for length in size)
         rows, cols = windows(row, col, uniform(*self.sigma, pairing.draws, rng), size)
         visible = pairing.spread(rows.mean(1) * cols.mean(1))
-        # image-sized only where the images are
+        # image-sized tensors are made on the images' device only
         rows, cols = (profile.float().to(signals.device, non_blocking=True) for profile in (rows, cols))
         own = (rows[:, :, None] * cols[:, None, :]).neg_().add_(1)
         lam = visible if self.as_published else 1 - visible
@@ -50,9 +50,9 @@ class SmoothMix(SamplePolicy):
 
 
 def windows(row: Tensor, col: Tensor, sigma: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """The window's profiles (n, H) and (n, W), float64, whose outer product it is: a Gaussian splits so.
+    """The profiles (n, H) and (n, W), float64, of the window. Their outer product is the window, because a Gaussian is separable.
 
-    Its centre is the upper left corner of pixel (`row`, `col`), both (n,), as in OpenMixup's code for even sizes; `sigma` (n,).
+    Its centre is the upper left corner of pixel (`row`, `col`), both (n,), as in OpenMixup's code for even sizes. `sigma` is (n,).
     """
     profiles = []
     for length, centre in zip(size, (row, col), strict=True):

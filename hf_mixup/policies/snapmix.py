@@ -16,17 +16,18 @@ from hf_mixup.core.rng import beta, partners
 
 @dataclass(frozen=True)
 class SnapMix(SamplePolicy):
-    """SnapMix (Huang et al., AAAI 2021, arXiv:2012.04846; github.com/Shaoli-Huang/SnapMix): a box of the partner, resized, is
-    pasted into another box, and labels weigh what each image's class activation map has in its part.
+    """SnapMix (Huang et al., AAAI 2021, arXiv:2012.04846; github.com/Shaoli-Huang/SnapMix): a box of the partner is resized and pasted into
+    another box. The label's weights are the shares of each image's class activation map that are visible.
 
-    Areas of both boxes are `1 - lam`, `lam ~ Beta(alpha, alpha)`; both are clipped at the border. The own label weighs
-    `1 - S_i(target box)`, the partner's `S_j(source box)`, so weights need not sum to 1. Where either box is empty nothing
-    is pasted; an image without a map (constant, or of one place) counts by area. The maps are taken in evaluation mode; the
-    authors' pass in training mode moves batch statistics once more. OpenMixup's version does not run.
+    Both boxes have the area `1 - lam`, with `lam ~ Beta(alpha, alpha)`, and are clipped at the border. The own label has the weight
+    `1 - S_i(target box)`, the partner's label `S_j(source box)`, so weights need not sum to 1. If either box is empty, nothing is pasted. If an
+    image has no map (it is constant, or has one place), the area is used instead. OpenMixup's version does not run.
+
+    Deviations: the maps are computed in evaluation mode (the authors' pass in training mode updates the batch statistics once more).
 
     Args:
         alpha: both parameters of the Betas.
-        mode: whose boxes are shared; `batch` is the authors' code.
+        mode: which images share boxes; `batch` is the authors' code.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"images", "activation", "targets"})
@@ -43,7 +44,7 @@ class SnapMix(SamplePolicy):
         pairing = partners(shape[0], self.mode, rng)
         into, taken = (pairing.spread(random_boxes(1 - beta(self.alpha, pairing.draws, rng), size, rng)) for _ in range(2))
         maps = semantic_maps(signals["activation"], size)
-        # two images of one class weigh the sum of both weights each, so twice in all, as in the authors' code
+        # if both images have one class, each gets the sum of both weights, so twice the total, as in the authors' code
         return snap_plan(signals["images"], pairing.partner, into, taken, maps, signals["targets"])
 
 
@@ -59,7 +60,7 @@ def snap_plan(images: Tensor, partner: Tensor, into: Tensor, taken: Tensor, maps
 
     Args:
         maps: (B, H, W), see `semantic_maps`.
-        targets: (B, num_labels), for doubling the weights of equal ones.
+        targets: (B, num_labels), to double the weights of pairs with one class.
     """
     size = tuple(images.shape[2:])
     empty = (Boxes(into, size).area() == 0) | (Boxes(taken, size).area() == 0)
@@ -77,11 +78,11 @@ def snap_plan(images: Tensor, partner: Tensor, into: Tensor, taken: Tensor, maps
 
 
 def _mass(maps: Tensor, boxes: Boxes) -> Tensor:
-    """(B,) the share of every map that lies in its box; of the area, for maps that are none."""
+    """(B,): the share of each map that lies in its box; the share of the area for images without a map."""
     inside = Boxes(boxes.edges.to(maps.device), boxes.size).inside(boxes.size)
     area = boxes.area().to(maps.device).float()
     mass = torch.where(inside, maps, 0).sum((1, 2))
-    # a sum over an empty box is 0, whatever the map
+    # the sum over an empty box is 0 for every map
     return torch.where(maps[:, 0, 0].isnan(), area, mass)
 
 

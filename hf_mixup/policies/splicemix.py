@@ -16,17 +16,19 @@ GRIDS = ((1, 2), (2, 2), (2, 3))
 
 @dataclass(frozen=True)
 class SpliceMix(SamplePolicy):
-    """SpliceMix for multi-label classification (Wang et al., 2023, arXiv:2311.15200; github.com/zuiran/SpliceMix): images of the batch,
-    made small, beside each other in a grid; the labels are those of all of them.
+    """SpliceMix for multi-label classification (Wang et al., 2023, arXiv:2311.15200; github.com/zuiran/SpliceMix): small versions of several
+    images of the batch, side by side in a grid. The labels are those of all of them.
 
-    Every label weight is 1, so labels are summed, and `BCE` takes the union. In a share of the batches some cells are empty, and their
-    labels are left out. A grid that is not square lies on its side in every second batch. The authors' default: grids of 1 x 2, 2 x 2
-    and 2 x 3 at 0.3, 0.4, 0.3, one for the batch; a quarter as many grids as images, beside the clean images, all in one mean. Here every
-    image has a grid, in a place of its own, and the step `KeepClean` weighs clean images four times, which is the same in the mean.
+    Every label weight is 1, so labels are summed, and `BCE` takes the union. In a share of the batches some cells are empty; their labels are
+    left out. A grid that is not square is turned in every second batch. The authors' default is one grid for the batch, of 1 x 2, 2 x 2 or
+    2 x 3 cells with probability 0.3, 0.4, 0.3.
+
+    Deviations: every image is in a grid of its own, at a random place, and the step `KeepClean` weights clean images four times (the
+    authors make a quarter as many grids as images, and average them with the clean images, which is the same in the mean).
 
     Args:
-        shares: of the three grids, summing to 1.
-        drop_rate: share of batches whose grids have empty cells, 0 to 1; how many is uniform from 1 to one less than there are.
+        shares: probabilities of the three grids, summing to 1.
+        drop_rate: share of batches whose grids have empty cells, 0 to 1. Their number is uniform, from 1 to the number of cells minus 1.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"images"})
@@ -49,18 +51,18 @@ class SpliceMix(SamplePolicy):
         empty = int(torch.randint(1, cells, (), generator=rng)) if dropping else 0
         weight = torch.ones(batch, cells)
         weight.scatter_(1, torch.rand(batch, cells, generator=rng).argsort(1)[:, :empty], 0)
-        place = torch.rand(batch, cells, generator=rng).argsort(1)  # of every image, the cell that it is in
+        place = torch.rand(batch, cells, generator=rng).argsort(1)  # the cell of each image
         grid = spliced(signals["images"], index, weight, place, (rows, cols))
         mask = cell_masks(place, (rows, cols), tuple(shape[2:])).to(signals.device)
         return MixPlan(index, Dense(mask), weight, (grid,) * cells)
 
 
 def spliced(images: Tensor, index: Tensor, weight: Tensor, place: Tensor, grid: tuple[int, int]) -> Tensor:
-    """(B, C, H, W): images `index` (B, K) in the cells `place` (B, K) of a grid, times their weights of 0 or 1."""
+    """(B, C, H, W): the images `index` (B, K) in the cells `place` (B, K) of a grid, times `weight` (B, K), 0 or 1."""
     size = tuple(images.shape[2:])
     index, weight, place = (part.to(images.device, non_blocking=True) for part in (index, weight, place))
     small = resized(images, (max(size[0] // grid[0], 1), max(size[1] // grid[1], 1)))
-    at = place.argsort(1)  # of every cell, the column of the image that is in it
+    at = place.argsort(1)  # for each cell, the column of its image
     cells = small[index.gather(1, at)] * weight.gather(1, at).to(small.dtype)[:, :, None, None, None]
     joined = cells.unflatten(1, grid).permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
     return resized(joined, size)

@@ -14,14 +14,14 @@ from hf_mixup.core.rng import beta, partners
 
 @dataclass(frozen=True)
 class TokenCutMix(SamplePolicy):
-    """CutMix by whole tokens, as TL-Align has it (Xiao et al., ICCV 2023, arXiv:2210.06455; github.com/Euphoria16/TL-Align):
+    """CutMix by whole tokens, as in TL-Align (Xiao et al., ICCV 2023, arXiv:2210.06455; github.com/Euphoria16/TL-Align):
     the box is drawn on the grid of patches, so that no token holds two images.
 
-    Small boxes vanish on a coarse grid; such an image stays whole.
+    Small boxes vanish on a coarse grid; then the image stays whole.
 
     Args:
         alpha: both parameters of the Beta that the area is drawn from.
-        mode: whose boxes are shared; `batch` is the official one.
+        mode: which images share a box; `batch` is the official one.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"token_grid"})

@@ -17,24 +17,24 @@ from hf_mixup.core.rng import partners
 
 @dataclass(frozen=True)
 class TokenMix(SamplePolicy):
-    """TokenMix (Liu et al., ECCV 2022, arXiv:2207.08409; github.com/Sense-X/TokenMix): paste several blocks of the partner's
+    """TokenMix (Liu et al., ECCV 2022, arXiv:2207.08409; github.com/Sense-X/TokenMix): pastes several blocks of the partner's
     tokens.
 
-    Blocks of random area and shape (aspect ratio 0.3 to 1 / 0.3) are drawn until `(1 - lam)` of the grid, and `minimum_tokens`
-    more, come from the partner. Its labels, `TokenLabels`, read the evidence that the fields below say how to take.
+    Blocks of random area and shape (aspect ratio 0.3 to 1 / 0.3) are drawn until the partner has `(1 - lam)` of the grid, and `minimum_tokens`
+    more. The label policy, `TokenLabels`, reads the evidence that the fields below describe.
 
-    As in the official code lam is always one half; OpenMixup draws it. The grid is the one that the evidence has, instead of 14 by
-    14 always; `mask_type="random"` takes single cells.
+    As in the official code, lam is always one half; OpenMixup draws it. The grid has the size of the evidence, instead of always 14 by 14.
+    `mask_type="random"` takes single cells.
 
     Args:
         lam: share of the grid that the own image keeps, before `minimum_tokens` are taken from it.
         minimum_tokens: None for a fourteenth of the grid, which is the official 14 of 14 by 14.
         mask_type: `block` or `random`.
-        scores: what a place of an image is worth to its label: `attention`, as in OpenMixup, or `activation`, its class activation
-            map. The paper's own are activation maps of a teacher.
-        teacher: Hub id or folder of a frozen image classifier that gives them; None for the network in training.
-        teacher_size: side in pixels to which images are resized for it.
-        mode: whose masks are shared. `batch` is the official one; `sample` draws one after the other on the CPU.
+        scores: the evidence for the labels: `attention`, as in OpenMixup, or `activation`, the class activation map. The paper uses
+            activation maps of a teacher.
+        teacher: Hub id or folder of a frozen image classifier that gives the scores; None for the network in training.
+        teacher_size: side in pixels to which images are resized for the teacher.
+        mode: which images share a mask. `batch` is the official one; `sample` draws one mask after the other on the CPU.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"token_scores"})
@@ -66,22 +66,22 @@ class TokenMix(SamplePolicy):
         if self.mask_type == "random":
             pasted = torch.stack([random_mask(torch.randperm(cells, generator=rng), count, grid) for _ in range(pairing.draws)])
         else:
-            # rejection takes many single numbers, for which a generator of tensors is slow
+            # rejection sampling takes many single numbers, for which torch's generator is slow
             draws = random.Random(int(torch.randint(2**62, (), generator=rng)))
             pasted = torch.stack([block_mask(grid, count, draws) for _ in range(pairing.draws)])
-        # measured: blocks need not reach the count
+        # measured, because the blocks may not reach the count
         lam = 1 - pasted.double().mean((1, 2))
         own = enlarged(~pasted.to(signals.device), size)
         return MixPlan.pair(pairing.partner, dense_pair(own, pairing.row), pairing.spread(lam))
 
 
 def block_mask(grid: tuple[int, int], count: int, draws: random.Random) -> Tensor:
-    """(h, w) bool: blocks that cover at most `count` cells; fewer where ten blocks in a row do not fit what is left.
+    """(h, w) bool: blocks that cover at most `count` cells; fewer if ten blocks in a row do not fit.
 
-    A block never spans the whole of a side.
+    A block is always shorter than the whole side.
     """
     height, width = grid
-    rows, covered = [0] * height, 0  # a number whose bits are the cells, for every row
+    rows, covered = [0] * height, 0  # one number for each row; its bits are the cells
     while covered < count:
         left = count - covered
         for _ in range(10):
@@ -103,7 +103,7 @@ def block_mask(grid: tuple[int, int], count: int, draws: random.Random) -> Tenso
 
 
 def random_mask(order: Tensor, count: int, grid: tuple[int, int]) -> Tensor:
-    """(h, w) bool: the first `count` of all cells in `order`."""
+    """(h, w) bool: the first `count` cells in `order`."""
     mask = torch.zeros(grid[0] * grid[1], dtype=torch.bool)
     mask[order[:count]] = True
     return mask.view(grid)

@@ -10,7 +10,7 @@ from hf_mixup.core.policy import SamplePolicy, Signals
 
 @dataclass(frozen=True)
 class Vanilla(SamplePolicy):
-    """Every image alone with its own label."""
+    """No mixing: every image keeps its own label."""
 
     def plan(self, shape: torch.Size, rng: torch.Generator, signals: Signals) -> MixPlan:
         return MixPlan.identity(shape[0])

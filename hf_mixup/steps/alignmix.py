@@ -20,13 +20,13 @@ from hf_mixup.steps.step import MethodState, Parts, Step, StepOutput
 
 
 class AlignState(MethodState):
-    """The last feature map that reaches the classifier."""
+    """Watches the last feature map before the classifier."""
 
     def __init__(self, network: nn.Module):
         super().__init__()
         names = stage_names(network)
         last = names[-2 if family_of(network).class_token and len(names) > 1 else -1]
-        self.layer = (module_of(network, last),)  # in a tuple, or it would become a module of the state too
+        self.layer = (module_of(network, last),)  # in a tuple, so that it is not registered as a module of the state
         self.layout = Layout.of(network)
 
     @property
@@ -36,19 +36,19 @@ class AlignState(MethodState):
 
 @dataclass(frozen=True)
 class AlignMix(Step):
-    """AlignMixup (Venkataramanan et al., CVPR 2022, arXiv:2103.15375; github.com/shashankvkt/AlignMixup_CVPR22): the last feature
-    maps of two images are mixed after the places of one were moved onto those of the other, by optimal transport.
+    """AlignMixup (Venkataramanan et al., CVPR 2022, arXiv:2103.15375; github.com/shashankvkt/AlignMixup_CVPR22): mixes the last feature
+    maps of two images, after it moved the places of one map onto those of the other by optimal transport.
 
-    A fair coin decides, for the whole batch and on all processes, between input mixup and aligned features; another one whose
-    geometry is kept, as in the authors' code (OpenMixup takes turns with Manifold Mixup instead of input mixup: methods
-    manifoldmix and alignmix together, with `align_prob=1`). Gradients flow through both images, not through the transport.
-    Where a class token is classified, features are those before the last block, and the token is mixed as it is.
+    A fair coin chooses between input mixup and aligned features, for the whole batch and on all processes. A second coin chooses whose
+    geometry is kept, as in the authors' code. (OpenMixup alternates with Manifold Mixup instead of input mixup: use the methods manifoldmix
+    and alignmix together, with `align_prob=1`.) Gradients flow through both images, not through the transport. If the network classifies a
+    class token, the features are those before the last block, and the token is mixed as it is.
 
     Args:
         eps: temperature of the transport.
         iterations: of Sinkhorn's algorithm, at most.
-        tol: stop when the mean over the batch of the summed change of a potential is below it; the authors use 0.1 with at most
-            100 iterations, at the price of waiting for the device at each. None does all.
+        tol: stop when the summed change of a potential, averaged over the batch, is below it. The authors use 0.1 with at most
+            100 iterations; then the host waits for the device in each. None does all iterations.
         align_prob: the share of batches whose features are aligned.
     """
 
@@ -92,13 +92,13 @@ class AlignMix(Step):
 
 @torch.no_grad()
 def transport(own: Tensor, other: Tensor, eps: float, iterations: int, tol: float | None = None) -> Tensor:
-    """The entropic transport plan between the places of two maps, (B, C, h, w) float32 each: (B, r, r), of total mass 1.
+    """The entropic transport plan (B, r, r) between the r places of two maps, (B, C, h, w) float32 each. Its total mass is 1.
 
-    The cost is the squared distance of the features. Sinkhorn's algorithm in log space; columns sum to 1 / r exactly.
+    The cost is the squared distance of the features. It runs Sinkhorn's algorithm in log space, so columns sum to 1 / r exactly.
     """
     x, y = own.flatten(2), other.flatten(2)
     places = x.shape[2]
-    # |x|^2 + |y|^2 - 2 x y: the differences themselves would take C times the memory
+    # |x|^2 + |y|^2 - 2 x y, because the differences would take C times the memory
     cost = x.pow(2).sum(1)[:, :, None] + y.pow(2).sum(1)[:, None] - 2 * x.transpose(1, 2) @ y
     kernel = -cost.clamp_min(0) / eps
     log_mass = math.log(1 / places + 1e-8)
@@ -114,7 +114,7 @@ def transport(own: Tensor, other: Tensor, eps: float, iterations: int, tol: floa
 
 
 def aligned_mix(own: Tensor, other: Tensor, plan: Tensor, lam: Tensor, own_places: bool) -> Tensor:
-    """Both maps (B, C, h, w) mixed by `lam` (B,), with the places of `own`, or of `other`."""
+    """Mixes both maps (B, C, h, w) by `lam` (B,), at the places of `own`, or of `other`."""
     size, assignment = own.shape[2:], plan.shape[1] * plan
     if own_places:
         other = (other.flatten(2) @ assignment.transpose(1, 2)).unflatten(2, size)

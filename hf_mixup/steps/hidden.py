@@ -1,4 +1,4 @@
-"""What steps share that change hidden states in the pass of the images."""
+"""The base of steps that change hidden states during the forward pass of the images."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ Layers = tuple[int | float | str, ...]
 
 
 class HiddenState(MethodState):
-    """The layers that may be changed; None stands for the images."""
+    """The layers that may be changed; None means the images."""
 
     def __init__(self, layers: list[nn.Module | None], layout: Layout | None = None):
         super().__init__()
-        self.layers = tuple(layers)  # a tuple, or they would become modules of the state too
+        self.layers = tuple(layers)  # a tuple, so that they are not registered as modules of the state
         self.layout = layout
 
     @property
@@ -36,12 +36,12 @@ class HiddenState(MethodState):
 
 
 class Change(NamedTuple):
-    """What becomes of a layer's output.
+    """How the output of one layer is changed.
 
     Attributes:
-        place: of the layer in `layers`.
-        maps: from its maps (B, C, h, w) to others, in float32.
-        tokens: from the tokens before the patches (B, n, C), such as the class token; they stay if None.
+        place: index of the layer in `layers`.
+        maps: function from its maps (B, C, h, w) to new ones, in float32.
+        tokens: function from the tokens before the patches (B, n, C), such as the class token, to new ones; None keeps them.
     """
 
     place: int
@@ -50,7 +50,7 @@ class Change(NamedTuple):
 
 
 class HiddenStep(Step):
-    """One pass of the clean images, in which outputs of layers are changed. Subclasses have the field `layers`."""
+    """One pass of the clean images that changes outputs of layers. Subclasses have the field `layers`."""
 
     takes_others: ClassVar[bool] = True
     layers: Layers
@@ -61,11 +61,11 @@ class HiddenStep(Step):
 
     @abstractmethod
     def changes(self, parts: Parts, plan: MixPlan, key: MixKey, shape: torch.Size) -> list[Change]:
-        """Of one pass. The choice of a layer is drawn from `key.step_rng()`, alike on all processes; what is drawn for the layer from
+        """The changes of one pass. Draw the choice of a layer from `key.step_rng()`, which is equal on all processes, and draws for a layer from
         `key.layer_rng(place)`."""
 
     def labelled(self, plan: MixPlan, changes: list[Change]) -> MixPlan:
-        """The plan by whose weights labels are mixed, after the pass."""
+        """The plan whose weights mix the labels, after the pass."""
         return plan
 
     def one_layer(self, key: MixKey) -> int:
@@ -105,12 +105,12 @@ def changed_output(layout: Layout, output: Any, size: tuple[int, int], change: C
 
 
 def changed_tokens(tokens: Tensor, change: Change) -> Tensor:
-    """Tokens before the patches (B, n, C), where there are any."""
+    """The tokens before the patches (B, n, C) after the change, if there are any."""
     return tokens if change.tokens is None or tokens.shape[1] == 0 else change.tokens(tokens.float()).to(tokens.dtype)
 
 
 def check_layers(layers: Layers) -> None:
-    # names are looked up when the network is known
+    # names are checked when the network is known
     listed = isinstance(layers, (tuple, list))
     numbers = [layer for layer in layers if not isinstance(layer, (str, float))] if listed else layers
     for share in (layer for layer in layers if isinstance(layer, float)) if listed else ():
@@ -120,8 +120,8 @@ def check_layers(layers: Layers) -> None:
 
 
 def layer_of(network: nn.Module, layer: int | float | str) -> nn.Module | None:
-    """The module whose output is meant: 0 is the input, which is None for images and the word embeddings for texts, k stage k, and a share
-    between 0 and 1 the stage at that share of the depth."""
+    """The module of a layer. 0 is the input: None for images, the word embeddings for texts. k is stage k. A share between 0 and 1 is the stage
+    at that share of the depth. A string is a module's name. Raises ValueError for a layer that does not exist."""
     if layer == 0:
         return bare(network).get_input_embeddings() if reads_tokens(network) else None
     if isinstance(layer, str):

@@ -19,18 +19,18 @@ from hf_mixup.steps.step import MethodState, Parts, Step, StepOutput
 
 @dataclass(frozen=True)
 class KeepClean(Step):
-    """Trains on every image as it is, beside its mixtures: the step of RegMixup (Pinto et al., NeurIPS 2022, arXiv:2206.14502, eq. 4;
-    github.com/FrancescoPinto/RegMixup) and of AugMix, and of any method that needs images only.
+    """Trains on every image as it is, and on its mixtures. This is the step of RegMixup (Pinto et al., NeurIPS 2022, arXiv:2206.14502, eq. 4;
+    github.com/FrancescoPinto/RegMixup) and of AugMix. It works with any method that needs images only.
 
     The rows of a step are the mixtures, then the clean images. The loss is the weighted mean over all rows,
-    `(sum of mixtures + clean_weight * clean) / (mixtures + clean_weight)`, so that a batch counts the same whether it is mixed or not. The
-    paper's loss is the sum `clean + eta * mixed`, with eta 1; the authors' code takes the mean of 2 B rows, as here.
+    `(sum of mixtures + clean_weight * clean) / (mixtures + clean_weight)`. So a batch counts the same whether it is mixed or not. The paper's
+    loss is the sum `clean + eta * mixed`, with eta 1; the authors' code takes the mean of 2 B rows, as here.
 
     Args:
-        clean_weight: of a clean image's loss, where a mixture has 1; `1 / eta` of the paper.
-        mixtures: of each image, drawn apart.
-        one_pass: all rows pass together, as in the authors' code, so batch norms take the mean and variance of clean and mixed images
-            together; False for a pass each.
+        clean_weight: weight of a clean image's loss; a mixture has 1. It is `1 / eta` of the paper.
+        mixtures: number of mixtures of each image, drawn independently.
+        one_pass: all rows pass together, as in the authors' code, so batch norms see clean and mixed images
+            together. False gives each part its own pass.
     """
 
     takes_others: ClassVar[bool] = True
@@ -45,7 +45,7 @@ class KeepClean(Step):
 
     @property
     def rows(self) -> tuple[bool, ...] | None:
-        """A collator gives rows that weigh alike and pass together."""
+        """None if clean rows have another weight, or a pass of their own: a collator cannot do that."""
         return (True,) * self.mixtures + (False,) if self.clean_weight == 1 and self.one_pass else None
 
     def run(
@@ -69,7 +69,7 @@ class KeepClean(Step):
                 logits.append(logits_of(network, batch, of_batch))
             seen.append({name: signals[name] for name in state.late})
         logits = torch.cat(logits)
-        # of every mixture what was seen of its own rows
+        # each mixture gets the signals of its own rows
         late = {name: torch.cat([part[name] for part in seen]).split(len(images)) for name in state.late}
         rows_logits = logits.split(len(images))
         for k, plan in enumerate(plans):

@@ -19,19 +19,19 @@ from hf_mixup.steps.step import MethodState, Parts, Step, StepOutput
 
 @dataclass(frozen=True)
 class ManifoldMix(Step):
-    """Manifold Mixup (Verma et al., ICML 2019, arXiv:1806.05236; github.com/vikasverma1077/manifold_mixup): mixup of what a
-    random layer gives. Of texts, the wordMixup of Guo et al. (arXiv:1905.08941) and TMix (Chen et al., ACL 2020, arXiv:2004.12239;
-    github.com/SALT-NLP/MixText), which differ by the layer.
+    """Manifold Mixup (Verma et al., ICML 2019, arXiv:1806.05236; github.com/vikasverma1077/manifold_mixup): mixes the output of a
+    random layer. For texts this is wordMixup of Guo et al. (arXiv:1905.08941) or TMix (Chen et al., ACL 2020, arXiv:2004.12239;
+    github.com/SALT-NLP/MixText), depending on the layer.
 
-    Gradients flow through both images. The authors' code takes binary cross-entropy of the softmax; the published tables, and
-    this, cross-entropy. The layer is the same on all processes.
+    Gradients flow through both images. The layer is the same on all processes. The authors' code takes binary cross-entropy of the softmax;
+    the published tables, and this, take cross-entropy.
 
-    Of texts and sounds, what a layer gives is taken under each one's own attention mask, and what follows sees the union; that is a pass
-    more where there are masks. Positions and the norm of embeddings come after words are mixed, once.
+    For texts and sounds, the output of a layer is computed under each input's own attention mask, and the later layers see the union of the
+    masks. With masks this costs one pass more. Positions, and the norm of embeddings, are applied once, after words are mixed.
 
     Args:
-        layers: which may be chosen, each as often: 0 for the images, or the embeddings of words, k for the output of stage k (of block k, in
-            a transformer), a share of the depth such as 0.75, or the name of any module of the network.
+        layers: one is chosen with equal chances: 0 for the images, or the embeddings of words; k for the output of stage k (of block k in a
+            transformer); a share of the depth such as 0.75; or the name of any module of the network.
     """
 
     takes_others: ClassVar[bool] = True
@@ -74,7 +74,7 @@ class ManifoldMix(Step):
 
 
 def mixed_output(output: Any, partner: Tensor, lam: Tensor) -> Any:
-    """Every tensor of a module's output that has a row for each image, mixed with its partner's; both arguments (B,)."""
+    """Mixes every tensor of a module's output that has one row for each image, with the partner's row. `partner` and `lam` are (B,)."""
     if isinstance(output, (tuple, list)):
         return type(output)(mixed_output(part, partner, lam) for part in output)
     if not (isinstance(output, Tensor) and output.is_floating_point() and len(output) == len(partner)):

@@ -1,4 +1,4 @@
-"""MixStyle: styles of hidden states are mixed, labels are not."""
+"""MixStyle: mixes the styles of hidden states, but not the labels."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from hf_mixup.steps.step import MethodState, Parts
 
 @dataclass(frozen=True)
 class MixStyle(HiddenStep):
-    """MixStyle (Zhou et al., ICLR 2021, arXiv:2104.02008; github.com/KaiyangZhou/mixstyle-release): the mean and deviation of every channel
-    over places are mixed with another image's; images keep their labels. For domain generalisation.
+    """MixStyle (Zhou et al., ICLR 2021, arXiv:2104.02008; github.com/KaiyangZhou/mixstyle-release): mixes the mean and deviation of every
+    channel, over all places, with those of another image. Images keep their labels. It is made for domain generalisation.
 
-    Every layer has a coin, partners and shares of its own, from the sample policy (`mixup` with alpha 0.1). Gradients do not flow through
-    means and deviations. Partners come from the whole batch, as with the authors' sampler of random domains. Tokens before the patches,
-    such as a class token, have one place and no style, and stay.
+    Every layer draws its own coin, partners and shares, from the sample policy (`mixup` with alpha 0.1). Gradients do not flow through means
+    and deviations. Partners come from the whole batch, as with the authors' sampler of random domains. Tokens before the patches, such as a
+    class token, have one place and therefore no style, so they stay.
 
     Args:
         layers: k for the output of stage k, or the name of any module; 0, the images, is allowed too.
-        probability: of each layer, that its style is mixed in a step.
+        probability: probability that the style of a layer is mixed in a step.
         eps: added to the variance.
     """
 
@@ -64,10 +64,10 @@ class MixStyle(HiddenStep):
 
 
 def restyled(maps: Tensor, partner: Tensor, lam: Tensor, eps: float) -> Tensor:
-    """Maps (B, C, h, w) whose style is that of both images, the own one's in the share `lam` (B,)."""
+    """Maps (B, C, h, w) with the mixed style of both images; `lam` (B,) is the share of the own style."""
     detached = maps.detach()
     mean = detached.mean((2, 3), keepdim=True)
-    # of a single place there is no deviation
+    # a single place has no deviation
     deviation = (detached.var((2, 3), keepdim=True, correction=int(maps[0, 0].numel() > 1)) + eps).sqrt()
     mixed_mean, mixed_deviation = (torch.lerp(part[partner], part, lam[:, None, None, None]) for part in (mean, deviation))
     return (maps - mean) / deviation * mixed_deviation + mixed_mean

@@ -1,4 +1,4 @@
-"""MoEx: moments of hidden states change places."""
+"""MoEx: exchanges moments of hidden states."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from hf_mixup.steps.step import Parts
 
 @dataclass(frozen=True)
 class MoEx(HiddenStep):
-    """Moment Exchange (Li et al., CVPR 2021, arXiv:2002.11102; github.com/Boyiliee/MoEx): hidden states of an image take the mean and
-    deviation of another one's, place by place over channels (positional normalisation).
+    """Moment Exchange (Li et al., CVPR 2021, arXiv:2002.11102; github.com/Boyiliee/MoEx): gives the hidden states of an image the mean and
+    deviation of another image's, at every place over the channels (positional normalisation).
 
-    Labels are mixed in the fixed share of the sample policy `fixedmixup`. Gradients flow through both images. The authors exchange
-    before the first stage (`stem`) and name stages as other choices; here the first stage is the default, and the module before it can
-    be named. A part of the batches is mixed by `mix_rate`, their `moex_prob`: 1 in their ImageNet command.
+    Labels are mixed with the fixed share of the sample policy `fixedmixup`. Gradients flow through both images. The authors exchange before
+    the first stage (`stem`), and offer stages as other choices. Here the first stage is the default, and you can name the module before it.
+    `mix_rate` is their `moex_prob`, the share of mixed batches: 1 in their ImageNet command.
 
     Args:
-        layers: one is chosen for each batch, each as often: k for the output of stage k (of block k, in a vision transformer), 0 for the
+        layers: one is chosen for each batch, with equal chances: k for the output of stage k (of block k, in a vision transformer), 0 for the
             images, or the name of any module of the network.
         eps: added to the variance.
     """
@@ -43,9 +43,9 @@ class MoEx(HiddenStep):
 
 
 def exchanged(hidden: Tensor, partner: Tensor, dim: int, eps: float) -> Tensor:
-    """Hidden states with the moments over `dim` of their partners'; `partner` (B,)."""
+    """Hidden states with the moments of their partners over `dim`; `partner` is (B,)."""
     mean = hidden.mean(dim, keepdim=True)
-    # of a single channel there is no deviation to exchange
+    # a single channel has no deviation to exchange
     deviation = (hidden.var(dim, keepdim=True, correction=int(hidden.shape[dim] > 1)) + eps).sqrt()
     scale = deviation[partner] / deviation
     return hidden * scale + (mean[partner] - mean * scale)

@@ -17,13 +17,13 @@ from hf_mixup.steps.step import Parts
 
 @dataclass(frozen=True)
 class NoisyMix(HiddenStep):
-    """Noisy Feature Mixup (Lim et al., ICLR 2022, arXiv:2110.02180; github.com/erichson/NFM): mixup of what a random layer gives, times
-    one plus uniform noise, plus normal noise.
+    """Noisy Feature Mixup (Lim et al., ICLR 2022, arXiv:2110.02180; github.com/erichson/NFM): mixes the output of a random layer, multiplies
+    it by one plus uniform noise, and adds normal noise.
 
     `(1 + b m U(-1, 1)) x + a n N(0, 1)`, with levels a and b, and `m, n ~ Beta(2, 5)` drawn once for the batch, as in the authors' code.
 
     Args:
-        layers: one is chosen for each batch, each as often: 0 for the images, k for the output of stage k (of block k, in a vision
+        layers: one is chosen for each batch, with equal chances: 0 for the images, k for the output of stage k (of block k, in a vision
             transformer), or the name of any module. The authors choose from 0 to 3.
         additive, multiplicative: the levels; 0.4 and 0.2 in the authors' commands.
     """
@@ -50,7 +50,7 @@ class NoisyMix(HiddenStep):
 
 
 def noisy(hidden: Tensor, additive: float, multiplicative: float, rng: torch.Generator) -> Tensor:
-    # the error function of a normal variable over the root of 2 is uniform between -1 and 1
+    # erf(x / sqrt(2)) of a standard normal x is uniform between -1 and 1
     uniform = torch.erf(normal(tuple(hidden.shape), rng, hidden.device) / math.sqrt(2))
     return with_noise(hidden, additive * normal(tuple(hidden.shape), rng, hidden.device), multiplicative * uniform)
 

@@ -19,19 +19,20 @@ from hf_mixup.steps.step import Parts
 
 @dataclass(frozen=True)
 class PatchUp(HiddenStep):
-    """PatchUp (Faramarzi et al., AAAI 2022, arXiv:2006.07794; github.com/chandar-lab/PatchUp): blocks of a random layer's maps, drawn for
-    each channel, are mixed with another image's (soft), or taken from it (hard); where the images are chosen, CutMix.
+    """PatchUp (Faramarzi et al., AAAI 2022, arXiv:2006.07794; github.com/chandar-lab/PatchUp): blocks of a random layer's maps are mixed with
+    another image's (soft), or replaced by them (hard). Each channel draws its own blocks. If the images are chosen as layer, it is CutMix.
 
-    Labels are mixed by the share of values that stayed, and of the rest by lam (soft), or wholly (hard). The authors' loss, a sum of three
-    terms with weights 1, is linear in the targets and equals twice the loss of these labels; they take binary cross-entropy of the softmax.
-    Every image has blocks of its own (there, all of a batch share them); blocks are as large as the maps allow, at most `block`. Tokens
-    before the patches, such as a class token, stay.
+    The label's weight is the share of values that stayed; the other values count by lam (soft) or belong to the partner (hard). The authors'
+    loss, a sum of three terms with weights 1, is linear in the targets and equals twice the loss of these labels; they take binary
+    cross-entropy of the softmax. Blocks are as large as the maps allow, at most `block`. Tokens before the patches, such as a class token, stay.
+
+    Deviations: every image draws its own blocks (the authors share them in a batch).
 
     Args:
-        layers: one is chosen for each batch, each as often: 0 for the images, k for the output of stage k, or the name of any module. The
+        layers: one is chosen for each batch, with equal chances: 0 for the images, k for the output of stage k, or the name of any module. The
             authors choose from the images, the first convolution and the first stage.
         hard: swap blocks instead of mixing them.
-        gamma: about the share of values that is changed; 0.75 soft and 0.5 hard in most of the authors' commands, where they mix all or
+        gamma: the approximate share of changed values; 0.75 soft and 0.5 hard in most of the authors' commands, which mix all or
             0.7 of the batches (`mix_rate`).
         block: side of a block, an odd number.
     """
@@ -61,7 +62,7 @@ class PatchUp(HiddenStep):
 
 @dataclass
 class Patched:
-    """A pass's change of maps; `own` (B,) is then the share of the own image in the labels."""
+    """The change of maps in one pass. After it, `own` (B,) is the own image's share of the label."""
 
     step: PatchUp
     draw: Callable
@@ -77,13 +78,13 @@ class Patched:
 
 
 def boxes(step: PatchUp, images: Tensor, rng: torch.Generator) -> Tensor:
-    """(B, 1, H, W): 1 inside of the box of CutMix."""
+    """(B, 1, H, W): 1 inside CutMix's box."""
     size = tuple(images.shape[2:])
     return Boxes(random_boxes(beta(1.0, len(images), rng), size, rng), size).share(images.dtype)[:, None]
 
 
 def blocks(step: PatchUp, maps: Tensor, rng: torch.Generator) -> Tensor:
-    """(B, C, h, w): 1 inside of blocks, whose centres are drawn value by value."""
+    """(B, C, h, w): 1 inside blocks; the centres are drawn independently for each value."""
     side = min(step.block, (min(maps.shape[2:]) - 1) // 2 * 2 + 1)
     chance = block_chance(step.gamma, side, tuple(maps.shape[2:]))
     threshold = torch.special.ndtri(torch.tensor(min(chance, 1.0), dtype=torch.float64)).item()
@@ -92,11 +93,11 @@ def blocks(step: PatchUp, maps: Tensor, rng: torch.Generator) -> Tensor:
 
 
 def block_chance(gamma: float, block: int, size: tuple[int, int]) -> float:
-    """The chance of a value to be a centre, equation of DropBlock (arXiv:1810.12890) with `gamma` in place of 1 - keep_prob."""
+    """The probability that a value is a centre: DropBlock's equation (arXiv:1810.12890) with `gamma` for 1 - keep_prob."""
     height, width = size
     return gamma * height * width / (block**2 * (height - block + 1) * (width - block + 1))
 
 
 def holes(centres: Tensor, block: int) -> Tensor:
-    """Every 1 of (B, C, h, w) as a square with sides of `block`, an odd number."""
+    """Grows every 1 of (B, C, h, w) into a square of side `block`, an odd number."""
     return F.max_pool2d(centres, block, 1, block // 2)

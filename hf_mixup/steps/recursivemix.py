@@ -20,7 +20,7 @@ from hf_mixup.steps.step import MethodState, Parts, Step, StepOutput
 
 
 class RecursiveState(MethodState):
-    """The mixed images of the step before with their targets and logits, and the classifier of regions."""
+    """The mixed images of the previous step with their targets and logits, and the classifier for regions."""
 
     def __init__(self, network: nn.Module, share_fc: bool):
         super().__init__()
@@ -32,7 +32,7 @@ class RecursiveState(MethodState):
             self.register_buffer(name, torch.empty(0))
 
     def remember(self, **rows: Tensor) -> None:
-        """Keeps as many rows as the first batch had, on every process alike: a smaller batch replaces the first of them."""
+        """Keeps as many rows as the first batch had, the same number on every process. A smaller batch replaces the first of them."""
         for name, new in rows.items():
             old, new = getattr(self, name), new.detach()
             if len(old) and old.shape[1:] == new.shape[1:]:
@@ -53,20 +53,21 @@ class RecursiveState(MethodState):
 
 @dataclass(frozen=True)
 class RecursiveMix(Step):
-    """RecursiveMix (Yang et al., NeurIPS 2022, arXiv:2203.06844; github.com/implus/RecursiveMix-pytorch): the mixed images of the
-    step before are pasted, with their soft labels, and their region is to be classified as the network did then.
+    """RecursiveMix (Yang et al., NeurIPS 2022, arXiv:2203.06844; github.com/implus/RecursiveMix-pytorch): pastes the mixed images of the
+    previous step, with their soft labels. The network should classify that region as it classified the whole image then.
 
-    The loss adds `omega (1 - lam)` times the cross-entropy of the region's logits, from RoIAlign on the last feature map and a
-    classifier of its own, to the earlier softmax.
+    The loss adds `omega (1 - lam)` times the cross-entropy between the region's logits and the earlier softmax. The region's logits come from
+    RoIAlign on the last feature map and a classifier of their own. If a layer normalises what is classified, it normalises the region's
+    features too. The very first batch is not mixed. With several repeats of a batch, all mix with the previous step, and the first is
+    remembered. Under DDP all processes use the first process's memory, because DDP shares buffers at every forward.
 
-    The very first batch is not mixed. The authors forget the earlier images at every epoch's start, so that each epoch's first
-    batch is not; here the history goes on, and is part of a checkpoint. It holds random rows of the earlier batch, not the
-    same rows; with shuffled data that makes no difference. Several processes under DDP go on from the first one's, as DDP shares
-    buffers at every forward. With several repeats of a batch, all mix with the step before, and the first is remembered. Where
-    a layer normalises what is classified, it normalises the region's features too.
+    Deviations:
+    1. The memory is kept between epochs and is part of a checkpoint. The authors forget it at the start of every epoch, so the first batch of
+       each epoch is not mixed.
+    2. The memory holds random rows of the earlier batch, not the same rows. With shuffled data this makes no difference.
 
     Args:
-        omega: weight of the region's loss. 0.5 in the paper's ImageNet runs, 0.1 for PyramidNet on CIFAR-10.
+        omega: weight of the region's loss; 0.5 in the paper's ImageNet runs, 0.1 for PyramidNet on CIFAR-10.
         share_fc: classify regions with the network's own classifier.
     """
 
@@ -79,7 +80,7 @@ class RecursiveMix(Step):
     def build(self, parts: Parts, network: nn.Module) -> MethodState:
         if "history" not in parts.sample.needs:
             raise ValueError(
-                f"{parts.name} needs a sample policy that mixes with the step before, got {type(parts.sample).__name__}; take 'recursivepaste'."
+                f"{parts.name} needs a sample policy that mixes with the previous step, got {type(parts.sample).__name__}; use 'recursivepaste'."
             )
         return RecursiveState.for_parts(parts, network, network, self.share_fc)
 
@@ -106,7 +107,7 @@ class RecursiveMix(Step):
         mixed_targets = own[:, None] * targets.float() + other[:, None] * old_targets
         losses = parts.loss(logits, mixed_targets, plan)
         loss = losses.mean()
-        # without a box the region counts nothing, but its classifier stays part of the graph, as on every other process
+        # without a box the region has weight 0, but its classifier stays in the graph, as on every other process
         loss = loss + self.omega * (other * region_loss(region_logits, old_logits)).mean()
         memory = {"images": mixed, "targets": mixed_targets, "logits": logits.float()}
         loss = loss if signals.loss is None else loss + signals.loss
@@ -114,15 +115,15 @@ class RecursiveMix(Step):
 
 
 def region_loss(logits: Tensor, old_logits: Tensor) -> Tensor:
-    """(B,) the cross-entropy of the region's logits to what the network once said of the whole image."""
+    """(B,): the cross-entropy between the region's logits and the earlier softmax of the whole image."""
     return -(old_logits.detach().float().softmax(1) * F.log_softmax(logits.float(), 1)).sum(1)
 
 
 def roi_features(features: Tensor, box: list[int], size: tuple[int, int]) -> Tensor:
-    """RoIAlign of one box for the whole batch, to one place: (B, C) float32 of (B, C, h, w).
+    """RoIAlign of one box, shared by the batch, to one place: (B, C) float32 from features (B, C, h, w).
 
-    As torchvision's with `aligned=True` and an adaptive number of samples, whose bilinear weights fall apart into rows and
-    columns when the box is shared. `box` is `[top, bottom, left, right]` in pixels of images of `size`.
+    The result is torchvision's with `aligned=True` and an adaptive number of samples. For a shared box its bilinear weights separate into rows
+    and columns. `box` is `[top, bottom, left, right]` in pixels of images of `size`.
     """
     with torch.autocast(features.device.type, enabled=False):
         rows, cols = (
@@ -133,7 +134,7 @@ def roi_features(features: Tensor, box: list[int], size: tuple[int, int]) -> Ten
 
 
 def _sampling_weights(start: int, end: int, length: int, places: int) -> Tensor:
-    """(places,) float32: the weight of every place of a line of features in the samples between two pixels of `length`."""
+    """(places,) float32: the weights of a line of features in the samples between pixels `start` and `end` of a line of `length`."""
     low, extent = start * places / length - 0.5, (end - start) * places / length
     count = math.ceil(extent)
     at = low + (torch.arange(count) + 0.5) * extent / max(count, 1)

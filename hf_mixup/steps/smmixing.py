@@ -1,4 +1,4 @@
-"""The step of SMMix: the two parts of the mixture are classified by themselves, and the whole as the clean images say."""
+"""The step of SMMix: it also classifies the two parts of the mixture, and compares the whole with the clean images."""
 
 from __future__ import annotations
 
@@ -19,13 +19,15 @@ from hf_mixup.steps.step import MethodState, Parts, Step, StepOutput
 
 
 class TokenState(MethodState):
-    """A second classifier, for means of patches. The deployed network does without it."""
+    """A second classifier, for means of patches. It is not part of the deployed network."""
 
     def __init__(self, network: nn.Module):
         super().__init__()
         norm = family_of(network).norm
         self.layout = Layout.of(network)
-        self.last = (module_of(network, norm or stage_names(network)[-1]),)  # in a tuple, or it would become a module of the state too
+        self.last = (
+            module_of(network, norm or stage_names(network)[-1]),
+        )  # in a tuple, so that it is not registered as a module of the state
         classifier = classifier_of(network)
         self.token_head = nn.Linear(classifier.in_features, classifier.out_features).to(classifier.weight)
 
@@ -38,12 +40,12 @@ class TokenState(MethodState):
 class SMMixing(Step):
     """The training step of SMMix (arXiv:2212.12977, section 3.3; github.com/ChenMnZ/SMMix), for its sample policy.
 
-    Beside the loss of the mixture there are a fine-grained one, the mean of the losses of the two parts, whose patches are pooled
-    by the mask and classified by a head of their own, and a consistency loss, the divergence from the mixed logits of the clean
-    images. Both have weight 1 in the official code. OpenMixup trains on the mixture's loss alone.
+    It adds two losses to the loss of the mixture. The fine-grained loss is the mean loss of the two parts: their patches are pooled by the mask
+    and classified by a second head. The consistency loss is the divergence from the mixed logits of the clean images. Both have weight 1 in the
+    official code. OpenMixup trains on the mixture's loss only.
 
     Args:
-        fine, consistency: weights of the two; with both 0 only the mixture is trained on.
+        fine, consistency: weights of these losses; with both 0 only the mixture's loss is used.
     """
 
     fine: float = 1.0
@@ -72,19 +74,19 @@ class SMMixing(Step):
 
 
 def pooled_parts(tokens: Tensor, plan: MixPlan) -> Tensor:
-    """(B, K, C) float32: the mean of the tokens (B, C, h, w) of every source's part of the mixture."""
+    """(B, K, C) float32: the mean of the tokens (B, C, h, w) over each source's part of the mixture."""
     mask = plan.dense_mask(tuple(tokens.shape[2:])).flatten(2)
     with torch.autocast(tokens.device.type, enabled=False):
         return mask @ tokens.float().flatten(2).mT / mask.sum(2, keepdim=True).clamp(min=1)
 
 
 def fine_grained_loss(logits: Tensor, plan: MixPlan, targets: Tensor, loss: Loss) -> Tensor:
-    """The mean over sources of the losses of their parts, (B, K, num_labels), each with the whole target of the source."""
+    """The mean loss of the parts; `logits` are (B, K, num_labels), and each part has its source's whole target."""
     sources = targets[plan.index]
     return torch.stack([loss(logits[:, k], sources[:, k]) for k in range(sources.shape[1])]).mean()
 
 
 def consistency_loss(logits: Tensor, clean: Tensor, plan: MixPlan) -> Tensor:
-    """The divergence of the prediction from that of the clean images' logits, mixed by area before the softmax."""
+    """The divergence between the prediction and that of the clean images, whose logits are mixed by area before the softmax."""
     mixed = (plan.weight[:, :, None] * clean.float()[plan.index]).sum(1)
     return F.kl_div(logits.float().log_softmax(1), mixed.softmax(1), reduction="batchmean")

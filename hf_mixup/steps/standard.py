@@ -1,4 +1,4 @@
-"""The step of nearly every method: plan, blend, forward, weigh the labels, loss."""
+"""The step of nearly every method: plan, blend, forward, set label weights, loss."""
 
 from __future__ import annotations
 
@@ -38,32 +38,32 @@ class Standard(Step):
         plan = parts.plan(images, key.own_rng(), signals)
         mixed = blend(plan, images)
         with state.watching(signals, mixed):
-            # the labels stay here: given soft ones, a Hugging Face model would switch to BCE and keep that in its config
+            # labels are not passed on: with soft labels, a Hugging Face model switches to BCE and keeps that in its config
             logits = logits_of(network, mixed, mix_others(plan, signals.others))
         return finish(parts, plan, logits, targets, signals)
 
 
 def check_whole_images(parts: Parts, instead: str, pairs: bool = True) -> None:
-    """Refuses a sample policy with masks, or of more than two images, where a step cannot do with those."""
+    """Raises ValueError for a sample policy with masks, or with more than two images, if the step cannot use it."""
     batch, classes = torch.zeros(2, 3, 32, 32), len(getattr(parts.sample, "class_counts", None) or (1, 1))
     signals = Signals(images=batch, targets=torch.eye(2, classes))
     plan = None if parts.sample.needs - OF_THE_BATCH else parts.sample.plan(batch.shape, keyed(0), signals)
     if plan is None or not isinstance(plan.mask, Share) or (pairs and plan.index.shape[1] != 2):
         raise ValueError(
             f"{parts.name} needs a sample policy that mixes {'pairs of ' if pairs else ''}whole images, "
-            f"got {type(parts.sample).__name__}; take {instead!r}."
+            f"got {type(parts.sample).__name__}; use {instead!r}."
         )
 
 
 def relabelled(parts: Parts, plan: MixPlan, logits: Tensor, targets: Tensor, signals: Signals) -> MixPlan:
-    """The plan with the label policy's weights, for which it may look at the prediction as well."""
+    """The plan with the label policy's weights, which may depend on the prediction."""
     signals.update(logits=logits, targets=targets)
     seen = Signals(signals.device, **{**signals, **signals.for_label})
     return plan.reweighted(parts.label.weights(plan, seen))
 
 
 def finish(parts: Parts, plan: MixPlan, logits: Tensor, targets: Tensor, signals: Signals) -> StepOutput:
-    """From logits to the loss, which every step that mixes once ends with."""
+    """From logits to the loss: the end of every step that mixes once."""
     plan = relabelled(parts, plan, logits, targets, signals)
     mixed = mix_targets(plan, targets)
     losses = parts.loss(logits, mixed, plan)

@@ -23,7 +23,7 @@ from hf_mixup.networks.teachers import Teacher
 
 
 class Parts(NamedTuple):
-    """What a step is given of its method."""
+    """The parts of a method that a step gets."""
 
     name: str
     sample: SamplePolicy
@@ -31,21 +31,21 @@ class Parts(NamedTuple):
     loss: Loss
 
     def plan(self, images: Tensor, rng: torch.Generator, signals: Signals) -> MixPlan:
-        """What to do with `images` (B, C, H, W), or another input that has planes; on their device."""
+        """The plan for `images` (B, C, H, W), or another input that has planes, on their device."""
         return self.sample.plan(plane_shape(images.shape), rng, signals).to(images.device)
 
 
 class StepOutput(NamedTuple):
-    """One training step of a batch.
+    """The result of a training step.
 
     Attributes:
-        loss: scalar, float32: the mean of `losses`, and what the step adds to it.
-        losses: (B,) float32, of every mixture by itself; r * B of a step with r rows of each image (`KeepClean`), as all that follow.
-        logits: (B, num_labels), of the mixed images.
+        loss: scalar, float32: the mean of `losses`, plus the step's additional losses.
+        losses: (B,) float32, one for each mixture. A step with r rows of each image (`KeepClean`) has r * B here and below.
+        logits: (B, num_labels) of the mixed images.
         targets: (B, num_labels) float32, the mixed targets.
-        lam: (B,) float32, the labels' share of the own image.
-        plan: what was mixed with what in the first B rows, where one plan says it.
-        memory: what the state is to remember of this step, by name; see `MethodState.remember`.
+        lam: (B,) float32, the own image's share of the label.
+        plan: the plan of the first B rows, if there is one plan for them.
+        memory: tensors that the state will remember, by name; see `MethodState.remember`.
     """
 
     loss: Tensor
@@ -58,10 +58,10 @@ class StepOutput(NamedTuple):
 
 
 class MethodState(nn.Module):
-    """What a method keeps beside the network: teachers, mixers, heads, buffers. Saved, moved and trained with the model.
+    """What a method keeps beside the network: teachers, mixers, heads, buffers. It is saved, moved and trained with the model.
 
-    It also takes the signals that the method's policies need, from the network or from their frozen teachers. A signal that both
-    policies need is taken once, unless the label policy takes it in another way, such as from a teacher of its own.
+    It also collects the signals that the method's policies need, from the network or from their frozen teachers. A signal that both
+    policies need is computed once, unless the label policy has other settings for it, such as its own teacher.
     """
 
     def __init__(self):
@@ -69,15 +69,15 @@ class MethodState(nn.Module):
         self.teachers = nn.ModuleDict()
         self.early: dict[tuple[str, str], EarlySignal] = {}
         self.late: dict[str, LateSignal] = {}
-        # while a step runs: columns of the batch that the policies read beside images and targets, and what the network takes beside them
+        # while a step runs: columns of the batch that the policies read, and the network's other inputs, by name
         self.columns: Mapping[str, Tensor] = {}
         self.others: Mapping[str, Tensor] = {}
-        # filled with the images of every mixed pass, while somebody asks for them
+        # receives the images of every mixed pass while it is a list
         self.passed: list[Tensor] | None = None
 
     @classmethod
     def for_parts(cls, parts: Parts, network: nn.Module, *args: Any) -> Self:
-        """Raises ValueError when the network, or a teacher, cannot give what the policies need."""
+        """The state for a method. Raises ValueError if the network, or a teacher, cannot give the signals that the policies need."""
         state = cls(*args)
         for part, policy in (("sample", parts.sample), ("label", parts.label)):
             source = network
@@ -108,7 +108,7 @@ class MethodState(nn.Module):
 
     @contextmanager
     def watching(self, signals: Signals, images: Tensor) -> Iterator[None]:
-        """Inside, the mixed images are to pass; at the end what was seen of that pass is added to the signals."""
+        """Context manager for the pass of the mixed images. At its end the signals of that pass are added to `signals`."""
         if self.passed is not None:
             self.passed.append(images)
         taps = {name: signal.taps(tuple(planes(images).shape[2:])) for name, signal in self.late.items()}
@@ -119,11 +119,11 @@ class MethodState(nn.Module):
             signals[name] = signal.value([next(values) for _ in taps[name]])
 
     def remember(self, **rows: Tensor) -> None:
-        """Keeps what later steps need of this one. Called once a step, after all repeats of it."""
+        """Keeps tensors for later steps. Called once a step, after all its repeats."""
 
     @property
     def changed(self) -> list[nn.Module]:
-        """Modules of the network in training whose output is changed in a pass."""
+        """Modules of the network in training whose output changes in a pass."""
         return []
 
     @property
@@ -134,18 +134,18 @@ class MethodState(nn.Module):
 
 
 def _differs(label: LabelPolicy, sample: SamplePolicy) -> bool:
-    """Whether the label policy itself says how its signals are to be taken, and says something else than the sample policy."""
+    """Whether the label policy has its own settings for its signals, different from those of the sample policy."""
     ways = {"teacher", "teacher_size", "scores", "clean_lam"} & {field.name for field in dataclasses.fields(label)}
     return any(getattr(label, way) != getattr(sample, way) for way in ways)
 
 
 class Step(ABC):
-    """From a clean batch to a loss. Subclasses are frozen dataclasses; what they learn or remember lives in their state.
+    """From a clean batch to a loss. Subclasses are frozen dataclasses; what they learn or remember is in their state.
 
     Attributes:
-        takes_tokens: whether it mixes inside of a network for texts, which is given numbers of words.
-        views: of every image that a step is given: 1 with labels, 2 in pre-training, whose images are (B, 2, C, H, W).
-        takes_others: whether `run` gives the network `others` of the signals as well, mixed by `mix_others`.
+        takes_tokens: whether it mixes inside a network for texts, whose input are token ids.
+        views: number of views of each image that a step gets: 1 with labels, 2 in pre-training, where images are (B, 2, C, H, W).
+        takes_others: whether `run` passes the network's other inputs, `others` of the signals, on to it, mixed by `mix_others`.
     """
 
     views: ClassVar[int] = 1
@@ -154,12 +154,12 @@ class Step(ABC):
 
     @property
     def rows(self) -> tuple[bool, ...] | None:
-        """Where images alone make the batch that passes: what it holds of every image, True for a mixture, False for the clean one.
+        """The rows of each image in a batch, if the batch can be made from images only: True for a mixture, False for the clean image.
         None for a step that needs the model."""
         return None
 
     def build(self, parts: Parts, network: nn.Module) -> MethodState:
-        """The state of the method. Raises ValueError when the network cannot serve it."""
+        """The state of the method. Raises ValueError if the network does not fit."""
         return MethodState.for_parts(parts, network)
 
     @abstractmethod
@@ -168,11 +168,11 @@ class Step(ABC):
 
         Args:
             parts: the policies and the loss of the method.
-            state: what `build` gave for this network.
+            state: the result of `build` for this network.
             network: the image classifier in training.
             images: (B, C, H, W), or another main input of the network in its own shape, such as spectrograms or videos.
             targets: (B, num_labels) float32, one-hot or soft.
-            key: the place of the batch in the run, from which everything random follows.
+            key: the place of the batch in the run; all random draws depend on it.
         """
 
     def deployed(self, state: MethodState, network: nn.Module) -> nn.Module:
@@ -182,4 +182,4 @@ class Step(ABC):
     def after_optimizer_step(  # noqa: B027, most steps have nothing to do
         self, state: MethodState, network: nn.Module, step: int, total_steps: int
     ) -> None:
-        """What follows the weights, such as an EMA teacher. `step` optimizer steps were done before this one."""
+        """Updates what follows the weights, such as an EMA teacher. `step` optimizer steps were done before this one."""

@@ -19,12 +19,12 @@ from hf_mixup.steps.step import MethodState, Parts, Step, StepOutput
 
 
 class UncertaintyState(MethodState):
-    """A second classifier, which says how uncertain the first one is. The deployed network does without it."""
+    """A second classifier for the uncertainty of the first. It is not part of the deployed network."""
 
     def __init__(self, network: nn.Module):
         super().__init__()
         classifier = classifier_of(network)
-        self.classifier = (classifier,)  # in a tuple, or it would become a module of the state too
+        self.classifier = (classifier,)  # in a tuple, so that it is not registered as a module of the state
         self.uncertainty = nn.Linear(classifier.in_features, classifier.out_features).to(classifier.weight)
 
     @property
@@ -34,16 +34,19 @@ class UncertaintyState(MethodState):
 
 @dataclass(frozen=True)
 class SUMix(Step):
-    """SUMix (Qin et al., ECCV 2024, arXiv:2407.07805; github.com/JinXins/SUMix): labels by how far the mixture is from either image
-    in what the network says of them, and a loss on its uncertainty. For any sample policy of two images.
+    """SUMix (Qin et al., ECCV 2024, arXiv:2407.07805; github.com/JinXins/SUMix): label weights that follow how far the prediction for the
+    mixture is from the prediction for each image, plus a loss on its uncertainty. It works with any sample policy of two images.
 
-    The clean images pass as well, with gradients: a step costs twice as much. As in the authors' code semantic distances are
-    multiplied by the size of the batch. Deviations: each sample's own share weighs its own loss (there, each share the mean loss of
-    the batch); every image may have a lam of its own.
+    The clean images pass too, with gradients, so a step costs twice as much. As in the authors' code, semantic distances are multiplied by the
+    size of the batch.
+
+    Deviations:
+    1. Each sample's own weight multiplies its own loss (in the authors' code, each weight multiplies the mean loss of the batch).
+    2. Every image may have its own lam.
 
     Args:
         gamma: weight of the loss on the uncertainty: 0.5 for CIFAR-100, CUB and ImageNet, 1 for Tiny-ImageNet.
-        normalise: whether uncertainties are normalised, to a softmax of length 1; not on ImageNet.
+        normalise: whether uncertainties are normalised, to a softmax of length 1. The authors do not do so on ImageNet.
     """
 
     takes_others: ClassVar[bool] = True
@@ -69,7 +72,9 @@ class SUMix(Step):
         signals = state.before(images, targets)
         plan = parts.plan(images, key.own_rng(), signals)
         if plan.index.shape[1] != 2:
-            raise ValueError(f"{parts.name} weighs two images, got the plan of {type(parts.sample).__name__}; take one of pairs.")
+            raise ValueError(
+                f"{parts.name} weighs two images, got the plan of {type(parts.sample).__name__}; use a sample policy of pairs."
+            )
         clean, (clean_feature,) = watched(network, images, [input_of(*state.classifier)], signals.others)
         mixed_images = blend(plan, images)
         with state.watching(signals, mixed_images):
@@ -87,9 +92,9 @@ class SUMix(Step):
 
 
 def semantic_distances(logits: Tensor, clean: Tensor, index: Tensor, classes: Tensor) -> Tensor:
-    """(B, 2, num_labels): how the prediction for a mixture differs from that for either image without the other's class.
+    """(B, 2, num_labels): the difference between the prediction for a mixture and that for each image, without the other image's class.
 
-    Softmax of the differences, to length 1, times the size of the batch. No gradients.
+    It is the softmax of the differences, scaled to length 1, times the size of the batch. No gradients.
     """
     mixed, alone = (value.detach().float().softmax(1) for value in (logits, clean))
     other = F.one_hot(classes.flip(1), logits.shape[1])  # (B, 2, num_labels)
@@ -97,8 +102,8 @@ def semantic_distances(logits: Tensor, clean: Tensor, index: Tensor, classes: Te
 
 
 def weighed(weight: Tensor, distance: Tensor, classes: Tensor) -> Tensor:
-    """(B, 2): shares that shrink with the distance from the image at its own class, and sum to 1."""
-    # in logarithms: the distance grows with the batch, and e to the power of it is soon nothing
+    """(B, 2), summing to 1: each share falls with the distance from its image, at the image's own class."""
+    # in logarithms, because the distance grows with the batch and its exponential would underflow
     own = distance.gather(2, classes[:, :, None])[:, :, 0]
     return (weight.log() - own).softmax(1)
 
@@ -108,7 +113,7 @@ def uncertainties(logits: Tensor, normalise: bool) -> Tensor:
 
 
 def uncertainty_loss(distance: Tensor, clean: Tensor, mixed: Tensor, plan: MixPlan, classes: Tensor) -> Tensor:
-    """The mixed cross-entropy of `exp(-(uncertainty + distance))`, taken as logits; the uncertainty is the image's and the mixture's.
+    """The mixed cross-entropy with `exp(-(uncertainty + distance))` as logits; the uncertainty is that of the image and of the mixture.
 
     `clean` and `mixed` are (B, num_labels). Gradients reach the uncertainties only.
     """

@@ -22,7 +22,7 @@ from hf_mixup.steps.step import MethodState, Parts, Step, StepOutput
 
 
 class SuperState(MethodState):
-    """The frozen teacher, where one is named."""
+    """The frozen teacher, if one is given."""
 
     def __init__(self, repo_or_folder: str | None):
         super().__init__()
@@ -31,24 +31,25 @@ class SuperState(MethodState):
 
 @dataclass(frozen=True)
 class SuperMix(Step):
-    """SuperMix (Dabouei et al., CVPR 2021, arXiv:2003.05034; github.com/alldbi/SuperMix): masks are searched for which a teacher
-    sees in the mixture just the classes that it sees in the images, in the shares that were drawn.
+    """SuperMix (Dabouei et al., CVPR 2021, arXiv:2003.05034; github.com/alldbi/SuperMix): searches for masks with which a teacher sees exactly
+    the classes of the images in the mixture, in the drawn shares.
 
-    A few Newton steps on small mask logits make the teacher's prediction of the mixture that soft label, and the masks binary.
-    The authors do so once, ahead of the training, and keep the mixtures that succeed; here it is done for every batch, and
-    all are kept, those of the same class too, which cannot succeed. As in their distillation, the clean batch is trained on
-    as well. Costs up to `max_iter + 1` forward and `max_iter` backward passes of the teacher a step.
+    A few Newton steps on small mask logits make the teacher's prediction match that soft label, and the masks binary. As in the authors'
+    distillation, the clean batch is trained on too. A step costs up to `max_iter + 1` forward and `max_iter` backward passes of the teacher.
+
+    Deviations: the search is done for every batch, and all mixtures are kept, also those of one class, for which it cannot succeed (the
+    authors search once before training, and keep the mixtures that succeed).
 
     Args:
         teacher: Hub id or folder of a frozen image classifier; None for the network in training.
-        target: `shares` labels the mixture with the images' own labels in the drawn shares; `teacher` with the class that
+        target: `shares` gives the mixture the images' own labels in the drawn shares; `teacher` gives the class that
             the teacher sees in it, as in the authors' distillation.
         mask_size: side of the mask logits; 8 on CIFAR, 16 on ImageNet.
-        sigma: of the Gaussian that smooths their gradient; 1 on CIFAR, 2 on ImageNet.
-        lambda_s: weight of binary masks.
-        max_iter: Newton steps at most.
-        tol: the search ends when no larger share of the batch is unfinished.
-        clean_lam: weight of the clean images' loss.
+        sigma: width of the Gaussian that smooths their gradient; 1 on CIFAR, 2 on ImageNet.
+        lambda_s: weight of the term for binary masks.
+        max_iter: largest number of Newton steps.
+        tol: the search ends when at most this share of the batch is unfinished.
+        clean_lam: weight of the loss on the clean images.
     """
 
     teacher: str | None = None
@@ -67,7 +68,7 @@ class SuperMix(Step):
         check_between(0, 1, tol=self.tol)
         check_between(0, float("inf"), lambda_s=self.lambda_s, clean_lam=self.clean_lam)
         if self.target == "teacher" and self.teacher is None:
-            raise ValueError("a teacher is needed to label by the target 'teacher', got None; name one, or take the target 'shares'.")
+            raise ValueError("the target 'teacher' needs a teacher, got None; set teacher, or set target='shares'.")
 
     def build(self, parts: Parts, network: nn.Module) -> MethodState:
         check_whole_images(parts, "dirichletsets", pairs=False)
@@ -75,8 +76,8 @@ class SuperMix(Step):
         classes = network.config.num_labels
         if self.target == "teacher" and state.teacher.network.config.num_labels != classes:
             raise ValueError(
-                f"a teacher that labels must know the {classes} classes of the network, got {self.teacher} with "
-                f"{state.teacher.network.config.num_labels}; fine-tune it first, or take the target 'shares'."
+                f"a teacher that gives labels must have the {classes} classes of the network, got {self.teacher} with "
+                f"{state.teacher.network.config.num_labels}; fine-tune it first, or set target='shares'."
             )
         return state
 
@@ -104,14 +105,14 @@ class SuperMix(Step):
 
 @dataclass(frozen=True, eq=False)
 class Found:
-    """What the search ended with.
+    """The result of the search.
 
     Attributes:
-        mask: (B, K, H, W), of which `mask_logits` (B, K, w, w) are the origin.
-        logits: (B, classes), the teacher's for the mixture.
-        soft: (B, classes), what the teacher was to see.
-        success: (B,) bool, whether the classes it sees are those.
-        steps: how many were made.
+        mask: (B, K, H, W), made from `mask_logits` (B, K, w, w).
+        logits: (B, classes), the teacher's logits for the mixture.
+        soft: (B, classes), the soft label that the teacher should predict.
+        success: (B,) bool, whether it predicts those classes.
+        steps: number of steps made.
     """
 
     mask: Tensor
@@ -134,9 +135,9 @@ def search(
     max_iter: int,
     tol: float,
 ) -> Found:
-    """The masks for the sets `index` (B, K) in the shares `share` (B, K). Waits for the device once a step, to end early.
+    """Searches masks for the sets `index` (B, K) with the shares `share` (B, K). To end early, it waits for the device once a step.
 
-    `teacher` gives logits; only gradients of the masks are taken.
+    `teacher` gives logits; gradients are computed for the masks only.
     """
     images, size = images.detach(), tuple(images.shape[2:])
     batch, count = index.shape
@@ -160,7 +161,7 @@ def search(
         error = active * (divergence + lambda_s * (mask * (mask - 1)).abs().mean((1, 2, 3)))
         gradient = torch.autograd.grad(error.sum(), mask_logits)[0]
         direction = smoothed(gradient, sigma)
-        # where the error, were it linear, would be zero
+        # the step at whose end a linear error would be zero
         length = (error.detach().abs() / ((gradient * direction).sum((1, 2, 3)) + 1e-10)).clamp(1e-4, 2000) * active
         mask_logits = (mask_logits - length[:, None, None, None] * direction).detach().requires_grad_()
         mask, logits = look(mask_logits)
@@ -177,7 +178,7 @@ def masks(mask_logits: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def smoothed(maps: Tensor, sigma: int) -> Tensor:
-    """(B, K, w, w) under a Gaussian of 5 sigma width, with zeros around."""
+    """Maps (B, K, w, w), blurred by a Gaussian that is 5 sigma wide, with zero padding."""
     if sigma == 0:
         return maps
     width = 5 * sigma

@@ -1,4 +1,4 @@
-"""The step of AdAutoMix: the mixer learns to make the student's task hard, by turns."""
+"""The step of AdAutoMix: in some steps the mixer learns to make the teacher's task hard."""
 
 from __future__ import annotations
 
@@ -21,26 +21,27 @@ from hf_mixup.steps.step import Parts
 
 @dataclass(frozen=True)
 class AdversarialMixing(MixerStep):
-    """AdAutoMix (Qin et al., ICLR 2024, arXiv:2312.11954; github.com/JinXins/Adversarial-AutoMixup): masks that challenge.
+    """AdAutoMix (Qin et al., ICLR 2024, arXiv:2312.11954; github.com/JinXins/Adversarial-AutoMixup): learned masks that make mixtures hard.
 
-    As AutoMix (see `LearnedMixing`), but of any number of images, without a loss on the masks' area, and every `adv_interval`-th
-    step the mixer gets `-beta L + (1 - beta) c` in the place of the teacher's loss L on its mixtures: c is how similar the
-    teacher's logits of a mixture are to those of its images. So the mixer makes mixtures hard and unlike their sources. The
-    sample policy draws images and shares; `MultiMixup(alpha=1, mode="batch")` is the published one. Of three images or more,
-    mixer and student share one draw of shares, and the student is also trained on the plain linear mixture.
+    It is AutoMix (see `LearnedMixing`) for any number of images, without the loss on the masks' area. In every `adv_interval`-th step the mixer
+    gets `-beta L + (1 - beta) c` instead of the teacher's loss L on its mixtures. Here c is the similarity between the teacher's logits of a
+    mixture and those of its images. So the mixer makes mixtures hard and unlike their sources. The sample policy draws images and shares;
+    `MultiMixup(alpha=1, mode="batch")` is the published one. With three or more images, mixer and student share one draw of shares, and the
+    student is also trained on the plain linear mixture.
 
-    Deviations from the authors' code: which steps are adversarial follows from the number of optimizer steps, where a counter in the
-    network would be lost on resuming; the clean images' logits for c are those of the pass that gives the features, where every
-    image of the mixture costs a pass of its own (the same numbers, but the teacher's batch norms see clean images once a step).
-    OpenMixup's port turns the comparison of `lam_margin` round for three images and so trains on the plain mixture nearly always;
-    we follow the authors.
+    Deviations from the authors' code:
+    1. The number of optimizer steps decides which steps are adversarial. (A counter in the network, as there, would be lost on resuming.)
+    2. The clean images' logits for c come from the pass that gives the features. (There, every image of the mixture has its own pass. The
+       numbers are the same, but here the teacher's batch norms see clean images only once a step.)
+    3. `lam_margin` follows the authors. (OpenMixup's port reverses its comparison for three images, so it nearly always trains on the plain
+       mixture.)
 
     Args:
         stage, mixer, lam_margin, switch_off, momentum, end_momentum, momentum_scope, momentum_warmup, eval_net: see `MixerStep`.
-        reduction, lam_concat, attention_norm, upsampling: of the mixer, see `AdaptiveMask`.
-        beta: weight of the loss against the similarity, the papers' beta: CIFAR 0.3, Tiny-ImageNet 0.4, ImageNet 0.1.
-        adv_interval: one step of so many is adversarial, the first one included; 1 makes all so.
-        keep_similar: turns the sign of c round, so that mixtures stay like their images: what the paper says of that term.
+        reduction, lam_concat, attention_norm, upsampling: settings of the mixer, see `AdaptiveMask`.
+        beta: weight of the loss against the similarity, the paper's beta: CIFAR 0.3, Tiny-ImageNet 0.4, ImageNet 0.1.
+        adv_interval: one of this many steps is adversarial, starting with the first; 1 makes all adversarial.
+        keep_similar: reverses the sign of c, so that mixtures stay similar to their images, as the paper describes that term.
         mixup_ratio: share of the linear mixture in the student's loss on clean images, for three images or more.
     """
 
@@ -104,6 +105,6 @@ class AdversarialMixing(MixerStep):
 
 
 def similarity(logits: Tensor, clean_logits: Tensor, plan: MixPlan) -> Tensor:
-    """The mean cosine between logits (B, num_labels) of mixtures and those of their images, weighed by the shares. A scalar."""
+    """A scalar: the mean cosine between the logits (B, num_labels) of mixtures and of their images, weighted by the shares."""
     cosines = F.cosine_similarity(logits.float()[:, None], clean_logits.float()[plan.index], dim=2)
     return (plan.weight * cosines).sum(1).mean()

@@ -22,14 +22,14 @@ from hf_mixup.steps.step import Parts
 SCHEDULES = ("constant", "cosine")
 
 
-# -- the schedule of the mask loss: a function of the step, so that nothing has to be remembered -----------------------------
+# -- the schedule of the mask loss: a function of the step, so it needs no state -----------------------------
 
 
 def decay(schedule: str, step: int, total_steps: int, *, compounding: bool = False) -> float:
-    """What is left of the weight of the mask loss: 1 at the start. Without a known length of the run it stays there.
+    """The factor of the mask loss: 1 at the start. If the length of the run is unknown it stays 1.
 
-    `compounding` multiplies the cosine factors of all steps so far: OpenMixup's hook reads back the value that it wrote.
-    The weight falls to 1/e after 1.3 % of a run of 500,400 steps, so the mask loss is a warm-up there.
+    `compounding` multiplies the cosine factors of all steps so far, because OpenMixup's hook reads back the value that it wrote. The
+    weight falls to 1/e after 1.3 % of a run of 500,400 steps, so the mask loss is only a warm-up there.
     """
     if schedule == "constant" or total_steps == 0:
         return 1.0
@@ -51,32 +51,35 @@ def _compounded(total_steps: int) -> Tensor:
 class LearnedMixing(MixerStep):
     """AutoMix (Liu et al., ECCV 2022, arXiv:2103.13027) and SAMix (Li et al., arXiv:2111.15454): learned masks.
 
-    github.com/Westlake-AI/openmixup is the authors' code. A Mix Block turns a teacher's features of two images into masks. The
-    teacher, an exponential moving average of the student, sees images mixed for the mixer, and its loss, with one on the area of
-    the masks, trains the mixer alone. The student sees the clean batch, for a head of its own, and images mixed by the same mixer
-    without gradients. So all is one forward and one backward pass; no parameter gets gradients from both sides.
+    github.com/Westlake-AI/openmixup is the authors' code. A Mix Block turns a teacher's features of two images into masks. The teacher is an
+    EMA of the student. It sees images that are mixed for the mixer; its loss, and a loss on the area of the masks, train only the mixer. The
+    student sees the clean batch, for a second head, and images mixed by the same mixer without gradients. So a step has one forward and one
+    backward pass, and no parameter gets gradients from both sides.
 
-    The method's sample policy draws pairs and lam, anew for student and mixer; its own masks are used where lam is within
-    `lam_margin` of 0 or 1. `Mixup(alpha=2, mode="batch")` is the published one: one lam a batch. With a lam for every image the
-    masks' areas are also held to it image by image. Labels are weighed by the lam drawn, never by the area that came out.
+    The method's sample policy draws pairs and lam, separately for student and mixer. Its own masks are used if lam is within `lam_margin` of
+    0 or 1. `Mixup(alpha=2, mode="batch")` is the published one, with one lam for the batch. If every image has its own lam, the loss on the
+    masks' area is computed for each image too. The label's weight is the drawn lam, never the area of the mask.
 
-    Deviations from OpenMixup: the teacher starts with the student's buffers (there: fresh ones); its momentum is warmed up, or a
-    short run would evaluate little more than fresh weights (`momentum_warmup=False` for the published one); the student's masks
-    are computed without gradients (there: detached after); both pairings avoid fixed points under `no_repeat`, not one of them.
+    Deviations from OpenMixup:
+    1. The teacher starts with the student's buffers (there, with fresh ones).
+    2. The teacher's momentum is warmed up. Otherwise a short run would evaluate nearly fresh weights. `momentum_warmup=False` is the
+       published form.
+    3. The student's masks are computed without gradients (there, they are detached later).
+    4. With `no_repeat` no image is paired with itself in either pairing (there, in only one of them).
 
     Args:
         stage, mixer, lam_margin, switch_off, momentum, end_momentum, momentum_scope, momentum_warmup, eval_net: see `MixerStep`.
         reduction, lam_input, lam_mul_k, value_neck, value_norm, value_dropout, x_qk_concat, x_v_concat, attention_norm, upsampling:
-            of the mixer, see `MixBlock`. Several `lam_mul_k` or `upsampling` are chosen from at random for every mask.
+            settings of the mixer, see `MixBlock`. With several `lam_mul_k` or `upsampling`, each mask draws one.
         mask_loss: weight of the loss on the masks' area.
         mask_loss_mode: `L1`, `L1+Variance`, `L2+Variance` or `Sparsity`.
         mask_loss_margin: how far the area may be from lam.
         mask_loss_schedule: `constant` (CIFAR, Tiny-ImageNet), or `cosine` to 0 (all other published runs).
-        mask_adjust: probability of bringing the student's masks to the area of its lam.
-        as_published: two bugs of OpenMixup that its tables were trained with. Its `cosine` compounds, so that the loss on the masks' area
-            is a short warm-up, see `decay`; and `mask_adjust` takes the mixer's lam, so that masks are of one area and labels of another.
+        mask_adjust: probability that the student's masks are scaled to the area of its lam.
+        as_published: repeats two bugs of OpenMixup that its tables were trained with. Its `cosine` compounds, so the loss on the masks' area is
+            a short warm-up, see `decay`. Its `mask_adjust` takes the mixer's lam, so the area of the masks differs from the labels.
         no_repeat: an image is never mixed with itself (CUB, Aircraft).
-        onehot_weight, mix_weight, mixer_weight: of the student's loss on clean images, its loss on mixed ones, and the teacher's.
+        onehot_weight, mix_weight, mixer_weight: weights of the student's loss on clean images, its loss on mixed images, and the teacher's loss.
     """
 
     reduction: int = 2

@@ -1,4 +1,4 @@
-"""What AutoMix, SAMix and AdAutoMix share: a teacher that follows the student, and a mixer that learns through it."""
+"""The common part of AutoMix, SAMix and AdAutoMix: an EMA teacher, and a mixer that learns from the teacher's loss."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ EVAL_NETS = ("teacher_onehot", "teacher_mix", "student_onehot", "student_mix")
 
 @dataclass(frozen=True, eq=False)
 class Drawn:
-    """What a step is to do: two plans, as (the student's, the mixer's) like all pairs here, and what the mixer is to do.
+    """The draws of a step: two plans and the mixer's settings. All pairs are (the student's, the mixer's).
 
     Attributes:
-        settings: what else the mixer is given for either.
+        settings: further arguments of the mixer, for each of the two.
         keep: whether the teacher sees mixed images.
-        adjust_to: whose lam the area of the student's masks is brought to, as a place in `plans`; None for nobody's.
-        mask_weight: of the loss on the masks' area (AutoMix).
-        adversarial: whether the mixer makes it hard for the teacher (AdAutoMix).
+        adjust_to: index in `plans` of the lam to which the area of the student's masks is scaled; None does not scale.
+        mask_weight: weight of the loss on the masks' area (AutoMix).
+        adversarial: whether the mixer makes the teacher's task hard (AdAutoMix).
     """
 
     plans: tuple[MixPlan, MixPlan]
@@ -44,29 +44,29 @@ class Drawn:
 
     @property
     def one_lam(self) -> bool:
-        """Whether the mixer's plan has one lam for the whole batch. Ask on the CPU."""
+        """Whether the mixer's plan has one lam for the whole batch. Read it on the CPU."""
         weight = self.plans[1].weight
         return bool((weight == weight[:1]).all())
 
 
 @dataclass(frozen=True)
 class MixerStep(Step):
-    """A mixer turns a teacher's features of several images into masks; the teacher is an exponential moving average of the student.
+    """A mixer turns a teacher's features of several images into masks; the teacher is an EMA of the student.
 
     Args:
-        stage: of the network whose features the mixer sees: its name, or its place, from 0, or from the end if negative. None for
-            the last one with larger maps than the final ones, and the middle block of a plain vision transformer, as published
-            (but Swin: published is -2 of transformers' model, maps as small as the final ones).
-        mixer: folder or Hub id of a trained mixer, used frozen; its own settings then replace those of the step, and the teacher's
-            pass on mixed images, which would train nothing, is left out.
-        lam_margin: the plan's own masks stand in for the student's where the own image's share is this near 0 or 1; 0 for learned
-            masks at every lam.
-        switch_off: probability that the teacher sees mixed images in a step (the name is OpenMixup's, and sounds like the
-            opposite): 0.8 skips a fifth of the steps. The choice is the same on all processes.
-        momentum, end_momentum, momentum_scope, momentum_warmup: of the teacher, see `ema_momentum`. A momentum of 1.0 keeps the
-            teacher as it is.
-        eval_net: the network that is evaluated and saved, and by which of its heads. The published numbers are the best of the
-            four; with a learning rate that ends high (CIFAR) the student is 7 to 8 points behind.
+        stage: of the network, whose features the mixer sees: its name, or its index, from 0, negative from the end. None takes the last
+            stage whose maps are larger than the final ones, and the middle block of a plain vision transformer, as published. (Swin is an
+            exception: published is -2 of transformers' model, whose maps are as small as the final ones.)
+        mixer: folder or Hub id of a trained mixer, used frozen. Its own settings then replace those of the step. The teacher's pass on mixed
+            images is left out, since it would train nothing.
+        lam_margin: the plan's own masks replace the student's if the own image's share is this close to 0 or 1. 0 uses learned masks at
+            every lam.
+        switch_off: probability that the teacher sees mixed images in a step. (The name is OpenMixup's, and suggests the
+            opposite.) 0.8 skips a fifth of the steps. The choice is the same on all processes.
+        momentum, end_momentum, momentum_scope, momentum_warmup: of the teacher, see `ema_momentum`. A momentum of 1.0 never changes the
+            teacher.
+        eval_net: which network, with which of its heads, is evaluated and saved. The published numbers are the best of the four. With a
+            learning rate that ends high (CIFAR) the student is 7 to 8 points worse.
     """
 
     stage: int | str | None = None
@@ -86,15 +86,15 @@ class MixerStep(Step):
 
     @abstractmethod
     def make_mixer(self, channels: int) -> nn.Module:
-        """The mixer for features of so many channels."""
+        """A new mixer for features of `channels` channels."""
 
     @abstractmethod
     def plans(self, parts: Parts, shape: torch.Size, rng: torch.Generator, signals: Signals) -> tuple[MixPlan, MixPlan]:
-        """Those of student and mixer, for images of a shape (B, C, H, W)."""
+        """The plans of student and mixer, for images of the shape (B, C, H, W)."""
 
     @abstractmethod
     def settings(self, mixer: nn.Module, rng: torch.Generator) -> tuple[tuple, tuple]:
-        """What else the mixer is given for the student, and for itself."""
+        """Further arguments of the mixer, for the student and for itself."""
 
     @abstractmethod
     def further(self, rng: torch.Generator, key: MixKey) -> dict[str, Any]:
@@ -102,23 +102,23 @@ class MixerStep(Step):
 
     @abstractmethod
     def mixer_loss(self, mask: Tensor, plan: MixPlan, drawn: Drawn, taught: tuple[Tensor, Tensor] | None, clean: Tensor) -> Tensor:
-        """What the mixer learns by; every parameter of it must get a gradient in every step, for DistributedDataParallel.
+        """The mixer's loss. Every parameter of the mixer must get a gradient in every step, for DistributedDataParallel.
 
         Args:
-            mask: (B, K, H, W), the mixer's.
-            plan: which images the mask is of.
-            taught: the teacher's loss on the mixtures, a scalar, and its logits (B, num_labels); None in a step that leaves them out.
+            mask: (B, K, H, W), the mixer's mask.
+            plan: the images of the mask.
+            taught: the teacher's loss on the mixtures, a scalar, and its logits (B, num_labels); None in a step without them.
             clean: the teacher's logits (B, num_labels) of clean images.
         """
 
     @abstractmethod
     def clean_loss(self, parts: Parts, state: LearnedState, network: nn.Module, images: Tensor, targets: Tensor, plan: MixPlan) -> Tensor:
-        """The student's loss on images that no learned mask has mixed; `plan` is the student's."""
+        """The student's loss on images without learned masks. `plan` is the student's."""
 
     @property
     @abstractmethod
     def mixture_weight(self) -> float:
-        """Of the student's loss on images mixed by learned masks."""
+        """Weight of the student's loss on images mixed by learned masks."""
 
     def run(self, parts: Parts, state: LearnedState, network: nn.Module, images: Tensor, targets: Tensor, key: MixKey) -> StepOutput:
         signals = state.before(images, targets)
@@ -134,7 +134,7 @@ class MixerStep(Step):
     def step(
         self, parts: Parts, state: LearnedState, network: nn.Module, images: Tensor, targets: Tensor, signals: Signals, drawn: Drawn
     ) -> StepOutput:
-        """The step for what was drawn."""
+        """Runs the step with these draws."""
         size = tuple(images.shape[2:])
         for_student, for_mixer = plans = [plan.to(images.device) for plan in drawn.plans]
         features, clean = state.features(images)
@@ -163,7 +163,7 @@ class MixerStep(Step):
         return LearnedState.for_parts(parts, network, network, self.stage, self.eval_net.endswith("onehot"), self.make_mixer)
 
     def student_plan(self, mask: Tensor, plan: MixPlan) -> MixPlan:
-        """The plan by the learned mask (B, K, H, W), or by its own where the own image's share is within the margin of 0 or 1."""
+        """The plan with the learned mask (B, K, H, W), or with its own mask if the own image's share is within the margin of 0 or 1."""
         return replace(plan, mask=Dense(within_margin(mask, plan, self.lam_margin)), sources=None)
 
     def deployed(self, state: LearnedState, network: nn.Module) -> nn.Module:
@@ -175,13 +175,13 @@ class MixerStep(Step):
 
 
 def pair_plan(parts: Parts, shape: torch.Size, rng: torch.Generator, signals: Signals, no_repeat: bool) -> MixPlan:
-    """A plan of the sample policy. `no_repeat`: another one while an image is its own partner, and after ten tries each image
-    with one some places on."""
+    """A plan of the sample policy. `no_repeat`: draws again while an image is its own partner; after ten draws, each image gets one a few
+    places further on."""
     for _ in range(10):
         plan = parts.sample.plan(shape, rng, signals)
         if plan.index.shape[1] != 2:
             raise ValueError(
-                f"{parts.name!r} mixes two images, got a sample policy that mixes {plan.index.shape[1]}; choose another policy, or 'adautomix'."
+                f"{parts.name!r} mixes two images, got a sample policy that mixes {plan.index.shape[1]}; set another sample policy, or use 'adautomix'."
             )
         if not no_repeat or shape[0] == 1 or not bool((plan.index[:, 0] == plan.index[:, 1]).any()):
             return plan
@@ -190,7 +190,7 @@ def pair_plan(parts: Parts, shape: torch.Size, rng: torch.Generator, signals: Si
 
 
 def load_mixer(cls: type[nn.Module], repo_or_folder: str, channels: int) -> nn.Module:
-    """A trained mixer, frozen. Raises ValueError when the features do not fit."""
+    """Loads a trained mixer and freezes it. Raises ValueError if it was made for another number of channels."""
     mixer = cls.from_pretrained(repo_or_folder).requires_grad_(False)
     if mixer.channels != channels:
         raise ValueError(
@@ -201,7 +201,7 @@ def load_mixer(cls: type[nn.Module], repo_or_folder: str, channels: int) -> nn.M
 
 
 def within_margin(mask: Tensor, plan: MixPlan, margin: float) -> Tensor:
-    """The learned mask (B, K, H, W), or the plan's own where the own image's share is within `margin` of 0 or 1."""
+    """The learned mask (B, K, H, W), or the plan's own mask if the own image's share is within `margin` of 0 or 1."""
     lam = plan.weight[:, 0]
     near = (lam <= margin) | (1 - lam <= margin)
     return torch.where(near[:, None, None, None], plan.dense_mask(tuple(mask.shape[2:])).to(mask), mask)

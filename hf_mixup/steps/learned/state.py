@@ -1,4 +1,4 @@
-"""The networks of learned mixing: a teacher that follows the student, a mixer, and a second head for either."""
+"""The networks of learned mixing: an EMA teacher, a mixer, and a second head for student and teacher."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from hf_mixup.steps.step import MethodState
 
 
 class LearnedState(MethodState):
-    """The teacher, the mixer, and a second head for either network.
+    """The teacher, the mixer, and a second head for each of the two networks.
 
-    The networks' own heads are those that are evaluated; `head` and `teacher_head` serve the other kind of input, so that what is
-    deployed is a whole classifier. Parameters of the teacher follow the student; its buffers, the running statistics of batch
-    norms, are copied once and then its own.
+    The networks' own heads are those that are evaluated. `head` and `teacher_head` are for the other kind of input, so that the deployed
+    network is a whole classifier. The teacher's parameters follow the student. Its buffers, the running statistics of batch norms, are
+    copied once and then updated by its own passes.
 
     Args:
         network: the student.
-        stage: whose features the mixer sees; see `MixerStep`.
+        stage: the stage whose features the mixer sees; see `MixerStep`.
         own_is_onehot: whether the networks' own heads are those of clean images.
-        make_mixer: from the number of the features' channels.
+        make_mixer: function from the number of channels to a mixer.
     """
 
     def __init__(self, network: nn.Module, stage: int | str | None, own_is_onehot: bool, make_mixer: Callable[[int], nn.Module]):
@@ -39,7 +39,10 @@ class LearnedState(MethodState):
         self.teacher_head = Average(self.head)
         name, channels = choose_stage(self.teacher.network, stage)
         self.stages = Stages(self.teacher.network, [name])
-        self.classifiers = classifier_of(self.teacher.network), classifier_of(network)  # a tuple, or they would become modules here too
+        self.classifiers = (
+            classifier_of(self.teacher.network),
+            classifier_of(network),
+        )  # a tuple, so that they are not registered as modules here
         self.mixer = make_mixer(channels)
 
     @property
@@ -47,7 +50,7 @@ class LearnedState(MethodState):
         return [*super().watched, self.classifiers[1]]
 
     def features(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """The teacher's features (B, C, h, w) of clean images, and what its head for mixed images says of them. No gradients."""
+        """The teacher's features (B, C, h, w) of clean images, and the logits of its head for mixed images. No gradients."""
         with torch.no_grad():
             logits, (features,) = self._teacher_pass(images, clean=False, taps=self.stages.taps(tuple(images.shape[2:])))
             return features, logits
@@ -65,7 +68,7 @@ class LearnedState(MethodState):
 
     @torch.no_grad()
     def masks(self, images: Tensor, index: Tensor, weight: Tensor) -> Tensor:
-        """(B, K, H, W), what the mixer makes of images (B, C, H, W) put together by `index` and `weight` (B, K); for looking at."""
+        """(B, K, H, W), the mixer's masks for images (B, C, H, W), with `index` and `weight` (B, K) as in a MixPlan; for pictures."""
         return self.mixer(self.features(images)[0], index, weight, tuple(images.shape[2:]))
 
     def follow(self, network: nn.Module, momentum: float) -> None:
@@ -87,7 +90,7 @@ class LearnedState(MethodState):
 def _pass(
     network: nn.Module, classifier: nn.Module, images: Tensor, head: nn.Module | None, taps: Sequence[Tap] = ()
 ) -> tuple[Tensor, list[Tensor]]:
-    """The logits of the network's own `classifier`, or of another `head` that is given the same features; and what the taps read."""
+    """The logits of the network's `classifier`, or of another `head` on the same features, and what the taps read."""
     if head is None:
         return watched(network, images, taps)
     _, (*seen, feature) = watched(network, images, [*taps, input_of(classifier)])
@@ -95,7 +98,7 @@ def _pass(
 
 
 def choose_stage(network: nn.Module, stage: int | str | None) -> tuple[str, int]:
-    """The name of a stage, and the number of its channels. Raises ValueError for one that the network has not."""
+    """The name of a stage, and the number of its channels. Raises ValueError for a stage that the network does not have."""
     names = stage_names(network)
     if isinstance(stage, int) and not -len(names) <= stage < len(names):
         raise ValueError(f"stage must be from 0 to {len(names) - 1}, got {stage}; choose one of {', '.join(names)}.")
