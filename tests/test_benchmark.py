@@ -337,7 +337,7 @@ def test_row_43_a_sweep_that_was_killed_ends_as_one_that_was_not(tmp_path):
     benchmark(*SWEEP, "--output_dir", whole)
     table = (whole / "results.md").read_text()
     assert "| transmix | - | " in table
-    assert "transmix with cifar_resnet20: a network whose attention can be read is needed" in table
+    assert "transmix with cifar_resnet20: the network must have attention that can be read" in table
     assert (whole / "results.tex").is_file()
     assert (whole / "results.png").stat().st_size > 5000
 

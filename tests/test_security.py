@@ -66,7 +66,9 @@ def test_row_38_pickle_in_a_checkpoint(tmp_path, mark, name):
     trainer(tmp_path, resnet(), save_strategy="steps", save_steps=2, max_steps=2).train()
     torch.save({"state": Evil(mark)}, tmp_path / "checkpoint-2" / name)
     torch.save(Evil(mark), tmp_path / "checkpoint-2/training_args.bin")  # which nobody reads
-    with refuses("checkpoint-2 was expected to hold tensors alone, got a pickle that would run code; resume from one that you made"):
+    with refuses(
+        "checkpoint-2 was expected to hold only tensors, got a pickle that would run code; resume from a checkpoint that you made"
+    ):
         trainer(tmp_path, resnet(), max_steps=4).train(resume_from_checkpoint=True)
 
 
