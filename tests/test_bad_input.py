@@ -258,7 +258,7 @@ def test_row_22_missing_columns(tmp_path, column, message):
 @pytest.mark.parametrize("labels", [["cat", "dog"], [0, None], [torch.tensor([1.0, 0.0]), torch.tensor([1.0])]], ids=str)
 def test_row_22_columns_that_hold_no_labels(labels):
     examples = [{**example, "labels": label} for example, label in zip(batch(2), labels, strict=True)]
-    with refuses("labels must be class numbers, or soft labels of one length, got .*; make numbers of names", TypeError):
+    with refuses("labels must be class numbers, or soft labels of one length, got .*; convert names to class numbers", TypeError):
         MixupCollator("cutmix", num_labels=4)(examples)
 
 
