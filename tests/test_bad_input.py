@@ -340,7 +340,7 @@ def test_row_31_a_network_that_says_nothing(name):
 
 
 def test_training_without_a_key_names_the_trainer():
-    with refuses("train with MixupTrainer, which gives it"):
+    with refuses("train with MixupTrainer, which passes it"):
         MixupModel(vit(), "cutmix").train()(torch.randn(4, 3, 16, 16), torch.arange(4))
 
 

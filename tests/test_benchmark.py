@@ -292,7 +292,7 @@ def test_images_of_every_class_are_drawn_by_the_seed(tmp_path):
     few = load_images(DataArguments("digits", max_train_samples_per_class=7), seed=1)
     assert np.bincount(few.train["label"]).tolist() == [7] * 10
     assert len(few.evaluation) == 360
-    with pytest.raises(ValueError, match="give one of max_train_samples and max_train_samples_per_class, got 5 and 5"):
+    with pytest.raises(ValueError, match="only one of max_train_samples and max_train_samples_per_class can be set, got 5 and 5"):
         DataArguments("digits", max_train_samples=5, max_train_samples_per_class=5)
 
 

@@ -49,7 +49,7 @@ def passed(network):
 def test_every_method_shows_its_mixtures_to_the_teacher_or_says_that_it_has_none(name, teacher):
     method = get_method(name, **FEW.get(name, {}))
     if name in HIDDEN:
-        with refuses(f"a teacher must see the mixtures that the network sees, got '{name}', which mixes inside the network"):
+        with refuses(f"a teacher must see the network's mixtures, got '{name}', which mixes inside the network"):
             MixupModel(network_for(name), method, teacher=teacher)
         return
     images, labels = batch()
@@ -253,7 +253,7 @@ def test_refusals(tmp_path, teacher):
         MixupModel(vit(), "cutmix", teacher=teacher, distillation_temperature=0.0)
     with refuses("distillation_weight must be a number from 0 to 1"):
         MixupModel(vit(), "cutmix", teacher=teacher, distillation_weight=1.5)
-    with refuses("'automix' learns to mix by the loss on labels, got distillation_weight=1"):
+    with refuses("'automix' learns to mix from the loss on labels, got distillation_weight=1"):
         MixupModel(resnet(), "automix", teacher=teacher, distillation_weight=1.0)
     with refuses("a teacher must tell probabilities of classes, got the loss MSE"):
         MixupModel(vit(), "mixup", loss="mse", teacher=teacher)

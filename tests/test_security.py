@@ -76,7 +76,7 @@ def test_row_38_pickle_in_a_checkpoint(tmp_path, mark, name):
 def test_row_38_python_in_yaml(tmp_path, mark, tag):
     (tmp_path / "evil.yaml").write_text(f"mix: !!python/object/{tag} [{mark}, w]\n")
     for read in (lambda path: read_recipe(str(path), tmp_path), lambda path: about(str(path), tmp_path)):
-        with refuses("must be plain YAML, got could not determine a constructor for the tag .*; mend the file"):
+        with refuses("must be plain YAML, got could not determine a constructor for the tag .*; correct the file"):
             read(tmp_path / "evil.yaml")
 
 

@@ -267,7 +267,7 @@ def test_splits_without_rows(tmp_path):
 
 def test_one_source_only(tmp_path):
     for arguments in ({"train_dir": "x"}, {"validation_dir": "x"}):
-        with refuses("give one of dataset_name and train_dir or validation_dir, got 'digits' and .*; drop one"):
+        with refuses("only one of dataset_name and train_dir or validation_dir can be set, got 'digits' and .*; leave one out"):
             DataArguments(dataset_name="digits", **arguments)
     with refuses("dataset_revision is for data sets of the Hub, got 'main'"):
         load(dataset_name=saved(tmp_path / "x", train=digits()["test"]), dataset_revision="main")
