@@ -1,4 +1,4 @@
-"""What people may set: the training arguments with mixing, and the other arguments of the command line."""
+"""The settings of a user: training arguments with mixing, and the other arguments of the command line."""
 
 from __future__ import annotations
 
@@ -28,24 +28,25 @@ class MixupTrainingArguments(TrainingArguments):
     """`transformers.TrainingArguments` with mixing.
 
     Raises:
-        ValueError: for methods, hyper-parameters and probabilities that do not fit together.
+        ValueError: for methods, hyper-parameters and probabilities that contradict each other.
     """
 
     mix: list[str] = field(
         default_factory=lambda: ["mixup", "cutmix"],
-        metadata={"help": f"One or several methods, of which one is chosen for every batch: {', '.join(METHODS)}."},
+        metadata={"help": f"One or several methods; each batch is mixed by one of them: {', '.join(METHODS)}."},
     )
     mix_prob: Probabilities | None = field(
-        default=None, metadata={"help": "A probability for each method, a number or a schedule as for mix_rate; equal ones if not given."}
+        default=None,
+        metadata={"help": "A probability for each method: a number, or a schedule as for mix_rate. Default: equal probabilities."},
     )
-    alpha: list[float] | None = field(default=None, metadata={"help": "Alpha of each method, or one for all."})
+    alpha: list[float] | None = field(default=None, metadata={"help": "Alpha of each method, or one value for all."})
     mix_args: dict | str | None = field(
         default=None, metadata={"help": 'Other hyper-parameters by method, as JSON: \'{"cutmix": {"alpha": 0.2}}\'.'}
     )
     mode: str | None = field(
         default=None,
         metadata={
-            "help": f"Who shares a draw of lam and box, for methods that allow it: {', '.join(MODES)} (the whole batch, as published)."
+            "help": f"Which images share a draw of lam and box, for methods that allow it: {', '.join(MODES)} (the whole batch, as published)."
         },
     )
     loss: dict | str | None = field(
@@ -58,74 +59,74 @@ class MixupTrainingArguments(TrainingArguments):
     mix_rate: Rate | None = field(
         default=1.0,
         metadata={
-            "help": "Share of the batches that is mixed, 0 to 1, or a schedule of it as JSON: points of (epoch, share) such as "
+            "help": "Share of the batches that is mixed, 0 to 1, or a schedule as JSON: points of (epoch, share) such as "
             '[[0, 1], [60, 1], [100, 0]], with lines between them, or {"name": "withouthesitation"}.'
         },
     )
-    mix_repeat: int = field(default=1, metadata={"help": "Independent mixtures of each batch, whose losses are averaged."})
+    mix_repeat: int = field(default=1, metadata={"help": "Number of independent mixtures of each batch; their losses are averaged."})
     mix_off_epoch: float | None = field(default=None, metadata={"help": "Train without mixing from this epoch on."})
     fast: bool = field(
         default=False,
         metadata={
-            "help": "What makes training faster and rounds otherwise: fused optimizers, and on GPUs TF32 and torch.compile. --tf32 False, "
-            "--torch_compile False and --optim_args fused=False take a part out."
+            "help": "Train faster, with other rounding: fused optimizers, and on GPUs TF32 and torch.compile. --tf32 False, "
+            "--torch_compile False and --optim_args fused=False turn a part off."
         },
     )
     torch_compile: bool | None = field(
-        default=None, metadata={"help": "Compile the network by torch.compile, in place; as --fast says if not given."}
+        default=None, metadata={"help": "Compile the network with torch.compile, in place. Default: as set by --fast."}
     )
-    mix_seed: int | None = field(default=None, metadata={"help": "Seed of everything drawn for mixing; `seed` if not given."})
+    mix_seed: int | None = field(default=None, metadata={"help": "Seed of all random draws for mixing. Default: `seed`."})
     min_lr: float | None = field(default=None, metadata={"help": "Learning rate at the end of a cosine schedule."})
     lr_per_epoch: bool = field(default=False, metadata={"help": "Change the learning rate of a cosine schedule once an epoch."})
-    mixer_learning_rate: float | None = field(
-        default=None, metadata={"help": "Learning rate of learned mixers; learning_rate if not given."}
-    )
-    mixer_weight_decay: float | None = field(default=None, metadata={"help": "Weight decay of learned mixers; weight_decay if not given."})
-    mixer_momentum: float | None = field(
-        default=None, metadata={"help": "Momentum of learned mixers under SGD; the optimizer's if not given."}
-    )
+    mixer_learning_rate: float | None = field(default=None, metadata={"help": "Learning rate of learned mixers. Default: learning_rate."})
+    mixer_weight_decay: float | None = field(default=None, metadata={"help": "Weight decay of learned mixers. Default: weight_decay."})
+    mixer_momentum: float | None = field(default=None, metadata={"help": "Momentum of learned mixers with SGD. Default: the optimizer's."})
     mixer_min_lr: float | None = field(default=None, metadata={"help": "Learning rate of learned mixers at the end of a cosine schedule."})
     warmup_epochs: float | None = field(
-        default=None, metadata={"help": "Epochs over which the learning rate rises, laid over a cosine of the whole run."}
+        default=None, metadata={"help": "Epochs in which the learning rate rises, at the start of a cosine over the whole run."}
     )
-    warmup_start: float = field(default=0.0, metadata={"help": "Share of the learning rate that warmup_epochs starts at."})
+    warmup_start: float = field(default=0.0, metadata={"help": "Share of the learning rate at the start of warmup_epochs."})
     no_weight_decay: list[str] | None = field(
         default=None,
         metadata={
-            "help": "Patterns of names of parameters without weight decay; 'none' decays all. As the Trainer if not given: biases and LayerNorms have none, BatchNorms have it."
+            "help": "Patterns for names of parameters without weight decay; 'none' decays all. Default, as in the Trainer: no decay for biases and LayerNorms, decay for BatchNorms."
         },
     )
     ema_decay: float | None = field(
-        default=None, metadata={"help": "Evaluate and save an exponential moving average of the weights, kept at this rate a step."}
+        default=None,
+        metadata={
+            "help": "Evaluate and save an exponential moving average (EMA) of the weights, with this decay for each step, such as 0.9999."
+        },
     )
-    ema_warmup_epochs: float = field(default=0.0, metadata={"help": "Epochs over which ema_decay rises from nine tenths of itself."})
+    ema_warmup_epochs: float = field(default=0.0, metadata={"help": "Epochs in which ema_decay rises from 0.9 of its value to its value."})
     distill_from: str | None = field(
         default=None,
         metadata={
-            "help": "Learn from a teacher too: the Hub id or folder of a classifier with the same classes, which sees the same mixtures."
+            "help": "Also learn from a teacher: the Hub id or folder of a classifier with the same classes. It sees the same mixtures."
         },
     )
     distillation_weight: float = field(default=0.5, metadata={"help": "Share of the teacher's term in the loss, 0 to 1."})
-    distillation_temperature: float = field(
-        default=1.0, metadata={"help": "Temperature of the softmax at which the teacher's answers are compared."}
-    )
+    distillation_temperature: float = field(default=1.0, metadata={"help": "Temperature of the softmax in the teacher's term."})
     hard_distillation: bool = field(
-        default=False, metadata={"help": "Take the teacher's likeliest class for a label, as DeiT does, in the place of its probabilities."}
+        default=False, metadata={"help": "Use the teacher's most probable class as a label, as DeiT does, instead of its probabilities."}
     )
     repeated_augmentation: int = field(
-        default=1, metadata={"help": "Show this many augmentations of an image in a row, and that many times fewer images an epoch."}
+        default=1, metadata={"help": "Show this many augmentations of an image in a row. An epoch then has that many times fewer images."}
     )
     allow_method_change: bool = field(
         default=False, metadata={"help": "Resume from a checkpoint that was trained with other methods, seed or number of processes."}
     )
     remove_unused_columns: bool | None = field(
-        default=False, metadata={"help": "The collator reads what it needs; dropping columns by the model's signature loses the image."}
+        default=False,
+        metadata={
+            "help": "Keep all columns: the collator chooses those that it needs. Dropping columns by the model's signature would drop the image."
+        },
     )
 
     def __post_init__(self):
         self.mix = [self.mix] if isinstance(self.mix, (str, Method)) else self.mix
         self.mix_args = parse_json("mix_args", self.mix_args)
-        # numbers as text come from the command line
+        # the command line gives numbers as text
         self.mix_rate = as_json(schedule_of("mix_rate", 1.0 if self.mix_rate is None else self.mix_rate))
         if self.mix_prob is not None:
             self.mix_prob = [as_json(schedule_of("mix_prob", value)) if isinstance(value, str) else value for value in self.mix_prob]
@@ -145,19 +146,21 @@ class MixupTrainingArguments(TrainingArguments):
             if getattr(self, name) is not None:
                 check_between(0, 1e6, **{name: getattr(self, name)})
         self.method_choice()
-        # said for people: without it transformers refuses bf16, and two processes look for a GPU each
+        # set automatically: without it transformers refuses bf16, and each of two processes looks for a GPU
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
         if self.fast and not self.use_cpu:
             self.torch_compile = True if self.torch_compile is None else self.torch_compile
             self.tf32 = True if self.tf32 is None and is_torch_tf32_available() else self.tf32
         self.torch_compile = bool(self.torch_compile)
-        # transformers knows no LAMB, and refuses names that it does not know
+        # transformers has no LAMB, and refuses unknown names
         lamb = self.optim == "lamb"
         self.optim = "adamw_torch" if lamb else self.optim
         super().__post_init__()
         self.optim = "lamb" if lamb else self.optim
         if self.warmup_epochs and self.warmup_steps:
-            raise ValueError(f"give one of warmup_epochs and warmup_steps, got {self.warmup_epochs} and {self.warmup_steps}; drop one.")
+            raise ValueError(
+                f"only one of warmup_epochs and warmup_steps can be set, got {self.warmup_epochs} and {self.warmup_steps}; leave one out."
+            )
         if self.own_schedule and self.lr_scheduler_type != "cosine":
             raise ValueError(
                 f"min_lr, mixer_min_lr, lr_per_epoch and warmup_epochs are for lr_scheduler_type='cosine', got {str(self.lr_scheduler_type)!r}; set it."
@@ -183,11 +186,11 @@ class MixupTrainingArguments(TrainingArguments):
             raise ValueError("mixing needs at least 2 images in a batch, got per_device_train_batch_size=1; raise it.")
 
     def __getstate__(self) -> dict[str, Any]:
-        # the Trainer pickles its arguments beside the model, where a push would publish the token
+        # the Trainer pickles its arguments beside the model, and a push would publish the token
         return {**self.__dict__, "hub_token": None}
 
     def to_dict(self) -> dict[str, Any]:
-        """As data, methods that were built too; trackers ask for it."""
+        """The arguments as data for experiment trackers, including methods given as objects."""
         mix = [method.to_dict() if isinstance(method, Method) else method for method in self.mix]
         loss = {"name": type(self.loss).__name__.lower(), **asdict(self.loss)} if isinstance(self.loss, Loss) else self.loss
         kept = self.mix, self.loss
@@ -209,15 +212,15 @@ class MixupTrainingArguments(TrainingArguments):
         return Distillation.of(self.distill_from, self.distillation_temperature, self.distillation_weight, self.hard_distillation)
 
     def method_choice(self, loss: Any = None) -> MethodChoice:
-        """The methods to mix by, with `loss` in the place of the arguments' own if given."""
+        """The methods, with `loss` instead of the arguments' own loss if given."""
         loss = self.loss if loss is None else loss
-        if loss is None and self.label_smoothing_factor:  # without mixing, where it is what it says
+        if loss is None and self.label_smoothing_factor:  # without mixing, label smoothing works as usual
             loss = {"name": "crossentropy", "smoothing": self.label_smoothing_factor}
         return MethodChoice.build(self.mix, self.mix_prob, self.alpha, self.mix_args, mode=self.mode, loss=loss, mix_rate=self.mix_rate)
 
 
 def parse_json(name: str, value: Any) -> Any:
-    """A dictionary from JSON text; anything but text is returned as it is."""
+    """Parses JSON text into a dictionary; other values are returned unchanged. Raises ValueError."""
     if not isinstance(value, str):
         return value
     parsed = from_json(name, value, """JSON such as '{"cutmix": {"alpha": 0.2}}'""")
@@ -236,37 +239,39 @@ class ModelArguments:
     architecture: str | None = field(
         default=None,
         metadata={
-            "help": "A network from scratch: any name of timm, of the published tables (ResNet-18, DeiT-S, ...), or cifar_resnet20, vit_mini, ..."
+            "help": "A network from scratch: a name of timm or of the published tables (ResNet-18, DeiT-S, ...), or cifar_resnet20, vit_mini, ..."
         },
     )
     model_type: str | None = field(
-        default=None, metadata={"help": "A network from scratch by a model type of transformers, such as vit or resnet, in its usual size."}
+        default=None, metadata={"help": "A network from scratch: a model type of transformers, such as vit or resnet, in its default size."}
     )
     config_name: str | None = field(
         default=None,
-        metadata={
-            "help": "A config to take instead of the checkpoint's; without a checkpoint, the network from scratch that it describes."
-        },
+        metadata={"help": "A config to use instead of the checkpoint's. Without a checkpoint: a network from scratch with this config."},
     )
     image_processor_name: str | None = field(
-        default=None, metadata={"help": "Folder or Hub id of an image processor to take instead of the checkpoint's."}
+        default=None, metadata={"help": "Folder or Hub id of an image processor to use instead of the checkpoint's."}
     )
-    drop_path: float = field(default=0.0, metadata={"help": "Rate at which the last block of a network from scratch is left out."})
-    sync_bn: bool = field(default=False, metadata={"help": "Batch norms over the batches of all GPUs."})
+    drop_path: float = field(
+        default=0.0, metadata={"help": "Stochastic depth: the probability that the last block of a network from scratch is skipped."}
+    )
+    sync_bn: bool = field(default=False, metadata={"help": "Compute batch norms over the batches of all GPUs."})
     channels_last: bool | None = field(
         default=None,
-        metadata={"help": "Keep the weights channels last in memory. If not given: where convolutions are faster so, in half precision."},
+        metadata={
+            "help": "Store the weights channels last in memory. Default: on for convolutional networks in half precision, which are faster so."
+        },
     )
     freeze_backbone: bool = field(
-        default=False, metadata={"help": "Train the classifier alone, upon the network in evaluation mode (linear probe)."}
+        default=False, metadata={"help": "Train only the classifier; the rest of the network is frozen, in evaluation mode (linear probe)."}
     )
     model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of the checkpoint."})
-    cache_dir: str | None = field(default=None, metadata={"help": "Where to keep what is downloaded."})
-    token: str | None = field(default=None, metadata={"help": "Hub token; the one of `hf auth login` if not given."})
-    trust_remote_code: bool = field(default=False, metadata={"help": "Run code of the checkpoint's repository. Off unless you trust it."})
-    ignore_mismatched_sizes: bool = field(
-        default=False, metadata={"help": "Start the classifier afresh where the number of classes differs."}
+    cache_dir: str | None = field(default=None, metadata={"help": "Folder for downloads."})
+    token: str | None = field(default=None, metadata={"help": "Hub token. Default: that of `hf auth login`."})
+    trust_remote_code: bool = field(
+        default=False, metadata={"help": "Run code of the checkpoint's repository. Set it only if you trust that code."}
     )
+    ignore_mismatched_sizes: bool = field(default=False, metadata={"help": "Start with a new classifier if the number of classes differs."})
 
 
 @dataclass
@@ -285,73 +290,83 @@ class DataArguments:
     streaming: bool = field(
         default=False,
         metadata={
-            "help": "Read a data set of the Hub, a folder of parquet, arrow or WebDataset files, or one file while training, without a copy of it; "
+            "help": "Read a data set of the Hub, a folder of parquet, arrow or WebDataset files, or one file during training, without a local copy; "
             "needs max_steps."
         },
     )
     train_split: str | None = field(
-        default=None, metadata={"help": "Split to train on, or a slice of it, such as train[:10%]; the one called train if not given."}
+        default=None, metadata={"help": "Split to train on, or a slice of it, such as train[:10%]. Default: train."}
     )
     eval_split: str | None = field(
         default=None,
-        metadata={"help": "Split to evaluate on, or a slice of it; the first of validation, val, valid, dev, eval, test if not given."},
+        metadata={"help": "Split to evaluate on, or a slice of it. Default: the first of validation, val, valid, dev, eval, test."},
     )
-    allow_unseen_classes: bool = field(default=False, metadata={"help": "Evaluate on classes that the training images lack, too."})
-    train_dir: str | None = field(default=None, metadata={"help": "Folder of training images, one folder a class."})
-    validation_dir: str | None = field(default=None, metadata={"help": "Folder of evaluation images, one folder a class."})
+    allow_unseen_classes: bool = field(default=False, metadata={"help": "Allow evaluation images of classes that have no training images."})
+    train_dir: str | None = field(default=None, metadata={"help": "Folder of training images, with one folder for each class."})
+    validation_dir: str | None = field(default=None, metadata={"help": "Folder of evaluation images, with one folder for each class."})
     train_val_split: float = field(
-        default=0.15, metadata={"help": "Share of the training images to evaluate on, where the data set has no such split."}
+        default=0.15, metadata={"help": "Share of the training images to use for evaluation, if the data set has no evaluation split."}
     )
-    max_train_samples: int | None = field(default=None, metadata={"help": "Train on this many images only."})
+    max_train_samples: int | None = field(default=None, metadata={"help": "Train on at most this many images."})
     max_train_samples_per_class: int | None = field(
-        default=None, metadata={"help": "Train on this many images of every class only, drawn by the seed; of a rarer class on all."}
+        default=None, metadata={"help": "Train on at most this many images of every class, chosen by the seed."}
     )
-    max_eval_samples: int | None = field(default=None, metadata={"help": "Evaluate on this many images only."})
-    image_column_name: str | None = field(default=None, metadata={"help": "Column of the images; the one of type Image if not given."})
-    label_column_name: str | None = field(
-        default=None, metadata={"help": "Column of the classes; the one of type ClassLabel if not given."}
-    )
+    max_eval_samples: int | None = field(default=None, metadata={"help": "Evaluate on at most this many images."})
+    image_column_name: str | None = field(default=None, metadata={"help": "Column of the images. Default: the one of type Image."})
+    label_column_name: str | None = field(default=None, metadata={"help": "Column of the classes. Default: the one of type ClassLabel."})
     image_size: int | None = field(
         default=None,
         metadata={
-            "help": "Side of the square images the network sees; the checkpoint's, else 32 or 64 where most images are that small and 224."
+            "help": "Side in pixels of the network's square images. Default: the checkpoint's; from scratch 32 or 64 if most images are that small, else 224."
         },
     )
     channels: int | None = field(
-        default=None, metadata={"help": "Channels of the images: 1 for grey, 4 for RGBA, any number for arrays; the checkpoint's, else 3."}
+        default=None,
+        metadata={"help": "Channels of the images: 1 for grey, 4 for RGBA, any number for arrays. Default: the checkpoint's, or 3."},
     )
-    train_image_size: int | None = field(default=None, metadata={"help": "Side of the training images, where it is not image_size."})
+    train_image_size: int | None = field(default=None, metadata={"help": "Side in pixels of the training images, if it is not image_size."})
     image_mean: list[float] | None = field(
         default=None,
-        metadata={"help": "Mean of the normalisation, pixels in [0, 1], a value a channel; the checkpoint's, else ImageNet's."},
+        metadata={
+            "help": "Mean of the normalisation of pixels in [0, 1], one value for each channel. Default: the checkpoint's, or ImageNet's."
+        },
     )
     image_std: list[float] | None = field(default=None, metadata={"help": "Its standard deviation."})
     crop_ratio: float | None = field(
         default=None,
         metadata={
-            "help": "Share of the resized image that is evaluated, from scratch; 0.875 where training crops at random sizes, else 1."
+            "help": "From scratch: share of the resized image's side that evaluation keeps. Default: 0.875 if training crops at random sizes, else 1."
         },
     )
     train_crop: str | None = field(
         default=None,
-        metadata={"help": "pad (with zeros) or reflect, then crop; resized; or none. Padded up to 64 pixels, else resized, if not given."},
+        metadata={
+            "help": "Crop of training images: pad (with zeros) or reflect, then crop; resized; or none. Default: pad up to 64 pixels, else resized."
+        },
     )
-    train_resize: int | None = field(default=None, metadata={"help": "Resize the shorter side to this before the crop of training."})
+    train_resize: int | None = field(
+        default=None, metadata={"help": "Resize the shorter side of training images to this many pixels before the crop."}
+    )
     crop_scale: list[float] | None = field(
-        default=None, metadata={"help": "Smallest and largest share of the image in a resized crop; 0.08 and 1."}
+        default=None, metadata={"help": "Smallest and largest share of the image in a resized crop. Default: 0.08 and 1."}
     )
     auto_augment: str | None = field(default=None, metadata={"help": "A policy of timm, such as rand-m9-mstd0.5-inc1."})
-    random_erasing: float = field(default=0.0, metadata={"help": "Probability that a rectangle of a training image is noise."})
-    horizontal_flip: bool | None = field(default=None, metadata={"help": "Mirror training images at random; on, but not for digits."})
+    random_erasing: float = field(default=0.0, metadata={"help": "Probability that a rectangle of a training image is replaced by noise."})
+    horizontal_flip: bool | None = field(default=None, metadata={"help": "Flip training images at random. Default: on, except for digits."})
     cache_images: bool = field(
-        default=False, metadata={"help": "Decode and resize all images before training, and keep their bytes in memory, in every process."}
+        default=False,
+        metadata={"help": "Decode and resize all images before training, and keep them in the memory of every process. For small images."},
     )
-    check_images: bool = field(default=False, metadata={"help": "Read all images once before training, and list those that are broken."})
+    check_images: bool = field(
+        default=False, metadata={"help": "Read all images once before training, and list those that cannot be read."}
+    )
 
     def __post_init__(self):
         if self.dataset_name is not None and (self.train_dir is not None or self.validation_dir is not None):
             folder = f"train_dir {self.train_dir!r}" if self.train_dir is not None else f"validation_dir {self.validation_dir!r}"
-            raise ValueError(f"give one of dataset_name and train_dir or validation_dir, got {self.dataset_name!r} and {folder}; drop one.")
+            raise ValueError(
+                f"only one of dataset_name and train_dir or validation_dir can be set, got {self.dataset_name!r} and {folder}; leave one out."
+            )
         for name in ("dataset_config_name", "dataset_revision"):
             if self.dataset_name is None and getattr(self, name) is not None and (self.train_dir or self.validation_dir):
                 raise ValueError(f"{name} is for dataset_name, got {getattr(self, name)!r} with folders of images; leave it out.")
@@ -361,15 +376,13 @@ class DataArguments:
             refused += ["dataset_name 'digits'"] if self.dataset_name == "digits" else []
             refused += [f"train_val_split {self.train_val_split}"] if self.train_val_split != type(self).train_val_split else []
             if refused:
-                raise ValueError(
-                    f"streaming reads images as they come from files or the Hub, got {refused[0]} with it; leave out one of them."
-                )
+                raise ValueError(f"streaming reads images in order from files or the Hub, got {refused[0]} with it; leave one of them out.")
         if not (isinstance(self.train_val_split, float) and 0 < self.train_val_split < 1):
             raise ValueError(f"train_val_split must be a share between 0 and 1, got {self.train_val_split}; give one such as 0.15.")
         if self.max_train_samples is not None and self.max_train_samples_per_class is not None:
             raise ValueError(
-                f"give one of max_train_samples and max_train_samples_per_class, got {self.max_train_samples} and "
-                f"{self.max_train_samples_per_class}; drop one."
+                f"only one of max_train_samples and max_train_samples_per_class can be set, got {self.max_train_samples} and "
+                f"{self.max_train_samples_per_class}; leave one out."
             )
         counts = ("max_train_samples", "max_train_samples_per_class", "max_eval_samples", "channels", "image_size", "train_image_size",
                   "train_resize")  # fmt: skip
@@ -390,7 +403,7 @@ class DataArguments:
             )
 
 
-# of DataArguments, those that are about training alone
+# the fields of DataArguments that matter for training only
 FOR_TRAINING = (
     "train_split", "max_train_samples", "max_train_samples_per_class", "train_image_size", "train_crop", "train_resize", "crop_scale", "auto_augment", "random_erasing",
     "horizontal_flip", "cache_images", "check_images", "streaming",
@@ -399,21 +412,21 @@ FOR_TRAINING = (
 
 @dataclass
 class RunArguments:
-    """Where things come from and go to."""
+    """Recipe, output and report of a run."""
 
     recipe: str | None = field(
         default=None,
         metadata={
-            "help": "A YAML file of arguments, or the name of a recipe; arguments typed override it. If not given: digits without a data "
+            "help": "A YAML file of arguments, or the name of a recipe. Arguments on the command line override it. Default: digits without a data "
             "set, finetune with a checkpoint, from_scratch without."
         },
     )
-    report_dir: str | None = field(default=None, metadata={"help": "Where pictures and the model card go; output_dir if not given."})
+    report_dir: str | None = field(default=None, metadata={"help": "Folder for pictures and the model card. Default: output_dir."})
     overwrite_output_dir: bool = field(
-        default=False, metadata={"help": "Start over in an output folder that is not empty; the files of the run before are removed."}
+        default=False, metadata={"help": "Start again in an output folder that is not empty; the files of the earlier run are removed."}
     )
     license: str | None = field(
-        default=None, metadata={"help": "Licence of the weights for the model card, such as mit; that of the base model if not given."}
+        default=None, metadata={"help": "Licence of the weights for the model card, such as mit. Default: that of the base model."}
     )
     recipe_hash: str | None = field(default=None, init=False)
 

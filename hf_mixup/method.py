@@ -1,4 +1,4 @@
-"""What a method is: a sample policy, a label policy, a loss and a step under one name."""
+"""A method: a sample policy, a label policy, a loss and a step under one name."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ from hf_mixup.steps.step import Parts, Step
 
 CONFIG_NAME = "mixup_config.json"
 
-# the parts of a method, and what each is a subclass of
+# the parts of a method, and their base classes
 KINDS: dict[str, type] = {"sample": SamplePolicy, "label": LabelPolicy, "loss": Loss, "step": Step}
 
 
 def parts_of(kind: str) -> dict[str, type]:
-    """All imported classes of one kind of part, by lower-case class name, yours included. If two share a name, ours wins; of two of yours,
-    the last defined."""
+    """All imported classes of one kind of part, by lower-case class name, including yours. If a class of yours has the name of one of ours, ours
+    is used; of two of yours, the one defined last."""
     return {cls.__name__.lower(): cls for cls in sorted(_concrete(KINDS[kind]), key=_is_ours)}
 
 
@@ -50,10 +50,10 @@ def _concrete(cls: type) -> Iterator[type]:
 
 @dataclass(frozen=True)
 class Method:
-    """A mixing method: how images are planned, how labels are weighed, which loss, which training step.
+    """A mixing method: how images are mixed, how labels are weighted, which loss, which training step.
 
-    Calling it mixes one batch, in any loop and on any device; that is the drop-in for `timm.data.Mixup` and torchvision's
-    `v2.MixUp` and `v2.CutMix`, for methods that need no model.
+    A call mixes one batch, in any loop and on any device, with methods that need no model. It replaces `timm.data.Mixup` and torchvision's
+    `v2.MixUp` and `v2.CutMix`.
 
     Attributes:
         name: its key in `METHODS`.
@@ -70,7 +70,7 @@ class Method:
     def __post_init__(self):
         if self.loss.regression and self.counting:
             raise ValueError(
-                f"{self.name!r} weighs classes by how often they occur, got the loss {type(self.loss).__name__}, which has none; take 'cmixup', or a "
+                f"{self.name!r} weighs classes by how often they occur, got the loss {type(self.loss).__name__}, which has no classes; use 'cmixup', or a "
                 "loss of classes."
             )
 
@@ -82,13 +82,22 @@ class Method:
         generator: torch.Generator | None = None,
         columns: Mapping[str, Tensor] = NOTHING,
     ) -> tuple[Tensor, Tensor]:
-        """Mixes `images` (B, C, H, W), or videos, spectrograms, waveforms in their own shapes, and `labels`: (B,) class numbers, (B, num_labels)
-        soft, label maps (B, H, W), the class number of every pixel, or numbers (B,) or (B, k) with the loss `mse`.
+        """Mixes one batch.
 
-        Returns the mixed images and float32 soft targets (B, num_labels), with the label smoothing of the method's loss, or the moved maps; r * B
-        of both for a method with r rows of each image (`KeepClean`), whose clean images come last. Without a (CPU) `generator`, one number is drawn
-        from torch's global stream. `columns` are what some label policies read beside images and labels, by name: `object_masks` (B, h, w) for
-        `ObjectLabels`. Raises ValueError or TypeError for input that cannot be mixed.
+        Args:
+            images: (B, C, H, W), or videos, spectrograms, waveforms in their own shapes.
+            labels: class numbers (B,), soft labels (B, num_labels), label maps (B, H, W) with the class number of every pixel, or numbers (B,)
+                or (B, k) with the loss `mse`.
+            num_labels: number of classes, needed for class numbers.
+            generator: on the CPU; without it, one number is drawn from torch's global stream.
+            columns: further columns that some label policies read, by name: `object_masks` (B, h, w) for `ObjectLabels`.
+
+        Returns:
+            The mixed images, and float32 soft targets (B, num_labels) with the loss's label smoothing, or the moved maps. A method with r rows of
+            each image (`KeepClean`) gives r * B rows of both; its clean images come last.
+
+        Raises:
+            ValueError, TypeError: for input that cannot be mixed.
         """
         check_model_free(self, "a plain call")
         check_images(images)
@@ -116,15 +125,17 @@ class Method:
         num_labels: int | None = None,
         columns: Mapping[str, Tensor] = NOTHING,
     ) -> MixPlan:
-        """What a call would do with `images` (B, C, H, W), without doing it: partners, masks and lam; of the first mixture, for a method
-        that makes several of each image.
+        """What a call would do with `images` (B, C, H, W), without doing it: partners, masks and lam. If the method makes several mixtures of each
+        image, it is the plan of the first.
 
-        A call with a generator in the same state mixes by the same plan. Take from it `plan.partners` (B, K - 1), `plan.lam` (B,),
-        and `plan.dense_mask((H, W))` (B, K, H, W), the share of each image in each pixel; `blend(plan, images)` and
-        `mix_targets(plan, labels, num_labels)`, or `move_maps(plan, maps)`, make the mixture. `labels` are needed by methods that look at them
-        (ClassMix, C-Mixup, Remix), and for class numbers `num_labels` where those know the counts of classes; elsewhere they decide nothing.
+        A call with a generator in the same state mixes by the same plan. The plan has `plan.partners` (B, K - 1), `plan.lam` (B,), and
+        `plan.dense_mask((H, W))` (B, K, H, W), the share of each image in each pixel. `blend(plan, images)` and
+        `mix_targets(plan, labels, num_labels)`, or `move_maps(plan, maps)`, make the mixture.
 
-        Raises ValueError or TypeError as a call does, for methods that need the model too.
+        `labels` are needed by methods that look at them (ClassMix, C-Mixup, Remix). Class numbers need `num_labels` if the method counts classes.
+        For other methods labels change nothing.
+
+        Raises ValueError or TypeError as a call does, also for methods that need the model.
         """
         check_model_free(self, "a plain call")
         check_images(images)
@@ -132,7 +143,7 @@ class Method:
             check_rows(labels, len(images))
             labels = labels if are_maps(labels) else self._numbers(labels, len(images))
         elif self.needs_targets:
-            raise ValueError(f"the plan of {self.name!r} follows from labels too, got none; pass them.")
+            raise ValueError(f"the plan of {self.name!r} depends on labels too, got none; pass them.")
         if not are_maps(labels):
             check_without_maps(self)
         return next(self._planned(images, labels, num_labels, generator, columns)).to(images.device)
@@ -153,7 +164,7 @@ class Method:
         generator: torch.Generator | None,
         columns: Mapping[str, Tensor],
     ) -> Iterator[MixPlan]:
-        """The plans of the rows of every image, in turn."""
+        """The plans of each image's rows, one after the other."""
         rng = fresh() if generator is None else generator
         columns = self.taken(columns, len(images), images.device)
         for mixture in self.step.rows:
@@ -165,17 +176,17 @@ class Method:
             yield self.of_the_batch(plane_shape(images.shape), rng, signals) if mixture else MixPlan.identity(len(images))
 
     def of_the_batch(self, shape: torch.Size, rng: torch.Generator, signals: Signals) -> MixPlan:
-        """The plan of a mixture, with the label policy's weights, by what the batch itself holds. `shape` is (B, C, H, W)."""
+        """The plan of a mixture with the label policy's weights, from signals of the batch alone. `shape` is (B, C, H, W)."""
         plan = self.sample.plan(shape, rng, signals).to(signals.device)
         return plan.reweighted(self.label.weights(plan, signals))
 
     @property
     def columns(self) -> frozenset[str]:
-        """Names of the columns of the data set that its policies read beside images and labels."""
+        """Names of the columns of the data set that its policies read, beside images and labels."""
         return COLUMNS & (self.sample.needs | self.label.needs)
 
     def taken(self, columns: Mapping[str, Any], batch: int, device: torch.device | str = "cpu") -> dict[str, Tensor]:
-        """Of the columns of a batch those that the policies read, (B, h, w) each, on the device. Raises ValueError where one is missing."""
+        """The columns of a batch that the policies read, (B, h, w) each, on the device. Raises ValueError if one is missing."""
         found = {}
         for name in sorted(self.columns):
             maps = columns.get(name)
@@ -191,28 +202,28 @@ class Method:
 
     @property
     def needs_targets(self) -> bool:
-        """Whether the plan follows from labels."""
+        """Whether the plan depends on labels."""
         return "targets" in self.sample.needs | self.label.needs
 
     @property
     def counting(self) -> list[str]:
-        """Kinds of its parts that take `class_counts`."""
+        """Kinds of its parts that have `class_counts`."""
         return [kind for kind in KINDS if "class_counts" in fields_of(getattr(self, kind))]
 
     def with_class_counts(self, counts: tuple[int, ...]) -> Method:
-        """The same method, told how many training images each class has, where it asks and was not told."""
+        """The same method with the number of training images of each class, if it needs them and they are not set."""
         asking = [kind for kind in self.counting if getattr(self, kind).class_counts is None]
         return dataclasses.replace(self, **{kind: dataclasses.replace(getattr(self, kind), class_counts=counts) for kind in asking})
 
     def replaced(self, **fields: Any) -> Method:
         """The same method with other hyper-parameters.
 
-        A name is looked up in the sample policy, the label policy, the loss and the step, in that order; a whole part is
-        replaced by `{"name": ..., <fields>}`, and `{<fields>}` changes fields of the part that is there.
+        A name is looked up in the sample policy, the label policy, the loss and the step, in that order. `{"name": ..., <fields>}` replaces a whole
+        part, and `{<fields>}` changes fields of the current part. Raises ValueError for unknown names.
         """
         parts = {part: getattr(self, part) for part in KINDS}
         own: dict[str, dict[str, Any]] = {}
-        # whole parts first: a flat field may belong to the new part
+        # whole parts first, because a single field may belong to the new part
         for key in sorted(fields, key=lambda key: key not in KINDS):
             value = fields[key]
             if key in KINDS:
@@ -223,7 +234,7 @@ class Method:
                 known = sorted(set().union(*map(fields_of, parts.values())) | set(KINDS))
                 raise ValueError(f"{self.name!r} must be given its own hyper-parameters, got {key!r}; {nearest(key, known)}")
             own.setdefault(owner, {})[key] = value
-        # all fields of a part at once: it may check them together
+        # sets all fields of a part at once, because it may check them together
         parts |= {part: _with(parts[part], values) for part, values in own.items()}
         return dataclasses.replace(self, **parts)
 
@@ -233,12 +244,12 @@ class Method:
         return Parts(self.name, self.sample, self.label, self.loss)
 
     def to_dict(self) -> dict[str, Any]:
-        """As data: JSON-ready, and all that `from_dict` needs. Raises ValueError for parts of your own with a name of ours."""
+        """The method as JSON-ready data for `from_dict`. Raises ValueError if a part of yours has the name of one of ours."""
         return {"name": self.name, "paper": self.paper, **{kind: _described(kind, getattr(self, kind)) for kind in KINDS}}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Method:
-        """Inverse of `to_dict`, for methods and parts of your own too: it knows every class that is imported. Raises ValueError for
+        """Inverse of `to_dict`. It finds every imported class, so it works for your own methods and parts. Raises ValueError for
         unknown names or fields."""
         parts = dict(data)
         name, paper = parts.pop("name"), parts.pop("paper", "")
@@ -252,8 +263,8 @@ class Method:
 
     @classmethod
     def from_pretrained(cls, repo_or_folder: str | Path, *, revision: str | None = None, token: str | None = None) -> Method:
-        """The method that a checkpoint was trained with, from a folder or the Hub. Where it was several, take them from
-        `MethodChoice.from_pretrained`. Raises ValueError then."""
+        """The method of a checkpoint, from a folder or the Hub. Raises ValueError if the checkpoint has several methods; use
+        `MethodChoice.from_pretrained` for those."""
         described = read_config(repo_or_folder, revision=revision, token=token)["methods"]
         if len(described) > 1:
             names = " + ".join(method["name"] for method in described)
@@ -272,13 +283,13 @@ def fields_of(part: Any) -> set[str]:
 
 
 def _with(part: Any, values: Mapping[str, Any]) -> Any:
-    """A part with other values of its fields, of which it checks all but the switches itself."""
+    """A part with other values of its fields. Switches are checked here; the part checks the rest."""
     check_switch(**{f.name: values[f.name] for f in dataclasses.fields(part) if f.name in values and isinstance(f.default, bool)})
     return dataclasses.replace(part, **values)
 
 
 def _part(kind: str, value: Any, current: Any) -> Any:
-    """A part from data: a name, `{"name": ..., fields}`, or only fields of the part that is there."""
+    """A part from data: a name, `{"name": ..., fields}`, or only fields of the current part."""
     value = {"name": value} if isinstance(value, str) else dict(value)
     name = value.pop("name", type(current).__name__.lower())
     known = parts_of(kind)
@@ -287,7 +298,7 @@ def _part(kind: str, value: Any, current: Any) -> Any:
             f"{kind} must be a known name, got {name!r}; {nearest(name, known)} If it is your own, import the file that defines it first."
         )
     cls = known[name]
-    # an own class may have fields without a default, which the data then has to hold
+    # a user's class may have fields without a default; then the data must hold them
     base = current if type(current) is cls else cls(**{f.name: _read(value.pop(f.name)) for f in _required(cls) if f.name in value})
     for key in value:
         if key not in fields_of(base):
@@ -296,7 +307,7 @@ def _part(kind: str, value: Any, current: Any) -> Any:
 
 
 def _read(value: Any) -> Any:
-    """JSON has lists where the policies have tuples."""
+    """Converts JSON's lists to tuples, as the policies have them."""
     return tuple(value) if isinstance(value, list) else value
 
 
@@ -309,25 +320,25 @@ def _described(kind: str, part: Any) -> dict[str, Any]:
     known = parts_of(kind)[name]
     if _is_ours(known) and known is not type(part):
         raise ValueError(
-            f"a {kind} of your own must have a name of its own, got {type(part).__name__!r}, which hf_mixup has too; rename the class."
+            f"a {kind} of your own must have a new name, got {type(part).__name__!r}, which hf_mixup has too; rename the class."
         )
     return {"name": name, **dataclasses.asdict(part)}
 
 
 def read_config(repo_or_folder: str | Path, *, revision: str | None = None, token: str | None = None) -> dict[str, Any]:
-    """The `mixup_config.json` of a folder or a Hub repository that a run left. Raises ValueError where there is none."""
+    """The `mixup_config.json` of a run, from a folder or the Hub. Raises ValueError if there is none."""
     path = Path(repo_or_folder)
     if path.is_dir():
         path = path / CONFIG_NAME
         if not path.is_file():
-            raise ValueError(f"{repo_or_folder} was expected to hold {CONFIG_NAME}, got none; give the folder of a run of ours.")
+            raise ValueError(f"{repo_or_folder} was expected to hold {CONFIG_NAME}, got none; give the folder of a run of hf_mixup.")
     else:
         path = download(str(repo_or_folder), CONFIG_NAME, revision=revision, token=token)
     return json.loads(path.read_text())
 
 
 def needs_of_model(method: Method) -> list[str]:
-    """What the method needs a model for; empty for one that mixes by images alone."""
+    """The reasons why the method needs a model; empty if it needs images only."""
     wanted = sorted((method.sample.needs | method.label.needs) - OF_THE_BATCH)
     if wanted or method.step.rows is not None:
         return wanted
@@ -335,28 +346,28 @@ def needs_of_model(method: Method) -> list[str]:
 
 
 def are_maps(labels: Tensor | None) -> bool:
-    """Whether labels are maps, the class number of every pixel (B, H, W)."""
+    """Whether labels are maps (B, H, W), with the class number of every pixel."""
     return isinstance(labels, Tensor) and labels.ndim > 2 and not labels.is_floating_point()
 
 
 @functools.lru_cache(maxsize=64)
 def check_maps(method: Method) -> None:
-    """Refuses a method that cannot mix label maps, by a plan of its own."""
+    """Raises ValueError for a method that cannot mix label maps; it tests one of the method's plans."""
     if method.needs_targets:
-        raise ValueError(f"{method.name!r} looks at labels of whole images, got label maps (B, H, W); take another method, such as cutmix.")
+        raise ValueError(f"{method.name!r} looks at labels of whole images, got label maps (B, H, W); use another method, such as cutmix.")
     images = torch.linspace(-1, 1, 4 * 3 * 32 * 32).view(4, 3, 32, 32)
     maps = torch.arange(32).expand(4, 32, 32)
     check_moves_maps(method.sample.plan(images.shape, keyed(0), Signals(images=images, maps=maps)), repr(method.name))
 
 
 def check_without_maps(method: Method) -> None:
-    """Refuses a method that looks at label maps, where there are none."""
+    """Raises ValueError for a method of label maps, if labels are not maps."""
     if "maps" in method.sample.needs:
-        raise ValueError(f"{method.name} mixes by label maps, (B, H, W), got labels of whole images; take another method, such as cutmix.")
+        raise ValueError(f"{method.name} mixes by label maps, (B, H, W), got labels of whole images; use another method, such as cutmix.")
 
 
 def check_views(method: Method) -> None:
-    """Refuses a loss that compares views of every image, where the step makes others."""
+    """Raises ValueError if the loss compares another number of views than the step makes."""
     wanted, made = method.loss.views, method.step.rows
     if wanted > 1 and (made is None or len(made) != wanted):
         raise ValueError(
@@ -366,10 +377,10 @@ def check_views(method: Method) -> None:
 
 
 def check_model_free(method: Method, where: str) -> None:
-    """Refuses a method that needs the model, where there is none."""
+    """Raises ValueError for a method that needs the model, where there is none."""
     wanted = needs_of_model(method)
     if wanted:
         raise ValueError(
-            f"{where} takes methods that mix by images alone, got {method.name!r}, which needs {' and '.join(wanted)}, so the model; "
+            f"{where} takes methods that mix by images only, got {method.name!r}, which needs {' and '.join(wanted)}, so the model; "
             "use MixupTrainer."
         )

@@ -109,7 +109,7 @@ METHODS: dict[str, Method] = {
         Method("decouplemix", CutMix(), loss=Decoupled(), paper="2203.10761"),
         Method("tokenmix", TokenMix(), label=TokenLabels(), paper="2207.08409"),
         Method("smmix", SMMix(), step=SMMixing(), paper="2212.12977"),
-        # beyond the published tables
+        # not in the published tables
         Method("regmixup", Mixup(alpha=20.0), step=KeepClean(), paper="2206.14502"),
         Method("augmix", AugMix(), loss=JensenShannon(), step=KeepClean(mixtures=2), paper="1912.02781"),
         Method("ricap", RICAP(), paper="1811.09030"),
@@ -139,37 +139,36 @@ METHODS: dict[str, Method] = {
 }
 
 
-# methods of label maps alone, which no network for whole images can use; found by name as the others are
+# methods for label maps only; a network for whole images cannot use them. They are found by name like the others
 OF_MAPS: dict[str, Method] = {"classmix": Method("classmix", ClassMix(), paper="2007.07936")}
 
 
 def get_method(name: str, **fields: Any) -> Method:
-    """A method by its name in `METHODS` or `OF_MAPS`, with other hyper-parameters where given: `get_method("cutmix", alpha=0.2)`."""
+    """A method by its name in `METHODS` or `OF_MAPS`, with changed hyper-parameters: `get_method("cutmix", alpha=0.2)`. Raises ValueError."""
     known = {**METHODS, **OF_MAPS}
     check_known("method", name, known)
     return known[name].replaced(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
 
 
 def taught_by_the_network(choice: MethodChoice) -> list[str]:
-    """Names of the methods that could have a teacher but have none, and so read the network in training."""
+    """Names of the methods that could have a teacher, but have none and therefore read the network in training."""
     parts = {method.name: (method.sample, method.label, method.step) for method in choice.methods}
     return [name for name, some in parts.items() if any("teacher" in fields_of(part) and part.teacher is None for part in some)]
 
 
 @dataclass(unsafe_hash=True)
 class MethodChoice:
-    """One or several methods, of which one is chosen for every batch.
+    """One or several methods. One of them is chosen for every batch.
 
-    Calling it mixes one batch, in any loop and on any device. With `num_labels` it stands in for `timm.data.Mixup` of mixup and
-    cutmix together: `images, targets = choice(images, labels)`. Label smoothing is that of the loss,
-    `loss={"name": "crossentropy", "smoothing": 0.1}`.
+    A call mixes one batch, in any loop and on any device. With `num_labels` it replaces `timm.data.Mixup` with mixup and cutmix:
+    `images, targets = choice(images, labels)`. Label smoothing is set in the loss, `loss={"name": "crossentropy", "smoothing": 0.1}`.
 
     Attributes:
-        methods: at least one, of different names.
+        methods: at least one, with different names.
         probabilities: one for each, summing to 1; numbers or schedules.
         rate: the share of batches that is mixed at all; a number or a schedule.
-        num_labels: classes, for calls that do not name them. It is not saved.
-        mixup_enabled: set it to False, and no batch is mixed from then on. This is timm's switch for the last epochs.
+        num_labels: number of classes, for calls without it. It is not saved.
+        mixup_enabled: set it to False to stop mixing, as timm's switch for the last epochs.
     """
 
     methods: tuple[Method, ...]
@@ -180,11 +179,11 @@ class MethodChoice:
 
     @property
     def rates(self) -> tuple[float, float]:
-        """The least and the greatest share of batches that is mixed."""
+        """The smallest and the largest share of batches that is mixed."""
         return extremes_of(self.rate)
 
     def at(self, epoch: int, epochs: int) -> MethodChoice:
-        """The choice in an epoch, counted from 0, of a run of so many: without schedules. Raises ValueError where they need more."""
+        """The choice in an epoch, from 0, of a run of `epochs`, without schedules. Raises ValueError if a schedule needs the epochs and they are unknown."""
         losses = [method.loss.at(epoch, epochs) for method in self.methods]
         steady = all(loss is method.loss for loss, method in zip(losses, self.methods, strict=True))
         if steady and not any(isinstance(value, Schedule) for value in (self.rate, *self.probabilities)):
@@ -195,16 +194,16 @@ class MethodChoice:
 
     @property
     def counting(self) -> list[str]:
-        """Names of the methods that ask how many training images each class has, and were not told."""
+        """Names of the methods that need the number of training images of each class, if it is not set."""
         return [method.name for method in self.methods if any(getattr(method, kind).class_counts is None for kind in method.counting)]
 
     def with_class_counts(self, counts: tuple[int, ...]) -> MethodChoice:
-        """The same choice, told how many training images each class has, where it asks and was not told."""
+        """The same choice with the number of training images of each class, for methods that need it, if it is not set."""
         return replace(self, methods=tuple(method.with_class_counts(counts) for method in self.methods))
 
     @property
     def rows(self) -> int:
-        """Rows of each image in a batch of a collator."""
+        """Number of rows of each image in a batch of a collator."""
         return max(len(method.step.rows or (True,)) for method in self.methods)
 
     @classmethod
@@ -220,18 +219,18 @@ class MethodChoice:
         mix_rate: Any = 1.0,
         num_labels: int | None = None,
     ) -> MethodChoice:
-        """From what people type. Raises ValueError for unknown names and fields, and for lists of different lengths.
+        """Builds a choice from a user's settings. Raises ValueError for unknown names and fields, and for lists of different lengths.
 
         Args:
-            mix: a method or several, by name or built.
-            mix_prob: one probability for each, a number or a schedule; equal ones if None.
-            alpha: one for each, or one for all that have an alpha.
+            mix: one or several methods, as names or objects.
+            mix_prob: one probability for each, a number or a schedule; equal probabilities if None.
+            alpha: one value for each, or one for all methods that have an alpha.
             mix_args: other hyper-parameters by method, `{"cutmix": {"alpha": 0.2}}`.
-            mode: sets `mode` of every method that has one.
-            loss: sets the loss of every method, by name or `{"name": ..., <fields>}`.
+            mode: `mode` of every method that has one.
+            loss: loss of every method, as a name or `{"name": ..., <fields>}`.
             mix_rate: the share of batches that is mixed, 0 to 1, or a schedule of it: points `[[epoch, share], ...]`, or
                 `{"name": "withouthesitation"}`, as `hf_mixup.core.schedule` describes them.
-            num_labels: classes, for calls that do not name them.
+            num_labels: number of classes, for calls without it.
         """
         if num_labels is not None:
             check_num_labels(num_labels)
@@ -261,7 +260,7 @@ class MethodChoice:
                 fields["loss"] = loss
             if mode is not None and "mode" in fields_of(method.sample):
                 fields["mode"] = mode
-            # an alpha for all, or in the place of a method that has none, is not a mistake where others need it
+            # an alpha for a method that has none is no mistake, if it is for all methods or others need theirs
             if own_alpha is not None and ("alpha" in fields_of(method.sample) or not (for_all or method.name == "vanilla")):
                 fields["alpha"] = own_alpha
             method = method.replaced(**fields)
@@ -285,8 +284,8 @@ class MethodChoice:
         generator: torch.Generator | None = None,
         columns: Mapping[str, Tensor] = NOTHING,
     ) -> tuple[Tensor, Tensor]:
-        """Mixes one batch by one of the methods; arguments, results and errors are those of a `Method` that is called. A choice with
-        schedules is called as `choice.at(epoch, epochs)(images, labels)`."""
+        """Mixes one batch by one of the methods. Arguments, results and errors are those of a call of a `Method`. If the choice has schedules, call
+        `choice.at(epoch, epochs)(images, labels)`."""
         for method in self.methods:
             check_model_free(method, "a plain call")
         generator = fresh() if generator is None else generator
@@ -294,11 +293,11 @@ class MethodChoice:
 
     @property
     def columns(self) -> frozenset[str]:
-        """Names of the columns of the data set that the methods read beside images and labels."""
+        """Names of the columns of the data set that the methods read, beside images and labels."""
         return frozenset().union(*(method.columns for method in self.methods))
 
     def draw(self, rng: torch.Generator) -> Method:
-        """The method of a batch; of a choice without schedules, which `at` gives."""
+        """Draws the method of a batch. The choice must be without schedules, see `at`."""
         if not self.mixup_enabled:
             return METHODS["vanilla"].replaced(loss=self.methods[0].loss.single())
         if self.rate < 1 and float(torch.rand((), generator=rng)) >= self.rate:
@@ -325,7 +324,7 @@ class MethodChoice:
 
     @classmethod
     def from_pretrained(cls, repo_or_folder: str | Path, *, revision: str | None = None, token: str | None = None) -> MethodChoice:
-        """From a folder or a Hub repository that a run left, by its `mixup_config.json`."""
+        """The choice of a run, from the `mixup_config.json` of its folder or Hub repository. Raises ValueError if there is none."""
         return cls.from_dict(read_config(repo_or_folder, revision=revision, token=token))
 
     def __str__(self) -> str:

@@ -40,13 +40,13 @@ STATE_NAME = "state.safetensors"
 
 @dataclasses.dataclass
 class MixupOutput(ImageClassifierOutput):
-    """The outputs of a training step: `loss`, `logits`, and
+    """The output of a training step: `loss`, `logits`, and
 
     Attributes:
         targets: (B, num_labels) float32, mixed.
-        lam: (B,) float32, the labels' share of the own image.
-        losses: (B,) float32, of every mixture by itself; `loss` is their mean, and what the method adds to it.
-        methods: names of the methods that mixed, one for each repeat; `("vanilla",)` where nothing was mixed.
+        lam: (B,) float32, the own image's share of the label.
+        losses: (B,) float32, one for each mixture; `loss` is their mean, plus the method's additional losses.
+        methods: names of the methods that mixed, one for each repeat; `("vanilla",)` if nothing was mixed.
     """
 
     targets: Tensor | None = None
@@ -56,37 +56,38 @@ class MixupOutput(ImageClassifierOutput):
 
 
 class MixupModel(PreTrainedModel):
-    """Any Hugging Face classifier of images, videos or sounds, trained by mixing methods.
+    """A Hugging Face classifier of images, videos, sounds or texts that is trained by mixing methods.
 
-    In training, `forward(pixel_values, labels, mix_key)` mixes, and returns the loss; MixupTrainer gives the key. The main input goes by the
-    network's own name for it too, `input_values=` for sounds, and masks of what is there, such as `attention_mask`, beside it. In
-    evaluation it is the plain network, with the plain loss. Saved, it is the plain classifier at the top of the folder
-    (`AutoModelForImageClassification` loads it) with what the methods learned or remember under `mixup/`.
+    In training, `forward(pixel_values, labels, mix_key)` mixes, and returns the loss; MixupTrainer gives the key. The main input can also have
+    the network's own name, such as `input_values=` for sounds, with masks such as `attention_mask` beside it. In evaluation it is the plain
+    network with the plain loss. It is saved as the plain classifier, which `AutoModelForImageClassification` loads from the top of the folder.
+    What the methods learned or remember is saved under `mixup/`.
 
     Args:
         backbone: an image classifier of transformers, a timm model in transformers' wrapper, or one of ours.
-        mix: a method, several, or a `MethodChoice`.
+        mix: one or several methods, or a `MethodChoice`.
         mix_prob, alpha, mix_args, mode, loss, mix_rate: as in `MethodChoice.build`.
-        mix_repeat: independent mixtures of each batch, whose losses are averaged.
-        ema_decay: also keep an exponential moving average (EMA) of the weights, at this rate a step; MixupTrainer updates it, and it
-            is what is evaluated and saved. Methods that deploy a teacher have an average already, and take none.
-        teacher: Hub id or folder of a frozen classifier that sees the same mixtures, whose answers are learned too. It is saved by its name.
-        distillation_temperature, distillation_weight, hard_distillation: how its answers count, as in `Distillation`.
+        mix_repeat: number of independent mixtures of each batch; their losses are averaged.
+        ema_decay: also keep an exponential moving average (EMA) of the weights, with this decay for each step. MixupTrainer updates it; it is
+            evaluated and saved. Methods that deploy a teacher already have an average, and take no `ema_decay`.
+        teacher: Hub id or folder of a frozen classifier that sees the same mixtures, and whose predictions are learned too. Only its name is
+            saved.
+        distillation_temperature, distillation_weight, hard_distillation: settings of that loss, see `Distillation`.
 
     Attributes:
-        main_input_name: of the network, what is mixed.
-        flat: whether that must be images (B, C, H, W), and not videos or volumes; None for a module of one's own, which may take anything.
-        normalisation: how the images in training are normalised, which teachers need to know; MixupTrainer sets it.
+        main_input_name: name of the network's input that is mixed.
+        flat: whether it must be images (B, C, H, W), and not videos or volumes; None for your own module, which may take anything.
+        normalisation: normalisation of the training images, which teachers need; MixupTrainer sets it.
 
     Raises:
-        ValueError: for methods that the backbone cannot serve.
+        ValueError: for methods that do not fit the backbone.
     """
 
-    views: ClassVar[int] = 1  # of every image, which the methods are given
+    views: ClassVar[int] = 1  # number of views of each image that the methods get
     base_model_prefix = "backbone"
     accepts_loss_kwargs = False
     supports_gradient_checkpointing = True
-    # the backbone's config carries its attention implementation, which it has checked itself
+    # the backbone's config names its attention implementation, which the backbone has already checked
     _supports_sdpa = _supports_flash_attn = _supports_flex_attn = _supports_attention_backend = True
 
     def __init__(
@@ -116,8 +117,8 @@ class MixupModel(PreTrainedModel):
             if method.step.views != self.views:
                 kinds = {1: "mix labelled images", 2: "pre-train on two views of every image"}
                 raise ValueError(
-                    f"methods of {type(self).__name__} must {kinds[self.views]}, got {method.name!r}, which is to "
-                    f"{kinds[method.step.views]}; take {'PreTrainingModel' if self.views == 1 else 'MixupModel'}."
+                    f"methods of {type(self).__name__} must {kinds[self.views]}, got {method.name!r}, which must "
+                    f"{kinds[method.step.views]}; use {'PreTrainingModel' if self.views == 1 else 'MixupModel'}."
                 )
         self.choice = mix
         self.mix_repeat = mix_repeat
@@ -141,14 +142,14 @@ class MixupModel(PreTrainedModel):
             check_between(0, 1, ema_decay=ema_decay)
             if self.deployed is not self.backbone:
                 raise ValueError(
-                    f"ema_decay must be left out for {mix}, whose teacher is an average of the weights already, got {ema_decay}; set the "
+                    f"ema_decay must be left out for {mix}, whose teacher already is an average of the weights, got {ema_decay}; set the "
                     "teacher's momentum in mix_args instead."
                 )
             self.ema = Average(backbone)
         distillation = Distillation.of(teacher, distillation_temperature, distillation_weight, hard_distillation)
         self.distiller = None if distillation is None else self._distiller(distillation)
         self.check_checkpointing(False)
-        json.dumps(self.to_dict())  # now, not when a trained model is saved
+        json.dumps(self.to_dict())  # fails now, and not after training
         self.normalisation = None
 
     def _distiller(self, distillation: Distillation) -> Distiller:
@@ -156,22 +157,22 @@ class MixupModel(PreTrainedModel):
             state = self.states[method.name]
             if state.changed:
                 raise ValueError(
-                    f"a teacher must see the mixtures that the network sees, got {method.name!r}, which mixes inside the network; take a method "
+                    f"a teacher must see the network's mixtures, got {method.name!r}, which mixes inside the network; use a method "
                     "that mixes images."
                 )
             if distillation.weight == 1 and any(p.requires_grad for p in state.parameters()):
                 raise ValueError(
-                    f"{method.name!r} learns to mix by the loss on labels, got distillation_weight=1, which leaves none of it; lower the weight."
+                    f"{method.name!r} learns to mix from the loss on labels, got distillation_weight=1, which removes that loss; lower the weight."
                 )
         if self.choice.methods[0].loss.problem_type == "regression" or isinstance(self.choice.methods[0].loss, MultiHead):
             raise ValueError(
-                f"a teacher must tell probabilities of classes, got the loss {type(self.choice.methods[0].loss).__name__}; leave the teacher out."
+                f"a teacher must give probabilities of classes, got the loss {type(self.choice.methods[0].loss).__name__}; leave the teacher out."
             )
         return Distiller(distillation, self.backbone)
 
     @property
     def deployed(self) -> nn.Module:
-        """The network that is evaluated and saved: the backbone, its average, or the teacher of a method that says so."""
+        """The network that is evaluated and saved: the backbone, its average, or the teacher, if the method deploys it."""
         for method in self.choice.methods:
             network = method.step.deployed(self.states[method.name], self.backbone)
             if network is not self.backbone:
@@ -190,15 +191,15 @@ class MixupModel(PreTrainedModel):
 
     @property
     def teachers(self) -> list[Teacher]:
-        """The frozen teachers of the methods, and the one of a distillation."""
+        """The frozen teachers of the methods and of a distillation."""
         own = [] if self.distiller is None else [self.distiller.teacher]
         return [*(module for module in self.states.modules() if isinstance(module, Teacher)), *own]
 
     def after_optimizer_step(self, step: int, total_steps: int, rising: float = 0.0) -> None:
-        """What follows the weights: averages and teachers. `step` optimizer steps were done before this one.
+        """Updates averages and teachers. `step` optimizer steps were done before this one.
 
         Args:
-            rising: steps in which `ema_decay` rises from nine tenths of itself.
+            rising: number of steps in which `ema_decay` rises from 0.9 of its value.
         """
         for method in self.choice.methods:
             method.step.after_optimizer_step(self.states[method.name], self.backbone, step, total_steps)
@@ -212,7 +213,7 @@ class MixupModel(PreTrainedModel):
         return self
 
     def compile_backbone(self, **options: Any) -> None:
-        """Compiles the backbone in place; mixing, and what methods watch, stay outside the graphs. `options` are `torch.compile`'s."""
+        """Compiles the backbone in place. Mixing, and watched modules, stay outside the graphs. `options` are those of `torch.compile`."""
         watched = [module for state in self.states.values() for module in state.watched]
         compile_around(self.backbone, watched if self.distiller is None else [*watched, self.backbone], **options)
 
@@ -226,20 +227,20 @@ class MixupModel(PreTrainedModel):
     ) -> ImageClassifierOutput:
         """
         Args:
-            pixel_values: (B, C, H, W), or the network's main input whatever its name.
+            pixel_values: (B, C, H, W), or the network's main input under any name.
             labels: (B,) class numbers, or (B, num_labels) soft.
-            mix_key: a `MixKey`, or its numbers; needed in training.
-            mixed: in training, take the labels as final and mix nothing: the number of rows of each image, which lie in as many equal parts
-                of the batch, as a MixupCollator makes them; 0 to mix.
-            **inputs: the main input by its own name, and what the network takes beside it, (B, ...) each. The mixture of an attention mask is the
-                union. Also columns that the methods read, such as `object_masks` (B, h, w).
+            mix_key: a `MixKey`, or its numbers. Needed in training.
+            mixed: 0 to mix. Otherwise nothing is mixed in training, and labels are final: the number of rows of each image, which are in as many
+                equal parts of the batch, as a MixupCollator makes them.
+            **inputs: the main input by its own name, and the network's other inputs, (B, ...) each. The attention mask of a mixture is the union.
+                Also columns that the methods read, such as `object_masks` (B, h, w).
         """
         columns = {name: inputs.pop(name) for name in self.choice.columns & inputs.keys()}
         pixel_values, others = self._inputs(pixel_values, inputs)
         if labels is None:
             if self.training and torch.is_grad_enabled():
                 raise ValueError(
-                    "training needs labels and mix_key, got images alone, which would train unmixed; leave compute_loss to MixupTrainer, or "
+                    "training needs labels and mix_key, got only images, which would train unmixed; leave compute_loss to MixupTrainer, or "
                     "call eval() to predict."
                 )
             return ImageClassifierOutput(logits=self._deployed_logits(pixel_values, others))
@@ -261,14 +262,14 @@ class MixupModel(PreTrainedModel):
             return MixupOutput(loss=step.loss, logits=step.logits, targets=targets, lam=step.lam, losses=step.losses, methods=("vanilla",))
         if mix_key is None:
             raise ValueError(
-                "training needs mix_key, the place of the batch in the run, got None; train with MixupTrainer, which gives it."
+                "training needs mix_key, the place of the batch in the run, got None; train with MixupTrainer, which passes it."
             )
         key = MixKey(*mix_key)
-        with gathered(self):  # saliency is a backward pass of its own
+        with gathered(self):  # saliency has its own backward pass
             keys = [key._replace(repeat=key.repeat + repeat) for repeat in range(self.mix_repeat)]
             methods = [self.method_for(key) for key in keys]
             steps = [self._step(method, pixel_values, targets, key, others, columns) for method, key in zip(methods, keys, strict=True)]
-        # after all repeats, which are mixtures of one moment; of several by one method the first is remembered
+        # after all repeats, which use the same memory; if one method mixed several, the first is remembered
         for name, step in {method.name: step for method, step in zip(methods[::-1], steps[::-1], strict=True)}.items():
             if step.memory is not None:
                 self.states[name].remember(**step.memory)
@@ -276,7 +277,7 @@ class MixupModel(PreTrainedModel):
         return MixupOutput(loss=torch.stack([step.loss for step in steps]).mean(), **rows, methods=tuple(method.name for method in methods))
 
     def method_for(self, key: MixKey) -> Method:
-        """The method of a batch: the same on all processes."""
+        """The method of a batch; the same on all processes."""
         return self.choice.at(key.epoch, key.epochs).draw(key.shared_rng())
 
     def _unmixed(self, images: Tensor, targets: Tensor, loss: Loss, others: Mapping[str, Tensor]) -> StepOutput:
@@ -285,7 +286,7 @@ class MixupModel(PreTrainedModel):
         return StepOutput(losses.mean(), losses, logits, targets, targets.new_ones(len(targets)))
 
     def _taught(self, state: MethodState, run: Callable[[], StepOutput]) -> StepOutput:
-        """A step with what the teacher says of the images that passed in it."""
+        """Runs a step and adds the teacher's loss on the images that passed."""
         if self.distiller is None:
             return run()
         state.passed = []
@@ -300,7 +301,7 @@ class MixupModel(PreTrainedModel):
         return step._replace(loss=loss, losses=losses)
 
     def _inputs(self, main: Tensor | None, inputs: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """The main input, and what goes with it."""
+        """The main input, and the other inputs by name."""
         name = self.main_input_name
         if (main is None) == (name not in inputs):
             raise ValueError(
@@ -320,7 +321,7 @@ class MixupModel(PreTrainedModel):
         state = self.states[method.name] if method.name in self.states else MethodState()
         if others and not method.step.takes_others:
             raise ValueError(
-                f"{method.name} gives a network {self.main_input_name} alone, got {min(others)} too; drop it, or take another method."
+                f"{method.name} gives a network only {self.main_input_name}, got {min(others)} too; drop it, or use another method."
             )
         state.columns, state.others = method.taken(columns, len(images), images.device), others
         try:
@@ -336,7 +337,7 @@ class MixupModel(PreTrainedModel):
         return logits_of(network, images, others)
 
     def _plain_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """What a plain Trainer reports; a multi-label loss where the labels are."""
+        """The loss that a plain Trainer reports; a multi-label loss for multi-label labels."""
         loss = self.choice.methods[0].loss
         loss.check(labels, len(logits), self.num_labels)
         plain = loss.plain() if labels.ndim == 2 or self.num_labels == 1 else CrossEntropy()
@@ -349,18 +350,18 @@ class MixupModel(PreTrainedModel):
     ) -> None:
         """Writes the deployed classifier at the top of the folder, `mixup_config.json` beside it, and the rest under `mixup/`.
 
-        What another model left under `mixup/` is removed.
+        Files of another model under `mixup/` are removed.
         """
         state_dict = self.state_dict() if state_dict is None else state_dict
         prefix = self._name_of(self.deployed) + "."
         classifier = {key.removeprefix(prefix): value for key, value in state_dict.items() if key.startswith(prefix)}
         classifier = {name: value for name, value in classifier.items() if name not in self.unsaved}
         if is_timm(self):
-            # as timm itself names them, so that timm.create_model reads the folder too; transformers knows both
+            # with timm's own names, so that timm.create_model reads the folder too; transformers knows both names
             classifier = {key.removeprefix("timm_model."): value for key, value in classifier.items()}
             describe_for_timm(self.deployed)
         taught, config = self.choice.methods[0].loss.problem_type, self.deployed.config
-        if taught != (config.problem_type or "single_label_classification"):  # which None stands for
+        if taught != (config.problem_type or "single_label_classification"):  # None means this one
             config.problem_type = taught
         save_network(self.deployed, save_directory, classifier, is_main_process=is_main_process, **kwargs)
         if not is_main_process:
@@ -387,16 +388,16 @@ class MixupModel(PreTrainedModel):
 
     @property
     def unsaved(self) -> frozenset[str]:
-        """Names of the deployed network's weights that are not saved."""
+        """Names of weights of the deployed network that are not saved."""
         return frozenset()
 
     def to_dict(self) -> dict[str, Any]:
-        """What `mixup_config.json` holds: the methods, and how they are used."""
+        """The content of `mixup_config.json`: the methods and their settings."""
         distillation = None if self.distiller is None else dataclasses.asdict(self.distiller.how)
         return {**self.choice.to_dict(), "mix_repeat": self.mix_repeat, "ema_decay": self.ema_decay, "distillation": distillation}
 
     def restore(self, folder: str | os.PathLike) -> None:
-        """Loads everything that `save_pretrained` wrote. Raises ValueError when anything is missing, left over or of another shape."""
+        """Loads everything that `save_pretrained` wrote. Raises ValueError for missing, unexpected or misshapen weights."""
         prefix = self._name_of(self.deployed) + "."
         wanted = {key for key in self.state_dict() if not key.startswith(prefix)}
         path = Path(folder, STATE_FOLDER, STATE_NAME)
@@ -427,7 +428,7 @@ class MixupModel(PreTrainedModel):
             ) from None
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False):
-        """Always strict: a stock Trainer would go on from a half-loaded model with a warning."""
+        """Always strict. A stock Trainer would continue with a half-loaded model and only a warning."""
         return super().load_state_dict(state_dict, strict=True, assign=assign)
 
     @classmethod
@@ -440,14 +441,14 @@ class MixupModel(PreTrainedModel):
         token: str | None = None,
         **kwargs: Any,
     ) -> MixupModel:
-        """A run of ours, from its folder or the Hub, ready to train on: network, methods and their state.
+        """Loads a run from its folder or the Hub, ready to train: network, methods and their state.
 
-        Of a pre-training, the backbone with a fresh classifier of `num_labels` classes.
+        After a pre-training it loads the backbone with a new classifier for `num_labels` classes.
 
         Args:
-            mix: the methods, where they are your own and the file that defines them is not imported; else they are those of the run. After
-                a pre-training CutMix if not given.
-            **kwargs: of the classifier's `from_pretrained`.
+            mix: the methods. Needed if they are your own and their file is not imported. Default: those of the run; CutMix after a
+                pre-training.
+            **kwargs: arguments of the classifier's `from_pretrained`.
         """
         folder = Path(repo_or_folder)
         if not folder.is_dir():
@@ -455,12 +456,12 @@ class MixupModel(PreTrainedModel):
             folder = download_all(str(repo_or_folder), patterns, revision=revision, token=token)
         config = read_config(folder)
         path = folder / "config.json"
-        saved = json.loads(path.read_text()) if path.is_file() else {}  # adapters have none
-        if 0 in (saved.get("num_labels"), saved.get("num_classes")):  # the latter in timm's words
+        saved = json.loads(path.read_text()) if path.is_file() else {}  # a folder of adapters has none
+        if 0 in (saved.get("num_labels"), saved.get("num_classes")):  # the latter is timm's name
             if not (kwargs.get("num_labels") or kwargs.get("id2label")):
                 raise ValueError(
                     f"a MixupModel must have classes, got {str(repo_or_folder)!r}, a pre-trained backbone without classifier; pass num_labels, "
-                    "or go on with PreTrainingModel.from_pretrained."
+                    "or continue the pre-training with PreTrainingModel.from_pretrained."
                 )
             return cls(load_classifier(folder, **kwargs), "cutmix" if mix is None else mix)
         network = load_network(folder, **kwargs)
@@ -476,10 +477,10 @@ class MixupModel(PreTrainedModel):
     def _name_of(self, module: nn.Module) -> str:
         return next(name for name, other in self.named_modules() if other is module)
 
-    # -- what transformers and accelerate ask of a model ----------------------------------------------------------------
+    # -- what transformers and accelerate call ----------------------------------------------------------------
 
     def _set_gradient_checkpointing(self, enable: bool = True, **kwargs: Any) -> None:
-        """That of the backbone, which may be timm's, and of teachers. Raises ValueError for methods that cannot do with it."""
+        """Sets activation checkpointing of the backbone, also timm's, and of teachers. Raises ValueError for methods that do not work with it."""
         averages = [module.network for module in self.states.modules() if isinstance(module, Average)]
         for network in (self.backbone, *averages):
             if isinstance(bare(network), PreTrainedModel):
@@ -487,7 +488,7 @@ class MixupModel(PreTrainedModel):
         self.check_checkpointing(enable)
 
     def check_checkpointing(self, enable: bool) -> None:
-        """Refuses activation checkpointing for a network, or a method, that cannot do with it. Raises ValueError by name."""
+        """Raises ValueError for a network or a method that does not work with activation checkpointing."""
         if enable and not self.supports_gradient_checkpointing:
             raise ValueError(
                 f"activation checkpointing needs a network that has it, got {type(bare(self.backbone)).__name__}; leave out "
@@ -498,11 +499,11 @@ class MixupModel(PreTrainedModel):
                 check_changeable(self.backbone, name, checkpointed=enable)
 
     def get_input_embeddings(self):
-        """Those of the backbone; None where it has none, or has been sharded."""
+        """Those of the backbone; None if it has none, or if it is sharded."""
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             from torch.distributed.fsdp import FSDPModule
 
-            # accelerate shards them after the blocks, and so a second time
+            # accelerate shards them after the blocks, which would be the second time
             if any(isinstance(module, FSDPModule) for module in self.modules()):
                 return None
         try:
@@ -514,18 +515,18 @@ class MixupModel(PreTrainedModel):
         return None
 
     def _init_weights(self, module):
-        """Every part comes initialised."""
+        """All parts are already initialised."""
 
 
 def check_text(network: nn.Module, methods: Sequence[Method]) -> None:
-    """Refuses methods that mix before a network for texts can look, and networks that classify one word of a text by its number."""
+    """Raises ValueError for methods that mix token ids, and for networks that classify one token, chosen by its id."""
     for method in methods:
         if method.sample != METHODS["vanilla"].sample and not method.step.takes_tokens:
             raise ValueError(
-                f"texts are mixed inside of the network, got {method.name!r}, which mixes before it; take 'wordmixup', 'tmix' or 'manifoldmix'."
+                f"texts are mixed inside the network, got {method.name!r}, which mixes its input; use 'wordmixup', 'tmix' or 'manifoldmix'."
             )
-    # heads of decoders are called score; they read the last word of the own text, where the mixture may go on
+    # heads of decoders are named score; they read the last token of the own text, but the mixture may be longer
     if hasattr(bare(network), "score") or getattr(network.config, "is_encoder_decoder", False):
         raise ValueError(
-            f"mixing texts needs an encoder, whose classifier sees the whole text, got {type(bare(network)).__name__}; take one such as BERT."
+            f"mixing texts needs an encoder, whose classifier sees the whole text, got {type(bare(network)).__name__}; use one such as BERT."
         )

@@ -1,4 +1,4 @@
-"""Recipes: YAML files of arguments, with what holds for single methods and networks."""
+"""Recipes: YAML files of arguments, with overrides for single methods and networks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hf_mixup.core.checks import nearest
 from hf_mixup.core.precision import has_bfloat16
 from hf_mixup.networks.names import same_architecture
 
-# what a recipe may hold beside arguments
+# keys of a recipe that are not arguments
 OVERLAYS = ("for_method", "for_backbone")
 ABOUT = "benchmark"
 
@@ -22,27 +22,26 @@ def read_recipe(
 ) -> dict[str, Any]:
     """The arguments of a recipe, for these methods and this network.
 
-    A recipe maps arguments to values. Beside them, `for_method` has arguments that hold for one choice of methods, by names joined
-    with `+` as in `mixup+cutmix`, and `for_backbone` those that hold for one network, an architecture or a checkpoint, with a `for_method`
-    of its own:
+    A recipe maps arguments to values. `for_method` holds arguments for one choice of methods, with names joined by `+` as in `mixup+cutmix`.
+    `for_backbone` holds arguments for one network, an architecture or a checkpoint, and may have its own `for_method`:
 
         alpha: [1.0]
         for_method: {cutmix: {alpha: [0.2]}}
         for_backbone: {ResNeXt-50-32x4d: {learning_rate: 0.05, for_method: {cutmix: {alpha: [1.0]}}}}
 
-    `bf16: auto` is true where the machine computes in bfloat16, and false where it would emulate it.
+    `bf16: auto` is true if the hardware computes in bfloat16, and false if it would emulate it.
 
-    The later in this list of three, the stronger, and what stands under both names is strongest. What stands under `benchmark` says
-    how results are reported; see `benchmark.py`.
+    Later entries of this list override earlier ones: the recipe, `for_backbone`, `for_method`, `for_method` inside `for_backbone`. `benchmark`
+    sets how results are reported; see `benchmark.py`.
 
     Args:
         name: a YAML file, or the name of one in `folder`.
-        known: names of arguments; those of run_mixup.py if None.
-        mix: the methods typed; the recipe's own where None.
-        network: the architecture or checkpoint typed; the recipe's own where None.
+        known: names of allowed arguments; those of run_mixup.py if None.
+        mix: the methods on the command line; the recipe's own if None.
+        network: the architecture or checkpoint on the command line; the recipe's own if None.
 
     Raises:
-        ValueError: for unknown names and keys, wherever they stand.
+        ValueError: for unknown names and keys, anywhere in the file.
     """
     known = known_arguments() if known is None else known
     values = load_recipe(name, folder)
@@ -72,7 +71,7 @@ def read_recipe(
 
 
 def _overlays(values: dict[str, Any], key: str, recipe: str) -> dict[str, dict[str, Any]]:
-    """Takes out what stands under `key`: arguments by name."""
+    """Removes and returns the entry `key`: arguments by name."""
     found = values.pop(key, None) or {}
     if not isinstance(found, dict) or not all(isinstance(arguments, dict) for arguments in found.values()):
         raise ValueError(f"recipe {recipe!r} must map names to arguments under {key!r}, got {found!r}; write `cutmix: {{alpha: [0.2]}}`.")
@@ -80,7 +79,7 @@ def _overlays(values: dict[str, Any], key: str, recipe: str) -> dict[str, dict[s
 
 
 def load_recipe(name: str, folder: Path) -> dict[str, Any]:
-    """A recipe as it is written: a YAML file, or the name of one in `folder`. Raises ValueError where there is none."""
+    """Reads a recipe unchanged: a YAML file, or the name of one in `folder`. Raises ValueError if there is none."""
     import yaml
 
     path = Path(name)
@@ -94,15 +93,15 @@ def load_recipe(name: str, folder: Path) -> dict[str, Any]:
     try:
         values = copy.deepcopy(_parsed(path.read_text()))
     except yaml.YAMLError as error:
-        raise ValueError(f"recipe {name!r} must be plain YAML, got {' '.join(str(error).split())}; mend the file.") from None
+        raise ValueError(f"recipe {name!r} must be plain YAML, got {' '.join(str(error).split())}; correct the file.") from None
     if not isinstance(values, dict):
-        raise ValueError(f"recipe {name!r} must map arguments to values, got {type(values).__name__}; write one `key: value` a line.")
+        raise ValueError(f"recipe {name!r} must map arguments to values, got {type(values).__name__}; write one `key: value` on each line.")
     return values
 
 
 @functools.lru_cache(maxsize=64)
 def _parsed(text: str) -> Any:
-    """What YAML says: parsing takes longer than all else that is done with a recipe."""
+    """Parses YAML. Cached, because parsing takes longer than the rest of the work on a recipe."""
     import yaml
 
     return yaml.safe_load(text)

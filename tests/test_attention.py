@@ -246,7 +246,7 @@ def test_compiled_and_checkpointed():
 @pytest.mark.parametrize("method", ["transmix", "tokenmix", "smmix", "tlalign", "mixpro"])
 @pytest.mark.parametrize("family", ["resnet", "convnext", "cifar_resnet", "timm_resnet"])
 def test_row_18_networks_without_attention_are_refused(family, method):
-    with refuses(r"attention can be read is needed.*got .*which can give"):
+    with refuses(r"must have attention that can be read.*got .*which can give"):
         MixupModel(tiny.network(family), method)
 
 

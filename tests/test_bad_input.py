@@ -258,7 +258,7 @@ def test_row_22_missing_columns(tmp_path, column, message):
 @pytest.mark.parametrize("labels", [["cat", "dog"], [0, None], [torch.tensor([1.0, 0.0]), torch.tensor([1.0])]], ids=str)
 def test_row_22_columns_that_hold_no_labels(labels):
     examples = [{**example, "labels": label} for example, label in zip(batch(2), labels, strict=True)]
-    with refuses("labels must be class numbers, or soft labels of one length, got .*; make numbers of names", TypeError):
+    with refuses("labels must be class numbers, or soft labels of one length, got .*; convert names to class numbers", TypeError):
         MixupCollator("cutmix", num_labels=4)(examples)
 
 
@@ -340,7 +340,7 @@ def test_row_31_a_network_that_says_nothing(name):
 
 
 def test_training_without_a_key_names_the_trainer():
-    with refuses("train with MixupTrainer, which gives it"):
+    with refuses("train with MixupTrainer, which passes it"):
         MixupModel(vit(), "cutmix").train()(torch.randn(4, 3, 16, 16), torch.arange(4))
 
 

@@ -292,7 +292,7 @@ def test_images_of_every_class_are_drawn_by_the_seed(tmp_path):
     few = load_images(DataArguments("digits", max_train_samples_per_class=7), seed=1)
     assert np.bincount(few.train["label"]).tolist() == [7] * 10
     assert len(few.evaluation) == 360
-    with pytest.raises(ValueError, match="give one of max_train_samples and max_train_samples_per_class, got 5 and 5"):
+    with pytest.raises(ValueError, match="only one of max_train_samples and max_train_samples_per_class can be set, got 5 and 5"):
         DataArguments("digits", max_train_samples=5, max_train_samples_per_class=5)
 
 
@@ -337,7 +337,7 @@ def test_row_43_a_sweep_that_was_killed_ends_as_one_that_was_not(tmp_path):
     benchmark(*SWEEP, "--output_dir", whole)
     table = (whole / "results.md").read_text()
     assert "| transmix | - | " in table
-    assert "transmix with cifar_resnet20: a network whose attention can be read is needed" in table
+    assert "transmix with cifar_resnet20: the network must have attention that can be read" in table
     assert (whole / "results.tex").is_file()
     assert (whole / "results.png").stat().st_size > 5000
 

@@ -115,7 +115,7 @@ def test_other_classes_are_refused_where_nothing_is_trained(checkpoint, tmp_path
 
 def test_another_number_of_classes(checkpoint, tmp_path):
     data = folder(tmp_path / "data", {name: name for name in COLOURS})
-    message = "must have as many classes, got 3 in .* and 4 in the data set; pass --ignore_mismatched_sizes to start the classifier afresh"
+    message = "must have as many classes, got 3 in .* and 4 in the data set; pass --ignore_mismatched_sizes to start with a new classifier"
     with refuses(message):
         mixup(checkpoint, data, tmp_path / "out", "--max_steps", "1")
     for kind in ("vit", "timm"):

@@ -228,7 +228,7 @@ MISTAKES = [
     (("--per_device_train_batch_size", "1"), "at least 2 images"),
     (("--label_smoothing_factor", "0.1"), "label_smoothing_factor must be 0"),
     (("--warmup_epochs", "1", "--warmup_steps", "5"), "warmup_epochs"),
-    (("--resume_from_checkpoint", "True"), "expected to hold a whole checkpoint, got none"),
+    (("--resume_from_checkpoint", "True"), "expected to hold a complete checkpoint, got none"),
     (("--load_best_model_at_end", "--save_strategy", "steps"), "load_best_model_at_end"),
     (("--hub_tokn", SECRET), "did you mean '--hub_token'"),
     ((f"--tokn={SECRET}",), "did you mean"),

@@ -360,7 +360,7 @@ def test_bytes_that_nobody_normalises_are_refused(tmp_path):
     with refuses("images must be floating point, got uint8", TypeError):
         MixupTrainer(vit(num_labels=5), arguments(tmp_path, max_steps=1), collator, rows).train()
     data = ImageDataset(digits()["train"].select(range(16)), "image", "label", ImageFormat(16).train_transform(), on_device=True)
-    with refuses("images must be cropped and mirrored before they are mixed, got a data set that leaves it to the device"):
+    with refuses("images must be cropped and flipped before they are mixed, got a data set that leaves that to the device"):
         stock(collator, data).train()
     with refuses("processor is for images of bytes, got torch.float32", TypeError):
         MixupCollator("cutmix", num_labels=5, processor=PROCESSOR)(examples())

@@ -233,7 +233,7 @@ def test_collators_must_pass_the_keys_on(tmp_path, rows):
     model = from_scratch("cifar_resnet20", 10, 16)
     with refuses("a batch must have 'pixel_values' and 'labels' and 'augmentation_keys', got \\['labels', 'pixel_values'\\]"):
         trainer(tmp_path, model, data, data_collator=forgetful).train()
-    with refuses("got augmentation_keys of a data set that leaves it to the device; make the data set with on_device=False"):
+    with refuses("got augmentation_keys of a data set that leaves that to the device; make the data set with on_device=False"):
         MixupCollator("cutmix", num_labels=10)([data[row] for row in range(4)])
     without = MixupCollator("cutmix", num_labels=10, base_collator=forgetful)
     with refuses("a batch must have 'augmentation_keys', which the data set gives, got none; pass them on"):

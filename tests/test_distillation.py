@@ -49,7 +49,7 @@ def passed(network):
 def test_every_method_shows_its_mixtures_to_the_teacher_or_says_that_it_has_none(name, teacher):
     method = get_method(name, **FEW.get(name, {}))
     if name in HIDDEN:
-        with refuses(f"a teacher must see the mixtures that the network sees, got '{name}', which mixes inside the network"):
+        with refuses(f"a teacher must see the network's mixtures, got '{name}', which mixes inside the network"):
             MixupModel(network_for(name), method, teacher=teacher)
         return
     images, labels = batch()
@@ -186,7 +186,7 @@ def test_the_teacher_sees_its_own_normalisation_and_size(tmp_path):
     model = MixupModel(vit(num_labels=5), "vanilla", teacher=tmp_path).train()
     pixels = torch.rand(4, 3, 16, 16)
     told = passed(model.distiller.teacher.network)
-    with refuses("training images whose normalisation is not known"):
+    with refuses("training images of unknown normalisation"):
         model(student.images(pixels), torch.arange(4), KEY)
     model.normalisation = student
     model(student.images(pixels), torch.arange(4), KEY)
@@ -253,15 +253,15 @@ def test_refusals(tmp_path, teacher):
         MixupModel(vit(), "cutmix", teacher=teacher, distillation_temperature=0.0)
     with refuses("distillation_weight must be a number from 0 to 1"):
         MixupModel(vit(), "cutmix", teacher=teacher, distillation_weight=1.5)
-    with refuses("'automix' learns to mix by the loss on labels, got distillation_weight=1"):
+    with refuses("'automix' learns to mix from the loss on labels, got distillation_weight=1"):
         MixupModel(resnet(), "automix", teacher=teacher, distillation_weight=1.0)
     with refuses("a teacher must tell probabilities of classes, got the loss MSE"):
         MixupModel(vit(), "mixup", loss="mse", teacher=teacher)
     with refuses("teacher must be the Hub id or folder of a classifier", TypeError):
         MixupTrainer(vit(), arguments(tmp_path), teacher=vit())
-    with refuses("the teacher must be named once, got 'other' and"):
+    with refuses("the teacher must be given once, got 'other' and"):
         MixupTrainer(vit(), arguments(tmp_path, distill_from=teacher), teacher="other")
-    with refuses("compute_loss_func takes the place of a loss, got a teacher"):
+    with refuses("compute_loss_func replaces the loss, got a teacher"):
         MixupTrainer(vit(), arguments(tmp_path), teacher=teacher, compute_loss_func=lambda outputs, labels, num_items_in_batch=None: 0)
     with refuses("must agree on how to mix, got distillation=None in the MixupModel"):
         MixupTrainer(MixupModel(vit(), "cutmix"), arguments(tmp_path, mix=["cutmix"]), teacher=teacher)

@@ -150,7 +150,7 @@ QUESTIONS = (
     ("What does it cost?", "docs/methods.md", "time of a step, without mixing = 1"),
     ("Did it help on my data?", "README.md", "--mix vanilla mixup cutmix mixup+cutmix --seeds 3"),
     ("What are lam and alpha?", "docs/which-method.md", "`lam` is the share of the own image"),
-    ("How do I add it to my timm loop?", "docs/guides/any-loop.md", "stands in for `timm.data.Mixup`"),
+    ("How do I add it to my timm loop?", "docs/guides/any-loop.md", "replaces `timm.data.Mixup`"),
     ("How do I get masks and lam?", "docs/guides/analyse.md", "method.plan(images, labels)"),
     ("Why is my training accuracy so low?", "docs/faq.md", "It is measured on mixtures"),
 )

@@ -59,7 +59,7 @@ def test_saved_classifier_is_the_evaluated_one(tmp_path, name):
 @every_method
 def test_row_17_collator_takes_it_or_names_what_it_lacks(name):
     if needs_of_model(METHODS[name]):
-        with refuses(rf"methods that mix by images alone, got '{name}', which needs .*, so the model; use MixupTrainer"):
+        with refuses(rf"methods that mix by images only, got '{name}', which needs .*, so the model; use MixupTrainer"):
             MixupCollator(name, num_labels=4)
     else:
         data = Images(8)

@@ -162,5 +162,5 @@ def test_saliency_labels_by_hand(norm):
 
 def test_saliency_labels_refuse_moved_pixels():
     plan = MixPlan.pair(torch.tensor([1, 0]), Share(torch.full((2, 2), 0.5)), torch.full((2,), 0.5), torch.zeros(2, 2, 3, 8, 8))
-    with pytest.raises(ValueError, match="leaves pixels where they are"):
+    with pytest.raises(ValueError, match="leaves pixels in place"):
         SaliencyLabels().weights(plan, Signals(saliency=torch.ones(2, 8, 8)))

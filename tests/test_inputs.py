@@ -217,7 +217,7 @@ def segformer():
 
 
 def tones(count):
-    """Waveforms of several lengths."""
+    """Waveforms of different lengths."""
     return [{"input_values": torch.randn(300 + 20 * (row % 5), generator=keyed(row)).tolist(), "labels": row % 4} for row in range(count)]
 
 

@@ -181,7 +181,7 @@ def test_tokenmix_reads_a_teacher(tmp_path):
 
 
 def test_tokenmix_of_a_network_without_attention():
-    with pytest.raises(ValueError, match="attention can be read is needed"):
+    with pytest.raises(ValueError, match="must have attention that can be read"):
         MixupModel(tiny.network("resnet"), "tokenmix")
     model = MixupModel(tiny.network("resnet"), "tokenmix", mix_args={"tokenmix": {"scores": "activation"}}).train()
     images, targets = tiny.batch()
@@ -305,7 +305,7 @@ def test_tlalign_step(family):
 
 @pytest.mark.parametrize("family", ["swin", "pvt", "pvt_v2", "timm_swin", "resnet"])
 def test_tlalign_refuses_networks_that_merge_tokens(family):
-    with pytest.raises(ValueError, match=r"one grid of tokens|attention can be read"):
+    with pytest.raises(ValueError, match=r"one grid of tokens|attention that can be read"):
         MixupModel(tiny.network(family), "tlalign")
 
 

@@ -392,7 +392,7 @@ def test_three_images_are_refused_by_a_mixer_of_two():
     ],
 )
 def test_wrong_settings_are_refused(fields):
-    with pytest.raises(ValueError, match=r"got .*; |must go without"):
+    with pytest.raises(ValueError, match=r"got .*; |cannot be used with"):
         METHODS["automix"].replaced(**fields)
 
 

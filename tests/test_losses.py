@@ -130,7 +130,7 @@ def test_regression_mixes_its_numbers_and_reports_the_squared_error(tmp_path):
         trainer(
             tmp_path, vit(num_labels=1), [{**e, "labels": float("nan") if i == 1 else 0.0} for i, e in enumerate(data)], loss="mse"
         ).train()
-    with refuses("goes with methods that mix by images alone, got 'puzzlemix'"):
+    with refuses("works with methods that mix by images only, got 'puzzlemix'"):
         trainer(tmp_path, vit(num_labels=1), data, loss="mse", mix=["puzzlemix"])
     with refuses("CrossEntropy needs at least 2 outputs, got num_labels=1"):
         trainer(tmp_path, vit(num_labels=1), data)

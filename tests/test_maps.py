@@ -123,7 +123,7 @@ def test_collators_move_maps_and_keep_integers(method):
     assert torch.equal(batch["pixel_values"][:, 0], batch["labels"].float())
     if method.name != "vanilla":
         assert not torch.equal(batch["labels"], maps)
-    with refuses("label maps are for the network's own loss, got them in MixupLoss; leave out compute_loss_func"):
+    with refuses("label maps need the network's own loss, got them in MixupLoss; leave out compute_loss_func"):
         MixupLoss()(torch.randn(6, 4, 40, 40), batch["labels"])
 
 

@@ -161,7 +161,7 @@ def test_partners_by_overlap_complement_each_other():
 
 
 def test_networks_without_a_class_token_of_one_grid_are_refused():
-    with refuses("one grid of tokens from first to last is needed"):
+    with refuses("the network must have a class token and one grid of tokens"):
         MixupModel(tiny.network("swin"), get_method("mergemix"))
     with refuses("images must be whole multiples"):
         get_method("mergemix").sample.plan(torch.Size((2, 3, 9, 8)), keyed(0), Signals(merged_attention=torch.rand(2, 2, 2)))

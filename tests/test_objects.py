@@ -165,7 +165,7 @@ def test_a_missing_column_is_named(tmp_path):
         MixupCollator(METHOD, num_labels=4)([data[row] for row in range(8)])
     with refuses("a batch must have 'pixel_values' and 'labels' and 'object_masks'"):
         trainer(tmp_path, resnet(), Images(16), mix=["cutmix"], mix_args={"cutmix": {"label": {"name": "objectlabels"}}}).train()
-    with refuses("a sample policy that leaves pixels where they are"):
+    with refuses("a sample policy that leaves pixels in place"):
         get_method("resizemix", label="objectlabels")(images, labels, 4, columns={"object_masks": torch.ones(4, 8, 8)})
     with refuses("kind must be"):
         ObjectLabels(kind="both")

@@ -373,7 +373,7 @@ def test_averages_of_weights_follow_and_are_shipped(tmp_path):
 
 
 def test_teachers_need_no_second_average(tmp_path):
-    with pytest.raises(ValueError, match=r"ema_decay must be left out for automix, whose teacher is an average .* already, got 0\.9"):
+    with pytest.raises(ValueError, match=r"ema_decay must be left out for automix, whose teacher already is an average .*, got 0\.9"):
         trainer(tmp_path, resnet(), mix=["automix"], ema_decay=0.9)
 
 

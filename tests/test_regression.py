@@ -76,7 +76,7 @@ def test_numbers_are_mixed_like_pixels(mode):
 
 def test_refusals():
     images = torch.zeros(6, 3, 8, 8)
-    with refuses("the plan of 'cmixup' follows from labels too, got none"):
+    with refuses("the plan of 'cmixup' depends on labels too, got none"):
         get_method("cmixup").plan(images)
     with refuses("bandwidth must be a positive"):
         get_method("cmixup", bandwidth=0)

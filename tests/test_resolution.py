@@ -80,7 +80,7 @@ def test_positions_are_those_of_timm(tmp_path, architecture):
 
 
 def test_what_cannot_be_had_is_refused():
-    with refuses("image_size must be one that LevitForImageClassification can be brought to, got 96 .*; leave it out, or take"):
+    with refuses("image_size must be one that LevitForImageClassification can be brought to, got 96 .*; leave it out, or use"):
         config = {"hidden_sizes": [16, 24, 32], "num_attention_heads": [1, 2, 2], "depths": [1, 1, 1], "key_dim": [8, 8, 8]}
         at_resolution(transformers.LevitForImageClassification(transformers.LevitConfig(image_size=64, **config)), 96)
     with refuses("image_size must be one that TimmWrapperForImageClassification can be brought to, got 256 .*; leave it out"):

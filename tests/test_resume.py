@@ -73,7 +73,7 @@ def test_row_34_torn_checkpoint_named_explicitly(tmp_path):
     (tmp_path / "checkpoint-8/trainer_state.json").unlink()
     with refuses(r"whole checkpoint, got one where trainer_state.json is missing or torn; resume from another"):
         trainer(tmp_path).train(resume_from_checkpoint=str(tmp_path / "checkpoint-8"))
-    with refuses("expected to hold a whole checkpoint, got none"):
+    with refuses("expected to hold a complete checkpoint, got none"):
         trainer(tmp_path).train(resume_from_checkpoint=True)
 
 

@@ -281,7 +281,7 @@ def test_only_what_may_pass_is_pushed_again(tmp_path, monkeypatch):
 
     waits = []
     monkeypatch.setattr(hub.time, "sleep", waits.append)
-    with refuses("what is pushed must be a folder, got .*; check the path"):
+    with refuses("push needs an existing folder, got .*; check the path"):
         push_folder("a/b", tmp_path / "nowhere", "x")
 
     def failing(error):

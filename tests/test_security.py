@@ -66,7 +66,9 @@ def test_row_38_pickle_in_a_checkpoint(tmp_path, mark, name):
     trainer(tmp_path, resnet(), save_strategy="steps", save_steps=2, max_steps=2).train()
     torch.save({"state": Evil(mark)}, tmp_path / "checkpoint-2" / name)
     torch.save(Evil(mark), tmp_path / "checkpoint-2/training_args.bin")  # which nobody reads
-    with refuses("checkpoint-2 was expected to hold tensors alone, got a pickle that would run code; resume from one that you made"):
+    with refuses(
+        "checkpoint-2 was expected to hold only tensors, got a pickle that would run code; resume from a checkpoint that you made"
+    ):
         trainer(tmp_path, resnet(), max_steps=4).train(resume_from_checkpoint=True)
 
 
@@ -74,7 +76,7 @@ def test_row_38_pickle_in_a_checkpoint(tmp_path, mark, name):
 def test_row_38_python_in_yaml(tmp_path, mark, tag):
     (tmp_path / "evil.yaml").write_text(f"mix: !!python/object/{tag} [{mark}, w]\n")
     for read in (lambda path: read_recipe(str(path), tmp_path), lambda path: about(str(path), tmp_path)):
-        with refuses("must be plain YAML, got could not determine a constructor for the tag .*; mend the file"):
+        with refuses("must be plain YAML, got could not determine a constructor for the tag .*; correct the file"):
             read(tmp_path / "evil.yaml")
 
 

@@ -149,7 +149,7 @@ def test_refused_folders(tmp_path):
     with refuses("at least two classes, got one, 'cat'"):
         load(train_dir=folder(tmp_path / "one", ("cat",)))
     folder(tmp_path / "splits/train"), folder(tmp_path / "splits/val")
-    with refuses("got the folders 'train', 'val' in '.*splits', which are named as splits"):
+    with refuses("got the folders 'train', 'val' in '.*splits', which have names of splits"):
         load(train_dir=tmp_path / "splits")
 
 
@@ -267,7 +267,7 @@ def test_splits_without_rows(tmp_path):
 
 def test_one_source_only(tmp_path):
     for arguments in ({"train_dir": "x"}, {"validation_dir": "x"}):
-        with refuses("give one of dataset_name and train_dir or validation_dir, got 'digits' and .*; drop one"):
+        with refuses("only one of dataset_name and train_dir or validation_dir can be set, got 'digits' and .*; leave one out"):
             DataArguments(dataset_name="digits", **arguments)
     with refuses("dataset_revision is for data sets of the Hub, got 'main'"):
         load(dataset_name=saved(tmp_path / "x", train=digits()["test"]), dataset_revision="main")
@@ -528,7 +528,7 @@ def test_classes_of_imagenet(caplog):
     renamed = ["crane bird" if number == 134 else name for number, name in enumerate(names)]
     caplog.clear()
     assert matched(names, renamed) == list(range(1000))
-    assert "1 of 1000 classes are spelled otherwise in the network; taken are 'crane bird' for 'crane'" in caplog.text
+    assert "1 of 1000 classes are spelled differently in the network; these are matched: 'crane bird' for 'crane'" in caplog.text
     assert matched(names[::-1], renamed) is None
     assert matched(list("abcdefghij"), [*"abcdefghi", "J"]) == list(range(10))
     assert matched(list("abcdefghij"), [*"bacdefghij"[:9], "J"]) is None

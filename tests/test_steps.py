@@ -129,7 +129,7 @@ def test_manifoldmix_names_layers():
 @pytest.mark.parametrize("name", ["manifoldmix", "alignmix", "supermix"])
 @pytest.mark.parametrize("sample", ["cutmix", "puzzlemix"])
 def test_steps_that_mix_whole_images_refuse_masks(name, sample):
-    with pytest.raises(ValueError, match=rf"{name} needs a sample policy that mixes .*whole images, got .*; take"):
+    with pytest.raises(ValueError, match=rf"{name} needs a sample policy that mixes .*whole images, got .*; use"):
         model("resnet", name, sample=sample)
 
 

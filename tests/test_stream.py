@@ -249,7 +249,7 @@ def test_an_image_that_cannot_be_read(tmp_path):
     ],
 )
 def test_refuses_what_needs_the_whole_data_set(arguments, match):
-    with refuses(f"streaming reads images as they come .*, got {match}"):
+    with refuses(f"streaming reads images in order .*, got {match}"):
         DataArguments(**{"dataset_name": "some/data", "streaming": True, **arguments})
 
 

@@ -113,7 +113,7 @@ def test_a_script_trains_resumes_and_goes_on_from_its_checkpoint_on_a_data_set(t
     [
         ("segmentation", ["--mix", "mixup"], "label maps need one image in every pixel, got 'mixup'"),
         ("segmentation", ["--ema_decay", "0.9"], "--ema_decay has no effect on a network that labels pixels, got 0.9; leave it out"),
-        ("audio", ["--mix", "automix"], "the network's feature maps are needed"),
+        ("audio", ["--mix", "automix"], "the network must have known feature maps"),
         ("video", ["--mix", "cutmx"], "did you mean 'cutmix'"),
     ],
 )

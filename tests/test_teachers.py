@@ -83,7 +83,7 @@ def test_an_unknown_normalisation_of_the_training_images_is_refused(tmp_path):
     path = teacher_folder(tmp_path, PROCESSORS["bit"])
     model = MixupModel(tiny.network("vit"), get_method("attentivemix", teacher=path)).train()
     images, targets = tiny.batch()
-    with refuses("training images whose normalisation is not known; give MixupTrainer the image processor as processing_class"):
+    with refuses("training images of unknown normalisation; give MixupTrainer the image processor as processing_class"):
         model(images, targets, MixKey(1, 0, 0))
 
 

@@ -251,7 +251,7 @@ def test_other_arguments_go_with_texts(tmp_path, changes):
 
 def test_refusals(tmp_path):
     for name in ("mixup", "cutmix", "puzzlemix", "automix", "moex", "regmixup"):
-        with refuses(f"texts are mixed inside of the network, got '{name}', which mixes before it; take 'wordmixup'"):
+        with refuses(f"texts are mixed inside the network, got '{name}', which mixes its input; use 'wordmixup'"):
             MixupModel(network(), name)
     tokens, mask, labels = texts()
     model = MixupModel(network(), "wordmixup").train()
@@ -269,7 +269,7 @@ def test_refusals(tmp_path):
     with refuses("mixing texts needs an encoder, whose classifier sees the whole text, got GPT2ForSequenceClassification"):
         MixupModel(decoder, "wordmixup")
     network().save_pretrained(tmp_path)
-    with refuses("a teacher must see the mixtures that the network sees, got 'wordmixup', which mixes inside the network"):
+    with refuses("a teacher must see the network's mixtures, got 'wordmixup', which mixes inside the network"):
         MixupModel(network(), "wordmixup", teacher=tmp_path)
 
 
@@ -320,7 +320,7 @@ def test_the_script_trains_resumes_and_goes_on_from_its_checkpoint_on_a_data_set
     )
     again = AutoModelForSequenceClassification.from_pretrained(tmp_path / "more")
     assert again.config.id2label == {0: "good", 1: "bad"}
-    with refuses("texts are mixed inside of the network, got 'cutmix'"):
+    with refuses("texts are mixed inside the network, got 'cutmix'"):
         run("text", "--output_dir", tmp_path / "none", "--mix", "cutmix", *SHORT)
     assert not (tmp_path / "none").exists()
 

@@ -328,7 +328,9 @@ def test_two_gpus_in_one_process_are_refused(tmp_path):
     settings = arguments(tmp_path)
     assert settings.n_gpu <= 1
     settings._n_gpu = 2
-    with pytest.raises(ValueError, match=r"one process drives one GPU, got 2 GPUs in one process; start with `accelerate launch`"):
+    with pytest.raises(
+        ValueError, match=r"one process drives one GPU, got 2 GPUs in one process; start the script with `accelerate launch`"
+    ):
         MixupTrainer(vit(), settings, train_dataset=Images())
 
 

@@ -167,7 +167,7 @@ def test_compute_loss_func_is_refused_by_name_where_a_step_has_losses_of_its_own
     if METHODS[method].step == METHODS["vanilla"].step and METHODS[method].loss == METHODS["vanilla"].loss:
         MixupTrainer(network_for(method), arguments(tmp_path, mix=[method]), compute_loss_func=with_loss)
         return
-    with refuses(f"compute_loss_func takes the place of a loss, got '{method}'"):
+    with refuses(f"compute_loss_func replaces the loss, got '{method}'"):
         MixupTrainer(network_for(method), arguments(tmp_path, mix=[method]), compute_loss_func=with_loss)
 
 
@@ -344,7 +344,7 @@ def test_a_collator_stops_at_mix_off_epoch(tmp_path, kind, workers):
     run.train()
     assert seen == [(0, 16, True)] * 2 + [(1, 8, False)] * 2 + [(2, 8, False)] * 2
     if kind == "collator":
-        with refuses("mix_off_epoch must be whole with a MixupCollator"):
+        with refuses("mix_off_epoch must be a whole number with a MixupCollator"):
             MixupTrainer(vit(), quiet(tmp_path, mix_off_epoch=1.5), collator, train_dataset=Images())
 
 

@@ -1,1 +1,1 @@
-"""Images: where they come from, how they look to a network, batches of them."""
+"""Images: sources, transforms, data sets and batches."""

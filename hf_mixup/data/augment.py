@@ -1,4 +1,4 @@
-"""Transforms of images whose randomness is keyed, from a file to what a network sees."""
+"""Transforms of images with keyed randomness, from the file to the network's input."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from hf_mixup.data.tail import Augmentation
 
 @dataclass(frozen=True)
 class OneByOne:
-    """Transforms of single images that draw from the global streams, by keys all the same: of PIL images, or of tensors where PIL has no mode."""
+    """Runs transforms that draw from the global random streams, image by image, by keys. They take PIL images, or tensors if PIL has no mode."""
 
     transform: Callable[[PIL.Image.Image | Tensor], PIL.Image.Image | Tensor]
 
     def __call__(self, images: Iterable[PIL.Image.Image | Tensor], keys: Tensor) -> list[Tensor]:
-        """(C, H, W) for each of the images, which are of any sizes: uint8, if the transform leaves bytes."""
+        """(C, H, W) for each image, of any size; uint8 if the transform gives bytes."""
         done = []
         with kept_streams():
             for image, key in zip(images, keys.tolist(), strict=True):
@@ -40,13 +40,13 @@ class OneByOne:
 
 @dataclass(frozen=True)
 class Transform:
-    """What becomes of an image, in three parts.
+    """The transform of an image, in three parts.
 
     Attributes:
-        head: from an image as `read_image` returns it to one, or to its pixels; draws nothing, so that they can be kept.
-        tail: from a batch of pixels, and a key for each image, to what a network sees. On the device, where pixels arrive as bytes.
-        channels: of the images.
-        each: between both: from images and their keys to pixels of one size, image by image.
+        head: function from an image of `read_image` to an image, or its pixels. It draws nothing, so the result can be cached.
+        tail: function from a batch of pixels, and a key for each image, to the network's input. It can run on the device, on bytes.
+        channels: number of channels of the images.
+        each: the part between both: function from images and their keys to pixels of one size, image by image.
     """
 
     head: Callable[[PIL.Image.Image | Tensor], PIL.Image.Image | Tensor]
@@ -55,18 +55,18 @@ class Transform:
     each: Callable[[Sequence[PIL.Image.Image | Tensor], Tensor], Sequence[Tensor]] | None = None
 
     def opened(self, image: Any) -> PIL.Image.Image | Tensor:
-        """The image after `head`, of what `read_image` takes; as pixels they are of 0 to 255, float32 where a processor's resizing leaves more than
-        whole numbers."""
+        """The image after `head`, from any source that `read_image` takes. Pixels are from 0 to 255, float32 if a processor's resizing does not
+        give whole numbers."""
         return self.head(read_image(image, self.channels))
 
     def drawn(self, images: Tensor | Sequence[PIL.Image.Image | Tensor], keys: Tensor) -> Tensor | Sequence[Tensor]:
-        """The pixels (C, H, W) of each image, which are left to `tail`."""
+        """The pixels (C, H, W) of each image, before `tail`."""
         if self.each is not None:
             return self.each(images, keys)
         return images if isinstance(images, Tensor) else [as_pixels(image) for image in images]
 
     def __call__(self, image: Any, key: int = 0) -> Tensor:
-        """(C, H, W) float32 of one image."""
+        """The whole transform of one image: (C, H, W) float32."""
         keys = torch.tensor([key])
         return self.tail(self.drawn([self.opened(image)], keys), keys)[0]
 
@@ -78,7 +78,7 @@ def as_pixels(image: PIL.Image.Image | Tensor) -> Tensor:
 
 @contextlib.contextmanager
 def kept_streams() -> Iterator[None]:
-    """After it, the global streams of torch, Python and numpy are as they were before."""
+    """Context manager that restores the global random streams of torch, Python and numpy."""
     before = torch.get_rng_state(), random.getstate(), np.random.get_state()
     try:
         yield
@@ -89,7 +89,7 @@ def kept_streams() -> Iterator[None]:
 
 
 def seed_streams(key: int) -> None:
-    """From here on, the global streams that transforms draw from, of torch, Python and numpy, follow from the key."""
+    """Seeds the global random streams of torch, Python and numpy, from which transforms draw, by the key."""
     seed = keyed(key).initial_seed()
     torch.random.default_generator.manual_seed(seed)
     random.seed(seed)
@@ -97,7 +97,7 @@ def seed_streams(key: int) -> None:
 
 
 def posterized(image: PIL.Image.Image, bits: int, **_: Any) -> PIL.Image.Image:
-    """The image with so many bits a channel, 0 to 8. With none left it is black: timm's policies go so far, and new versions of Pillow refuse it."""
+    """The image with `bits` bits for each channel, 0 to 8. With 0 bits it is black; timm's policies use that, and new versions of Pillow refuse it."""
     if bits >= 8:
         return image
     return PIL.Image.new(image.mode, image.size) if bits < 1 else PIL.ImageOps.posterize(image, bits)

@@ -45,35 +45,32 @@ logger = logging.getLogger(__name__)
 
 
 class MixedBatch(dict):
-    """A batch whose labels are final. The type survives accelerate's and the Trainer's moves to a device, which an extra key
-    would not: models reject or swallow keys that they do not know."""
+    """A batch whose labels are final. Its type survives moves to a device by accelerate and the Trainer. An extra key would not: models reject
+    or ignore unknown keys."""
 
 
 @dataclass
 class MixupCollator:
-    """Stacks examples into a batch and mixes it, in one pass over the pixels. Labels come out soft, (B, num_labels) float32.
+    """Stacks examples into a batch and mixes it, in one pass over the pixels. The labels become soft, (B, num_labels) float32.
 
-    Label maps (H, W), integers, are moved with the pixels, and stay integers; numbers to be ignored are kept. That takes a method of whole
-    pixels, such as cutmix, fmix or resizemix, and the network's own loss.
+    For training only. Give a stock `Trainer` `MixupCallback(collator)` and `compute_loss_func=MixupLoss()`; then evaluation does not mix.
+    Methods that need the model are refused.
 
-    Images (C, H, W), videos (T, C, H, W), volumes (C, D, H, W), spectrograms (T, F) and waveforms (T,) are mixed, and keep name and shape. One
-    mask holds for all frames or slices. Waveforms of several lengths must be padded first, by the `base_collator`; of masks such as
-    `attention_mask` a mixture has the union.
-
-    Images of bytes, uint8 of 0 to 255, are mixed as bytes, a quarter of the memory: boxes and masks by copying, shares rounded, so
-    half a level off at most. With `processor`, `MixupCallback` lets the network normalise them, in evaluation too.
-
-    A method that keeps clean images (RegMixup) gives r rows of each image: the mixtures of all, then all clean ones, r * B rows in all.
-
-    For training only: give a stock `Trainer` `MixupCallback(collator)` and `compute_loss_func=MixupLoss()`, so that evaluation
-    stays plain. Methods that need the model are refused. Each batch takes one seed from the worker's
-    torch generator and adds the process rank, so workers and processes draw different mixtures. A run resumed in the middle of an
-    epoch draws other mixtures; with MixupTrainer it draws the same.
+    - Inputs: images (C, H, W), videos (T, C, H, W), volumes (C, D, H, W), spectrograms (T, F) and waveforms (T,). They keep name and shape, and
+      all frames or slices share one mask. Waveforms of different lengths must be padded first, by the `base_collator`. Masks such as
+      `attention_mask` become the union of those of the mixed inputs.
+    - Label maps (H, W), integers, are moved with the pixels and stay integers; ignored values are kept. Use a method of whole pixels, such as
+      cutmix, fmix or resizemix, and the network's own loss.
+    - Images as bytes, uint8 from 0 to 255, are mixed as bytes, in a quarter of the memory. Boxes and masks copy pixels; shares are rounded, by
+      at most half a level. With `processor`, `MixupCallback` lets the network normalise them, in evaluation too.
+    - A method that keeps clean images (RegMixup) gives r rows of each image, r * B in all: first all mixtures, then all clean images.
+    - Randomness: each batch takes one seed from the worker's torch generator and adds the process rank, so workers and processes draw
+      different mixtures. A run that is resumed in the middle of an epoch draws other mixtures; with MixupTrainer it draws the same.
 
     Args:
         mix: a method of `METHODS` that needs images only, or several, of which one is chosen for every batch.
-        num_labels: classes; needed where labels are class numbers. Several numbers for several columns of them, one for each head.
-        mix_prob: one probability for each method, a number or a schedule over epochs; equal ones if None.
+        num_labels: number of classes; needed for class numbers. A list for several label columns, one number for each head.
+        mix_prob: one probability for each method, a number or a schedule over epochs; equal probabilities if None.
         alpha: one for each method, or one for all.
         mix_args: other hyper-parameters by method, `{"cutmix": {"mode": "batch"}}`.
         base_collator: makes the batch, a mapping with the input and `labels`; None stacks, which is faster.
@@ -81,14 +78,14 @@ class MixupCollator:
         mix_rate: the share of batches that is mixed, 0 to 1, or a schedule of it over epochs, as in `MethodChoice.build`.
         mix_repeat: independent mixtures of each batch; r of them give r * B rows.
         check_finite: refuse NaN and infinite pixels.
-        every_column: without a `base_collator`, keep columns of numbers and lists too, not of tensors and arrays alone.
-        processor: for images of bytes, the image processor that says how they are normalised: after mixing, and before a method looks
-            at them. Without it a method looks at pixels in [0, 1].
-        input_name: the column that is mixed, such as `pixel_values` or `input_values`; None for the one that there is, or the model's
-            main input with MixupCallback and MixupTrainer.
+        every_column: without a `base_collator`, keep columns of numbers and lists too, not only those of tensors and arrays.
+        processor: for images as bytes, the image processor with their normalisation. It is applied after mixing, and before a method looks at
+            the images. Without it a method sees pixels in [0, 1].
+        input_name: the column that is mixed, such as `pixel_values` or `input_values`. None takes the one that is there, or the model's main
+            input with MixupCallback and MixupTrainer.
 
     Raises:
-        ValueError: at construction for methods and hyper-parameters, at the batch for images and labels that cannot be mixed.
+        ValueError: at construction for wrong methods and hyper-parameters; at a batch for images and labels that cannot be mixed.
     """
 
     mix: str | Method | Sequence[str | Method] = "cutmix"
@@ -113,7 +110,7 @@ class MixupCollator:
         kept = {method.step.rows for method in self.choice.methods if len(method.step.rows) > 1}
         if len(kept) > 1:
             raise ValueError(
-                f"methods of a MixupCollator must keep clean images alike, got {self.choice}; take one of them, or MixupTrainer alone."
+                f"methods of a MixupCollator must keep the same number of clean images, got {self.choice}; use one of them, or MixupTrainer alone."
             )
         check_count(1, mix_repeat=self.mix_repeat)
         if isinstance(self.num_labels, Sequence):
@@ -122,8 +119,8 @@ class MixupCollator:
         elif self.num_labels is not None:
             check_num_labels(self.num_labels)
         self.normalisation = None if self.processor is None else normalisation_of(self.processor)
-        # in shared memory, so that workers see it: no mixing any more; the epoch and how many there are; and what the last batches' labels
-        # add up to
+        # in shared memory, so that workers see them: whether mixing is off; the epoch, and the number of epochs; the checksums of the last
+        # batches' labels
         self._off = torch.zeros((), dtype=torch.int64).share_memory_()
         self._when = torch.tensor([-1, 0]).share_memory_()
         self._made = torch.full((64,), math.nan, dtype=torch.float64).share_memory_()
@@ -136,31 +133,31 @@ class MixupCollator:
 
     @property
     def outputs(self) -> int | None:
-        """Length of the soft labels, where `num_labels` says it."""
+        """Length of the soft labels, or None without `num_labels`."""
         return sum(self.num_labels) if isinstance(self.num_labels, tuple) else self.num_labels
 
     def mix_until_now(self, off: bool = True) -> None:
-        """From now on batches are left alone, in workers too, once those that were asked for before have come; or mixed again."""
+        """Stops mixing (or starts it again with `off=False`), in workers too. Batches that are already prefetched are not changed."""
         self._off.fill_(int(off))
 
     def set_epoch(self, epoch: int, epochs: int = 0) -> None:
-        """Tells schedules the epoch of the batches to come, counted from 0, and how many there are; MixupCallback and MixupTrainer do."""
+        """Sets the epoch of the next batches, from 0, and the number of epochs, for schedules. MixupCallback and MixupTrainer call it."""
         self._when.copy_(torch.tensor([epoch, epochs]))
 
     def has_made(self, labels: Tensor) -> bool:
-        """Whether these soft labels are of one of the last batches."""
+        """Whether these soft labels come from one of the last batches."""
         return bool(((self._made - _checksum(labels)).abs() < 1e-6).any())
 
     def __call__(self, examples: list) -> MixedBatch:
         return self.mixed(examples)[0]
 
     def mixed(self, examples: list, tail: Augmentation | None = None, main: str | None = None) -> tuple[MixedBatch, Tensor, list[str]]:
-        """The batch of r * B rows, r of them the repeats times the rows of the methods; the labels' share of each row's own image (r * B,)
+        """The batch of r * B rows, where r is the repeats times the rows of the methods; the label's share of each row's own image, (r * B,)
         float32; the method of each repeat.
 
-        Of `tail`, the augmentation that a data set has left, all is done here but normalising: bytes are left as bytes. Noise cannot be
-        mixed as bytes, so with random erasing, and for pixels that are no bytes, that is done too. `main` is the network's main input, where
-        that is known.
+        `tail` is the augmentation that a data set has left. All of it is done here except the normalisation: bytes stay bytes. Noise cannot be
+        mixed as bytes, so with random erasing, and for pixels that are not bytes, the normalisation is done too. `main` is the network's main
+        input, if it is known.
         """
         name = self.input_name or main
         if self.base_collator is None:
@@ -177,29 +174,31 @@ class MixupCollator:
             images = _before_mixing(tail, images, keys)
         elif keys is not None:
             raise ValueError(
-                "images must be cropped and mirrored before they are mixed, got augmentation_keys of a data set that leaves it to the device; make "
+                "images must be cropped and flipped before they are mixed, got augmentation_keys of a data set that leaves that to the device; make "
                 "the data set with on_device=False, or use MixupTrainer."
             )
         elif self.normalisation is not None and images[0].dtype != torch.uint8:
-            raise TypeError(f"processor is for images of bytes, got {images[0].dtype}; leave it out, or do not normalise them before.")
+            raise TypeError(
+                f"processor is for images of bytes, got {images[0].dtype}; leave it out, or give images that are not yet normalised."
+            )
         if "spatial_shapes" in others:
             raise ValueError(
-                "images of a batch must have one grid, got patches with spatial_shapes (NaFlex), which have one each; take a network for images of "
-                "one size, and its image processor."
+                "images of a batch must have one grid, got patches with spatial_shapes (NaFlex), which have one each; use a network for images of "
+                "one size, with its image processor."
             )
         columns = {column: others.pop(column) for column in self.choice.columns & others.keys()}
         labels = self._targets(labels, len(images))
         maps = labels if are_maps(labels) else None
-        # the same number of rows in every batch, mixed or not, or accumulation would weigh their images differently
+        # every batch has the same number of rows, mixed or not; otherwise accumulation would weight their images differently
         repeats, rows = 1 if self._off else self.mix_repeat, self.choice.rows
         out = _batch_like(images[0], rows * repeats * len(images))
         check_images(out, name=name, finite=False, raw=True)
         look = (self.normalisation if tail is None else tail) or _IN_UNIT_RANGE
         key = int(torch.randint(2**62, ()))
-        # a plain DataLoader seeds the workers of all processes alike; one that was not forked knows no process group
+        # a plain DataLoader gives the workers of all processes the same seeds; a worker that was not forked has no process group
         rank = self.__dict__.get("_rank", process_rank()) if get_worker_info() else process_rank()
         totals, names, plans = [], [], []
-        # all repeats of the first row of every image, then of the second one: a loss that compares rows finds them in equal parts
+        # all repeats of every image's first row, then of its second row, so a loss that compares rows finds them in equal parts
         for repeat, parts in enumerate(zip(*(part.chunk(repeats) for part in out.chunk(rows)), strict=True)):
             method, own = self._plans(images, labels, columns, parts, keyed(key, rank, repeat), look)
             for plan, part in zip(own, parts, strict=False):
@@ -210,7 +209,7 @@ class MixupCollator:
             plans.append(own * (rows // len(own)))
         plans = [of_one for of_row in zip(*plans, strict=True) for of_one in of_row]
         if not math.isfinite(sum(totals)):
-            check_images(out, name=name)  # says where, if it was not the sum that ran over
+            check_images(out, name=name)  # names the rows, unless only the sum overflowed
         beside = [mix_others(plan, others) for plan in plans]
         if len(plans) > 1:
             others = {k: torch.cat([part[k] for part in beside]) if isinstance(v, Tensor) else v for k, v in others.items()}
@@ -222,7 +221,7 @@ class MixupCollator:
         return MixedBatch(others, **{name: out}, labels=targets), torch.cat([plan.weight[:, 0].float() for plan in plans]), names
 
     def _targets(self, labels: Tensor, batch: int) -> Tensor:
-        """Checked, and ready to be mixed: class numbers (B,) and label maps (B, H, W) as they are, all else (B, ...) float32."""
+        """Checks labels and prepares them: class numbers (B,) and label maps (B, H, W) stay as they are, others become (B, ...) float32."""
         check_not_boxes(labels)
         if not isinstance(labels, Tensor):
             check_labels(labels, batch, self.outputs)
@@ -237,7 +236,7 @@ class MixupCollator:
             loss = MultiHead(self.num_labels)
             loss.check(labels, batch, self.outputs)
             return loss.targets(labels, self.outputs)
-        if labels.ndim == 1 and labels.is_floating_point():  # a regression with one output
+        if labels.ndim == 1 and labels.is_floating_point():  # regression with one output
             check_values(labels, batch, 1)
             return labels.float()[:, None]
         check_labels(labels, batch, self.num_labels)
@@ -252,8 +251,8 @@ class MixupCollator:
         rng: torch.Generator,
         look: Augmentation,
     ) -> tuple[str, list[MixPlan]]:
-        """One for each of the `parts` (B, ...), where the mixtures go, or one for all. Parts hold the images until then if the policy
-        looks at them. `look` normalises bytes."""
+        """One plan for each of the `parts` (B, ...), which receive the mixtures, or one plan for all. If the policy looks at images, `parts` hold
+        them until then. `look` normalises bytes."""
         if len(images) == 1 or self._off:
             if not self._off:
                 _log_once("a batch of one image is not mixed; use dataloader_drop_last=True to leave it out")
@@ -281,13 +280,13 @@ class MixupCollator:
         return method.name, plans
 
 
-# for looking at bytes whose normalisation is not known, of any number of channels
+# for bytes of unknown normalisation, with any number of channels
 _IN_UNIT_RANGE = Augmentation((0.0,), (1.0,))
 
 
 def normalisation_of(processor: Any) -> Augmentation:
-    """Of images of bytes, as an image processor does it."""
-    from hf_mixup.data.processor import ImageFormat  # here, because most collators need none
+    """The normalisation of images as bytes by an image processor."""
+    from hf_mixup.data.processor import ImageFormat  # here, because most collators do not need it
 
     mean = getattr(processor, "image_mean", None)
     return ImageFormat.of_processor(processor, channels=len(mean) if isinstance(mean, Sequence) else 3).normalisation()
@@ -304,7 +303,7 @@ def _before_mixing(tail: Augmentation, images: Tensor | list[Tensor], keys: Tens
     return tail.moved(images, keys) if tail.draws else images
 
 
-# those that are in use, which MixupLoss asks whether soft labels of an evaluation are theirs
+# collators in use; MixupLoss asks them whether soft labels of an evaluation are theirs
 _collators: weakref.WeakSet[MixupCollator] = weakref.WeakSet()
 
 
@@ -320,7 +319,7 @@ def _square_roots(count: int) -> Tensor:
 
 
 def process_rank() -> int:
-    """The rank of this process; in a worker, of the process that started it. From torch.distributed, or from the launcher's variables."""
+    """The rank of this process, or of the process that started this worker, from torch.distributed or the launcher's variables."""
     if torch.distributed.is_initialized():
         return torch.distributed.get_rank()
     return int(os.environ.get("RANK", 0))
@@ -336,8 +335,8 @@ def _log_once(message: str) -> None:
 
 
 def as_mapping(example: Any, name: str = "pixel_values") -> Mapping:
-    """An example as a mapping: pairs (image, label), as torchvision's data sets give them, and objects with attributes, become one."""
-    if isinstance(example, (dict, Mapping)):  # a dict is found ten times as fast
+    """An example as a mapping. It converts pairs (image, label), as torchvision's data sets give them, and objects with attributes."""
+    if isinstance(example, (dict, Mapping)):  # the check for dict is ten times as fast
         return example
     if isinstance(example, (tuple, list)) and len(example) == 2:
         return {name: example[0], "labels": example[1]}
@@ -350,7 +349,7 @@ def as_mapping(example: Any, name: str = "pixel_values") -> Mapping:
 
 
 def _unpack(examples: list, every_column: bool, name: str | None) -> tuple[list[Tensor], Tensor, dict[str, Any], str]:
-    """Images, labels, the other columns that make tensors, and the name of the column of images, of a list of examples."""
+    """Splits a list of examples into images, labels, other columns that can become tensors, and the name of the image column."""
     if not examples:
         check_examples(examples)
     examples = [as_mapping(example, name or "pixel_values") for example in examples]
@@ -370,29 +369,29 @@ def _unpack(examples: list, every_column: bool, name: str | None) -> tuple[list[
 
 
 def stack_labels(labels: list) -> Tensor:
-    """(B, ...) of class numbers, soft labels, numbers or label maps. Raises TypeError for what is neither, or of several lengths."""
+    """Stacks class numbers, soft labels, numbers or label maps to (B, ...). Raises TypeError for other values, or different lengths."""
     check_not_boxes(labels)
     try:
         if isinstance(labels[0], int):
-            labels = np.array(labels)  # which torch reads five times as fast as a list
+            labels = np.array(labels)  # torch reads an array five times as fast as a list
         elif isinstance(labels[0], np.ndarray):
             labels = np.stack(labels)
         return torch.stack(labels) if isinstance(labels[0], Tensor) else torch.as_tensor(labels)
     except (TypeError, ValueError, RuntimeError):
         raise TypeError(
-            f"labels must be class numbers, or soft labels of one length, got {labels[0]!r} and others; make numbers of names in the data set."
+            f"labels must be class numbers, or soft labels of one length, got {labels[0]!r} and others; convert names to class numbers in the data set."
         ) from None
 
 
 def _as_tensor(image: Any) -> Any:
-    """A tensor of pixels that are an array, or lists; data sets that were mapped by a processor hold such."""
+    """Converts pixels that are an array, or lists, to a tensor. Data sets that were mapped by a processor hold such pixels."""
     if isinstance(image, np.ndarray):
         return torch.from_numpy(image)
     return torch.tensor(image) if isinstance(image, list) else image
 
 
 def _stacked(values: list) -> Tensor | None:
-    """(B, ...) of a column; None where it holds no numbers, or arrays of several shapes."""
+    """Stacks a column to (B, ...). None if it holds other values than numbers, or arrays of different shapes."""
     try:
         return torch.stack([torch.as_tensor(value) for value in values])
     except (TypeError, ValueError, RuntimeError):
@@ -400,9 +399,9 @@ def _stacked(values: list) -> Tensor | None:
 
 
 def stack_examples(examples: list) -> dict[str, Any]:
-    """The collator of MixupTrainer where none is given: as transformers' own, and it leaves out what makes no tensor, such as PIL images.
+    """MixupTrainer's default collator. It is like transformers' own, but drops columns that cannot become tensors, such as PIL images.
 
-    Examples without labels, for predictions, are taken as well.
+    It also takes examples without labels, for predictions.
     """
     examples = [as_mapping(example) for example in examples]
     first, batch = examples[0], {}
@@ -427,20 +426,20 @@ def _checked(images: list[Tensor], name: str) -> list[Tensor] | Tensor:
         try:
             return torch.stack(images)
         except (RuntimeError, TypeError):
-            pass  # what is wrong, the check says better
+            pass  # the check below has a better message
     check_examples(images, name)
     return images
 
 
-# what networks of transformers call what can be mixed
+# names of inputs of transformers' networks that can be mixed
 INPUT_NAMES = ("pixel_values", "input_values", "input_features")
 
 
 def input_key(columns: Mapping, name: str | None) -> str:
-    """The column that is mixed: `name`, or the one of the usual names that there is. Raises ValueError where that is not clear."""
+    """The column that is mixed: `name`, or the one with a usual name. Raises ValueError for none, or several."""
     found = [key for key in (INPUT_NAMES if name is None else (name,)) if key in columns]
     if len(found) > 1:
-        raise ValueError(f"one column is mixed, got {' and '.join(found)}; say which with input_name.")
+        raise ValueError(f"only one column can be mixed, got {' and '.join(found)}; choose one with input_name.")
     if not found:
         raise ValueError(
             f"examples must have a column {name or 'pixel_values'!r}, got {sorted(columns)}; "
@@ -461,7 +460,7 @@ def _label_key(columns: Mapping) -> str:
 
 
 def _batch_like(example: Tensor, batch: int) -> Tensor:
-    """An uninitialised batch, in shared memory inside a worker, which saves the copy to the main process."""
+    """An uninitialised batch, in shared memory inside a worker, which avoids a copy to the main process."""
     shape = (batch, *example.shape)
     if get_worker_info() is None or example.device.type != "cpu":
         return example.new_empty(shape)
@@ -470,7 +469,7 @@ def _batch_like(example: Tensor, batch: int) -> Tensor:
 
 
 def check_not_boxes(labels: Any) -> None:
-    """Refuses the annotations of detection."""
+    """Raises ValueError for annotations of object detection."""
     if isinstance(labels, Sequence) and labels and isinstance(labels[0], Mapping):
         raise TypeError(
             f"labels must be classes or label maps, got {', '.join(sorted(map(str, labels[0]))[:4])} of every image, annotations that cannot be mixed; "
@@ -479,15 +478,15 @@ def check_not_boxes(labels: Any) -> None:
 
 
 class MixupLoss:
-    """The loss of mixed batches for any `Trainer`: `Trainer(..., compute_loss_func=MixupLoss())`, and for loops of one's own.
+    """The loss of mixed batches for any `Trainer`: `Trainer(..., compute_loss_func=MixupLoss())`, and for your own loop.
 
-    Takes soft labels (B, num_labels) and hard labels (B,), and is right under gradient accumulation: it divides by the images
-    of the whole accumulated batch. In evaluation `loss.plain()` is reported, without smoothing, weights or thresholds, so losses
-    stay comparable.
+    It takes soft labels (B, num_labels) and hard labels (B,). It is right under gradient accumulation, because it divides by the number of
+    images of the whole accumulated batch. Evaluation reports `loss.plain()`, without smoothing, weights or thresholds, so losses stay
+    comparable.
 
     Args:
-        label_smoothing: of the mixed target, 0 to 1; use it in place of `label_smoothing_factor`, which mixing cannot have.
-        loss: `CrossEntropy()` or another of `hf_mixup.core.losses`; its own smoothing field and `label_smoothing` exclude each other.
+        label_smoothing: of the mixed target, 0 to 1. Use it instead of `label_smoothing_factor`, which is refused with mixing.
+        loss: `CrossEntropy()` or another of `hf_mixup.core.losses`; if it has a `smoothing` field, set either that or `label_smoothing`.
     """
 
     def __init__(self, label_smoothing: float = 0.0, loss: Loss | None = None):
@@ -499,7 +498,7 @@ class MixupLoss:
         self._looked = False
 
     def __call__(self, outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
-        """`outputs`: logits (B, num_labels), or what a model gives that has them; `labels` as in `hf_mixup.core.losses`."""
+        """A scalar. `outputs`: logits (B, num_labels), or a model's output with logits; `labels` as in `hf_mixup.core.losses`."""
         logits = logits_of(outputs)
         training = torch.is_grad_enabled()
         if labels.is_floating_point() and not training and not self._looked:
@@ -511,18 +510,18 @@ class MixupLoss:
                     stacklevel=2,
                 )
         if are_maps(labels):
-            raise ValueError("label maps are for the network's own loss, got them in MixupLoss; leave out compute_loss_func.")
+            raise ValueError("label maps need the network's own loss, got them in MixupLoss; leave out compute_loss_func.")
         self.loss.check(labels, len(logits), logits.shape[1])
         targets = self.loss.targets(labels, logits.shape[1])
         losses = (self.loss if training else self.loss.plain())(logits, targets)
         if num_items_in_batch is None:
             return losses.mean()
-        # the Trainer counts every number of a label as an item
+        # the Trainer counts every number in a soft label as an item
         return losses.sum() / (num_items_in_batch / (labels.numel() / len(labels)))
 
 
 def logits_of(outputs: Any) -> Tensor:
-    """Of what a network returns: the logits themselves, a mapping or an object that names them, or a tuple that begins with them."""
+    """The logits in a network's output: a tensor, a mapping or an object with `logits`, or a tuple that begins with them."""
     if isinstance(outputs, Tensor):
         return outputs
     if isinstance(outputs, Mapping):
@@ -531,21 +530,21 @@ def logits_of(outputs: Any) -> Tensor:
 
 
 class MixupCallback(TrainerCallback):
-    """Mixes the training batches of an unmodified `Trainer`, and only those: `Trainer(..., callbacks=[MixupCallback(collator)])`.
+    """Mixes only the training batches of an unmodified `Trainer`: `Trainer(..., callbacks=[MixupCallback(collator)])`.
 
-    The Trainer's own collator makes the batch, unless it is the default one, which the faster `MixupCollator` replaces. Give
-    the Trainer `compute_loss_func=MixupLoss()` too: without it transformers takes soft labels for multi-label ones. A network that labels
-    pixels has the right loss, so leave it out there.
+    The Trainer's own collator makes the batch. Only the default collator is replaced by the faster `MixupCollator`. Give the Trainer
+    `compute_loss_func=MixupLoss()` too: without it transformers reads soft labels as multi-label ones. A network that labels pixels has the
+    right loss, so leave it out there.
 
-    Where the collator has a `processor`, or the data set is one of ours with `on_device`, images come as bytes, and the model takes them
-    from then on: it normalises uint8 `pixel_values`, in training and in evaluation, and leaves others as they are.
+    If the collator has a `processor`, or the data set was made with `on_device`, images come as bytes. From then on the model normalises uint8
+    `pixel_values`, in training and in evaluation, and leaves others unchanged.
 
     Args:
         mix_off_epoch: train without mixing from this epoch on, counted from 0; None mixes to the end.
 
     Raises:
-        ValueError: before training, for settings that cannot go with mixing.
-        RuntimeError: at the first batch, when the loss of the model would see the soft labels.
+        ValueError: before training, for settings that do not work with mixing.
+        RuntimeError: at the first batch, if the model's own loss would get the soft labels.
     """
 
     def __init__(self, collator: MixupCollator, mix_off_epoch: int | None = None):
@@ -568,24 +567,24 @@ class MixupCallback(TrainerCallback):
         if args.per_device_train_batch_size < 2:
             raise ValueError("mixing needs at least 2 images in a batch, got per_device_train_batch_size=1; raise it.")
         check_labels_of(model, self.collator.choice.methods)
-        self._restore()  # a run before this one may have ended in an error
-        # accelerate puts its own class around the loader, whose attribute the iteration does not read
+        self._restore()  # an earlier run may have ended with an error
+        # accelerate wraps the loader in its own class, whose attribute is not read in the iteration
         loader = getattr(train_dataloader, "base_dataloader", train_dataloader)
         if not callable(getattr(loader, "collate_fn", None)):
             raise TypeError(
                 f"MixupCallback needs a DataLoader, whose collate_fn it replaces, got {type(loader).__name__}; "
-                "give the collator to what makes the batches, or use MixupTrainer."
+                "use the collator where the batches are made, or use MixupTrainer."
             )
         if isinstance(loader.collate_fn, MixupCollator):
             raise ValueError(
                 "every batch must be mixed once, got a loader whose collator mixes already; give the MixupCollator to the callback alone."
             )
-        from hf_mixup.data.dataset import class_counts_of, tail_on_device  # here, because data sets of one's own need none of it
+        from hf_mixup.data.dataset import class_counts_of, tail_on_device  # here, because your own data sets do not need it
 
         tail = tail_on_device(getattr(loader, "dataset", None))
         if tail is not None and tail.draws:
             raise ValueError(
-                "images must be cropped and mirrored before they are mixed, got a data set that leaves it to the device; make it with "
+                "images must be cropped and flipped before they are mixed, got a data set that leaves that to the device; make it with "
                 "on_device=False, or use MixupTrainer."
             )
         self._take_bytes(model, self.collator.normalisation if tail is None else tail)
@@ -604,7 +603,7 @@ class MixupCallback(TrainerCallback):
         counts = class_counts_of(loader.dataset, self._mixing.outputs or 0) if self._mixing.choice.counting else None
         if counts is not None:
             self._mixing.choice = self._mixing.choice.with_class_counts(counts)
-        # epochs are counted here: of a stream without length, state.epoch is not whole at their beginning
+        # epochs are counted here, because for a stream without length state.epoch is not whole when they begin
         self._epoch = int(state.epoch or 0)
         self._guard = model.register_forward_pre_hook(self._first_batch, with_kwargs=True)
 
@@ -623,7 +622,7 @@ class MixupCallback(TrainerCallback):
             self._loader = None
 
     def _take_bytes(self, model: nn.Module | None, normalisation: Augmentation | None) -> None:
-        """From now on the model normalises images of bytes; once for each model."""
+        """Makes the model normalise images as bytes, once for each model."""
         if model is None or normalisation is None or (self._bytes is not None and self._bytes() is model):
             return
         self._bytes = weakref.ref(model)
@@ -648,13 +647,13 @@ class MixupCallback(TrainerCallback):
         many = getattr(getattr(module, "config", None), "problem_type", None) in ("multi_label_classification", "regression")
         if labels is not None and not many and labels.is_floating_point() and labels.ndim == 2 and labels.shape[1] > 1:
             raise RuntimeError(
-                "labels must be class numbers where the model's own loss sees them, got soft ones, which it takes for multi-label; "
+                "labels must be class numbers for the model's own loss, got soft ones, which it reads as multi-label; "
                 "give the Trainer compute_loss_func=MixupLoss()."
             )
 
 
 def check_labels_of(model: nn.Module, methods: Sequence[Method]) -> None:
-    """Refuses a network of transformers whose labels cannot be mixed, and methods that cannot mix those of one that labels pixels."""
+    """Refuses networks of transformers whose labels cannot be mixed, and methods that cannot mix label maps for a network that labels pixels."""
     name = type(getattr(model, "module", model)).__name__
     if re.search("For(Universal|Instance|Panoptic)?Segmentation|ForObjectDetection", name):
         raise ValueError(

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 class Keyed:
-    """Images whose augmentation follows from keys, and may be left to the device: what data sets and streams share."""
+    """The base of data sets and streams: images with keyed augmentation, which may be left to the device."""
 
     def __init__(self, transform: Transform, seed: int, on_device: bool):
         self.transform, self.seed, self.on_device = transform, seed, on_device
@@ -42,31 +42,31 @@ class Keyed:
         self._epoch.fill_(epoch)
 
     def finished(self) -> Self:
-        """The same images as a network can see them: float32, with nothing left for the device."""
+        """The same images ready for a network: float32, with nothing left for the device."""
         other = copy.copy(self)
         other.on_device = False
         return other
 
     @property
     def left(self) -> Augmentation | None:
-        """What is left to be done with its batches."""
+        """The augmentation that is left for the device, or None."""
         return self.transform.tail if self.on_device else None
 
 
 class ImageDataset(Keyed, torch.utils.data.Dataset):
-    """`{"pixel_values": (C, H, W) float32, "labels": int}` of a data set of images, or bytes that are finished on the device.
+    """`{"pixel_values": (C, H, W) float32, "labels": int}` from a data set of images; or bytes, which are finished on the device.
 
-    What a transform draws follows from (seed, epoch, row), not from a global stream: the same images come in batches of any size, at
-    any number of workers, and to a resumed run.
+    A transform draws by (seed, epoch, row), not from a global random stream. So the images do not depend on the batch size or the number of
+    workers, and a resumed run gets the same images.
 
     Args:
-        data: with an image and a label column: images of any mode, or arrays (H, W, C) or (C, H, W), as `read_image` takes them.
-        cache: decode and resize all images now, and keep them in memory, one copy for all workers of this process.
-        on_device: give uint8 pixels, and `augmentation_keys` for `transform.tail`, which MixupTrainer then applies on the device: a
-            quarter of the memory, and the same images. Pixels that bytes cannot hold stay float32.
+        data: has an image and a label column, with images of any mode or arrays (H, W, C) or (C, H, W), as `read_image` takes them.
+        cache: decode and resize all images now, and keep one copy in memory for all workers of this process.
+        on_device: return uint8 pixels, and `augmentation_keys` for `transform.tail`, which MixupTrainer applies on the device. It takes a
+            quarter of the memory, and gives the same images. Pixels that bytes cannot hold stay float32.
 
     Raises:
-        ValueError: for images that cannot be read, and with `cache` for those of several sizes.
+        ValueError: for images that cannot be read, and with `cache` for images of different sizes.
     """
 
     def __init__(
@@ -81,11 +81,9 @@ class ImageDataset(Keyed, torch.utils.data.Dataset):
         on_device: bool = False,
     ):
         self.data = data.select_columns([image_column, label_column])
-        from datasets import Array2D, Array3D, List  # here, because training on a data set of one's own needs no `datasets`
+        from datasets import Array2D, Array3D, List  # here, because training on your own data set does not need `datasets`
 
-        if isinstance(
-            data.features[image_column], (Array2D, Array3D, List)
-        ):  # as lists they would lose their dtype, and so the depth of their pixels
+        if isinstance(data.features[image_column], (Array2D, Array3D, List)):  # lists would lose the dtype, and so the range of the pixels
             self.data = self.data.with_format("numpy", columns=[image_column], output_all_columns=True)
         self.image_column, self.label_column = image_column, label_column
         super().__init__(transform, seed, on_device)
@@ -95,13 +93,13 @@ class ImageDataset(Keyed, torch.utils.data.Dataset):
         return len(self.data)
 
     def __getitem__(self, index: int | tuple[int, int]) -> dict[str, Any]:
-        """A row, or (row, copy): of every copy of an image, another augmentation is drawn."""
+        """One row; or (row, copy), where every copy of an image draws another augmentation."""
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: Sequence[int | tuple[int, int]]) -> list[dict[str, Any]]:
-        """The same for a batch, which DataLoaders ask for."""
+        """The same for a batch, as DataLoaders call it."""
         pairs = (index if isinstance(index, tuple) else (index, 0) for index in indices)
-        # of any integer type, as k-fold splits and samplers of numpy and torch give them
+        # of any integer type, because k-fold splits and samplers give numbers of numpy and torch
         rows, copies = zip(*((operator.index(row), copy) for row, copy in pairs), strict=True)
         if self._cache is None:
             images, labels = zip(*map(self._read, rows), strict=True)
@@ -120,7 +118,7 @@ class ImageDataset(Keyed, torch.utils.data.Dataset):
         return image, example[self.label_column]
 
     def _decoded(self) -> tuple[Tensor, list]:
-        """(N, C, H, W), as `Transform.opened` gives them, and the labels. Not in shared memory, which containers have little of: forked workers share it as it is."""
+        """(N, C, H, W), as `Transform.opened` gives them, and the labels. Not in shared memory, because containers have little of it; forked workers share normal memory."""
         labels = []
         for row in tqdm(range(len(self)), desc="decoding images", leave=False, disable=None):
             image, label = self._read(row)
@@ -136,7 +134,7 @@ class ImageDataset(Keyed, torch.utils.data.Dataset):
 def examples_of(
     transform: Transform, images: Sequence[PIL.Image.Image | Tensor], labels: Sequence[Any], keys: Tensor, on_device: bool
 ) -> list[dict[str, Any]]:
-    """Examples of images after the transform's head: finished, or with what their tail needs to be applied on the device."""
+    """Examples from images after the transform's head: finished, or with the keys for the tail on the device."""
     pixels = transform.drawn(images, keys)
     if on_device:
         return [
@@ -147,7 +145,7 @@ def examples_of(
 
 
 def unwrapped(data: Any) -> Iterator[Any]:
-    """The data set, and those that it wraps under whatever name: of `Subset`, `random_split`, `ConcatDataset`, or of a class of one's own."""
+    """The data set, and all data sets inside it, for `Subset`, `random_split`, `ConcatDataset`, or your own class with any attribute name."""
     waiting, seen = [data], set()
     while waiting:
         outer = waiting.pop()
@@ -161,12 +159,12 @@ def unwrapped(data: Any) -> Iterator[Any]:
 
 
 def labels_of(data: Any, attributes: bool = False) -> np.ndarray | None:
-    """Labels of a data set that can be read without its images: one of ours or of `datasets`, and parts of them; None where they cannot.
+    """The labels (N,) of a data set, read without its images. It works for those of hf_mixup and `datasets`, and parts of them; else None.
 
     Args:
         attributes: look for `labels` and `targets` too, as torchvision's data sets have them.
     """
-    datasets = sys.modules.get("datasets")  # a data set of theirs has imported it; nothing else here needs it
+    datasets = sys.modules.get("datasets")  # a data set of `datasets` has imported it; nothing else here needs it
     if isinstance(data, torch.utils.data.Subset):
         inner = labels_of(data.dataset, attributes)
         return None if inner is None else inner[np.asarray(data.indices, dtype=np.int64)]
@@ -187,7 +185,7 @@ def labels_of(data: Any, attributes: bool = False) -> np.ndarray | None:
 
 
 def class_counts_of(data: Any, num_labels: int) -> tuple[int, ...] | None:
-    """Rows of each class; of soft labels their sums, rounded. None where `labels_of` says no labels, or others than of so many classes."""
+    """Number of rows of each class; for soft labels their rounded sums. None if `labels_of` gives none, or other than `num_labels` classes."""
     labels = labels_of(data, attributes=True)
     if labels is None or len(labels) == 0 or labels.dtype.kind not in "biuf":
         return None
@@ -199,16 +197,16 @@ def class_counts_of(data: Any, num_labels: int) -> tuple[int, ...] | None:
 
 
 def set_epoch(data: Any, epoch: int) -> None:
-    """Tells the data set its epoch, on which augmentation depends, and those that it wraps."""
+    """Sets the epoch, on which augmentation depends, of the data set and of those inside it."""
     for inner in unwrapped(data):
         if callable(getattr(inner, "set_epoch", None)):
             inner.set_epoch(epoch)
 
 
 def tail_on_device(data: Any) -> Augmentation | None:
-    """What is left to be done with the batches of a data set: the augmentation that it leaves to the device. None for most.
+    """The augmentation that a data set leaves to the device. None for most data sets.
 
-    Raises ValueError where a batch may hold images of several kinds.
+    Raises ValueError if a batch may hold images with different ones.
     """
     tails = {inner.left for inner in unwrapped(data) if hasattr(inner, "left")}
     if len(tails) > 1:
@@ -219,11 +217,11 @@ def tail_on_device(data: Any) -> Augmentation | None:
 
 
 def check_readable(data: Dataset, column: str, name: str, workers: int = 0) -> None:
-    """Reads all images, logs those that cannot be read, a line each, and raises ValueError if there are any.
+    """Reads all images, logs one line for each that cannot be read, and raises ValueError if there are any.
 
     Args:
-        name: of the data set, for the message and the progress bar.
-        workers: processes that read.
+        name: name of the data set, for the message and the progress bar.
+        workers: number of processes that read.
     """
     found = torch.utils.data.DataLoader(_Faults(data.select_columns([column]), column), batch_size=None, num_workers=workers)
     broken = [fault for fault in tqdm(found, total=len(data), desc=f"checking {name}", disable=None) if fault]
@@ -238,7 +236,7 @@ def check_readable(data: Dataset, column: str, name: str, workers: int = 0) -> N
 
 @dataclass(frozen=True)
 class _Faults(torch.utils.data.Dataset):
-    """What is wrong with each image of a data set; empty where it can be read."""
+    """For each image of a data set, the error when it is read; empty if there is none."""
 
     data: Dataset
     column: str
@@ -257,10 +255,10 @@ class _Faults(torch.utils.data.Dataset):
 
 
 def unreadable(data: Dataset, column: str, row: int, error: Exception) -> ValueError:
-    """For a row without a readable image, with the name of its file, if it has one."""
+    """The error for a row without a readable image, with its file name if it has one."""
     return ValueError(
         f"every row must hold a readable image, got an error at {place(data, column, row)} ({one_line(error)}); "
-        "repair or drop that row (--check_images lists all such)."
+        "repair or drop that row (--check_images lists all of them)."
     )
 
 
@@ -281,15 +279,15 @@ def one_line(error: Exception) -> str:
 
 class RepeatedAugmentation(torch.utils.data.Sampler):
     """The order of repeated augmentation (Hoffer et al., CVPR 2020, arXiv:1901.09335; as in DeiT's and timm's sampler): every image
-    is shown `repeats` times in a row, each time augmented anew, and an epoch is as long as without, so it holds fewer images.
+    is shown `repeats` times in a row, each time with a new augmentation. An epoch has the same length as without, so it has fewer images.
 
-    Where several processes share the order, copies of an image go to different ones. What is left of the last batch is dropped.
+    With several processes, copies of an image go to different processes. The rest that does not fill a batch is dropped.
 
     Args:
-        length: images of the data set, an `ImageDataset`, which is asked for (row, copy).
-        repeats: augmentations of each.
-        batch_size, processes: images that a process takes at once, and how many processes take turns.
-        seed: with the epoch, the order follows from it.
+        length: number of images of the data set, an `ImageDataset`, which gets indices (row, copy).
+        repeats: number of augmentations of each image.
+        batch_size, processes: images in a batch of one process, and number of processes.
+        seed: the order depends on it and on the epoch.
     """
 
     def __init__(self, length: int, repeats: int, batch_size: int, processes: int, seed: int):
@@ -297,7 +295,7 @@ class RepeatedAugmentation(torch.utils.data.Sampler):
         self.epoch = 0
         if length < batch_size * processes:
             raise ValueError(
-                f"repeated augmentation needs at least one batch of {batch_size * processes} images, got {length}; make batches smaller."
+                f"repeated augmentation needs at least one batch of {batch_size * processes} images, got {length}; lower the batch size."
             )
 
     def set_epoch(self, epoch: int) -> None:
@@ -308,7 +306,7 @@ class RepeatedAugmentation(torch.utils.data.Sampler):
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         rows = torch.randperm(self.length, generator=keyed(self.seed, self.epoch)).tolist()
-        # the next image of the list goes to the next process, and every process takes its batch in one piece
+        # consecutive images of the list go to consecutive processes, and each process takes its batch in one piece
         order = torch.arange(len(self)).view(-1, self.batch_size, self.processes).transpose(1, 2).flatten().tolist()
         for place in order:
             yield rows[place // self.repeats], place % self.repeats

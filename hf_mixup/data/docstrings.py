@@ -1,4 +1,4 @@
-"""A small data set of texts, made from what every Python has: the docstrings of its standard library, and which package they are of."""
+"""A small data set of texts: the docstrings of Python's standard library, with their package as class."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ LEAST = 5  # words
 
 
 def docstrings(seed: int = 0, packages: tuple[str, ...] = PACKAGES) -> tuple[list[tuple[str, int]], list[tuple[str, int]]]:
-    """Texts and their classes, numbers of `packages`: two thirds to train on, and the rest to evaluate on. No text is in both.
+    """Texts and their classes, which are indices of `packages`: two thirds for training, the rest for evaluation. No text is in both.
 
-    They are those of the Python that runs, so another version has a few others.
+    They come from the Python that runs, so other versions of Python give slightly different texts.
     """
     found: dict[str, int] = {}
     for number, package in enumerate(packages):

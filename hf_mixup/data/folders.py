@@ -1,4 +1,4 @@
-"""Folders of images, one folder a class: which files are there, and to which class they belong."""
+"""Folders of images, one folder a class: its files and their classes."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from datasets import ClassLabel, Dataset, Features, Image  # noqa: E402
 
 logger = logging.getLogger(__name__)
 
-# what people call the splits of a data set, of which none is a class
+# usual names of splits; they are not classes
 SPLITS = ("train", "training", "validation", "val", "valid", "dev", "eval", "evaluation", "test", "testing")
 ARCHIVES = {".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar"}
-# formats that Pillow lists, and reads only with another program or not at all
+# formats that Pillow lists, but reads only with another program or not at all
 UNREADABLE = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
 
 
 @cache
 def image_extensions() -> frozenset[str]:
-    """Those of the files that this Pillow reads, in lower case, as in `.png`."""
+    """Extensions of the files that this Pillow reads, in lower case, such as `.png`."""
     from PIL import Image as Pillow
     from PIL import features
 
-    # an old Pillow warns of what it does not know
+    # old versions of Pillow warn about formats that they do not know
     missing = {name.upper() for name in ("avif", "webp") if name not in features.modules or not features.check(name)}
     formats = set(Pillow.registered_extensions().items())
     return frozenset(extension for extension, form in formats if form in Pillow.OPEN and form not in UNREADABLE | missing)
@@ -44,13 +44,13 @@ def is_image(name: str) -> bool:
 
 @dataclass
 class Listing:
-    """What one folder holds. Paths of images are absolute and sorted.
+    """The contents of one folder. Paths of images are absolute and sorted.
 
     Attributes:
-        images: of every class folder, by the folder's name.
-        loose: images that lie beside the class folders.
-        others: the number of other files in every class folder by extension, and beside them under ''.
-        hidden: folders whose names start with a dot and which hold images. They are left out.
+        images: paths of images by class folder.
+        loose: images beside the class folders.
+        others: number of other files by extension, for every class folder; the key '' is for files beside the class folders.
+        hidden: folders with images whose names start with a dot. They are left out.
     """
 
     images: dict[str, list[str]] = field(default_factory=dict)
@@ -60,7 +60,7 @@ class Listing:
 
 
 def list_folder(folder: str | os.PathLike) -> Listing:
-    """The images below a folder by the first folder on their way. Links are followed, but not to a folder that they lie in."""
+    """Lists the images below a folder, grouped by their first subfolder. Links are followed, except to a folder that contains them."""
     found = Listing()
     root = os.path.abspath(folder)
     for place, files in _walk(root, (os.path.realpath(root),)):
@@ -85,11 +85,11 @@ def list_folder(folder: str | os.PathLike) -> Listing:
 
 
 def _walk(folder: str, chain: tuple[str, ...]) -> Iterator[tuple[str, list[str]]]:
-    """Every folder and the names of the files in it. `chain`: the real folders that this one lies in, which a link may lead back to."""
+    """Yields every folder and the names of its files. `chain`: the real paths of the folders around it, to detect links that lead back."""
     files, folders = [], []
     with os.scandir(folder) as entries:
         for entry in entries:
-            # the entry itself has no answer for a link to itself
+            # for a link to itself the entry raises an error
             is_folder = os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()
             (folders if is_folder else files).append(entry.name)
     yield folder, files
@@ -101,16 +101,16 @@ def _walk(folder: str, chain: tuple[str, ...]) -> Iterator[tuple[str, list[str]]
 
 
 def class_folders(folder: str | os.PathLike, argument: str, *, labelled: bool = True) -> Dataset:
-    """The images of a folder that holds one folder a class, with columns `image` and `label`, class by class.
+    """The images of a folder with one folder for each class, with columns `image` and `label`, class by class.
 
-    Names that are all whole numbers are in the order of the numbers, others in the order of their letters.
+    If all names are whole numbers, classes are in the order of the numbers, otherwise in alphabetical order.
 
     Args:
-        argument: the name of the argument that says which folder, for the refusals.
-        labelled: False where images may lie in no class folder. If any does, there is no column `label`.
+        argument: name of the argument with this folder, for errors.
+        labelled: False allows images outside class folders. If there are any, there is no column `label`.
 
     Raises:
-        ValueError: for a folder that is none, holds no images, or holds images beside the class folders. The message names the place.
+        ValueError: if it is not a folder, has no images, or has images beside the class folders. The message names the place.
     """
     path = Path(folder)
     if not path.is_dir():
@@ -147,7 +147,7 @@ def _refuse(found: Listing, folder: str, argument: str) -> None:
         if found.loose:
             raise ValueError(
                 f"{argument} must hold one folder a class, got {len(found.loose)} images and no folder of images in {folder!r}; "
-                "make a folder for every class and move its images there, or name the folder above."
+                "make a folder for every class and move its images there, or pass the parent folder."
             )
         archives = [extension for extension in others if extension in ARCHIVES]
         hidden = [f"hidden folders such as {found.hidden[0]!r}"] if found.hidden else []
@@ -159,18 +159,18 @@ def _refuse(found: Listing, folder: str, argument: str) -> None:
     if found.loose:
         more = f" and {len(found.loose) - 1} more" if len(found.loose) > 1 else ""
         raise ValueError(
-            f"every image must lie in the folder of its class, got {found.loose[0]!r}{more} beside the folders {listed(taken)}; "
+            f"every image must be in the folder of its class, got {found.loose[0]!r}{more} beside the folders {listed(taken)}; "
             "move it into one of them, or delete it."
         )
     if len(taken) > 1 and all(name.lower() in SPLITS for name in taken):
         raise ValueError(
-            f"{argument} must hold one folder a class, got the folders {listed(taken)} in {folder!r}, which are named as splits; "
+            f"{argument} must hold one folder a class, got the folders {listed(taken)} in {folder!r}, which have names of splits; "
             f"pass one as --train_dir and another as --validation_dir."
         )
 
 
 def _tell(found: Listing, folder: str | os.PathLike, names: list[str]) -> None:
-    """Says which folders are no class, and which files are left out."""
+    """Logs which folders are not classes, and which files are left out."""
     hidden = {Path(path) for path in found.hidden}
     for name in found.images:
         if name in names:
@@ -189,9 +189,9 @@ def _tell(found: Listing, folder: str | os.PathLike, names: list[str]) -> None:
 
 
 def split_folders(folder: str | os.PathLike, *, labelled: bool = True) -> dict[str, Dataset] | None:
-    """The splits of a folder of images: of `folder/train/CLASS/...` and others of `SPLITS`, or of `folder/CLASS/...`, which is all `train`.
+    """The splits of a folder of images. `folder/train/CLASS/...` and other names of `SPLITS` are splits; `folder/CLASS/...` is all `train`.
 
-    None for a folder that holds data of another kind, such as tables or archives, or a card with a configuration. `labelled`: see
+    None for a folder with other data, such as tables or archives, or with a card that has a configuration. `labelled`: see
     `class_folders`.
     """
     path = Path(folder)

@@ -1,4 +1,4 @@
-"""What a column of labels means: classes with names, several classes an image, or a number. And whose class is whose, by name."""
+"""The meaning of a label column: named classes, several classes for each image, or numbers. It also matches classes by name."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 # as transformers' configs name them
 ONE_CLASS, SEVERAL_CLASSES, NUMBER = "single_label_classification", "multi_label_classification", "regression"
-UNNAMED = "LABEL_"  # transformers' names of classes that have none
+UNNAMED = "LABEL_"  # transformers' names for classes without a name
 
 
 @dataclass(frozen=True)
@@ -30,12 +30,12 @@ class Labels:
     """The labels of one split.
 
     Attributes:
-        problem_type: what they are, as transformers' configs name it.
-        names: of the classes; of a regression, the name of its column.
+        problem_type: their kind, as in transformers' configs.
+        names: names of the classes; for a regression, the name of its column.
         values: class numbers, (N,) int64; shares of the classes, (N, len(names)) float32; or numbers, (N,) float32.
-        labelled: (N,) bool. Rows of None, and of -1 where labels are class numbers, have no label.
-        numbered: classes are bare whole numbers, which the names only repeat.
-        declared: the data set itself lists the names, so that some of them may have no row.
+        labelled: (N,) bool. Rows with None have no label, and class numbers of -1.
+        numbered: classes are whole numbers without names; `names` repeat the numbers.
+        declared: the data set lists the names itself, so some of them may have no row.
     """
 
     problem_type: str
@@ -47,7 +47,7 @@ class Labels:
 
     @property
     def used(self) -> list[str]:
-        """Names of the classes that some row has."""
+        """Names of the classes that occur in some row."""
         if self.problem_type == NUMBER:
             return self.names
         if self.values.ndim == 2:
@@ -56,7 +56,7 @@ class Labels:
 
 
 def whole_numbers(names: Iterable[str]) -> list[int] | None:
-    """The names as numbers, where all of them are whole numbers and differ: '3' or '003', but no '-1'."""
+    """The names as numbers, if all are different whole numbers such as '3' or '003', but not '-1'; else None."""
     names = list(names)
     if not names or not all(re.fullmatch("[0-9]+", name) for name in names):
         return None
@@ -65,14 +65,14 @@ def whole_numbers(names: Iterable[str]) -> list[int] | None:
 
 
 def in_order(names: Iterable[str]) -> list[str]:
-    """Names in the order of their class numbers: whole numbers as numbers, others by their letters."""
+    """Names in the order of their class numbers: by value if all are whole numbers, else alphabetically."""
     names = sorted(names)
     numbers = whole_numbers(names)
     return names if numbers is None else [name for _, name in sorted(zip(numbers, names, strict=True))]
 
 
 def listed(names: Iterable[str], most: int = 3) -> str:
-    """For a sentence: 'cat', 'dog', 'owl' and 7 more."""
+    """A list for a sentence: 'cat', 'dog', 'owl' and 7 more."""
     names = list(names)
     shown = ", ".join(map(repr, names[:most]))
     return f"{shown} and {len(names) - most} more" if len(names) > most else shown
@@ -82,18 +82,18 @@ def listed(names: Iterable[str], most: int = 3) -> str:
 
 
 def read_labels(data: Dataset, column: str, split: str, *, numbers: bool = False) -> Labels:
-    """What a column of a split says. Raises ValueError for what is no label, with the row.
+    """Reads the label column of a split. Raises ValueError, with the row, for a value that is not a label.
 
-    Whole numbers and names are classes, and so are True and False. A list of classes, or of one share for each class, is several
-    classes, and one class where the shares sum to 1. Other numbers are a regression.
+    Whole numbers, names, True and False are classes. A list of classes, or one share for each class, means several classes; shares that sum
+    to 1 mean one class. Other numbers are a regression.
 
     Args:
-        split: its name, for the refusals.
-        numbers: labels are the numbers of a regression, even where all are whole.
+        split: name of the split, for errors.
+        numbers: labels are targets of a regression, even if all are whole numbers.
     """
     array = data.select_columns([column]).with_format("arrow")[:].column(0).combine_chunks()
     feature = data.features[column]
-    if isinstance(array, pa.ChunkedArray):  # of no rows
+    if isinstance(array, pa.ChunkedArray):  # without rows
         array = pa.array([], array.type)
     kind = array.type
     if pa.types.is_null(kind):
@@ -113,7 +113,7 @@ def read_labels(data: Dataset, column: str, split: str, *, numbers: bool = False
     if pa.types.is_floating(kind):
         known = array.to_numpy(zero_copy_only=False)
         known = known[~np.isnan(known.astype(np.float64))]
-        # tables with holes keep whole numbers as floats
+        # tables with missing values store whole numbers as floats
         if len(known) < len(array) and len(known) and (known == np.round(known)).all():
             return _of_numbers(pc.if_else(pc.is_nan(array), None, array), column, split, None)
         return _of_floats(array, column)
@@ -131,7 +131,7 @@ def _of_numbers(array: pa.Array, column: str, split: str, names: list[str] | Non
         limit = "0 or more" if names is None else f"0 to {highest}"
         raise ValueError(
             f"labels must be class numbers, {limit}, got {values[row]} at row {row} of {split!r} in column {column!r}; "
-            "correct the label, or write -1 where there is none."
+            "correct the label, or write -1 for no label."
         )
     if names is not None:
         return Labels(ONE_CLASS, list(names), values, labelled, declared=True)
@@ -190,24 +190,24 @@ def _of_lists(array: pa.Array, feature: List | LargeList, column: str, split: st
         row = int(rows[np.flatnonzero(~found.labelled)[0]])
         raise ValueError(
             f"lists of labels must hold classes, got {array[row].as_py()!r} at row {row} of {split!r} in column {column!r}; "
-            "leave the list empty where there is none."
+            "use an empty list for no class."
         )
     values = np.zeros((len(array), len(found.names)), np.float32)
     values[rows, found.values] = 1
     return Labels(SEVERAL_CLASSES, found.names, values, labelled, found.numbered, found.declared)
 
 
-# -- whose class is whose -------------------------------------------------------------------------------------------------
+# -- matching classes -------------------------------------------------------------------------------------------------
 
 
 def places(known: Sequence[str], wanted: Sequence[str], *, numbered: bool = False) -> list[int | None]:
-    """For each class of `wanted`, its number among the classes of `known`, or None where that is not among them.
+    """For each class of `wanted`, its index in `known`, or None if it is not in there.
 
-    1. Classes are the same where their names are. Whole numbers are compared as numbers: '7' is '007'.
-    2. Names of `wanted` that are whole numbers, where those of `known` are other names, are class numbers.
+    1. Equal names are the same class. Whole numbers are compared as numbers: '7' is '007'.
+    2. If the names of `wanted` are whole numbers, and those of `known` are not, they are class numbers.
 
     Args:
-        numbered: `wanted` are bare numbers, not names: class numbers of `known`, unless `known` comes from such numbers itself.
+        numbered: `wanted` are numbers, not names: class numbers of `known`, unless `known` are such numbers too.
     """
     if not wanted:
         return []
@@ -220,7 +220,7 @@ def places(known: Sequence[str], wanted: Sequence[str], *, numbered: bool = Fals
         if not set(wanted) & set(known):
             if None in by_number:
                 return [None] * len(wanted)
-            logger.warning("the names %s are taken for the numbers of the classes %s", listed(wanted), listed(known))
+            logger.warning("the names %s are read as numbers of the classes %s", listed(wanted), listed(known))
             return by_number
     if list(known) == list(wanted):
         return list(range(len(known)))
@@ -229,16 +229,16 @@ def places(known: Sequence[str], wanted: Sequence[str], *, numbered: bool = Fals
     else:
         names, looked_for = ([unicodedata.normalize("NFC", name) for name in some] for some in (known, wanted))
     numbers = {name: number for number, name in enumerate(names)}
-    if len(numbers) < len(names) or len(set(looked_for)) < len(looked_for):  # two classes of one name
+    if len(numbers) < len(names) or len(set(looked_for)) < len(looked_for):  # two classes with one name
         return [None] * len(wanted)
     return [numbers.get(name) for name in looked_for]
 
 
 def matched(known: Sequence[str], wanted: Sequence[str], *, numbered: bool = False) -> list[int] | None:
-    """For each class of `wanted`, the number of a network's output, whose classes are `known`. None where they are other classes.
+    """For each class of `wanted`, the index of the network's output, whose classes are `known`. None if they are other classes.
 
-    `places`, also of ImageNet's folders, such as n01440764, among its names, such as 'tench, Tinca tinca'. In order, with a warning, where
-    one name in ten or fewer is another, and where the network's classes have no names and are as many.
+    It uses `places`, and also matches ImageNet's folders, such as n01440764, with names such as 'tench, Tinca tinca'. It matches by order, with
+    a warning, if at most one name in ten differs, or if the network has the same number of classes without names.
     """
     found = places(known, wanted, numbered=numbered)
     if None not in found:
@@ -250,11 +250,11 @@ def matched(known: Sequence[str], wanted: Sequence[str], *, numbered: bool = Fal
     if len(known) == len(wanted):
         others = [(theirs, ours) for theirs, ours in zip(known, wanted, strict=True) if theirs != ours]
         spelled = len(others) <= len(known) // 10 and not {ours for _, ours in others} & set(known)
-        if spelled:  # the others stand in the same order
+        if spelled:  # the others have the same order
             pairs = ", ".join(f"{ours!r} for {theirs!r}" for theirs, ours in others[:3])
-            logger.warning("%d of %d classes are spelled otherwise in the network; taken are %s", len(others), len(known), pairs)
+            logger.warning("%d of %d classes are spelled differently in the network; these are matched: %s", len(others), len(known), pairs)
         elif unnamed(known) and not set(known) & set(wanted):
-            logger.warning("the network's classes have no names: they are taken to be %s, in this order", listed(wanted))
+            logger.warning("the network's classes have no names; they are assumed to be %s, in this order", listed(wanted))
         else:
             return None
         return list(range(len(known)))
@@ -262,13 +262,13 @@ def matched(known: Sequence[str], wanted: Sequence[str], *, numbered: bool = Fal
 
 
 def _of_imagenet(known: Sequence[str], synsets: Sequence[str]) -> list[int] | None:
-    """`matched`, of ImageNet's synsets: by their numbers in ImageNet-1k, where the network's names are theirs, else by their descriptions."""
+    """`matched` for ImageNet's synsets: by their numbers in ImageNet-1k if the network has those names, else by their descriptions."""
     from timm.data import ImageNetInfo
 
     thousand, every = ImageNetInfo("imagenet-1k").label_names(), ImageNetInfo("imagenet-22k").label_descriptions(as_dict=True)
     texts, numbers = [every.get(name, name) for name in synsets], {name: number for number, name in enumerate(thousand)}
     if len(known) == len(thousand) and all(name in numbers for name in synsets):
-        # two of the thousand are called crane
+        # two of the thousand classes are called crane
         same = [known[numbers[name]].split(",")[0] == text.split(",")[0] for name, text in zip(synsets, texts, strict=True)]
         if sum(same) >= 0.9 * len(same) or unnamed(known):
             return [numbers[name] for name in synsets]
@@ -277,7 +277,7 @@ def _of_imagenet(known: Sequence[str], synsets: Sequence[str]) -> list[int] | No
 
 
 def network_classes(config: Any) -> list[str]:
-    """The names of a network's outputs, in their order, by its config."""
+    """The names of a network's outputs, in order, from its config."""
     names = {int(number): str(name) for number, name in (config.id2label or {}).items()}
     return [names.get(number, f"{UNNAMED}{number}") for number in range(config.num_labels)]
 
@@ -288,18 +288,18 @@ def unnamed(names: Sequence[str]) -> bool:
 
 
 def of_network(known: Sequence[str], wanted: Sequence[str], *, numbered: bool = False) -> list[int]:
-    """`matched`, for a network that is evaluated as it is. Raises ValueError where it does not know all classes."""
+    """`matched` for a network that is evaluated unchanged. Raises ValueError if it does not know all classes."""
     found = matched(known, wanted, numbered=numbered)
     if found is None:
         raise ValueError(
             f"the network must know the classes of the data set, got {len(known)} classes, {listed(known)}, and {len(wanted)} of the data set, "
-            f"{listed(wanted)}; rename the folders or labels, or number them 0 to {len(known) - 1} as the network's outputs."
+            f"{listed(wanted)}; rename the folders or labels, or number them 0 to {len(known) - 1} like the network's outputs."
         )
     return found
 
 
 def moved(labels: Labels, places: Sequence[int], names: list[str]) -> Labels:
-    """The same labels among other classes: class `c` becomes `places[c]` of `names`, which for a class without a row may be any."""
+    """The same labels with other class numbers: class `c` becomes `places[c]`, an index of `names`. For a class without a row it may be any."""
     if labels.values.ndim == 2:
         values = np.zeros((len(labels.values), len(names)), np.float32)
         np.maximum.at(values, (slice(None), list(places)), labels.values)
@@ -309,7 +309,7 @@ def moved(labels: Labels, places: Sequence[int], names: list[str]) -> Labels:
 
 
 def with_labels(data: Dataset, column: str, labels: Labels) -> Dataset:
-    """The rows of a split that have a label, whose column holds class numbers, lists of shares, or numbers."""
+    """The rows of a split that have a label. The column then holds class numbers, lists of shares, or numbers."""
     if labels.problem_type == NUMBER:
         feature, array = Value("float32"), pa.array(labels.values)
     elif labels.values.ndim == 2:

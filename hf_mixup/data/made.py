@@ -1,4 +1,4 @@
-"""Small data sets of sounds, videos and label maps, made from what packages ship, by a seed."""
+"""Small data sets of sounds, videos and label maps, made by a seed from data in installed packages."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ IGNORED = 255
 
 
 def melodies(count: int, seed: int, seconds: float = 0.5, noise: float = 0.1) -> tuple[np.ndarray, np.ndarray]:
-    """Tones with overtones in noise, whose pitch follows one of the `MELODIES`: waveforms (count, samples) float32, classes (count,)."""
+    """Noisy tones whose pitch follows one of the `MELODIES`: waveforms (count, samples) float32, and classes (count,)."""
     rng = np.random.default_rng(seed)
     time = np.linspace(0, 1, int(RATE * seconds), endpoint=False)
     courses = np.stack([time, 1 - time, 1 - np.abs(2 * time - 1), np.abs(2 * time - 1), np.full_like(time, 0.5), np.floor(4 * time) % 2], 0)
@@ -25,7 +25,7 @@ def melodies(count: int, seed: int, seconds: float = 0.5, noise: float = 0.1) ->
 
 
 def digit_pictures() -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
-    """scikit-learn's digits, (8, 8) in [0, 1], and their classes: those to train on, and those of other writers to evaluate on."""
+    """scikit-learn's digits, (8, 8) in [0, 1], and their classes, for training; and those of other writers, for evaluation."""
     needed("sklearn", "the digits")
     from sklearn.datasets import load_digits
 
@@ -35,11 +35,11 @@ def digit_pictures() -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, n
 
 
 def digit_videos(pictures: np.ndarray, count: int, seed: int, frames: int = 4, side: int = 10) -> tuple[np.ndarray, np.ndarray]:
-    """Digits that move in a straight line over a noisy ground: (count, frames, 3, side, side) in [0, 1], and which of `pictures` each shows."""
+    """Digits that move in a straight line over noise: (count, frames, 3, side, side) in [0, 1], and the index in `pictures` of each."""
     rng = np.random.default_rng(seed)
     videos = rng.uniform(0, 0.3, (count, frames, side, side)).astype(np.float32)
     shown = rng.integers(len(pictures), size=count)
-    ends = rng.integers(side - 8 + 1, size=(count, 2, 2))  # where it begins and ends: row and column
+    ends = rng.integers(side - 8 + 1, size=(count, 2, 2))  # start and end of the line: row and column
     for video, picture, (first, last) in zip(videos, pictures[shown], ends, strict=True):
         for frame, part in zip(video, np.linspace(0, 1, frames), strict=True):
             row, col = np.round(first + part * (last - first)).astype(int)
@@ -48,8 +48,8 @@ def digit_videos(pictures: np.ndarray, count: int, seed: int, frames: int = 4, s
 
 
 def digit_maps(pictures: np.ndarray, classes: np.ndarray, count: int, seed: int, side: int = 32) -> tuple[np.ndarray, np.ndarray]:
-    """Two to four digits, twice their size, on a noisy ground: images (count, 3, side, side) in [0, 1], and maps (count, side, side) int64, 0 of
-    the ground, 1 to 10 of the digits, `IGNORED` of their faint edges."""
+    """Two to four digits, at twice their size, on noise: images (count, 3, side, side) in [0, 1], and maps (count, side, side) int64, with 0 for
+    the ground, 1 to 10 for the digits, `IGNORED` for their faint edges."""
     rng = np.random.default_rng(seed)
     images = rng.uniform(0, 0.3, (count, side, side)).astype(np.float32)
     maps = np.zeros((count, side, side), dtype=np.int64)

@@ -1,4 +1,4 @@
-"""Reads an image of any kind into bytes with a given number of channels. Nothing else in hf_mixup converts images."""
+"""Reads an image of any kind into bytes with a given number of channels. No other code in hf_mixup converts images."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 
 _MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
-_RAW = {"RGBX": 4, "CMYK": 4}  # kept as they are where the network takes that many channels
-# modes that hold more than 8 bits a channel, which `Image.convert` would clip
+_RAW = {"RGBX": 4, "CMYK": 4}  # kept unchanged if the network takes that many channels
+# modes with more than 8 bits for each channel, which `Image.convert` would clip
 _DEEP = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
 
 
 def read_image(source: Any, channels: int = 3) -> Image.Image | Tensor:
-    """An image, upright, with 8 bits a channel: of mode L or RGB for 1 or 3 channels, else uint8 (channels, H, W).
+    """Reads an image, upright, with 8 bits for each channel: mode L or RGB for 1 or 3 channels, else uint8 (channels, H, W).
 
-    16-bit values are divided by 256, as Pillow does with 16-bit RGB. Floating-point values must be in [0, 1], and are multiplied by 255;
-    integers of 32 bits must be in 0 to 255. Alpha is dropped where the number of channels has no place for it, as
-    `transformers.pipeline` does. The EXIF orientation is applied.
+    16-bit values are divided by 256, as Pillow does with 16-bit RGB. Floating-point values must be in [0, 1], and are multiplied by 255.
+    32-bit integers must be from 0 to 255. Alpha is dropped if the number of channels does not include it, as in `transformers.pipeline`. The
+    EXIF orientation is applied.
 
     Args:
         source: a path, a PIL image, or an array or tensor (H, W), (H, W, C) or (C, H, W).
-        channels: what the network takes.
+        channels: number of channels that the network takes.
 
     Raises:
-        ValueError: for values that 8 bits cannot hold, and for images with another number of channels that cannot be converted.
-        OSError: for files that are no readable image.
+        ValueError: for values that do not fit into 8 bits, and for images whose number of channels cannot be converted.
+        OSError: for files that cannot be read as an image.
     """
     if isinstance(source, (str, os.PathLike)):
         with Image.open(source) as opened:
@@ -37,7 +37,7 @@ def read_image(source: Any, channels: int = 3) -> Image.Image | Tensor:
             return read_image(opened, channels)
     if not isinstance(source, Image.Image):
         return _of_array(source, channels)
-    # without a copy where there is nothing to do
+    # without a copy if there is nothing to do
     image = ImageOps.exif_transpose(source) if source.getexif().get(ExifTags.Base.Orientation, 1) != 1 else source
     if image.mode in _DEEP:
         image = Image.fromarray(_bytes(np.asarray(image), f"an image of mode {image.mode}"))
@@ -60,14 +60,14 @@ def _of_array(source: Any, channels: int) -> Image.Image | Tensor:
         )
     if array.ndim == 2:
         array = array[..., None]
-    # channels come last, as in files, unless only the first axis can be them
+    # channels are the last axis, as in files, unless only the first axis can be channels
     if array.shape[-1] not in (1, channels) and array.shape[0] in (1, channels):
         array = np.moveaxis(array, 0, -1)
     array = _bytes(array, f"an array of {array.dtype}")
     if array.shape[-1] == 1 and channels == 3:
         array = np.repeat(array, 3, -1)
     if array.shape[-1] != channels:
-        if array.shape[-1] == 3:  # colours, where another number is wanted
+        if array.shape[-1] == 3:  # colours, but another number of channels is needed
             return read_image(Image.fromarray(array), channels)
         raise ValueError(f"an image must have {channels} channels, got an array of shape {np.shape(source)}; pass --channels.")
     if channels in (1, 3):
@@ -80,7 +80,7 @@ def _told(source: Any, array: np.ndarray) -> str:
 
 
 def _bytes(values: np.ndarray, what: str) -> np.ndarray:
-    """uint8 of the same brightness. Raises ValueError for values whose range is not known."""
+    """The values as uint8 with the same brightness. Raises ValueError for values of an unknown range."""
     if values.dtype == np.uint8:
         return values
     if values.dtype == bool:

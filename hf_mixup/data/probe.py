@@ -1,4 +1,4 @@
-"""What an image processor does, measured: it is called, never read, so that every class and every field of it is followed."""
+"""Measures what an image processor does. It calls the processor and never reads its fields, so it works for every class."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ def is_timm(processor: Any) -> bool:
 
 
 def processed(processor: Any, image: Image.Image | Tensor) -> Tensor:
-    """(C, H, W) float32: what the processor gives for an image as `read_image` returns it. Raises ValueError where that is no image."""
+    """The processor's output for an image of `read_image`: (C, H, W) float32. Raises ValueError if it is not an image."""
     channels = len(image) if isinstance(image, Tensor) else len(image.getbands())
     try:
         if is_timm(processor):
-            # timm scales PIL images, and leaves tensors as they are
+            # timm scales PIL images, but not tensors
             pixels = processor.val_transforms(image.float() / 255 if isinstance(image, Tensor) else image)
         elif channels == 3:
             pixels = processor(images=image, return_tensors="pt").get("pixel_values")
@@ -39,21 +39,21 @@ def processed(processor: Any, image: Image.Image | Tensor) -> Tensor:
     if not isinstance(pixels, Tensor) or pixels.ndim != 3:
         raise ValueError(
             f"{type(processor).__name__} must give pixel_values (1, C, H, W), got "
-            f"{tuple(pixels.shape) if isinstance(pixels, Tensor) else 'none'}; take a checkpoint whose network looks at images."
+            f"{tuple(pixels.shape) if isinstance(pixels, Tensor) else 'none'}; use a checkpoint whose network takes images."
         )
     return pixels.float()
 
 
 @dataclass(frozen=True)
 class Probe:
-    """What a processor makes of images.
+    """The measured properties of a processor.
 
     Attributes:
-        size: (height, width) of every image it gives; None where that depends on the image.
-        mean, std: on pixels in [0, 1]: a channel is given as (pixel - mean) / std.
-        order: the channel of the image that each channel given shows.
-        squashes: images of any aspect ratio come out with the whole, or the same share, of both sides.
-        whole: what it gives are whole numbers from 0 to 255 before the normalisation, so bytes hold them.
+        size: (height, width) of every output; None if it depends on the image.
+        mean, std: of the normalisation on pixels in [0, 1]: an output channel is (pixel - mean) / std.
+        order: the image's channel in each output channel.
+        squashes: the output shows the whole, or the same share, of both sides, whatever the aspect ratio.
+        whole: before the normalisation, values are whole numbers from 0 to 255, so they fit into bytes.
     """
 
     size: tuple[int, int] | None
@@ -65,7 +65,7 @@ class Probe:
 
 
 def probe(processor: Any, channels: int = 3) -> Probe:
-    """Shows a processor plain colours, ramps and noise. Raises ValueError, with its name, for one that cannot be followed."""
+    """Measures a processor on plain colours, ramps and noise. Raises ValueError, with its name, if it does more than resizing and normalising."""
     mean, std, order = _values(processor, channels)
     sizes, pixels = [], []
     for height, width in ((240, 240), (200, 320), (320, 200), (9, 7)):
@@ -80,7 +80,7 @@ def probe(processor: Any, channels: int = 3) -> Probe:
 
 
 def pixels_of(given: Tensor, mean: tuple[float, ...], std: tuple[float, ...], order: tuple[int, ...]) -> Tensor:
-    """(C, H, W) of 0 to 255, in the image's order of channels, of what a processor gave."""
+    """A processor's output as pixels (C, H, W) from 0 to 255, in the image's order of channels."""
     low, step = (255 * torch.tensor(values).view(-1, 1, 1) for values in (mean, std))
     pixels = given.mul(step).add_(low)
     return pixels if order == tuple(range(len(order))) else pixels[list(np.argsort(order))]
@@ -93,7 +93,7 @@ def _values(processor: Any, channels: int) -> tuple[tuple[float, ...], tuple[flo
         return given[:, given.shape[1] // 2, given.shape[2] // 2].double()
 
     black = shown(torch.zeros(channels))
-    gain = torch.stack([shown(255 * one) - black for one in torch.eye(channels)], 1)  # (given, of the image)
+    gain = torch.stack([shown(255 * one) - black for one in torch.eye(channels)], 1)  # (output channel, image channel)
     if len(black) != channels:
         raise ValueError(
             f"{type(processor).__name__} must give as many channels as the image has, got {len(black)} of {channels}; "
@@ -105,10 +105,10 @@ def _values(processor: Any, channels: int) -> tuple[tuple[float, ...], tuple[flo
     expected = scale * other[order] / 255 + black
     if len(set(order.tolist())) < channels or bool((scale == 0).any()) or not torch.allclose(shown(other), expected, rtol=1e-3, atol=1e-3):
         raise ValueError(
-            f"{type(processor).__name__} must scale and shift each channel by itself, got one that does more; "
-            "take a checkpoint with another image processor."
+            f"{type(processor).__name__} must scale and shift each channel separately, got one that does more; "
+            "use a checkpoint with another image processor."
         )
-    # a short decimal is what was meant, where it is within float32 of what was measured
+    # rounds to a short decimal if it equals the measured value in float32
     std = [_short(1 / float(one)) for one in scale]
     mean = [_short(-float(low) * one) if low else 0.0 for low, one in zip(black, std, strict=True)]
     return tuple(mean), tuple(std), tuple(order.tolist())
@@ -120,7 +120,7 @@ def _short(value: float) -> float:
 
 
 def _squashes(processor: Any, channels: int, size: tuple[int, int], *values: tuple) -> bool:
-    """Whether objects of a picture three times as wide as what is given become three times as narrow."""
+    """Whether objects in a picture that is three times as wide as the output become three times narrower."""
     height, width = 240, round(3 * 240 * size[1] / size[0])
     steps = []
     for axis, side in enumerate((height, width)):
@@ -129,5 +129,5 @@ def _squashes(processor: Any, channels: int, size: tuple[int, int], *values: tup
         given = pixels_of(processed(processor, read_image(np.repeat(ramp[..., None], channels, -1), channels)), *values)[0]
         middle, reach = size[axis] // 2, max(size[axis] // 8, 1)
         row = given[:, size[1] // 2] if axis == 0 else given[size[0] // 2]
-        steps.append(float(row[middle + reach] - row[middle - reach]) / reach * side)  # of the image, for one of what is given
+        steps.append(float(row[middle + reach] - row[middle - reach]) / reach * side)  # image pixels for one output pixel
     return steps[1] > 1.7 * steps[0]

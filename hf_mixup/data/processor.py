@@ -1,4 +1,4 @@
-"""What a network wants to see of an image: size, geometry, normalisation, and the image processor that says so."""
+"""The format of a network's images: size, geometry, normalisation, and the image processor that defines them."""
 
 from __future__ import annotations
 
@@ -29,23 +29,23 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-# the filters by Pillow's numbers, which image processors use
+# filters by Pillow's numbers, which image processors use
 FILTERS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
 
 
 @dataclass(frozen=True)
 class ImageFormat:
-    """What a network wants to see, and the image processor that is saved beside it: evaluation shows what that processor gives.
+    """The format of a network's images, and the image processor that is saved with it. Evaluation uses that processor's output.
 
     Attributes:
-        size: of the images, in pixels: the side of square ones, or (height, width); None for a processor whose images differ in size.
+        size: of the images in pixels: the side of square images, or (height, width). None if the processor's outputs differ in size.
         crop_ratio: share of the resized image's side that the central crop of evaluation keeps.
-        mean, std: of the normalisation, on pixels in [0, 1]; one value a channel.
+        mean, std: of the normalisation of pixels in [0, 1], one value for each channel.
         interpolation: one of `FILTERS`.
-        squash: fit both sides to the size, whatever the aspect ratio, in training too; else crop the longer one. By default up to 64 pixels.
-        order: the image's channel that each channel of the result shows; None keeps them.
-        own: the image processor of a checkpoint, which decides about evaluation; `of_processor` reads the other attributes from what it does.
-        whole: bytes hold what its resizing gives.
+        squash: resize both sides to the size, whatever the aspect ratio, in training too; otherwise crop the longer side. Default: up to 64 pixels.
+        order: the image's channel in each output channel; None keeps the order.
+        own: the image processor of a checkpoint, which defines evaluation; `of_processor` measures the other attributes from it.
+        whole: the resized pixels are whole numbers, so they fit into bytes.
     """
 
     size: int | tuple[int, int] | None
@@ -64,7 +64,7 @@ class ImageFormat:
 
     @property
     def sides(self) -> tuple[int, int]:
-        """(height, width). Raises ValueError for a processor that resizes nothing, or to sizes that depend on the image."""
+        """(height, width). Raises ValueError if the output size of the processor depends on the image."""
         if self.size is None:
             raise ValueError(
                 f"{type(self.own).__name__} must give images of one size, got one whose size depends on the image; "
@@ -78,7 +78,7 @@ class ImageFormat:
 
     @property
     def neutral(self) -> tuple[float, ...]:
-        """The colour that is normalised to 0: pixels in [0, 1], in the image's order of channels."""
+        """The colour that is normalised to 0, as pixels in [0, 1], in the image's order of channels."""
         return tuple(self.mean) if self.order is None else tuple(self.mean[place] for place in np.argsort(self.order))
 
     @classmethod
@@ -93,13 +93,13 @@ class ImageFormat:
         train_crop: str | None = None,
         **fields: Any,
     ) -> ImageFormat:
-        """For training from scratch. Where most images have up to 64 pixels they are shown at 32 or 64, else at 224.
+        """The format for training from scratch. If most images have up to 64 pixels, the size is 32 or 64, else 224.
 
         Args:
-            size: instead of that.
-            crop_ratio: by default 0.875 above 64 pixels for training with resized crops, else 1: what training sees.
-            channels: of the network; other than 3 are normalised by 0.5 and 0.5 by default.
-            train_crop: as `train_transform` takes it.
+            size: use this size instead, in pixels.
+            crop_ratio: default: 0.875 above 64 pixels for training with resized crops, else 1, as in training.
+            channels: of the network; by default, other numbers than 3 are normalised by mean 0.5 and std 0.5.
+            train_crop: see `train_transform`.
         """
         if size is None:
             longest, count = _median_side(dataset, column)
@@ -121,7 +121,7 @@ class ImageFormat:
         std: Sequence[float] | None = None,
         **hub: Any,
     ) -> ImageFormat:
-        """That of a folder or a repository of the Hub. Raises ValueError where it cannot be had. `hub` is `revision`, `token` and so on."""
+        """The format of a checkpoint in a folder or on the Hub. Raises ValueError if it cannot be loaded. `hub`: `revision`, `token` and so on."""
         from transformers import AutoImageProcessor
 
         with told_plainly(repo_or_folder, hub.get("revision")):
@@ -138,15 +138,15 @@ class ImageFormat:
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
     ) -> ImageFormat:
-        """From the image processor of a checkpoint, of transformers or timm.
+        """The format of a checkpoint's image processor, of transformers or timm.
 
         Args:
-            size: side of square images, in place of the processor's; what it crops keeps its share.
+            size: side of square images, instead of the processor's; its crop keeps its share.
             channels: of the network.
-            mean, std: in place of the processor's.
+            mean, std: of the normalisation, instead of the processor's.
 
         Raises:
-            ValueError: for a processor that cannot be followed, by its name.
+            ValueError: with its name, for a processor that does more than resizing and normalising.
         """
         processor = _normalising(processor, channels, mean, std)
         seen = probe(processor, channels)
@@ -188,17 +188,18 @@ class ImageFormat:
     ) -> Transform:
         """Random crop, flip, timm's automatic augmentation, tensor, normalise, random erasing with noise.
 
-        All but normalising and erasing leaves bytes.
+        All steps before normalising give bytes.
 
-        The aspect ratio of objects, the range of values and the order of channels are those of evaluation.
+        Aspect ratio of objects, range of values and order of channels are those of evaluation.
 
         Args:
-            size: of the images, where it is not that of evaluation.
-            crop: `pad` with zeros by an eighth, or `reflect`, and crop; `resized`; or `none`. By default the first up to 64 pixels.
+            size: of the training images in pixels, if not that of evaluation.
+            crop: `pad` (pad with zeros by an eighth, then crop), `reflect` (the same with mirrored pixels), `resized`, or `none`.
+                Default: `pad` up to 64 pixels, else `resized`.
             scale: smallest and largest share of the image in a `resized` crop.
-            resize: the shorter side before the crop.
+            resize: length of the shorter side before the crop, in pixels.
             auto_augment: a policy of timm, such as `rand-m9-mstd0.5-inc1`.
-            random_erasing: its probability.
+            random_erasing: probability that a rectangle of the image becomes noise, 0 to 1.
         """
         form = self if size in (None, self.size) else self.at(size)
         sides, interpolation = form.sides, InterpolationMode(form.interpolation)
@@ -247,19 +248,19 @@ class ImageFormat:
         return made
 
     def eval_transform(self, *, normalise: bool = True) -> Transform:
-        """What `processor` gives for an image. Without `normalise`, the pixels of it, in [0, 1] and in the image's order of channels."""
+        """The transform that gives the processor's output; without `normalise`, its pixels in [0, 1], in the image's order of channels."""
         plain = Augmentation((0.0,) * self.channels, (1.0,) * self.channels)
         return Transform(self.geometry(), self.normalisation() if normalise else plain, self.channels)
 
     def geometry(self) -> Geometry:
-        """From an image to the pixels that `processor` gives of it."""
+        """The function from an image to the processor's output pixels."""
         return Geometry(self.processor(), self.mean, self.std, self.order or tuple(range(self.channels)), self.whole)
 
     def normalisation(self, padding: int = 0, reflect: bool = False, flip: bool = False, erasing: float = 0.0) -> Augmentation:
-        """Of batches of pixels of 0 to 255, moved at random before, and erased at random after.
+        """The part for batches of pixels from 0 to 255: random moves, then the normalisation, then random erasing.
 
-        What is erased becomes noise of mean 0 and standard deviation 1, as published. A format whose values are not centred, such as
-        pixels in [0, 1], would be shown noise far out of its range; there it is noise that ImageNet's normalisation would make such.
+        Erased pixels become noise with mean 0 and standard deviation 1, as published. If the format's values are not centred, such as pixels in
+        [0, 1], that noise would be far out of range. Then it is the noise that ImageNet's normalisation would turn into such noise.
         """
         noise: dict[str, Any] = {}
         if erasing and not all(0 < mean < 1 for mean in self.mean):
@@ -272,18 +273,18 @@ class ImageFormat:
         moves = {"padding": padding, "reflect": reflect, "flip": flip, "order": self.order, "erasing": erasing, **noise}
         if min(map(abs, self.std)) > 1 / 50:
             return Augmentation(tuple(self.mean), tuple(self.std), **moves)
-        # a processor that leaves pixels at 0 to 255: their rounding would show if they were divided first
+        # the processor keeps pixels at 0 to 255; dividing them first would add rounding errors
         mean, std = (tuple(255 * value for value in values) for values in (self.mean, self.std))
         return Augmentation(mean, std, scale=1.0, **moves)
 
     def at(self, size: int) -> ImageFormat:
-        """The same for square images of another size."""
+        """The same format for square images of another size."""
         if self.own is None:
             return replace(self, size=size)
         return self.of_processor(self.own, size, channels=self.channels)
 
     def processor(self) -> Any:
-        """The image processor that is saved beside the network, and does what `eval_transform` does."""
+        """The image processor that is saved with the network. It does the same as `eval_transform`."""
         if self.own is not None:
             return self.own
         from transformers import BitImageProcessor
@@ -299,7 +300,7 @@ class ImageFormat:
         )
 
     def timm_config(self) -> dict[str, Any]:
-        """The same in timm's words, which a timm network keeps in its own config."""
+        """The same settings under timm's names, which a timm network keeps in its config."""
         if self.own is not None and is_timm(self.own):
             return dict(self.own.data_config)
         return {
@@ -312,13 +313,13 @@ class ImageFormat:
         }
 
     def of_timm(self) -> ImageFormat:
-        """For a timm network: its processor is timm's own transform, which is read from the network's config and not saved a second time."""
+        """The format for a timm network. Its processor is timm's own transform, read from the network's config, so it is not saved again."""
         from transformers import TimmWrapperImageProcessor
 
         return replace(self, own=TimmWrapperImageProcessor(self.timm_config()))
 
     def unnormalised(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) in [0, 1], for looking at: of four and more channels the first three, of fewer the first, in grey."""
+        """Images (B, 3, H, W) in [0, 1] for pictures: the first three of four or more channels, the first as grey of fewer."""
         mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (self.mean, self.std))
         pixels = (images.cpu().float() * std + mean).clamp(0, 1)
         pixels = pixels if self.order is None else pixels[:, list(np.argsort(self.order))]
@@ -326,7 +327,7 @@ class ImageFormat:
 
 
 def format_from_scratch(args: DataArguments, dataset: Dataset | None = None, column: str = "image") -> ImageFormat:
-    """For a new network, as the arguments and the images say, which may be missing where `image_size` is given."""
+    """The format for a new network, from the arguments and the images. With `image_size` no images are needed."""
     given = {"mean": args.image_mean, "std": args.image_std}
     given = {name: tuple(values) for name, values in given.items() if values is not None}
     channels = args.channels or 3
@@ -336,19 +337,19 @@ def format_from_scratch(args: DataArguments, dataset: Dataset | None = None, col
 
 
 def format_of_checkpoint(args: DataArguments, repo_or_folder: str, channels: int, **hub: Any) -> ImageFormat:
-    """Of a checkpoint whose network takes images of so many channels. Raises ValueError for arguments that do not fit it."""
+    """The format of a checkpoint whose network takes `channels` channels. Raises ValueError for arguments that do not fit it."""
     if args.channels not in (None, channels):
         raise ValueError(f"channels must be those of the checkpoint, {channels}, got {args.channels}; leave it out.")
     if args.crop_ratio is not None:
         raise ValueError(
-            f"crop_ratio must be left out with a checkpoint, whose image processor says it, got {args.crop_ratio}; leave it out."
+            f"crop_ratio must be left out with a checkpoint, whose image processor sets it, got {args.crop_ratio}; leave it out."
         )
     return ImageFormat.of_checkpoint(repo_or_folder, args.image_size, channels=channels, mean=args.image_mean, std=args.image_std, **hub)
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """What an image processor makes of an image before it normalises: the pixels, found by undoing the normalisation."""
+    """The pixels of an image processor's output before it normalises, found by undoing the normalisation."""
 
     processor: Any
     mean: tuple[float, ...]
@@ -357,16 +358,16 @@ class Geometry:
     whole: bool
 
     def __call__(self, image: PIL.Image.Image | Tensor) -> Tensor:
-        """(C, H, W): uint8, or float32 of 0 to 255 where they are no whole numbers."""
+        """(C, H, W): uint8, or float32 from 0 to 255 if they are not whole numbers."""
         pixels = pixels_of(processed(self.processor, image), self.mean, self.std, self.order)
         return pixels.round_().clamp_(0, 255).to(torch.uint8) if self.whole else pixels
 
 
 @dataclass(frozen=True)
 class ResizedCrop:
-    """A random part of an image, resized: at the aspect ratio of what evaluation sees, within a third.
+    """A random part of an image, resized. Its aspect ratio is that of evaluation, up to a factor between 3/4 and 4/3.
 
-    Where evaluation squashes images the part has the image's own aspect ratio, which comes to the same as squashing it first.
+    If evaluation squashes images, the part has the image's own aspect ratio, which gives the same as squashing first.
     """
 
     sides: tuple[int, int]
@@ -382,13 +383,13 @@ class ResizedCrop:
 
 
 def _median_side(dataset: Dataset, column: str) -> tuple[int, int]:
-    """The median of the longer sides of up to 1000 images from all over the data set, and how many these are."""
+    """The median of the longer sides of up to 1000 images, spread over the data set, and their number."""
     from datasets import Image
 
     rows = np.unique(np.linspace(0, len(dataset) - 1, 1000).astype(int)).tolist()
     files = dataset.select_columns([column])
     encoded = isinstance(files.features[column], Image)
-    if encoded:  # the sides are in the first bytes of a file
+    if encoded:  # the size is in the first bytes of a file
         files = files.cast_column(column, Image(decode=False))
     sides = []
     for row in rows:
@@ -405,7 +406,7 @@ def _median_side(dataset: Dataset, column: str) -> tuple[int, int]:
 
 
 def _normalising(processor: Any, channels: int, mean: Sequence[float] | None, std: Sequence[float] | None) -> Any:
-    """The processor, with a mean and a standard deviation for each channel: those given, or one that its channels share."""
+    """The processor with a mean and a standard deviation for each channel: the given ones, or the single one that its channels share."""
     timm = is_timm(processor)
     changes = {}
     for name, flag, given in (("mean", "image_mean", mean), ("std", "image_std", std)):
@@ -424,7 +425,7 @@ def _normalising(processor: Any, channels: int, mean: Sequence[float] | None, st
 
 
 def _of_size(processor: Any, old: tuple[int, int] | None, size: int) -> Any:
-    """The processor for square images of another size; what it resizes to and what it crops grow or shrink alike."""
+    """The processor for square images of another size. Its resizing and its crop are scaled by the same factor."""
     if is_timm(processor):
         return _changed(processor, {"input_size": (processor.data_config["input_size"][0], size, size)})
     if old is None:
@@ -445,7 +446,7 @@ def _of_size(processor: Any, old: tuple[int, int] | None, size: int) -> Any:
 
 
 def _changed(processor: Any, changes: dict[str, Any]) -> Any:
-    """A copy with other settings."""
+    """A copy of the processor with other settings."""
     if is_timm(processor):
         return type(processor)({**processor.data_config, **changes})
     return type(processor).from_dict({**processor.to_dict(), **changes})

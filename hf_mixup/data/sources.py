@@ -1,4 +1,4 @@
-"""Where images come from: the embedded digits, data sets of the Hub, local folders and files."""
+"""Sources of images: the embedded digits, data sets of the Hub, local folders and files."""
 
 from __future__ import annotations
 
@@ -66,13 +66,13 @@ LABEL_NAMES = ("label", "labels", "fine_label", "cls", "class", "target", "categ
 
 
 def digits() -> DatasetDict:
-    """scikit-learn's 1797 handwritten digits, 8x8 and grey, in 1437 to train on and 360 to evaluate on, stratified."""
+    """scikit-learn's 1797 handwritten digits, 8x8 and grey, 1437 for training and 360 for evaluation, stratified."""
     needed("sklearn", "the digits")
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
     data = load_digits()
-    # 17 shades, 0 to 16
+    # 17 grey levels, 0 to 16
     pixels = (data.images * 15.9375).round().astype(np.uint8)
     parts = train_test_split(np.arange(len(pixels)), test_size=360, stratify=data.target, random_state=0)
     features = Features({"image": Image(), "label": ClassLabel(names=[str(digit) for digit in range(10)])})
@@ -86,17 +86,17 @@ def digits() -> DatasetDict:
 
 @dataclass
 class ImageData:
-    """Two splits of a data set and what their columns are; every row has a label.
+    """Two splits of a data set, and the meaning of their columns. Every row has a label.
 
     Attributes:
-        name: for people.
-        train: None where there is none and none is needed.
-        label_names: of the classes, in the order of the class numbers that the label column holds; of a regression, its column.
-        problem_type: what labels are, as transformers' configs name it: class numbers (or shares of classes that sum to 1), lists of
+        name: name of the data set, for people.
+        train: the training split, or None if there is none and none is needed.
+        label_names: names of the classes, in the order of the class numbers in the label column; for a regression, the column's name.
+        problem_type: kind of the labels, as in transformers' configs: class numbers (or shares of classes that sum to 1), lists of
             one share for each class, or float numbers.
-        numbered: the classes are bare numbers, which their names only repeat.
-        repository: the data set's name on the Hub, if that is where it comes from.
-        held_out: how the evaluation images were taken out of the training images, if they were; `share` and `seed`.
+        numbered: the classes are numbers without names; `label_names` repeat the numbers.
+        repository: the data set's name on the Hub, if it comes from there.
+        held_out: `share` and `seed` with which evaluation images were split from the training images, if they were.
     """
 
     name: str
@@ -118,8 +118,8 @@ class KnownClasses:
 
     Attributes:
         names: in the order of its outputs.
-        fresh: its classifier starts afresh where the number of classes differs.
-        trains: False where nothing is trained, so that the classes must be the checkpoint's own.
+        fresh: whether its classifier may be replaced if the number of classes differs.
+        trains: False if nothing is trained; then the classes must be the checkpoint's own.
     """
 
     names: Sequence[str]
@@ -138,17 +138,17 @@ def load_images(
     regression: bool = False,
     held_out: Mapping[str, Any] | None = None,
 ) -> ImageData:
-    """The data set that the arguments name. Raises ValueError when it cannot be had, lacks splits or columns, or has wrong labels.
+    """Loads the data set that the arguments name. Raises ValueError if it cannot be loaded, lacks splits or columns, or has wrong labels.
 
-    Classes are matched by name, from one split to the other and to those of a checkpoint. Rows without a label are left out.
+    Classes are matched by name, between the splits, and with those of a checkpoint. Rows without a label are left out.
 
     Args:
-        seed: of the split, where evaluation images are held out of the training images, and of the images that `max_train_samples` and
-            `max_train_samples_per_class` leave.
-        training: False for one to evaluate on, which may lack the split `train`, and if it has one split alone may call it anything.
-        known: the classes of the checkpoint. Class numbers are then its own, where it knows all classes of the data set.
-        regression: labels are numbers to predict, even where all are whole.
-        held_out: how the run to evaluate held images out; its seed and share are taken.
+        seed: for splitting evaluation images from the training images, and for choosing the images that `max_train_samples` and
+            `max_train_samples_per_class` keep.
+        training: False for evaluation: the split `train` may be missing, and a single split may have any name.
+        known: the classes of the checkpoint. If they include all classes of the data set, its class numbers are used.
+        regression: labels are targets of a regression, even if all are whole numbers.
+        held_out: `held_out` of the run that is evaluated; its seed and share are used.
     """
     splits, (name, repository) = load_splits(args, token, cache_dir), name_of(args)
     train, evaluation, evaluation_split = chosen_splits(splits, args, training)
@@ -172,7 +172,7 @@ def load_images(
     first, numbered = next(iter(labels.values())), all(one.numbered for one in labels.values())
     trains = training and (known is None or known.trains)
     if trains and first.problem_type != NUMBER and len(names) < 2:
-        raise ValueError(f"a classifier must have at least two classes, got one, {listed(names)}; add the folder or the rows of another.")
+        raise ValueError(f"a classifier must have at least two classes, got one, {listed(names)}; add a folder or rows of another class.")
     for role, one in labels.items():
         if not one.labelled.all():
             logger.warning("%s: %d of %d rows have no label and are left out", called[role], (~one.labelled).sum(), len(one.labelled))
@@ -207,9 +207,9 @@ def load_images(
 
 
 def of_every_class(classes: np.ndarray, most: int, seed: int) -> np.ndarray:
-    """Rows of at most `most` images of every class, drawn and ordered by the seed. `classes` (N,) are class numbers."""
+    """The rows of at most `most` images of every class, in random order by the seed. `classes` (N,) are class numbers."""
     drawn = np.random.default_rng(seed).permutation(len(classes))
-    order = drawn[np.argsort(classes[drawn], kind="stable")]  # by class, at random within one
+    order = drawn[np.argsort(classes[drawn], kind="stable")]  # sorted by class, random inside each class
     _, first, counts = np.unique(classes[order], return_index=True, return_counts=True)
     place = np.arange(len(order)) - np.repeat(first, counts)
     kept = np.zeros(len(classes), bool)
@@ -230,7 +230,7 @@ def check_loss(images: ImageData, losses: Sequence[Loss]) -> None:
         kind = images.problem_type
         if kind not in fits[loss.problem_type]:
             raise ValueError(
-                f"labels must be of a kind that the loss {type(loss).__name__} takes, got {seen[kind]} in column {images.label_column!r}; {todo[kind]}."
+                f"labels must fit the loss {type(loss).__name__}, got {seen[kind]} in column {images.label_column!r}; {todo[kind]}."
             )
 
 
@@ -238,9 +238,9 @@ def check_loss(images: ImageData, losses: Sequence[Loss]) -> None:
 
 
 def load_splits(args: DataArguments, token: str | None = None, cache_dir: str | None = None, *, labelled: bool = True) -> dict[str, Any]:
-    """Every split of the data set that the arguments name, as it is there: a Dataset, or an IterableDataset with `streaming`.
+    """All splits of the data set that the arguments name, unchanged: Datasets, or IterableDatasets with `streaming`.
 
-    `labelled`: False where folders of images need no classes. Raises ValueError when it cannot be had.
+    `labelled`: False if folders of images need no classes. Raises ValueError if it cannot be loaded.
     """
     folders = {"train": ("train_dir", args.train_dir), "validation": ("validation_dir", args.validation_dir)}
     folders = {split: class_folders(path, argument, labelled=labelled) for split, (argument, path) in folders.items() if path is not None}
@@ -271,7 +271,7 @@ def load_splits(args: DataArguments, token: str | None = None, cache_dir: str | 
 
 
 def _without_configurations(args: DataArguments, path: Path, cache_dir: str | None, labelled: bool) -> dict[str, Dataset] | None:
-    """The digits, a folder of `save_to_disk` or of images, or a file; None for what else there is."""
+    """The digits, a folder of `save_to_disk` or of images, or a file; None for anything else."""
     if args.dataset_name == "digits":
         return digits()
     if path.is_file():
@@ -285,7 +285,7 @@ def _without_configurations(args: DataArguments, path: Path, cache_dir: str | No
 
 
 def _from_disk(folder: Path) -> Dataset:
-    """A split that `save_to_disk` wrote. `datasets` itself cannot read one without rows."""
+    """A split that `save_to_disk` wrote. It can have no rows, which `datasets` itself cannot read."""
     if json.loads((folder / "state.json").read_text())["_data_files"]:
         return load_from_disk(str(folder))
     features = DatasetInfo.from_directory(str(folder)).features
@@ -305,7 +305,7 @@ def _of_file(args: DataArguments, path: Path, cache_dir: str | None) -> dict[str
 
 @contextmanager
 def told(args: DataArguments) -> Iterator[None]:
-    """Inside, what `datasets` refuses becomes a ValueError of one sentence."""
+    """Context manager that turns errors of `datasets` into a one-sentence ValueError."""
     try:
         yield
     except Exception as error:
@@ -327,7 +327,7 @@ def told(args: DataArguments) -> Iterator[None]:
 
 
 def name_of(args: DataArguments) -> tuple[str, str | None]:
-    """The data set's name for people, and its name on the Hub, if that is where it comes from."""
+    """The data set's name for people, and its name on the Hub, if it comes from there."""
     if args.dataset_name is not None and not Path(args.dataset_name).exists():
         return args.dataset_name, None if args.dataset_name == "digits" else args.dataset_name
     if args.dataset_name is not None and Path(args.dataset_name).name not in ("", ".."):
@@ -339,7 +339,7 @@ def name_of(args: DataArguments) -> tuple[str, str | None]:
 
 
 def folder_of(args: DataArguments) -> Path | None:
-    """Where paths of images in a table start, unless they start at the working folder."""
+    """The folder of a table, at which relative paths of images may start."""
     path = Path(args.dataset_name) if args.dataset_name is not None else None
     if path is None or not path.exists():
         return None
@@ -347,14 +347,14 @@ def folder_of(args: DataArguments) -> Path | None:
 
 
 def chosen_splits(splits: dict[str, Dataset], args: DataArguments, training: bool) -> tuple[Dataset | None, Dataset | None, str | None]:
-    """The images to train on, those to evaluate on, and what the latter are called; None for what there is not."""
+    """The training images, the evaluation images, and the name of the latter split; None for a missing one."""
     train_rows = None if args.train_split is None else _absolute(args.train_split, splits, "train_split")
     train = splits.get("train", splits.get("training")) if train_rows is None else _cut(splits, train_rows)
     if args.eval_split is not None:
         rows = _absolute(args.eval_split, splits, "eval_split")
         used = train_rows or [("train", 0, len(train))] if train is not None else []
         if training and any(a[0] == b[0] and a[1] < b[2] and b[1] < a[2] for a in rows for b in used):
-            logger.warning("some images of eval_split %r are trained on too", args.eval_split)
+            logger.warning("some images of eval_split %r are also trained on", args.eval_split)
         return train, _cut(splits, rows), args.eval_split
     taken = {part[0] for part in train_rows or ()}
     name = next((name for name in EVALUATION_SPLITS if name in splits and name not in taken), None)
@@ -395,10 +395,12 @@ def share_and_seed(args: DataArguments, seed: int, held_out: Mapping[str, Any] |
 
 
 def hold_out(labels: Labels, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows to train on and to evaluate on, of those with a label; of every class alike, where the classes have images enough."""
+    """Rows for training and for evaluation, among those with a label; stratified by class if the classes have enough images."""
     rows = int(labels.labelled.sum())
     if rows < 2:
-        raise ValueError(f"images to evaluate on must be taken from two or more, got {rows} in 'train'; add images, or pass --eval_split.")
+        raise ValueError(
+            f"splitting off evaluation images needs at least two images, got {rows} in 'train'; add images, or pass --eval_split."
+        )
     data = Dataset.from_dict({"row": np.arange(rows)})
     out = min(math.ceil(rows * share), rows - 1)
     stratify = None
@@ -415,7 +417,7 @@ def hold_out(labels: Labels, share: float, seed: int) -> tuple[np.ndarray, np.nd
 
 
 def column_of(dataset: Dataset, name: str | None, kind: str, split: str) -> str:
-    """The column of images or of labels. Raises ValueError where there is none, or none of the given name."""
+    """The column of images or of labels. Raises ValueError if there is none, or none with the given name."""
     if name is not None:
         if name not in dataset.column_names:
             raise ValueError(f"{kind}_column_name must be a column of the data set, got {name!r}; {nearest(name, dataset.column_names)}")
@@ -439,10 +441,10 @@ def column_of(dataset: Dataset, name: str | None, kind: str, split: str) -> str:
 
 
 def with_images(data: Dataset, column: str, split: str, folder: Path | None = None) -> Dataset:
-    """The split with its column as images: of images, paths, bytes, both in a dictionary, or arrays of pixels.
+    """The split with its column decoded as images. The column may hold images, paths, bytes, dictionaries of these, or arrays of pixels.
 
     Args:
-        folder: where relative paths start, if not at the working folder.
+        folder: where relative paths may start, beside the working folder.
 
     Raises:
         ValueError: for a column of another type.
@@ -465,12 +467,12 @@ def with_images(data: Dataset, column: str, split: str, folder: Path | None = No
         paths = [in_folder(path, folder) for path in old]
         if paths != old:
             data = data.remove_columns(column).add_column(column, paths)
-    # arrays stay: a picture of theirs has no more than four channels, and loses their dtype
+    # arrays stay arrays: as images they would have at most four channels, and lose their dtype
     return data if pixels else data.cast_column(column, Image())
 
 
 def in_folder(path: str | None, folder: Path) -> str | None:
-    """A path of a table, which may start at the working folder or at the table's."""
+    """A path in a table, which may start at the working folder or at the table's folder."""
     lost = path is not None and "://" not in path and not os.path.isabs(path) and not os.path.exists(path)
     return str(folder / path) if lost else path
 
@@ -494,7 +496,7 @@ def _refuse_unlabelled(labels: dict[str, Labels], called: Mapping[str, str], tra
 
 
 def joined(labels: dict[str, Labels], called: Mapping[str, str], allow_unseen: bool, column: str) -> tuple[dict[str, Labels], list[str]]:
-    """The labels of all splits as numbers of the same classes, and the names of these: of the first split, then of those that it lacks."""
+    """The labels of all splits with common class numbers, and the names: first those of the first split, then those that it lacks."""
     usable = {role: one for role, one in labels.items() if one.labelled.any()}
     kinds = {role: one.problem_type for role, one in usable.items()}
     if set(kinds.values()) == {ONE_CLASS, SEVERAL_CLASSES} and all(one.values.ndim == 2 for one in usable.values()):
@@ -510,7 +512,7 @@ def joined(labels: dict[str, Labels], called: Mapping[str, str], allow_unseen: b
     if kind == NUMBER:
         return labels, first.names
     names = list(first.names)
-    # of every split, the class that each of its own classes is
+    # for every split, the common number of each of its classes
     meant: dict[str, list[str]] = {first_role: list(first.names)}
     for role, one in others:
         if one.numbered != first.numbered and not (one.numbered and first.declared):
@@ -543,7 +545,7 @@ def joined(labels: dict[str, Labels], called: Mapping[str, str], allow_unseen: b
 def as_network(
     labels: dict[str, Labels], names: list[str], numbered: bool, known: KnownClasses
 ) -> tuple[dict[str, Labels], list[str], bool]:
-    """The labels as numbers of the checkpoint's outputs, where those are the same classes, so that its classifier goes on as it is."""
+    """The labels with the numbers of the checkpoint's outputs, if it has these classes, so that its classifier can be kept."""
     theirs = list(known.names)
     found = matched(theirs, names, numbered=numbered)
     if found is None or (known.trains and len(found) < len(theirs)):
@@ -552,7 +554,7 @@ def as_network(
             of_network(theirs, names, numbered=numbered)
         if found is None and not another_size:
             logger.warning(
-                "the checkpoint knows other classes (%s) than those of the data set (%s): its classifier goes on from their weights, in this order",
+                "the checkpoint knows other classes (%s) than those of the data set (%s): training starts with the weights of its classifier, in this order",
                 listed(theirs),
                 listed(names),
             )

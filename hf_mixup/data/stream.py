@@ -1,4 +1,4 @@
-"""Images that are read while training, from files or the Hub, in the place of a data set that lies here as a whole."""
+"""Images that are read during training, from files or the Hub, without a local copy of the data set."""
 
 from __future__ import annotations
 
@@ -41,16 +41,16 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class StreamedSplit:
-    """The rows of a split that have a label, as they come.
+    """The rows of a split that have a label, in the order of the stream.
 
     Attributes:
-        data: with the image column, of `Image(decode=False)`, and the label column.
-        classes: of the class numbers in the column, those of the network. Else the names of the network's classes, among which
-            each label is looked up.
-        numbered: the column holds bare numbers.
-        start, stop: rows before and from these on are left out.
-        folder: where relative paths of images start, if not at the working folder.
-        tokens: of repositories of the Hub.
+        data: the stream, with the image column, of `Image(decode=False)`, and the label column.
+        classes: for each class number in the column, that of the network; or the names of the network's classes, in which each label is
+            looked up.
+        numbered: the column holds numbers, not names.
+        start, stop: the first row, and the row after the last one.
+        folder: where relative paths of images may start, beside the working folder.
+        tokens: tokens for repositories of the Hub.
     """
 
     data: IterableDataset
@@ -66,18 +66,18 @@ class StreamedSplit:
     _known: dict[Any, int] = field(default_factory=dict, repr=False)
 
     def rows(self, shuffled_by: int | None = None) -> Iterator[tuple[int, dict[str, Any] | None, int]]:
-        """(place in the stream, what the image column holds, class number). Raises ValueError for a label that is none."""
+        """Yields (place in the stream, value of the image column, class number). Raises ValueError for an invalid label."""
         data = self.data.skip(self.start) if self.start else self.data
         data = data if self.stop is None else data.take(self.stop - self.start)
         data = data if shuffled_by is None else data.shuffle(shuffled_by)
-        # by `iter`, because `datasets` itself deals out whole files to workers, and none to some where there are too few
+        # by `iter`, because `datasets` itself gives whole files to workers, and some workers get none if there are too few
         for place, row in enumerate(data.iter(1)):
             label, image = row[self.label_column][0], row[self.image_column][0]
             if label not in (None, "") and (label != -1 or isinstance(label, str)):
                 yield place, image, self._number(label, place, image)
 
     def image(self, value: dict[str, Any] | None) -> Any:
-        """The decoded image of what is in the column."""
+        """The decoded image for a value of the image column."""
         if value is not None and value.get("bytes") is None and self.folder is not None:
             value = {**value, "path": in_folder(value["path"], self.folder)}
         return Image().decode_example(value, self.tokens)
@@ -98,30 +98,31 @@ class StreamedSplit:
             if number is None:
                 raise ValueError(
                     f"labels must be {right}, got {label!r} at {self.at(place, value)} in column {self.label_column!r}; "
-                    "correct the label, or write -1 where there is none."
+                    "correct the label, or write -1 for no label."
                 )
             self._known[label] = number
         return self._known[label]
 
 
 class ImageStream(Keyed, torch.utils.data.IterableDataset):
-    """`{"pixel_values": (C, H, W) float32, "labels": int}` of a split that is read while training, or bytes that are finished on the device.
+    """`{"pixel_values": (C, H, W) float32, "labels": int}` from a split that is read during training; or bytes, which are finished on the device.
 
-    What a transform draws follows from (seed, epoch, place in the stream): the same images come in batches of any size, and with
-    `batch_size` in the same batches at any number of workers.
+    A transform draws by (seed, epoch, place in the stream). So the images do not depend on the batch size, and with `batch_size` the batches do
+    not depend on the number of workers.
 
-    Every worker reads the bytes of all rows, and decodes images of its own. Processes are left to accelerate, whose first process reads for all.
+    Every worker reads the bytes of all rows, and decodes only its own images. accelerate distributes batches to processes; its first process
+    reads for all.
 
-    A resumed run reads and drops what it has seen. It goes on exactly within the first pass over the stream. After that it is approximate: it
-    goes on with the second pass.
+    A resumed run reads and drops the rows that it has seen. It is exact in the first pass over the stream. Later it is approximate: it
+    continues with the second pass.
 
     Args:
-        shuffle: with the buffer of `datasets`, in another order every epoch.
-        batch_size: of the loader, whose workers take turns by so many images, so that only the last batch may be smaller.
-        on_device: as of an `ImageDataset`.
+        shuffle: shuffle with the buffer of `datasets`, in another order in every epoch.
+        batch_size: batch size of the loader. Workers take turns after this many images, so only the last batch may be smaller.
+        on_device: see `ImageDataset`.
 
     Raises:
-        ValueError: for images that cannot be read, and for labels that are none.
+        ValueError: for images that cannot be read, and for invalid labels.
     """
 
     def __init__(
@@ -157,9 +158,9 @@ class ImageStream(Keyed, torch.utils.data.IterableDataset):
 def load_stream(
     args: DataArguments, *, token: str | None = None, cache_dir: str | None = None, known: KnownClasses | None = None, training: bool = True
 ) -> ImageData:
-    """The splits that the arguments name, as `StreamedSplit`s: `load_images`, of what is not read before it is needed.
+    """The splits that the arguments name, as `StreamedSplit`s: like `load_images`, but rows are read only when they are needed.
 
-    Raises ValueError when it cannot be had, lacks splits or columns, or does not say its classes.
+    Raises ValueError if it cannot be loaded, lacks splits or columns, or its classes are unknown.
     """
     splits, (name, repository) = load_splits(args, token, cache_dir), name_of(args)
     train = _range(args.train_split or ("train" if "train" in splits else "training"), splits, "train_split") if training else None
@@ -171,13 +172,13 @@ def load_stream(
         )
     evaluation = _range(chosen, splits, "eval_split")
     if train is not None and train[0] == evaluation[0] and _meet(train[1:], evaluation[1:]):
-        logger.warning("some images of eval_split %r are trained on too", chosen)
+        logger.warning("some images of eval_split %r are also trained on", chosen)
     ranges = {"train": train, "evaluation": evaluation} if train is not None else {"evaluation": evaluation}
     called = {"train": args.train_split or "train", "evaluation": chosen}
     parts, columns = {}, None
     for role, (split, *_) in ranges.items():
         with told(args):
-            parts[role] = splits[split]._resolve_features()  # of files that do not say their columns, from the first row
+            parts[role] = splits[split]._resolve_features()  # for files without a schema, from the first row
         if columns is None:
             columns = [column_of(parts[role], getattr(args, f"{kind}_column_name"), kind, called[role]) for kind in ("image", "label")]
         lacking = [column for column in columns if column not in parts[role].column_names]
@@ -208,7 +209,7 @@ def load_stream(
 
 
 def _range(text: str, splits: dict[str, IterableDataset], argument: str) -> tuple[str, int, int | None]:
-    """The split, the first row, and the row after the last."""
+    """The split, the first row, and the row after the last one."""
     found = re.fullmatch(r"([^\[\]+]+)(?:\[(\d*):(\d*)\])?", text)
     if found is None:
         raise ValueError(
@@ -230,7 +231,7 @@ def _meet(one: tuple[int, int | None], other: tuple[int, int | None]) -> bool:
 def _classes(
     parts: dict[str, IterableDataset], column: str, called: dict[str, str], known: KnownClasses | None, allow_unseen: bool
 ) -> tuple[dict[str, list[int] | list[str]], list[str], bool]:
-    """`StreamedSplit.classes` by role, the names of the classes, and whether the column holds bare numbers."""
+    """`StreamedSplit.classes` by role, the names of the classes, and whether the column holds numbers, not names."""
     features = {role: data.features[column] for role, data in parts.items()}
     first, *others = features.values()
     fits = isinstance(first, ClassLabel) or (isinstance(first, Value) and ("int" in first.dtype or "string" in first.dtype))

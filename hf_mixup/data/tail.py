@@ -1,4 +1,4 @@
-"""What becomes of whole batches of pixels, on any device: random crops and mirrors, normalisation, random erasing. By keys."""
+"""Transforms of whole batches of pixels, on any device, by keys: random crop and flip, normalisation, random erasing."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from torch import Tensor
 
 from hf_mixup.core.rng import hashed, hashed_integers
 
-# which hashes of a key are for erasing; places and sides take the first ones
+# hashes of a key from this number on are for erasing; crops and flips use the first ones
 _ERASED, _NOISE = 8, 64
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Random crop, mirror, normalisation and random erasing of a batch in one go, on any device.
+    """Random crop, flip, normalisation and random erasing of a batch, on any device.
 
     Attributes:
-        mean, std: of the normalisation, on bytes times `scale`.
-        padding: pixels added to each side before the crop back to the size of before.
-        reflect: what is added is mirrored; else it is black.
-        flip: mirror one half of the images.
-        order: the image's channel that each channel of the result shows, such as (2, 1, 0) for BGR; None keeps them.
-        scale: what bytes are multiplied by first.
-        erasing: probability that a rectangle of an image is noise, at last.
-        noise_mean, noise_std: of that noise, a value for each channel of the result; 0 and 1 if None.
+        mean, std: of the normalisation, applied to bytes times `scale`.
+        padding: pixels that are added on each side before the crop to the old size.
+        reflect: added pixels are mirrored; otherwise they are black.
+        flip: flip half of the images horizontally.
+        order: the image's channel in each output channel, such as (2, 1, 0) for BGR; None keeps the order.
+        scale: factor of the bytes before the normalisation.
+        erasing: probability that, as the last step, a rectangle of an image becomes noise.
+        noise_mean, noise_std: of that noise, one value for each output channel; 0 and 1 if None.
     """
 
     mean: tuple[float, ...]
@@ -44,7 +44,7 @@ class Augmentation:
     noise_std: tuple[float, ...] | None = None
 
     def __call__(self, images: Tensor | Sequence[Tensor], keys: Tensor | None = None) -> Tensor:
-        """(B, C, H, W) float32 of images (B, C, H, W) uint8. What is drawn for one follows from its key (B,) int64 alone."""
+        """Turns images (B, C, H, W) uint8 into float32. The draws of an image depend only on its key; `keys` are (B,) int64."""
         images = self.normalised(self.moved(images, keys))
         return self._erased(images, keys) if self.erasing else images
 
@@ -59,15 +59,15 @@ class Augmentation:
         return replace(self, padding=0, flip=False, erasing=0.0)
 
     def moved(self, images: Tensor | Sequence[Tensor], keys: Tensor | None) -> Tensor:
-        """(B, C, H, W), cropped and mirrored, of the dtype that it was."""
+        """(B, C, H, W), cropped and flipped, in the same dtype."""
         images = images if isinstance(images, Tensor) else torch.stack(images)
         return self._moved(images, keys) if self.padding or self.flip else images
 
     def normalised(self, images: Tensor) -> Tensor:
-        """(..., C, H, W) float32 of pixels of 0 to 255."""
+        """Normalises pixels from 0 to 255: (..., C, H, W) float32."""
         mean, std = (_per_channel(values, images.device) for values in (self.mean, self.std))
         images = images if self.order is None else images[..., list(self.order), :, :]
-        # new memory, also of images that are float32 already: those of a cache
+        # new memory, even for float32 images, because they may belong to a cache
         made = torch.empty(images.shape, dtype=torch.float32, device=images.device)
         for part, out in zip(_in_cache(images), _in_cache(made), strict=True):
             out.copy_(part).mul_(self.scale).sub_(mean).div_(std)
@@ -81,7 +81,7 @@ class Augmentation:
 
     def _moved(self, images: Tensor, keys: Tensor) -> Tensor:
         height, width = images.shape[2:]
-        # where the pixels of row y and column x come from, (B, H) and (B, W)
+        # the source row of each row y and the source column of each column x, (B, H) and (B, W)
         y, x = (torch.arange(side, device=images.device).expand(len(images), -1) for side in (height, width))
         if self.flip:
             x = torch.where(hashed_integers(keys, 2, 2)[:, None] == 1, width - 1 - x, x)
@@ -103,7 +103,7 @@ class Augmentation:
             for values, default in ((self.noise_mean, 0.0), (self.noise_std, 1.0))
         )
         places = torch.arange(channels * height * width, device=images.device).view(channels, height, width)
-        if images.device.type == "cpu":  # few pixels, which can be looked up without waiting
+        if images.device.type == "cpu":  # on the CPU only the erased pixels are indexed, because that does not wait
             for row in chosen.nonzero().flatten().tolist():
                 top, bottom, left, right = edges[row].tolist()
                 images[row, :, top:bottom, left:right] = _noise(keys[row], places[:, top:bottom, left:right]).mul_(std).add_(mean)
@@ -116,10 +116,10 @@ class Augmentation:
 
 
 def erased_boxes(keys: Tensor, height: int, width: int, probability: float) -> tuple[Tensor, Tensor]:
-    """Which images are erased (B,) bool, and the rectangles (B, 4) int64, `[top, bottom, left, right]`.
+    """Which images are erased, (B,) bool, and their rectangles (B, 4) int64, `[top, bottom, left, right]`.
 
-    Of random erasing (Zhong et al., AAAI 2020, arXiv:1708.04896) with timm's settings: an area of 0.02 to 1/3, an aspect ratio of
-    0.3 to 1/0.3, ten attempts at one that is smaller than the image.
+    Random erasing (Zhong et al., AAAI 2020, arXiv:1708.04896) with timm's settings: an area of 0.02 to 1/3, an aspect ratio of
+    0.3 to 1/0.3, and ten attempts to find a rectangle smaller than the image.
     """
     tries = torch.arange(10, device=keys.device)
     area, aspect, y, x = (_uniform(hashed(keys, _ERASED + 1 + draw)[:, None] + tries, 0) for draw in range(4))
@@ -139,7 +139,7 @@ def _uniform(keys: Tensor, draw: int) -> Tensor:
 
 
 def _noise(keys: Tensor, places: Tensor) -> Tensor:
-    """float32, standard normal, for every place of an image that has this key: the same on every device, up to its own rounding."""
+    """Standard normal noise, float32, for places of an image with this key. It is the same on every device, up to rounding."""
     bits = hashed(hashed(keys, _NOISE) + places, 0)
     # Box and Muller's transform of two halves
     radius = ((((bits >> 40) & (2**24 - 1)) + 1).float() * 2.0**-24).log_().mul_(-2).sqrt_()
@@ -147,7 +147,7 @@ def _noise(keys: Tensor, places: Tensor) -> Tensor:
 
 
 def _in_cache(images: Tensor) -> Sequence[Tensor]:
-    """Parts of a batch, on the CPU so few images at a time that they stay in its cache."""
+    """Parts of a batch. On the CPU they are small enough to stay in its cache."""
     if images.device.type != "cpu" or images.ndim < 4 or not images.numel():
         return [images]
     return images.split(max(1, 2**18 // images[0].numel()))
@@ -155,5 +155,5 @@ def _in_cache(images: Tensor) -> Sequence[Tensor]:
 
 @functools.cache
 def _per_channel(values: tuple[float, ...], device: torch.device) -> Tensor:
-    """Kept, because copying them to an accelerator for every batch would wait for it."""
+    """The values as a tensor. Cached, because a copy in every batch would make the host wait for the accelerator."""
     return torch.tensor(values, device=device).view(-1, 1, 1)

@@ -11,13 +11,13 @@ from hf_mixup.core.policy import LabelPolicy, Signals
 
 
 def attention_shares(plan: MixPlan, attention: Tensor) -> Tensor:
-    """(B, K): how much of the attention (B, h, w) to a mixed image falls on each source.
+    """(B, K): the share of a mixed image's attention (B, h, w) that falls on each source.
 
-    A place of the grid belongs to whom its pixel at the top left belongs to.
+    A place of the grid belongs to the image at its top left pixel.
     """
     mask = plan.dense_mask(tuple(attention.shape[1:]))
     seen = (mask * attention[:, None]).sum((2, 3))
-    # attention of nothing but zeros is no softmax, but would be a division by zero; such an image keeps its area
+    # all-zero attention does not come from a softmax, but would divide by zero; such an image keeps its area
     total = attention.sum((1, 2))[:, None]
     return torch.where(total > 0, seen / total, plan.weight)
 
@@ -26,15 +26,15 @@ def attention_shares(plan: MixPlan, attention: Tensor) -> Tensor:
 class AttentionLabels(LabelPolicy):
     """TransMix (Chen et al., CVPR 2022, arXiv:2111.09833, equations 4 to 6; github.com/Beckschen/TransMix).
 
-    A source's weight is the mean of its area and of the attention that the class token of the last block gives to its part of the
-    mixed image, in the very forward pass that is trained on. Works on any sample policy and network whose attention is known;
-    where no class token is classified (Swin, PVTv2), with the attention that the other patches give.
+    A source's weight is the mean of its area and its attention: the attention that the class token of the last block gives to its part of the
+    mixed image, in the same forward pass that is trained. It works with any sample policy, and any network whose attention is known. If no class
+    token is classified (Swin, PVTv2), it is the attention that the other patches give.
 
-    Deviation from OpenMixup: every sample's weights multiply its own loss (there, their mean over the batch does), and its
-    distributed branch, where the two weights have changed places, is not followed.
+    Deviations from OpenMixup: every sample's weights multiply its own loss (there, their mean over the batch does); its distributed branch,
+    which swaps the two weights, is not repeated.
 
     Args:
-        rho: the share of the area, 0 to 1; 0.5 in the official code, 0 for attention alone.
+        rho: the share of the area in the weight, 0 to 1; 0.5 in the official code, 0 for attention only.
     """
 
     needs = frozenset({"attention"})

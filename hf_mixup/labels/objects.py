@@ -1,4 +1,4 @@
-"""Labels by the objects that can be seen (OA-CutMix)."""
+"""Labels by the visible parts of objects (OA-CutMix)."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -13,17 +13,17 @@ from hf_mixup.core.policy import LabelPolicy, Signals
 
 @dataclass(frozen=True)
 class ObjectLabels(LabelPolicy):
-    """OA-CutMix (Nauen et al., 2026, arXiv:2606.04820; github.com/tobna/oa-cutmix): a source counts by how much of its object can be seen.
+    """OA-CutMix (Nauen et al., 2026, arXiv:2606.04820; github.com/tobna/oa-cutmix): the label's weight of a source is the visible part of its object.
 
-    The objects are masks that come with the data set, `object_masks` (B, h, w) of any size: 1 or 255 on the object, 0 elsewhere, or shares.
-    For CutMix, and any sample policy that leaves pixels where they are.
+    The objects are masks in the data set, `object_masks` (B, h, w) of any size: 1 or 255 on the object, 0 elsewhere, or shares. It works with
+    CutMix, and any sample policy that leaves pixels in place.
 
-    Deviation: where no object of any source can be seen, labels keep the weights of the area; the authors' code gives each a half, so that
-    an image without a mask would be half its partner's class even where nothing is pasted.
+    Deviation: if no object of any source is visible, labels keep the weights of the area (the authors' code gives each a half, so an image
+    without a mask would be half its partner's class even if nothing is pasted).
 
     Args:
-        kind: `absolute` compares visible areas, `relative` the visible shares of each object, so that small objects count as much as large ones.
-        rho: the share of the area's own weight, 0 to 1.
+        kind: `absolute` compares visible areas. `relative` compares the visible share of each object, so small objects count as much as large ones.
+        rho: the share of the area in the weight, 0 to 1.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"object_masks"})
@@ -38,7 +38,7 @@ class ObjectLabels(LabelPolicy):
     def weights(self, plan: MixPlan, signals: Signals) -> Tensor:
         if plan.sources is not None:
             raise ValueError(
-                "labels by object masks need a sample policy that leaves pixels where they are, got one that moves them; take cutmix, or the "
+                "labels by object masks need a sample policy that leaves pixels in place, got one that moves them; use cutmix, or the "
                 "label policy 'arealabels'."
             )
         objects = signals["object_masks"].float()

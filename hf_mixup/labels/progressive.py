@@ -1,4 +1,4 @@
-"""Labels by attention as far as the network can be trusted (MixPro)."""
+"""Labels by attention, weighted by how well the network predicts (MixPro)."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -16,15 +16,16 @@ from hf_mixup.labels.attention import attention_shares
 class ProgressiveLabels(LabelPolicy):
     """Progressive attention labels, of MixPro (Zhao et al., ICLR 2023, arXiv:2304.12043; github.com/fistyee/MixPro).
 
-    The weight is `c` times the share of the attention, as in `AttentionLabels`, and `1 - c` times the area, where `c` is the cosine
-    between the prediction and the target by area: the attention counts as the network learns.
+    The weight is `c` times the share of the attention, as in `AttentionLabels`, plus `1 - c` times the area. `c` is the cosine between the
+    prediction and the target by area. So the attention counts more as the network learns.
 
-    Deviations: no gradient goes through the cosine, as in OpenMixup, or the network would learn to choose its own labels;
-    OpenMixup reads the attention of the unmixed own image.
+    Deviations:
+    1. No gradient goes through the cosine, as in OpenMixup. Otherwise the network would learn to choose its own labels.
+    2. The attention is that of the mixed image (OpenMixup reads that of the unmixed own image).
 
     Args:
-        smoothing: of the target in the cosine; 0.1 is the official one.
-        as_published: lets that gradient through, a bug of the official code.
+        smoothing: smoothing of the target in the cosine; 0.1 in the official code.
+        as_published: repeats a bug of the official code: that gradient is kept.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"attention", "logits", "targets"})

@@ -1,4 +1,4 @@
-"""Labels in favour of the rarer class (Remix)."""
+"""Labels that favour the rarer class (Remix)."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -14,15 +14,15 @@ from hf_mixup.core.policy import LabelPolicy, Signals
 
 @dataclass(frozen=True)
 class RebalancedLabels(LabelPolicy):
-    """Remix (Chou et al., ECCV Workshops 2020, arXiv:2007.03943, section 3): a mixture has the label of the rarer class alone, where the
-    other class is `kappa` times as common, and has less than `tau` of the image.
+    """Remix (Chou et al., ECCV Workshops 2020, arXiv:2007.03943, section 3): a mixture gets only the label of the rarer class, if the other
+    class is `kappa` times as common and has less than `tau` of the image.
 
     The weight of the own label is 0 if `n_i / n_j >= kappa` and `lam < tau`, 1 if `n_i / n_j <= 1 / kappa` and `1 - lam < tau`, else lam.
 
     Args:
-        kappa: how many times as many images the common class has, at least 1; 3 in the paper.
-        tau: the share of the image, 0 to 1; 0.5 in the paper.
-        class_counts: training images of each class. MixupTrainer and MixupCallback read it from the data set; those of the batch if None.
+        kappa: ratio of the class sizes from which this applies, at least 1; 3 in the paper.
+        tau: threshold of the share of the image, 0 to 1; 0.5 in the paper.
+        class_counts: training images of each class. If None, MixupTrainer and MixupCallback read it from the data set, and others count the batch.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"targets"})
@@ -39,12 +39,12 @@ class RebalancedLabels(LabelPolicy):
     def weights(self, plan: MixPlan, signals: Signals) -> Tensor:
         if plan.index.shape[1] > 2:
             raise ValueError(
-                f"rebalancedlabels weighs pairs of images, got a plan of {plan.index.shape[1]}; take a sample policy of two, such as mixup."
+                f"rebalancedlabels weighs pairs of images, got a plan of {plan.index.shape[1]}; use a sample policy of two images, such as mixup."
             )
         if plan.index.shape[1] == 1:
             return plan.weight
         targets = signals["targets"].float()
-        count = targets @ counts_of(self.class_counts, targets)  # of soft targets the mean
+        count = targets @ counts_of(self.class_counts, targets)  # the mean for soft targets
         own, partner = count[plan.index].unbind(1)
         lam, rest = plan.weight.unbind(1)
         to_partner = (own >= self.kappa * partner) & (lam < self.tau)

@@ -1,4 +1,4 @@
-"""Labels by saliency: what stays visible of what mattered."""
+"""Labels by saliency: the visible share of each image's saliency."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -16,9 +16,8 @@ from hf_mixup.core.policy import LabelPolicy, Signals
 class SaliencyLabels(LabelPolicy):
     """The calibrated labels of Saliency Grafting (Park et al., AAAI 2022, arXiv:2112.08796).
 
-    Every image counts by `|S m| / |S|`, the norm of its saliency under its part of the mask over that of all of it, and
-    weights sum to 1; saliency is compared on the mask's own grid. A reimplementation from the paper's description; which norm
-    it takes is our reading.
+    Each image counts by `|S m| / |S|`: the norm of its saliency under its part of the mask, divided by the norm of its whole saliency. Weights
+    sum to 1. Saliency is compared on the mask's grid. This is our implementation of the paper's description; which norm it uses is our reading.
 
     Args:
         norm: 2 or 1.
@@ -34,8 +33,8 @@ class SaliencyLabels(LabelPolicy):
     def weights(self, plan: MixPlan, signals: Signals) -> Tensor:
         if plan.sources is not None:
             raise ValueError(
-                "labels by saliency need a sample policy that leaves pixels where they are, got one that moves them; "
-                "take cutmix, or the label policy 'arealabels'."
+                "labels by saliency need a sample policy that leaves pixels in place, got one that moves them; "
+                "use cutmix, or the label policy 'arealabels'."
             )
         saliency = signals["saliency"]
         grid = tuple(plan.mask.value.shape[2:]) if isinstance(plan.mask, Dense) else tuple(saliency.shape[1:])
@@ -43,7 +42,7 @@ class SaliencyLabels(LabelPolicy):
 
 
 def kept_importance(index: Tensor, mask: Tensor, saliency: Tensor, norm: int) -> Tensor:
-    """(B, K) from `index` (B, K), `mask` (B, K, h, w), and `saliency` (B, h, w). Where nothing of any image is left, all is own."""
+    """(B, K) from `index` (B, K), `mask` (B, K, h, w), and `saliency` (B, h, w). If no saliency of any image is visible, the own image has weight 1."""
     whole = torch.linalg.vector_norm(saliency, norm, dim=(1, 2))
     kept = torch.linalg.vector_norm(saliency[index] * mask, norm, dim=(2, 3)) / whole[index]
     total = kept.sum(1, keepdim=True)

@@ -1,4 +1,4 @@
-"""Mixers: networks that see the features of a batch and give the masks to mix it with."""
+"""Mixers: networks that turn the features of a batch into masks."""
 
 from importlib import import_module
 
@@ -6,7 +6,7 @@ _HOME = {"MixBlock": "mixblock", "AdaptiveMask": "adaptive_mask"}
 __all__ = list(_HOME)
 
 
-# loaded when first used: the Hub's client is slow to import, and most methods need no mixer
+# loaded on first use, because the Hub's client is slow to import and most methods need no mixer
 def __getattr__(name: str):
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

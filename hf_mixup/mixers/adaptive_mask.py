@@ -14,20 +14,20 @@ from hf_mixup.mixers.mixer import Mixer
 
 
 class AdaptiveMask(Mixer):
-    """AdAutoMix's generator (Qin et al., ICLR 2024, arXiv:2312.11954; github.com/JinXins/Adversarial-AutoMixup): any number of images.
+    """AdAutoMix's generator (Qin et al., ICLR 2024, arXiv:2312.11954; github.com/JinXins/Adversarial-AutoMixup): for any number of images.
 
-    Every image attends to the sum of the others, `s_i = softmax(q_i sum_{j != i} k_j^T / sqrt(d)) v_i`, and the masks are a
-    softmax over the images of `up(s_i)`. Queries and keys end in a ReLU, and the values are the image's own though the columns of
-    the attention are places of the others: both as in the code. Works in float32 whatever autocast says.
+    Every image attends to the sum of the others, `s_i = softmax(q_i sum_{j != i} k_j^T / sqrt(d)) v_i`. The masks are a softmax over the images
+    of `up(s_i)`. As in the authors' code, queries and keys end in a ReLU, and the values are the image's own, although the columns of the
+    attention are places of the others. It computes in float32, also under autocast.
 
-    Deviation: the image gives the size of the masks (there: a fixed scale factor; equal for whole factors).
+    Deviation: the masks have the size of the image (the authors use a fixed scale factor, which gives the same for whole factors).
 
     Args:
-        channels: of the features.
+        channels: number of channels of the features.
         reduction: the channels of queries and keys are `channels // reduction`.
-        lam_concat: whether the generator is told every image's share, as one more channel.
+        lam_concat: whether the generator gets every image's share as one more channel.
         attention_norm: of queries and keys, `none`, `bn` or `ln`.
-        upsampling: `nearest`, `bilinear` or `bicubic`, or several to choose from.
+        upsampling: `nearest`, `bilinear` or `bicubic`, or several, of which one is drawn.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class AdaptiveMask(Mixer):
         return [attention_of(query, other) for query, other in zip(queries, others, strict=True)], [self.value(x) for x in inputs]
 
 
-# names in checkpoints of OpenMixup and AdAutoMix, and ours
+# (name in checkpoints of OpenMixup and AdAutoMix, our name)
 OFFICIAL_NAMES = (
     (r"^mix_block\.", ""),
     (r"^conv_q\.", "query."),

@@ -1,6 +1,6 @@
-"""Arithmetic on masks (B, K, H, W) and lam (B,), with nothing learned in it, and the names of what mixers can do.
+"""Arithmetic on masks (B, K, H, W) and lam (B,), without learned weights, and the names of mixers' options.
 
-Apart from the mixers themselves, because the Hub's client, which those need, is slow to import.
+A file of its own, because mixers need the Hub's client, which is slow to import.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ NORMS = ("none", "bn", "ln")
 
 
 def rescale_lam(lam: Tensor, k: float) -> Tensor:
-    """SAMix's curve R (arXiv:2111.15454) on how much of lam a mixer is told; a negative `k` leaves lam as it is.
+    """SAMix's curve R (arXiv:2111.15454) for the lam that a mixer gets. A negative `k` leaves lam unchanged.
 
-    `R(l) = (4/3 l^3 - 2 l^2 + (k + 1) l) / (k + 1/3)` keeps 0, 1/2 and 1. A small k is flat around 1/2, a large one straight;
-    beyond 10 it is taken as 10.
+    `R(l) = (4/3 l^3 - 2 l^2 + (k + 1) l) / (k + 1/3)` maps 0, 1/2 and 1 to themselves. A small k is flat around 1/2, a large one is nearly
+    straight; values above 10 count as 10.
     """
     if k < 0:
         return lam
@@ -32,11 +32,11 @@ def rescale_lam(lam: Tensor, k: float) -> Tensor:
 
 
 def mask_loss(mask: Tensor, lam: Tensor, kind: str, margin: float, *, per_sample: bool = False) -> Tensor:
-    """How far the area of masks (B, 2, H, W) is from lam (B,), less a margin; a scalar, which a variance term can make negative.
+    """How far the area of masks (B, 2, H, W) is from lam (B,), minus a margin. A scalar; a variance term can make it negative.
 
-    `kind`: `L1` `max(|area - lam| - margin, 0)`; `L1+Variance` the same less twice the variance of the mask over the pixels;
-    `L2+Variance` with `(area - lam)^2` and `margin^2`; `Sparsity` `max(mean |m (1 - m)| - margin, 0)`, whatever lam is.
-    The area and the variance are those of the whole batch, as in OpenMixup, which has one lam for all; `per_sample` takes
+    `kind`: `L1` `max(|area - lam| - margin, 0)`; `L1+Variance` the same minus twice the variance of the mask over the pixels;
+    `L2+Variance` with `(area - lam)^2` and `margin^2`; `Sparsity` `max(mean |m (1 - m)| - margin, 0)`, independent of lam.
+    Area and variance are those of the whole batch, as in OpenMixup, which has one lam for all. `per_sample` computes
     them image by image.
     """
     partner = mask[:, 1].flatten(1) if per_sample else mask[:, 1].flatten()[None]
@@ -51,7 +51,7 @@ def mask_loss(mask: Tensor, lam: Tensor, kind: str, margin: float, *, per_sample
 
 
 def adjust_mask(mask: Tensor, lam: Tensor) -> Tensor:
-    """Masks (B, 2, H, W) whose own area is lam (B,) for every image: the larger of the two shares is scaled down, pixel by pixel."""
+    """Scales masks (B, 2, H, W) so that the own area of every image is lam (B,): the larger of the two shares is scaled down."""
     area = mask[:, 0].mean((1, 2)).clamp(1e-8, 1 - 1e-8)[:, None, None]
     lam = lam[:, None, None]
     own = mask[:, 0]
@@ -61,7 +61,7 @@ def adjust_mask(mask: Tensor, lam: Tensor) -> Tensor:
 
 
 def choices(value: Any) -> tuple:
-    """One value, or several to choose from, as a tuple."""
+    """One value, or several options, as a tuple."""
     return tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else (value,)
 
 
@@ -76,7 +76,7 @@ def check_mixer(
     value_dropout: float = 0.0,
     x_qk_concat: bool = False,
 ) -> None:
-    """Refuses settings that no mixer has."""
+    """Raises ValueError for settings that no mixer has."""
     check_count(1, reduction=reduction)
     check_known("attention_norm", attention_norm, NORMS)
     for mode in choices(upsampling):
@@ -87,4 +87,4 @@ def check_mixer(
     check_known("value_norm", value_norm, NORMS)
     check_between(0, 1, value_dropout=value_dropout)
     if x_qk_concat and lam_input == "concat":
-        raise ValueError("x_qk_concat must go without lam_input 'concat', got both; choose 'multiply_residual' as SAMix does.")
+        raise ValueError("x_qk_concat cannot be used with lam_input 'concat', got both; set lam_input='multiply_residual', as SAMix does.")

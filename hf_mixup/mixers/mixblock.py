@@ -30,7 +30,7 @@ def norm_layer(kind: str, channels: int) -> nn.Module:
 
 
 def projection(channels: int, out: int, norm: str) -> nn.Sequential:
-    """A 1x1 convolution and a norm, which takes the place of the bias."""
+    """A 1x1 convolution and a norm, which replaces the bias."""
     return nn.Sequential(OrderedDict(conv=nn.Conv2d(channels, out, 1, bias=norm == "none"), norm=norm_layer(norm, out)))
 
 
@@ -47,27 +47,28 @@ class MixBlock(Mixer):
     """Mix Block: cross-attention between the features of two images gives the mask to mix them with.
 
     AutoMix (Liu et al., ECCV 2022, arXiv:2103.13027) and SAMix (Li et al., arXiv:2111.15454);
-    github.com/Westlake-AI/openmixup is the authors' code. With features a, b of the own and the partner image, which are
-    told lam by `lam_input`: `mask = sigmoid(up(softmax(q(a)^T k(b) / sqrt(d)) v(b)))` is the share of the partner. Works in
-    float32 whatever autocast says, as bfloat16 attention makes the masks blotchy.
+    github.com/Westlake-AI/openmixup is the authors' code. Features a, b of the own and the partner image, with lam added by `lam_input`, give
+    `mask = sigmoid(up(softmax(q(a)^T k(b) / sqrt(d)) v(b)))`, the share of the partner. It computes in float32, also under autocast, because
+    attention in bfloat16 makes the masks blotchy.
 
-    Deviations: the image gives the size of the mask (OpenMixup: a fixed scale factor; equal for whole factors), and masks
-    are not searched for NaN, which costs three waits a call on a GPU; the loss would show it.
+    Deviations:
+    1. The mask has the size of the image (OpenMixup uses a fixed scale factor, which gives the same for whole factors).
+    2. Masks are not checked for NaN, because that makes the host wait three times a call on a GPU. The loss would show a NaN.
 
     Args:
-        channels: of the features.
+        channels: number of channels of the features.
         reduction: the channels of queries and keys are `channels // reduction`.
-        lam_input: how the block is told lam. `none` (AutoMix on CIFAR): not at all, the mask is free of lam; `concat` (AutoMix
-            on larger sets): as one more channel; `concat_v`: the same for the values only; `multiply`: the features of either
+        lam_input: how the block gets lam. `none` (AutoMix on CIFAR): the mask does not depend on lam; `concat` (AutoMix
+            on larger sets): as one more channel; `concat_v`: the same for the values only; `multiply`: the features of each
             image are multiplied by its share; `multiply_residual` (SAMix): by 1 + its share.
-        lam_mul_k: for the `multiply` kinds, the k of SAMix's curve (see `rescale_lam`), or several to choose from.
-        value_neck: SAMix's values, a hidden layer of half the channels and ELU; else AutoMix's one convolution.
+        lam_mul_k: for the `multiply` kinds, the k of SAMix's curve (see `rescale_lam`), or several, of which one is drawn.
+        value_neck: use SAMix's values, a hidden layer of half the channels and ELU, instead of AutoMix's one convolution.
         value_norm: of the hidden layer, `bn`, `ln` or `none`.
-        value_dropout: on the map of values, 0 to 1, with `value_neck`; 0.1 in SAMix on ImageNet.
-        x_qk_concat: queries and keys see both images (SAMix), through a projection each; else they share one.
-        x_v_concat: so do the values.
+        value_dropout: dropout of the map of values, 0 to 1, with `value_neck`; 0.1 in SAMix on ImageNet.
+        x_qk_concat: queries and keys see both images (SAMix), each by its own projection; otherwise they share one.
+        x_v_concat: values see both images too.
         attention_norm: of queries and keys, `none`, `bn` or `ln`.
-        upsampling: `nearest` (AutoMix), `bilinear` (SAMix) or `bicubic`, or several to choose from.
+        upsampling: `nearest` (AutoMix), `bilinear` (SAMix) or `bicubic`, or several, of which one is drawn.
     """
 
     def __init__(
@@ -130,8 +131,8 @@ class MixBlock(Mixer):
     ) -> Tensor:
         """`features` (B, C, h, w); `index` (B, 2) int64 and `weight` (B, 2) as in a MixPlan -> masks (B, 2, *size) float32.
 
-        `upsampling` and `k` are the choice of this call, the first of the block's own where None. `others` (B, C, h, w) are the features
-        that partners are taken from, where those are of other views.
+        `upsampling` and `k` are the values for this call; None takes the block's first. `others` (B, C, h, w) are the features of the partners, if
+        they come from other views.
         """
         with torch.autocast(features.device.type, enabled=False):
             attention, value = self.attend(
@@ -145,7 +146,7 @@ class MixBlock(Mixer):
             return two_shares(share, size, upsampling or self.upsamplings[0])
 
     def attend(self, features: Tensor, partner: Tensor, lam: Tensor, k: float, others: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """The attention (B, hw, hw), of the own image's places over the partner's, and the values (B, 1, h, w)."""
+        """The attention (B, hw, hw) of the own image's places to the partner's, and the values (B, 1, h, w)."""
         lam = lam.to(features)[:, None, None, None]
         own, other = features, (features if others is None else others)[partner]
         if self.lam_input.startswith("multiply"):
@@ -166,12 +167,12 @@ class MixBlock(Mixer):
 
 
 def with_channel(features: Tensor, lam: Tensor) -> Tensor:
-    """One more, constant channel: `lam` (B, 1, 1, 1)."""
+    """Adds one constant channel, `lam` (B, 1, 1, 1)."""
     return torch.cat([features, lam.expand(-1, 1, *features.shape[2:])], 1)
 
 
 def attention_of(query: Tensor, key: Tensor) -> Tensor:
-    """(B, d, h, w) queries and keys -> (B, hw, hw) softmax over the keys."""
+    """Attention of queries and keys (B, d, h, w): (B, hw, hw), a softmax over the keys."""
     scores = query.flatten(2).mT @ key.flatten(2) / math.sqrt(query.shape[1])
     return scores.softmax(-1)
 
@@ -181,12 +182,12 @@ def upsample(x: Tensor, size: tuple[int, int], mode: str) -> Tensor:
 
 
 def two_shares(partner: Tensor, size: tuple[int, int], mode: str) -> Tensor:
-    """Scores of the partner (B, 1, h, w), before the sigmoid -> (B, 2, *size), summing to 1."""
+    """Masks (B, 2, *size), summing to 1, from the partner's scores (B, 1, h, w) before the sigmoid."""
     partner = upsample(partner, size, mode).sigmoid()
     return torch.cat([1 - partner, partner], 1)
 
 
-# names in OpenMixup's checkpoints, where the block is `mix_block` or the first half of it, and ours
+# (name in OpenMixup's checkpoints, our name); there the block is `mix_block`, or the first half of it
 OPENMIXUP_NAMES = (
     (r"^mix_block\.", ""),
     (r"^value\.conv\.0\.conv\.", "value.hidden."),

@@ -1,4 +1,4 @@
-"""What all mixers share: they are saved, loaded and put on the Hub by themselves, as safetensors."""
+"""The base of mixers: each can be saved, loaded and pushed to the Hub on its own, as safetensors."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from torch import Tensor, nn
 from hf_mixup.core.hub import download_all, told_plainly
 
 WEIGHTS_NAME = "model.safetensors"
-RUN_FOLDER = "mixup"  # where a run keeps all but its classifier
+RUN_FOLDER = "mixup"  # subfolder of a run with everything except its classifier
 
 
 class Mixer(nn.Module, ModelHubMixin, library_name="hf_mixup", tags=["mixup", "image-classification"]):
-    """`save_pretrained`, `from_pretrained` and `push_to_hub`; the arguments of the constructor are the `config.json`."""
+    """`save_pretrained`, `from_pretrained` and `push_to_hub`; the constructor's arguments are saved in `config.json`."""
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        # not the Hub's class for PyTorch: it loads pickles, and weights that do not fit
+        # not the Hub's class for PyTorch, because that loads pickles, and weights that do not fit
         weights = {name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()}
         save_file(weights, save_directory / WEIGHTS_NAME, metadata={"format": "pt"})
 
@@ -29,7 +29,7 @@ class Mixer(nn.Module, ModelHubMixin, library_name="hf_mixup", tags=["mixup", "i
         return type(self).__name__.lower()
 
     def save_beside(self, folder: Path, weights: dict[str, Tensor]) -> None:
-        """Writes the mixer of a run, whose weights the caller has gathered, into a subfolder of the run's `folder`."""
+        """Writes the mixer of a run into a subfolder of the run's `folder`. `weights` are gathered by the caller."""
         place = folder / self.folder_name
         place.mkdir(parents=True, exist_ok=True)
         (place / "config.json").write_text(json.dumps(self._hub_mixin_config, indent=2) + "\n")
@@ -38,7 +38,7 @@ class Mixer(nn.Module, ModelHubMixin, library_name="hf_mixup", tags=["mixup", "i
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Self:
-        """A mixer that was saved by itself, or that of a run: of a folder or the Hub. Arguments as in `ModelHubMixin`."""
+        """Loads a mixer that was saved on its own, or that of a run, from a folder or the Hub. Arguments as in `ModelHubMixin`."""
         inside = f"{RUN_FOLDER}/{cls.__name__.lower()}"
         folder = Path(pretrained_model_name_or_path)
         if not folder.is_dir():

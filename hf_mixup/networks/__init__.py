@@ -1,1 +1,1 @@
-"""The networks that are trained: where they come from, where families keep what methods read, how they are watched."""
+"""Networks: how they are loaded or made, where each family keeps its stages and attention, how they are watched."""

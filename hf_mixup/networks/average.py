@@ -15,11 +15,11 @@ from hf_mixup.networks.families import main_input_of
 class Average(nn.Module):
     """An exponential moving average of the weights of a network, for `ema_decay` and for the teachers of learned mixers.
 
-    Weights in half precision are averaged in float32: a small step is lost in them, and the average would never move.
+    Weights in half precision are averaged in float32. In half precision small steps round to 0, and the average would never change.
 
     Attributes:
-        network: the average, a copy of the network without gradients. It is evaluated and saved as any other network. It may lack parts
-            of the network, which are then not followed.
+        network: the average, a copy of the network without gradients. It is evaluated and saved like any other network. It may lack parts
+            of the network; those parts are not averaged.
     """
 
     def __init__(self, network: nn.Module):
@@ -34,9 +34,9 @@ class Average(nn.Module):
 
     @torch.no_grad()
     def follow(self, network: nn.Module, momentum: float, *, buffers: bool) -> None:
-        """`average = momentum * average + (1 - momentum) * network` for parameters.
+        """Updates the parameters: `average = momentum * average + (1 - momentum) * network`.
 
-        Buffers, such as the running statistics of batch norms, are copied where `buffers` is set; else the average keeps its own.
+        Buffers, such as the running statistics of batch norms, are copied if `buffers` is set. Otherwise the average keeps its own.
         """
         given, own = dict(network.named_parameters()), dict(self.network.named_parameters())
         averages = [*own.values()]
@@ -47,7 +47,7 @@ class Average(nn.Module):
                 average.copy_(buffer)
 
     def forward(self, **inputs: Any) -> Any:
-        """That of the average, with floating-point inputs in its dtype."""
+        """Forward pass of the average; floating-point inputs are converted to its dtype."""
         dtype = next(self.network.parameters()).dtype
         return self.network(
             **{
@@ -57,19 +57,19 @@ class Average(nn.Module):
         )
 
 
-# -- schedules of the momentum: functions of the step, so that nothing has to be remembered ------------------------------------
+# -- schedules of the momentum: functions of the step, so they need no state ------------------------------------
 
 
 def rising_decay(decay: float, step: int, rising: float) -> float:
-    """The decay after `step` optimizer steps: it rises from nine tenths of itself in the first `rising` steps."""
+    """The decay after `step` optimizer steps: during the first `rising` steps it rises from 0.9 `decay` to `decay`."""
     return decay * (0.9 + 0.1 * min(1.0, (step + 1) / rising) if rising else 1.0)
 
 
 def ema_momentum(step: int, total_steps: int, start: float, end: float, scope: float, warmup: bool) -> float:
-    """A teacher's momentum after `step` optimizer steps: `start` for the first `scope` of the run, then a cosine to `end`.
+    """A teacher's momentum after `step` optimizer steps: `start` for the share `scope` of the run, then a cosine to `end`.
 
-    As in OpenMixup the cosine is that of the whole run, so the momentum jumps at `scope` to where the cosine is by then. With
-    `warmup` it is `(1 + step) / (10 + step)` until that reaches `start`: for 0.999, the first 9,000 steps.
+    As in OpenMixup, the cosine covers the whole run, so the momentum jumps at `scope` to the cosine's current value. With `warmup` it is
+    `(1 + step) / (10 + step)` until that reaches `start`: for 0.999, the first 9,000 steps.
     """
     if warmup and start < 1 and (1 + step) / (10 + step) < start:
         return (1 + step) / (10 + step)

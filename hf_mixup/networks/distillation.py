@@ -1,4 +1,4 @@
-"""Distillation: a frozen teacher sees the very images that the network in training sees, and its answers are learned too."""
+"""Distillation: a frozen teacher sees the same images as the network in training, which also learns the teacher's predictions."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from hf_mixup.networks.teachers import Teacher
 
 @dataclass(frozen=True)
 class Distillation:
-    """How a teacher's answers count.
+    """Settings of a distillation.
 
     With `q` and `p` the teacher's and the student's softmax at the temperature T, the loss of a row is
-    `(1 - weight) * loss + weight * T ** 2 * KL(q || p)` (Hinton et al., arXiv:1503.02531). On mixtures that both see it is function matching
-    (Beyer et al., CVPR 2022, arXiv:2106.05237), whose weight is 1. A teacher of several labels (`problem_type`) has a sigmoid in its place,
-    and the divergence is the mean over classes.
+    `(1 - weight) * loss + weight * T ** 2 * KL(q || p)` (Hinton et al., arXiv:1503.02531). Both see the same mixtures, so this is function
+    matching (Beyer et al., CVPR 2022, arXiv:2106.05237), where the weight is 1. A teacher for several labels (`problem_type`) has a sigmoid
+    instead of a softmax, and the divergence is the mean over classes.
 
     Args:
         teacher: Hub id or folder of an image classifier with the classes of the student.
         temperature: T, above 0.
-        weight: 0 to 1.
-        hard: the teacher's likeliest class is the label, with cross-entropy in the place of the divergence (DeiT, arXiv:2012.12877).
+        weight: of the teacher's term, 0 to 1.
+        hard: the teacher's most probable class is the label, with cross-entropy instead of the divergence (DeiT, arXiv:2012.12877).
     """
 
     teacher: str
@@ -49,7 +49,7 @@ class Distillation:
             )
 
     def arguments(self) -> dict[str, Any]:
-        """Those of MixupModel that say the same."""
+        """The same settings as arguments of MixupModel."""
         return {
             "teacher": self.teacher,
             "distillation_temperature": self.temperature,
@@ -59,7 +59,7 @@ class Distillation:
 
     @classmethod
     def of(cls, teacher: Any, temperature: float, weight: float, hard: bool) -> Distillation | None:
-        """None without a teacher. Raises ValueError where something else is said of it."""
+        """The distillation; None without a teacher. Raises ValueError if other settings are given without a teacher."""
         if teacher is not None:
             return cls(str(teacher), temperature, weight, hard)
         for name, value in (("distillation_temperature", temperature), ("distillation_weight", weight), ("hard_distillation", hard)):
@@ -70,25 +70,25 @@ class Distillation:
 
 @dataclass
 class Passes:
-    """What a network was given and gave while it was watched: in every pass its inputs by name, and the logits that are to be the teacher's."""
+    """The passes of a network while it was watched: the inputs of each by name, and the logits that should match the teacher's."""
 
     main: str
     inputs: list[dict[str, Any]] = field(default_factory=list)
     logits: list[Tensor] = field(default_factory=list)
 
     def of(self, images: Tensor) -> int:
-        """The place of the last pass of these images."""
+        """The index of the last pass of these images."""
         return max(place for place, inputs in enumerate(self.inputs) if inputs[self.main] is images)
 
 
 class Distiller:
-    """A teacher and its loss. It is no module, so that checkpoints, averages and optimizers of the student leave it alone.
+    """A teacher and its loss. It is not a module, so checkpoints, averages and optimizers of the student do not contain it.
 
-    A student with a head of its own for the teacher, as `DeiTForImageClassificationWithTeacher` has it, learns the labels with the one and
-    the teacher's answers with the other.
+    A student can have a second head for the teacher, as `DeiTForImageClassificationWithTeacher` has. Then one head learns the labels and the
+    other one the teacher's predictions.
 
     Raises:
-        ValueError: for a teacher of other classes.
+        ValueError: if the teacher has other classes.
     """
 
     def __init__(self, distillation: Distillation, student: nn.Module):
@@ -100,7 +100,7 @@ class Distiller:
 
     @contextmanager
     def watching(self, student: nn.Module) -> Iterator[Passes]:
-        """Inside, the passes of the student are kept, and the logits of one with two heads are those of the head for labels."""
+        """Context manager that records the student's passes. Inside it, a student with two heads returns the logits of the head for labels."""
         passes = Passes(main_input_of(student))
 
         def passing(module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
@@ -109,7 +109,7 @@ class Distiller:
             passes.logits.append(output.logits if head is None else head)
             return None if head is None else dataclasses.replace(output, logits=output.cls_logits)
 
-        # last of all hooks, but before the caller sees the output
+        # the last hook, which still runs before the caller gets the output
         handle = student.register_forward_hook(passing, with_kwargs=True)
         try:
             yield passes
@@ -117,13 +117,13 @@ class Distiller:
             handle.remove()
 
     def losses(self, passes: Passes, images: Sequence[Tensor]) -> Tensor:
-        """(R,) float32: the loss of every row of these images, in the passes that they made."""
+        """(R,) float32: the loss for every row of these images, in their recorded passes."""
         return torch.cat([self._of_one(passes.inputs[place], passes.logits[place], passes.main) for place in map(passes.of, images)])
 
     def _of_one(self, inputs: dict[str, Any], logits: Tensor, main: str) -> Tensor:
         network = self.teacher.network
         weight = next(network.parameters())
-        if weight.device != logits.device:  # it is no part of what the Trainer moves
+        if weight.device != logits.device:  # the Trainer does not move it
             network.to(logits.device)
         with torch.no_grad():
             seen = inputs[main]
@@ -148,18 +148,18 @@ class Distiller:
         return heat**2 * F.kl_div(*both, reduction="none", log_target=True).sum(1)
 
     def mixed_with(self, loss: Tensor, taught: Tensor) -> Tensor:
-        """What is learned by labels, and by the teacher, in one."""
+        """The loss on labels and the teacher's loss in one, (R,)."""
         return torch.lerp(loss.float(), taught, self.how.weight)
 
 
 def _classes(config: Any) -> list[str] | int:
-    """Names of the classes; their number where they have none but transformers' own."""
+    """Names of the classes; their number if they only have transformers' default names."""
     names = [str(config.id2label[number]) for number in range(config.num_labels)]
     return config.num_labels if all(name == f"LABEL_{number}" for number, name in enumerate(names)) else names
 
 
 def _places(teacher: str, its: list[str] | int, own: list[str] | int) -> list[int] | None:
-    """The teacher's place of each class of the student; None for the same order."""
+    """The teacher's index of each class of the student; None for the same order."""
     counts = [classes if isinstance(classes, int) else len(classes) for classes in (its, own)]
     if counts[0] != counts[1]:
         raise ValueError(

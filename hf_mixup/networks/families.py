@@ -1,4 +1,4 @@
-"""What is known of each family of networks: where it keeps its stages, its attention and its classifier, and how it lays them out.
+"""For each family of networks: the names of its stages, its attention and its classifier, and the layout of its outputs.
 
 The only file that knows timm and the families of transformers by name.
 """
@@ -18,19 +18,19 @@ from torch import Tensor, nn
 
 
 def bare(network: nn.Module) -> nn.Module:
-    """The network inside of PEFT's wrapper, where it has one."""
+    """The network without PEFT's wrapper."""
     return network.get_base_model() if hasattr(network, "get_base_model") else network
 
 
 def is_timm(network: nn.Module) -> bool:
-    """Whether it is a timm model in transformers' wrapper."""
+    """Whether the network is a timm model in transformers' wrapper."""
     return network.config.model_type == "timm_wrapper"
 
 
 def main_input_of(network: nn.Module) -> str:
     """The name of the input that is mixed: `pixel_values`, `input_values` of sound, ..."""
     name = getattr(network, "main_input_name", "pixel_values")
-    # transformers says input_ids of every network that does not say another
+    # transformers gives input_ids for every network that names no other input
     return name if name == "pixel_values" or _takes(type(network), name) else "pixel_values"
 
 
@@ -41,12 +41,12 @@ def _takes(cls: type[nn.Module], name: str) -> bool:
 
 
 def takes_pictures(network: nn.Module) -> bool:
-    """Whether the network is given images (B, C, H, W), and not videos or sound, as far as its name tells."""
+    """Whether the input is images (B, C, H, W), and not videos or sound, according to the network's class name."""
     return main_input_of(network) == "pixel_values" and "ForVideo" not in type(network).__name__
 
 
 def reads_tokens(network: nn.Module) -> bool:
-    """Whether the network is given numbers of words (B, L), which cannot be mixed before its embeddings."""
+    """Whether the input is token ids (B, L), which can only be mixed after the embeddings."""
     return main_input_of(network) == "input_ids"
 
 
@@ -55,12 +55,12 @@ def reads_tokens(network: nn.Module) -> bool:
 
 @dataclass(frozen=True)
 class Family:
-    """Where a family of networks keeps what mixing methods ask for.
+    """Where a family of networks keeps the modules that methods need.
 
     Attributes:
-        stages: names of the modules that end a stage, in order, with `*` for a number; the last one gives what is pooled.
+        stages: names of the modules that end a stage, in order, with `*` for a number. The output of the last one is pooled.
         norm: the module that normalises the last map, or the pooled one, before the classifier.
-        class_token: whether it is a token that is classified, which the last map itself does not reach any more.
+        class_token: whether a class token is classified. Then the last map no longer changes the prediction.
     """
 
     stages: tuple[str, ...]
@@ -68,7 +68,7 @@ class Family:
     class_token: bool = False
 
 
-# by `config.model_type`; timm's networks name their stages themselves
+# by `config.model_type`; timm's networks list their stages themselves
 FAMILIES: dict[str, Family] = {
     "cifar_resnet": Family(("stages.*",)),
     "cifar_wide_resnet": Family(("stages.*",)),
@@ -93,13 +93,13 @@ _TIMM_STEMS = ("act1", "bn1", "stem")
 
 
 def family_of(network: nn.Module) -> Family:
-    """Raises ValueError for networks that the table does not know."""
+    """The row of the table. Raises ValueError for networks that are not in it."""
     network = bare(network)
     kind = network.config.model_type
     if is_timm(network):
         names = {name for name, _ in network.timm_model.named_modules()}
         stages = [entry["module"] for entry in _timm_stages(network) if entry["module"] not in _TIMM_STEMS]
-        # the convolution that EfficientNet and MobileNetV2 have after the last stage that timm lists
+        # EfficientNet and MobileNetV2 have a convolution after the last stage that timm lists
         stages += ["bn2"] if {"conv_head", "bn2"} <= names else []
         norms = {name for name, module in network.timm_model.named_modules() if isinstance(module, nn.LayerNorm)}
         norm = next((f"timm_model.{name}" for name in ("norm", "fc_norm", "head.norm") if name in norms), None)
@@ -107,8 +107,8 @@ def family_of(network: nn.Module) -> Family:
         return Family(tuple(f"timm_model.{stage}" for stage in stages), norm, class_token=pooled_token)
     if kind not in FAMILIES:
         raise ValueError(
-            f"the network's feature maps are needed, and known for {', '.join(sorted(FAMILIES))} and timm models, "
-            f"got {kind!r}; take one of those, or a method that needs images only."
+            f"the network must have known feature maps, which are those of {', '.join(sorted(FAMILIES))} and timm models, "
+            f"got {kind!r}; use one of those, or a method that needs images only."
         )
     return FAMILIES[kind]
 
@@ -117,40 +117,40 @@ def _timm_stages(network: nn.Module) -> Sequence[dict[str, Any]]:
     info = getattr(network.timm_model, "feature_info", None)
     if info is None:
         raise ValueError(
-            f"a timm model with feature_info is needed, got {network.config.architecture!r}; use a timm model of a convolutional family, such as resnet18."
+            f"the network must be a timm model with feature_info, got {network.config.architecture!r}; use a timm model of a convolutional family, such as resnet18."
         )
     return info if isinstance(info, list) else info.info
 
 
 def stage_names(network: nn.Module) -> list[str]:
-    """The modules whose outputs can be read or mixed, first to last; in transformers' models they give the `hidden_states`."""
+    """Names of the modules whose outputs can be read or mixed, first to last. In transformers' models their outputs are the `hidden_states`."""
     if reads_tokens(network):
         return _blocks_of_text(network)
     return [name for pattern in family_of(network).stages for name in numbered(network, pattern)]
 
 
 def _blocks_of_text(network: nn.Module) -> list[str]:
-    """The encoder layers of a network for texts: its first list of as many modules as the config says that there are layers."""
+    """The encoder layers of a network for texts: the first list of modules whose length is the config's number of layers."""
     network = bare(network)
     layers = getattr(network.config, "num_hidden_layers", None)
     for name, module in network.named_modules():
         if isinstance(module, nn.ModuleList) and len(module) == layers:
             return [f"{name}.{place}" for place in range(layers)]
     raise ValueError(
-        f"the network must have a list of its {layers} layers, got {type(network).__name__}, which has none; name the modules in layers."
+        f"the network must have a list of its {layers} layers, got {type(network).__name__}, which has no such list; name the modules in layers."
     )
 
 
 def numbered(network: nn.Module, pattern: str) -> list[str]:
-    """The modules of this name, in order; `*` stands for a number."""
+    """Names of the modules that match the pattern, in order; `*` stands for a number."""
     wanted = re.compile(re.escape(pattern).replace(r"\*", r"\d+"))
     return [name for name, _ in bare(network).named_modules() if wanted.fullmatch(name)]
 
 
 def module_of(network: nn.Module, name: str) -> nn.Module:
-    """The module of a name that `stage_names` or `numbered` gave; of a sequence of modules the last, which gives the same."""
+    """The module with this name, from `stage_names` or `numbered`. For a sequence it is the last module, which has the same output."""
     module = bare(network).get_submodule(name)
-    # timm's activation checkpointing runs what is in the sequence, but not the sequence itself
+    # timm's activation checkpointing calls the modules in the sequence, not the sequence itself
     while type(module) is nn.Sequential and len(module):
         module = module[-1]
     return module
@@ -158,11 +158,10 @@ def module_of(network: nn.Module, name: str) -> nn.Module:
 
 @dataclass(frozen=True)
 class Layout:
-    """How outputs of a network's stages are laid out: as maps (B, C, h, w) or (B, h, w, C), or as tokens (B, N, C), those of the
-    patches last.
+    """The layout of a stage's output: maps (B, C, h, w) or (B, h, w, C), or tokens (B, N, C) with the patches last.
 
     Attributes:
-        patch: pixels of an image patch, (high, wide).
+        patch: size of an image patch in pixels, (height, width).
     """
 
     patch: tuple[int, int]
@@ -174,7 +173,7 @@ class Layout:
         config = network.config
         if not takes_pictures(network):
             raise ValueError(
-                f"feature maps are known for networks of images, got {type(network).__name__}; take a method that needs the input alone."
+                f"feature maps are known for networks of images only, got {type(network).__name__}; use a method that needs only the input."
             )
         if is_timm(network):
             side = _timm_stages(network)[-1]["reduction"]
@@ -183,7 +182,7 @@ class Layout:
         return cls(tuple(side) if isinstance(side, (tuple, list)) else (side, side), channels_last=False)
 
     def maps(self, output: Any, size: tuple[int, int]) -> Tensor:
-        """(B, C, h, w) of a stage's output, for images of `size`, (H, W)."""
+        """A stage's output as (B, C, h, w), for images of `size` (H, W)."""
         hidden = first_tensor(output)
         if hidden.ndim == 4:
             return hidden.permute(0, 3, 1, 2) if self.channels_last else hidden
@@ -191,7 +190,7 @@ class Layout:
         return hidden[:, hidden.shape[1] - h * w :].transpose(1, 2).unflatten(2, (h, w))
 
     def put(self, maps: Tensor, output: Any, prefix: Callable[[Tensor], Tensor]) -> Any:
-        """`output` with other maps, and with `prefix` of the tokens before the patches (class, distillation, registers)."""
+        """`output` with new maps; `prefix` changes the tokens before the patches (class, distillation, registers)."""
         hidden = first_tensor(output)
         if hidden.ndim == 4:
             return with_first(output, maps.permute(0, 2, 3, 1) if self.channels_last else maps)
@@ -200,7 +199,7 @@ class Layout:
         return with_first(output, torch.cat([before, patches], 1))
 
     def _grid(self, tokens: int, size: tuple[int, int]) -> tuple[int, int]:
-        """The grid of patches, halved as often as it takes to be no more than there are tokens."""
+        """The grid of patches, halved until it has no more cells than there are tokens."""
         h, w = (max(side // patch, 1) for side, patch in zip(size, self.patch, strict=True))
         while h * w > tokens:
             h, w = math.ceil(h / 2), math.ceil(w / 2)
@@ -214,37 +213,37 @@ def first_tensor(output: Any) -> Tensor:
 
 
 def with_first(output: Any, tensor: Tensor) -> Any:
-    """`output` with another first tensor."""
+    """`output` with its first tensor replaced."""
     return tensor if isinstance(output, Tensor) else (with_first(output[0], tensor), *output[1:])
 
 
 def classifier_of(network: nn.Module) -> nn.Linear:
-    """The last linear layer with an output for every class. Raises ValueError where there is none."""
+    """The last linear layer with an output for every class. Raises ValueError if there is none."""
     heads = [module for module in network.modules() if isinstance(module, nn.Linear) and module.out_features == network.config.num_labels]
     if not heads:
         raise ValueError(
-            f"a network with a linear classifier is needed for activation maps, got {type(network).__name__}; use a network whose classifier is one nn.Linear, or another method."
+            f"activation maps need a network with a linear classifier, got {type(network).__name__}; use a network whose classifier is one nn.Linear, or another method."
         )
     return heads[-1]
 
 
 def freeze_backbone(network: nn.Module) -> None:
-    """Leaves the classifier alone to be trained (a linear probe). `keep_frozen` keeps the rest in evaluation mode."""
+    """Freezes all but the classifier (a linear probe). `keep_frozen` keeps the rest in evaluation mode."""
     network.requires_grad_(False)
     classifier_of(network).requires_grad_(True)
     network.backbone_is_frozen = True
 
 
 def keep_frozen(network: nn.Module) -> None:
-    """After `train()`: all but the classifier in evaluation mode, so that batch norms neither use nor follow the batch, where the
-    network went through `freeze_backbone`."""
+    """For networks that `freeze_backbone` froze, call this after `train()`: all but the classifier go to evaluation mode. So batch norms
+    neither use nor follow the batch."""
     if getattr(network, "backbone_is_frozen", False):
         network.eval()
         classifier_of(network).train()
 
 
 def final_norm(network: nn.Module) -> nn.LayerNorm | None:
-    """The layer norm between the last map and the classifier, where there is one."""
+    """The layer norm between the last map and the classifier, or None."""
     name = family_of(network).norm
     norm = None if name is None else module_of(network, name)
     return norm if isinstance(norm, nn.LayerNorm) else None
@@ -255,17 +254,17 @@ def final_norm(network: nn.Module) -> nn.LayerNorm | None:
 
 @dataclass(frozen=True)
 class Blocks:
-    """Where a family of networks keeps its attention.
+    """Where a family of networks keeps the parts of its attention.
 
     Attributes:
         path: names of the blocks, with `*` for a number.
-        norm, attention: of a block, what is normalised and what attends.
-        projections: of the attention, query and key, or one name where both are made by one matrix.
-        heads: of the attention, the attribute with their number.
-        prefix: tokens before the patches.
-        class_token: whether the first of them is what is classified.
-        windows: whether only patches of one window see each other.
-        reduction: of the attention, the attribute with the number of keys that are merged into one, where there is one.
+        norm, attention: names inside a block, of its first norm and its attention.
+        projections: names inside the attention, of query and key; one name if one matrix makes both.
+        heads: attribute of the attention with the number of heads.
+        prefix: number of tokens before the patches.
+        class_token: whether the first of them is classified.
+        windows: whether patches attend only inside windows.
+        reduction: attribute of the attention with the number of keys that are merged into one, if there is one.
     """
 
     path: str
@@ -281,7 +280,7 @@ class Blocks:
 
 _VIT = ("layernorm_before", "attention", ("q_proj", "k_proj"))
 _PVT = ("layer_norm_1", "attention", ("query", "key"))
-# by `config.model_type`; the kinds of timm are told apart below
+# by `config.model_type`; timm's kinds are distinguished below
 BLOCKS: dict[str, Blocks] = {
     "vit": Blocks("vit.layers.*", *_VIT, prefix=1, class_token=True),
     "deit": Blocks("deit.layers.*", *_VIT, prefix=2, class_token=True),
@@ -295,15 +294,15 @@ BLOCKS: dict[str, Blocks] = {
 
 
 def blocks_of(network: nn.Module) -> tuple[Blocks, list[nn.Module]]:
-    """The table's row and the blocks themselves. Raises ValueError for networks whose attention is not known."""
+    """The table's row, and the blocks. Raises ValueError for networks whose attention is not known."""
     network = bare(network)
     kind = network.config.model_type
     row = _timm_blocks(network.timm_model) if is_timm(network) else BLOCKS.get(kind)
     if row is None:
         name = network.config.architecture if is_timm(network) else kind
         raise ValueError(
-            f"a network whose attention can be read is needed, which are {', '.join(BLOCKS)} and timm's vit, deit and swin, got "
-            f"{name!r}, which can give saliency, and features if it is convolutional; take one of those, or another method."
+            f"the network must have attention that can be read, as these have:  {', '.join(BLOCKS)}, and timm's vit, deit and swin; got "
+            f"{name!r}, which can give saliency, and features if it is convolutional; use one of those, or another method."
         )
     return row, [module_of(network, name) for name in numbered(network, row.path)]
 
@@ -317,7 +316,7 @@ def _timm_blocks(model: nn.Module) -> Blocks | None:
         return Blocks("timm_model.layers.*.blocks.*", "norm1", "attn", ("qkv",), "num_heads", windows=True)
     if isinstance(model, VisionTransformer):
         attention = getattr(model.blocks[-1], "attn", None)
-        # subclasses, and queries and keys with a norm of their own, attend in other ways
+        # subclasses, and queries and keys with their own norm, compute attention differently
         if type(attention) is Attention and isinstance(attention.q_norm, nn.Identity):
             return Blocks(
                 "timm_model.blocks.*", "norm1", "attn", ("qkv",), "num_heads",
@@ -327,7 +326,7 @@ def _timm_blocks(model: nn.Module) -> Blocks | None:
 
 
 def effective_weight(linear: nn.Module) -> Tensor:
-    """The weight of a linear layer, with what active LoRA adapters of PEFT add to it."""
+    """The weight of a linear layer, including active LoRA adapters of PEFT."""
     weight = linear.weight
     if hasattr(linear, "get_delta_weight") and not (linear.merged or linear.disable_adapters):
         for adapter in linear.active_adapters:
@@ -337,11 +336,11 @@ def effective_weight(linear: nn.Module) -> Tensor:
 
 
 def blocks_of_one_grid(network: nn.Module) -> tuple[Blocks, list[nn.Module]]:
-    """Raises ValueError where tokens are merged on the way, or no class token gathers them."""
+    """As `blocks_of`. Raises ValueError if the network merges tokens, or has no class token."""
     row, blocks = blocks_of(network)
     if row.windows or row.reduction is not None or not row.class_token:
         raise ValueError(
-            f"one grid of tokens from first to last is needed, with a class token, got {type(network).__name__}; take a ViT or DeiT."
+            f"the network must have a class token and one grid of tokens from first to last block, got {type(network).__name__}; use a ViT or DeiT."
         )
     return row, blocks
 

@@ -1,6 +1,6 @@
-"""The names of networks in the published tables. No package is imported, since the command line reads them for its help."""
+"""The names of networks in the published tables. This file imports no package, because the command line reads it for its help."""
 
-# the names of the published tables: what they mean, and on images of up to 64 pixels, where CNNs have a 3x3 stem
+# published name: (architecture, architecture for images of up to 64 pixels, where CNNs have a 3x3 stem)
 TABLE_NAMES: dict[str, tuple[str, str]] = {
     "ResNet-18": ("resnet18", "cifar_resnet18"),
     "ResNet-34": ("resnet34", "cifar_resnet34"),
@@ -25,10 +25,10 @@ TABLE_NAMES: dict[str, tuple[str, str]] = {
 
 
 def architecture_of(name: str, image_size: int) -> str:
-    """What a name of the published tables, or any other, stands for with images of this size."""
+    """The architecture of a published name for images of this size; other names are returned as they are."""
     return TABLE_NAMES[name][image_size <= 64] if name in TABLE_NAMES else name
 
 
 def same_architecture(one: str, other: str) -> bool:
-    """Whether two names may stand for one network: `ResNet-18` is `resnet18`, and `cifar_resnet18` too."""
+    """Whether two names may mean the same network: `ResNet-18` is `resnet18`, and `cifar_resnet18` too."""
     return one == other or one in TABLE_NAMES.get(other, ()) or other in TABLE_NAMES.get(one, ())

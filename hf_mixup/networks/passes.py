@@ -1,10 +1,10 @@
-"""How a network is watched, or changed: for one pass, and no longer.
+"""Watches or changes a network for one pass only.
 
-A pass is one call of the network. Hooks are put on when it begins and removed when it ends, also after an exception, so a second
-method, a second trainer, the user, and layers that checkpointing runs again in the backward pass never meet them. What was seen
-belongs to the caller.
+A pass is one call of the network. Hooks are added when it begins and removed when it ends, also after an exception. So a second method, a
+second trainer, the user, and checkpointed layers that run again in the backward pass never run with these hooks. The values that were
+read belong to the caller.
 
-Hooks always lie outside of compiled code: `compile_around` compiles the parts between the modules that are watched.
+Hooks are always outside compiled code: `compile_around` compiles the parts between the watched modules.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from hf_mixup.networks.families import main_input_of
 
 
 class Tap(NamedTuple):
-    """A module, and what is read when it runs.
+    """A module, and a function that reads values when it runs.
 
     Attributes:
-        read: from the module's positional arguments and its output to what is to be seen.
+        read: function from the module's positional arguments and its output to the value that is kept.
     """
 
     module: nn.Module
@@ -33,12 +33,12 @@ class Tap(NamedTuple):
 
 
 def output_of(module: nn.Module) -> Tap:
-    """What a module gives."""
+    """Reads a module's output."""
     return Tap(module, lambda args, output: output)
 
 
 def input_of(module: nn.Module) -> Tap:
-    """What a module is given first."""
+    """Reads a module's first argument."""
     return Tap(module, lambda args, output: args[0])
 
 
@@ -48,7 +48,7 @@ class Unseen:
 
 @contextmanager
 def watching(taps: Sequence[Tap]) -> Iterator[list[Any]]:
-    """Inside, the list holds what each tap read last. Raises ValueError at the end where a module has not run."""
+    """Context manager: the list holds the last value that each tap read. At the end it raises ValueError if a module has not run."""
     seen: list[Any] = [Unseen] * len(taps)
     with ExitStack() as hooks:
         for place, tap in enumerate(taps):
@@ -68,12 +68,12 @@ def watching(taps: Sequence[Tap]) -> Iterator[list[Any]]:
 
 
 def logits_of(network: nn.Module, images: Tensor, others: Mapping[str, Tensor] = NOTHING) -> Tensor:
-    """One pass: the logits (B, num_labels), of the main input in its own shape and what goes with it."""
+    """The logits (B, num_labels) of one pass. `images` is the main input in its own shape, `others` the other inputs by name."""
     return network(**{main_input_of(network): images}, **others).logits
 
 
 def watched(network: nn.Module, images: Tensor, taps: Sequence[Tap], others: Mapping[str, Tensor] = NOTHING) -> tuple[Tensor, list[Any]]:
-    """The same, and what each tap read."""
+    """As `logits_of`, plus the value that each tap read."""
     with watching(taps) as seen:
         logits = logits_of(network, images, others)
     return logits, seen
@@ -81,10 +81,10 @@ def watched(network: nn.Module, images: Tensor, taps: Sequence[Tap], others: Map
 
 @contextmanager
 def changing(module: nn.Module, change: Callable[[Any], Any]) -> Iterator[None]:
-    """Inside, `change(output)` takes the place of what the module gives.
+    """Context manager: `change(output)` replaces the module's output.
 
-    The change is not there when checkpointed layers run again in the backward pass. So a layer of transformers is not checkpointed
-    in this pass, because before 5.19 its hooks would be run again too; timm's blocks are refused by `check_changeable`.
+    The change is missing when checkpointed layers run again in the backward pass. So a layer of transformers is not checkpointed in this
+    pass: before release 5.19 its hooks would run again too. timm's blocks are refused by `check_changeable`.
     """
     checkpointed = getattr(module, "gradient_checkpointing", False)
     handle = module.register_forward_hook(lambda module, args, output: change(output))
@@ -99,16 +99,16 @@ def changing(module: nn.Module, change: Callable[[Any], Any]) -> Iterator[None]:
 
 
 def check_changeable(network: nn.Module, method: str, *, checkpointed: bool = False) -> None:
-    """Refuses timm's activation checkpointing: timm runs whole blocks again, hooks included; transformers keeps hooks outside.
+    """Raises ValueError for timm's activation checkpointing: timm runs whole blocks again, including hooks. transformers keeps hooks outside.
 
     Args:
-        checkpointed: it is going to be switched on.
+        checkpointed: whether it will be switched on.
     """
     flags = [module.grad_checkpointing for module in network.modules() if hasattr(module, "grad_checkpointing")]
     if (flags and checkpointed) or any(flag is True for flag in flags):
         raise ValueError(
-            f"{method} changes features inside the blocks that timm's activation checkpointing runs again, got it switched on; switch it "
-            "off for this method, or take a network of transformers."
+            f"{method} changes features inside the blocks that timm's activation checkpointing runs again, got a network with it; switch it "
+            "off for this method, or use a network of transformers."
         )
 
 
@@ -116,11 +116,11 @@ def check_changeable(network: nn.Module, method: str, *, checkpointed: bool = Fa
 
 
 def compile_around(network: nn.Module, taken: Iterable[nn.Module], **options: Any) -> None:
-    """Compiles a network in place, so that the hooks on the modules `taken` lie outside of compiled code.
+    """Compiles a network in place, so that hooks on the modules `taken` are outside compiled code.
 
-    A graph does not know hooks that come later, and `torch.compile` keeps graphs by code, so that one network can be given the
-    graph of another of its class. Where hooks are to come, the largest parts without one inside are compiled instead of the
-    whole. `options` are those of `torch.compile`.
+    A graph does not contain hooks that are added later. `torch.compile` also keeps graphs by code, so one network can get the graph of another
+    one of its class. Where hooks will be added, the largest parts without a hook are compiled instead of the whole network. `options` are those
+    of `torch.compile`.
     """
     taken = set(taken)
     if not taken:
@@ -140,7 +140,7 @@ def compile_around(network: nn.Module, taken: Iterable[nn.Module], **options: An
 
 
 def _own_code(method: types.MethodType) -> Callable:
-    """The same method with a code object of its own: `torch.compile` counts graphs by code object, and gives up after a few."""
+    """The same method with its own code object. `torch.compile` counts graphs by code object, and stops compiling after a few."""
     function = method.__func__
     code = function.__code__.replace()
     own = types.FunctionType(code, function.__globals__, function.__name__, function.__defaults__, function.__closure__)

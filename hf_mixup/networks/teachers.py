@@ -1,4 +1,4 @@
-"""Frozen teachers, and how their images are normalised."""
+"""Frozen teachers, and the normalisation of their images."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Normalisation:
-    """How pixels in [0, 1] become what a network is given: `scale * pixels + offset`, by channel.
+    """The normalisation of a network's input: `scale * pixels + offset` for each channel, with pixels in [0, 1].
 
     Attributes:
         scale, offset: one number for each channel, red, green, blue.
-        order: which of them comes first, second, third; (2, 1, 0) for a network that takes blue first.
+        order: which colour each channel holds; (2, 1, 0) for a network that takes blue first.
     """
 
     scale: tuple[float, ...]
@@ -27,7 +27,7 @@ class Normalisation:
 
     @classmethod
     def of_processor(cls, processor: Any) -> Normalisation | None:
-        """That of an image processor, by what it makes of four pictures of one colour each: so it holds for every class of them.
+        """The normalisation of an image processor, measured on four pictures of one colour each. So it works for every class of processor.
 
         None for anything else, such as a tokenizer.
         """
@@ -35,7 +35,7 @@ class Normalisation:
 
         if not isinstance(processor, ImageProcessingMixin):
             return None
-        side = 640  # larger than what processors crop, which would pad with black
+        side = 640  # larger than processors crop: they would pad a smaller picture with black
         colours = [(0, 0, 0), (255, 0, 0), (0, 255, 0), (0, 0, 255)]
         seen = [processor(PIL.Image.new("RGB", (side, side), colour), return_tensors="pt")["pixel_values"][0] for colour in colours]
         black, *single = (image[:, image.shape[1] // 2, image.shape[2] // 2].double() for image in seen)
@@ -46,14 +46,14 @@ class Normalisation:
         return cls(tuple(scale.tolist()), tuple(black[places].tolist()), tuple(order.tolist()))
 
     def same_as(self, other: Normalisation | None) -> bool:
-        """To the rounding of float32."""
+        """Whether both are equal, up to the rounding of float32."""
         if other is None or self.order != other.order:
             return False
         mine, theirs = (torch.tensor(self_.scale + self_.offset) for self_ in (self, other))
         return torch.allclose(mine, theirs, rtol=1e-4, atol=1e-5)
 
     def pixels(self, images: Tensor) -> Tensor:
-        """(B, C, H, W) in [0, 1], red first, of images that are normalised like this."""
+        """The pixels (B, C, H, W) in [0, 1], red first, of normalised images."""
         scale, offset = self._placed(images)
         return ((images - offset) / scale)[:, _inverse(self.order)]
 
@@ -73,15 +73,17 @@ def _inverse(order: tuple[int, ...]) -> list[int]:
 
 
 class Teacher(nn.Module):
-    """A frozen image classifier from a folder or the Hub, which is shown images as its own image processor normalises them.
+    """A frozen image classifier from a folder or the Hub, which sees images in the normalisation of its own image processor.
 
     Attributes:
-        own: its normalisation; None where it has no image processor, and is shown images as they are.
-        given: that of the images in training, which `MixupModel` tells; None where that is not known.
+        own: its normalisation; None if it has no image processor, and sees images as they are.
+        given: the normalisation of the training images, set by `MixupModel`; None if unknown.
     """
 
     def __init__(self, repo_or_folder: str):
-        from hf_mixup.networks.backbones import load_classifier  # here, because it imports transformers, and policies need none
+        from hf_mixup.networks.backbones import (
+            load_classifier,
+        )  # here, because it imports transformers
 
         super().__init__()
         self.name = repo_or_folder
@@ -89,23 +91,23 @@ class Teacher(nn.Module):
         self.own, self.given = normalisation_of(repo_or_folder), None
 
     def view(self, images: Tensor) -> Tensor:
-        """Images (B, C, H, W) of the training as the teacher wants them. Raises ValueError where their normalisation is not known."""
+        """Training images (B, C, H, W) in the teacher's normalisation. Raises ValueError if that of the training images is unknown."""
         if self.own is None or self.own.same_as(self.given):
             return images
         if self.given is None:
             raise ValueError(
-                f"the teacher {self.name} has a normalisation of its own, got training images whose normalisation is not known; give "
+                f"the teacher {self.name} has its own normalisation, got training images of unknown normalisation; give "
                 "MixupTrainer the image processor as processing_class, or set the normalisation of the MixupModel."
             )
         return self.own.images(self.given.pixels(images))
 
     def forward(self, pixel_values: Tensor) -> Any:
-        """Of images as the training has them."""
+        """Forward pass on images with the normalisation of the training."""
         return self.network(pixel_values=self.view(pixel_values))
 
 
 def normalisation_of(repo_or_folder: str | os.PathLike) -> Normalisation | None:
-    """That of a checkpoint's image processor; None where it has none."""
+    """The normalisation of a checkpoint's image processor, or None."""
     from transformers import AutoImageProcessor
 
     try:

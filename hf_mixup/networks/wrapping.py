@@ -1,4 +1,4 @@
-"""Any network as an image classifier of transformers: what MixupModel trains, saves and loads again."""
+"""Any network as an image classifier of transformers: the form that MixupModel trains, saves and loads."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class ModuleConfig(PreTrainedConfig):
     """Config of a `ModuleClassifier`.
 
     Args:
-        architecture: class name of the module, for people.
+        architecture: class name of the module, shown to people.
     """
 
     model_type = "hf_mixup_module"
@@ -35,15 +35,15 @@ class ModuleConfig(PreTrainedConfig):
 
 
 class ModuleClassifier(PreTrainedModel):
-    """Any module that maps images (B, C, H, W) to logits (B, num_labels), in the form of a classifier of transformers.
+    """A module that maps images (B, C, H, W) to logits (B, num_labels), in the form of a classifier of transformers.
 
     Its weights are saved under the module's own names, so that `module.load_state_dict(load_file(folder / "model.safetensors"))` reads
-    them. The module's code is not saved: `MixupModel.from_pretrained(folder, backbone=module)` needs it given.
+    them. The module's code is not saved, so `MixupModel.from_pretrained(folder, backbone=module)` needs the module.
 
     Args:
-        network: the module. It may return the logits, a mapping or an object with `logits`, or a tuple of the logits of equal heads, whose
-            mean is taken, as timm's distilled networks do in evaluation.
-        num_labels: of the logits.
+        network: the module. It may return the logits, a mapping or an object with `logits`, or a tuple of the logits of equal heads. The mean
+            of such heads is taken, as timm's distilled networks do in evaluation.
+        num_labels: number of classes in the logits.
     """
 
     config_class = ModuleConfig
@@ -59,13 +59,13 @@ class ModuleClassifier(PreTrainedModel):
         logits = _logits(self.network(pixel_values))
         if logits.ndim != 2 or logits.shape[1] != self.config.num_labels:
             raise ValueError(
-                f"the network must return logits (B, {self.config.num_labels}), as its last layer promises, got {tuple(logits.shape)}; "
-                "set its num_classes to their number."
+                f"the network must return logits (B, {self.config.num_labels}), as its last layer suggests, got {tuple(logits.shape)}; "
+                "set its num_classes to the size of the logits."
             )
         return ImageClassifierOutput(logits=logits)
 
     def _init_weights(self, module):
-        """The module comes initialised."""
+        """The module is already initialised."""
 
 
 def _logits(outputs: Any) -> Tensor:
@@ -75,7 +75,7 @@ def _logits(outputs: Any) -> Tensor:
         return outputs["logits"]
     if hasattr(outputs, "_fields"):
         raise ValueError(
-            f"the network must return logits alone, got {', '.join(outputs._fields)}, whose other heads would not be trained; "
+            f"the network must return only logits, got {', '.join(outputs._fields)}, whose other heads would not be trained; "
             "turn them off, as with aux_logits=False."
         )
     if hasattr(outputs, "logits"):
@@ -85,15 +85,15 @@ def _logits(outputs: Any) -> Tensor:
     raise TypeError(f"the network must return logits (B, num_labels), got {type(outputs).__name__}; return a tensor.")
 
 
-# what a class of transformers is called that gives logits (B, num_labels) of its whole input
+# names of classes of transformers that return logits (B, num_labels) of the whole input
 _CLASSIFIER = re.compile("For(Image|Video|Audio|Sequence)Classification")
 
 
 def _classifies(network: PreTrainedModel) -> bool:
-    """Some, such as DeiT with its distillation token, are for use only: they take no labels, and train here all the same."""
+    """Whether the class is a classifier. Some, such as DeiT with its distillation token, take no labels; they can be trained here too."""
     if _CLASSIFIER.search(type(network).__name__):
         return True
-    # by its name, one of transformers gives something else: classes of pixels, boxes, words
+    # other classes of transformers return something else: classes of pixels, boxes, words
     known = type(network).__module__.startswith("transformers.") and "For" in type(network).__name__
     return "labels" in inspect.signature(network.forward).parameters and not known and main_input_of(network) != "input_ids"
 
@@ -103,13 +103,13 @@ def as_classifier(network: Any) -> PreTrainedModel:
 
     - a classifier of transformers, of images, videos, sounds or texts, or ours: as it is
     - a PEFT model: its base model, which holds the adapters, and is saved as adapters
-    - a network that `torch.compile` returned: without that wrapper, still compiled
-    - a timm model: in transformers' wrapper for them, where its name alone says how to build it
+    - a network that `torch.compile` returned: without that wrapper, but still compiled
+    - a timm model: in transformers' wrapper, if it can be built from its name
     - any other module: a `ModuleClassifier`
 
     Raises:
-        TypeError: for what is no module.
-        ValueError: for modules that are no classifiers, or whose number of classes cannot be told.
+        TypeError: if it is not a module.
+        ValueError: if it is not a classifier, or its number of classes is unknown.
     """
     if not isinstance(network, nn.Module):
         way_out = (
@@ -120,7 +120,7 @@ def as_classifier(network: Any) -> PreTrainedModel:
         raise TypeError(f"model must be a network, got {type(network).__name__}; {way_out}.")
     if hasattr(network, "_orig_mod"):
         inner = as_classifier(network._orig_mod)
-        # compiled in place from here on, so that names of parameters are the network's own
+        # compiled in place, so that parameters keep the network's own names
         inner._compiled_call_impl = network.dynamo_ctx(inner._call_impl)
         return inner
     if hasattr(network, "peft_config") and hasattr(network, "get_base_model"):
@@ -148,14 +148,12 @@ def _number_of_classes(network: nn.Module) -> int:
             return found
     layers = [module for module in network.modules() if isinstance(module, (nn.Linear, nn.Conv2d))]
     if not layers:
-        raise ValueError(
-            f"the number of classes must be known, got {type(network).__name__}, which does not tell; set its attribute num_classes."
-        )
+        raise ValueError(f"the number of classes must be known, got {type(network).__name__} without it; set its attribute num_classes.")
     return getattr(layers[-1], "out_features", None) or layers[-1].out_channels
 
 
 def _of_timm(network: nn.Module, classes: int) -> PreTrainedModel | None:
-    """In transformers' wrapper, if that builds the same network again from its name, and the size of its images where it has one."""
+    """The network in transformers' wrapper; None if its name, and its image size, do not build the same network again."""
     import timm
     from transformers import TimmWrapperConfig, TimmWrapperForImageClassification
 
@@ -174,7 +172,7 @@ def _of_timm(network: nn.Module, classes: int) -> PreTrainedModel | None:
 
 
 def _shape(network: nn.Module) -> tuple:
-    """What two networks share that compute alike; rates of dropout, which evaluation has none of, may differ."""
+    """Equal for two networks that compute the same. Dropout rates may differ, because evaluation does not use them."""
     layers = re.sub(r"DropPath\([^)]*\)|Dropout\([^)]*\)", "Identity()", repr(network))
     return layers, {name: tuple(value.shape) for name, value in network.state_dict().items()}
 
@@ -183,10 +181,10 @@ def _shape(network: nn.Module) -> tuple:
 
 
 def _adapted(model: nn.Module) -> PreTrainedModel:
-    """The base model with the adapters in it. It keeps the PEFT model beside itself, unseen by `modules()`, which knows how to save them."""
+    """The base model with the adapters in it. It also keeps the PEFT model, hidden from `modules()`, because that model saves the adapters."""
     if any(config.is_prompt_learning for config in model.peft_config.values()):
         raise ValueError(
-            f"a PEFT model must have its adapters in its layers, got {type(model).__name__} with {model.active_adapter!r}; take LoRA, or another of that kind."
+            f"a PEFT model must have its adapters in its layers, got {type(model).__name__} with {model.active_adapter!r}; use LoRA or another method of that kind."
         )
     base = model.get_base_model()
     object.__setattr__(base, "_peft_model", model)
@@ -194,7 +192,7 @@ def _adapted(model: nn.Module) -> PreTrainedModel:
 
 
 def save_network(network: PreTrainedModel, folder: str | os.PathLike, state_dict: Mapping[str, Tensor], **kwargs: Any) -> None:
-    """As `network.save_pretrained`, which is what it is for most: of a PEFT model the adapters, and its config beside them."""
+    """As `network.save_pretrained`. For a PEFT model it saves the adapters and their config."""
     adapters = getattr(network, "_peft_model", None)
     if adapters is not None:
         named = {f"base_model.model.{name}": value for name, value in state_dict.items()}
@@ -208,7 +206,7 @@ def save_network(network: PreTrainedModel, folder: str | os.PathLike, state_dict
 
 
 def restore_network(network: PreTrainedModel, folder: str | os.PathLike, unsaved: frozenset[str] = frozenset()) -> None:
-    """Loads what `save_network` wrote, in place; weights that are `unsaved`, by name, stay. Raises ValueError when anything is missing, left over or of another shape."""
+    """Loads what `save_network` wrote, in place. Weights named in `unsaved` stay. Raises ValueError for missing, unexpected or misshapen weights."""
     adapters = getattr(network, "_peft_model", None)
     if adapters is not None:
         _restore_adapters(adapters, Path(folder))
@@ -222,7 +220,7 @@ def _restore_adapters(model: nn.Module, folder: Path) -> None:
     from peft import get_peft_model_state_dict, set_peft_model_state_dict
 
     found = _read(folder / "adapter_model.safetensors")
-    # base weights are not saved; those of embeddings neither, which images have none of
+    # base weights are not saved; neither are word embeddings, which networks of images do not have
     wanted = get_peft_model_state_dict(model, save_embedding_layers=False)
     _compare(folder, {name: value.shape for name, value in wanted.items()}, {name: value.shape for name, value in found.items()})
     set_peft_model_state_dict(model, found)
@@ -245,16 +243,16 @@ def _compare(folder: Path, wanted: Mapping[str, Any], found: Mapping[str, Any]) 
     odd = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
     if odd:
         raise ValueError(
-            f"{folder} was expected to hold every weight of this network, got {len(odd)} that differ ({', '.join(odd[:3])}); it is a checkpoint of another one."
+            f"{folder} was expected to hold every weight of this network, got {len(odd)} that differ ({', '.join(odd[:3])}); it is a checkpoint of another network."
         )
 
 
 def load_network(folder: str | os.PathLike, backbone: nn.Module | None = None, **kwargs: Any) -> PreTrainedModel:
-    """The network of a run, from its folder: as `load_classifier`, and adapters of PEFT upon their base model.
+    """The network of a run, from its folder: as `load_classifier`, and with PEFT's adapters on their base model.
 
     Args:
-        backbone: the network to load into, where the folder cannot say how it is built: a module of one's own, or the base of adapters
-            that came from no checkpoint.
+        backbone: the network to load into, if the folder does not say how to build it: your own module, or the base of adapters that was made
+            from no checkpoint.
     """
     folder = Path(folder)
     if backbone is not None:
@@ -267,7 +265,7 @@ def load_network(folder: str | os.PathLike, backbone: nn.Module | None = None, *
         base = json.loads((folder / ADAPTER_NAME).read_text()).get("base_model_name_or_path")
         if not base:
             raise ValueError(
-                f"{folder} was expected to name the network of its adapters, got one that came from no checkpoint; give it as backbone=."
+                f"{folder} was expected to name the network of its adapters, got adapters of a network that came from no checkpoint; give that network as backbone=."
             )
         labels = (
             {"id2label": {int(k): v for k, v in config["id2label"].items()}, "label2id": config["label2id"]} if "id2label" in config else {}

@@ -1,1 +1,1 @@
-"""The Trainer and what stands around it: arguments, optimisers, checkpoints, the Hub."""
+"""The Trainer and its parts: optimisers, schedules, checkpoints, the Hub."""

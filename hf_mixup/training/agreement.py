@@ -1,4 +1,4 @@
-"""What model, arguments, collator and loss of a `MixupTrainer` say of mixing: one thing, or a refusal."""
+"""Checks that model, arguments, collator and loss of a `MixupTrainer` agree on how to mix."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ CHOICE = ("mix", "mix_prob", "alpha", "mix_args", "mode", "loss", "mix_rate")
 
 
 def changed(args: MixupTrainingArguments, *names: str) -> list[str]:
-    """Those of the arguments that are not as they are by default."""
+    """The names of those arguments that differ from their defaults."""
     fields = {field.name: field for field in dataclasses.fields(args)}
     defaults = {name: f.default if f.default_factory is dataclasses.MISSING else f.default_factory() for name, f in fields.items()}
     return [name for name in names if getattr(args, name) != defaults[name]]
 
 
 def counted(choice: MethodChoice, data: Any, num_labels: int) -> MethodChoice:
-    """The choice, told how many images each class of the training set has, where a method asks. Raises ValueError for a loss that must know."""
+    """The choice with the class counts of the training set, if a method needs them. Raises ValueError if a loss needs them and they are unknown."""
     asking = choice.counting
     counts = class_counts_of(data, num_labels) if asking and data is not None else None
     if counts is not None:
@@ -44,11 +44,11 @@ def counted(choice: MethodChoice, data: Any, num_labels: int) -> MethodChoice:
     if asking and data is not None:
         if any(isinstance(method.loss, ClassBalanced) and method.loss.class_counts is None for method in choice.methods):
             raise ValueError(
-                f"classbalanced needs to know how many images each class has, got {type(data).__name__}, which does not say its labels; give "
+                f"classbalanced needs the number of images of each class, got {type(data).__name__}, whose labels cannot be read; give "
                 "class_counts with the loss."
             )
         logger.warning(
-            "%s counts the classes of every batch, because %s does not say its labels; give class_counts in mix_args",
+            "%s counts the classes of every batch, because the labels of %s cannot be read; give class_counts in mix_args",
             " and ".join(asking), type(data).__name__,
         )  # fmt: skip
     return choice
@@ -61,10 +61,10 @@ def agreed(
     loss_func: Callable | None = None,
     data: Any = None,
 ) -> MixupModel:
-    """The MixupModel to train, on `data`. What mixes is what it records.
+    """The MixupModel to train on `data`. It holds the settings that are used.
 
     Raises:
-        ValueError: where two of them say different things of mixing, or what one says would have no effect.
+        ValueError: if two of them set mixing differently, or a setting would have no effect.
     """
     loss = args.loss
     if isinstance(loss_func, MixupLoss):
@@ -95,7 +95,9 @@ def agreed(
         _refuse(None if known is None else dataclasses.asdict(known), dataclasses.asdict(distillation), "distillation")
     if args.ema_warmup_epochs and model.ema_decay is None:
         raise ValueError(f"ema_warmup_epochs is for ema_decay, got {args.ema_warmup_epochs} without it; set ema_decay.")
-    if getattr(args, "activation_checkpointing", False) or getattr(args, "gradient_checkpointing", False):  # by the release
+    if getattr(args, "activation_checkpointing", False) or getattr(
+        args, "gradient_checkpointing", False
+    ):  # the name depends on the release
         model.check_checkpointing(True)
     if args.neftune_noise_alpha is not None and model.get_input_embeddings() is None:
         raise ValueError(
@@ -116,17 +118,17 @@ def _taught(args: MixupTrainingArguments) -> dict[str, Any]:
 def _with_collator(network: nn.Module, args: MixupTrainingArguments, collator: MixupCollator, loss: Any, data: Any) -> MixupModel:
     num_labels = network.num_labels if isinstance(network, MixupModel) else network.config.num_labels
     choice = MethodChoice.build(collator.choice.methods, collator.choice.probabilities, loss=loss, mix_rate=collator.choice.rate)
-    choice = counted(choice, data, num_labels)  # of the loss
+    choice = counted(choice, data, num_labels)  # with the counts in the loss
     dead = changed(args, *CHOICE, "mix_seed", "mix_repeat")
     dead = [name for name in dead if not (name == "loss" or (name == "mix_repeat" and args.mix_repeat == collator.mix_repeat))]
     if dead and (set(dead) - set(CHOICE) or counted(args.method_choice(loss), data, num_labels) != choice):
         raise ValueError(
-            f"mixing must be set once, got a MixupCollator and {dead[0]}={getattr(args, dead[0])!r}; give it to the collator, "
-            "or leave out the collator, and MixupTrainer mixes on the device."
+            f"mixing must be set once, got a MixupCollator and {dead[0]}={getattr(args, dead[0])!r}; set it in the collator, "
+            "or leave out the collator, so that MixupTrainer mixes on the device."
         )
     off = args.mix_off_epoch
     if off is not None and off != int(off):
-        raise ValueError(f"mix_off_epoch must be whole with a MixupCollator, whose workers run ahead, got {off}; round it.")
+        raise ValueError(f"mix_off_epoch must be a whole number with a MixupCollator, because its workers prefetch, got {off}; round it.")
     if isinstance(network, MixupModel):
         if network.choice != choice or network.mix_repeat != collator.mix_repeat:
             own, other = ({**c.to_dict(), "mix_repeat": part.mix_repeat} for c, part in ((network.choice, network), (choice, collator)))
@@ -142,7 +144,7 @@ def _with_collator(network: nn.Module, args: MixupTrainingArguments, collator: M
 
 
 def _refuse(of_model: Any, of_arguments: Any, what: str = "") -> None:
-    """Names the first thing that differs."""
+    """Raises ValueError with the first setting that differs."""
     if isinstance(of_model, dict) and isinstance(of_arguments, dict):
         key = next(key for key in [*of_model, *of_arguments] if of_model.get(key) != of_arguments.get(key))
         _refuse(of_model.get(key), of_arguments.get(key), f"{what}.{key}" if what else key)
@@ -155,7 +157,7 @@ def _refuse(of_model: Any, of_arguments: Any, what: str = "") -> None:
         )
     raise ValueError(
         f"the model and the arguments must agree on how to mix, got {what}={of_model!r} in the MixupModel and {of_arguments!r} in the "
-        "arguments; leave it out of the arguments, or give the network without MixupModel."
+        "arguments; leave it out of the arguments, or pass the network without MixupModel."
     )
 
 
@@ -164,7 +166,7 @@ def _check_losses(model: MixupModel) -> None:
     first = losses[0]
     special = [loss for loss in losses if loss.regression or isinstance(loss, MultiHead)]
     if special and any(loss != special[0] for loss in losses):
-        raise ValueError(f"methods that are chosen between must have one loss, got {first} and {losses[-1]}; set loss for all.")
+        raise ValueError(f"methods that take turns must have the same loss, got {first} and {losses[-1]}; set loss for all.")
     if isinstance(first, MultiHead) and sum(first.classes) != model.num_labels:
         raise ValueError(
             f"the network must have one output for each of the {sum(first.classes)} classes of all heads, got num_labels={model.num_labels}; "
@@ -172,19 +174,19 @@ def _check_losses(model: MixupModel) -> None:
         )
     if model.num_labels < 2 and not (first.regression or first.multi_label):
         raise ValueError(
-            f"{type(first).__name__} needs at least 2 outputs, got num_labels={model.num_labels}; take loss='bce' for a single yes or no, 'mse' for a number."
+            f"{type(first).__name__} needs at least 2 outputs, got num_labels={model.num_labels}; set loss='bce' for a single yes or no, 'mse' for a number."
         )
     if special:
         for method in model.choice.methods:
             if needs_of_model(method):
                 raise ValueError(
-                    f"{type(special[0]).__name__} goes with methods that mix by images alone, got {method.name!r}, which needs "
-                    f"{' and '.join(needs_of_model(method))}; take another method."
+                    f"{type(special[0]).__name__} works with methods that mix by images only, got {method.name!r}, which needs "
+                    f"{' and '.join(needs_of_model(method))}; use another method."
                 )
 
 
 def _check_own_loss(model: MixupModel, args: MixupTrainingArguments) -> None:
-    """A function of the user's takes the place of the loss, so nothing that the loss has may be lost with it."""
+    """compute_loss_func replaces the loss. Raises ValueError if a setting of the loss would have no effect."""
     if args.loss is not None:
         raise ValueError(f"the loss must be given once, got loss={args.loss!r} and compute_loss_func; drop one.")
     if args.label_smoothing_factor:
@@ -193,25 +195,25 @@ def _check_own_loss(model: MixupModel, args: MixupTrainingArguments) -> None:
         )
     if model.distiller is not None:
         raise ValueError(
-            f"compute_loss_func takes the place of a loss, got a teacher {model.distiller.how.teacher!r}, whose answers would have no effect; set loss, or leave "
+            f"compute_loss_func replaces the loss, got a teacher {model.distiller.how.teacher!r}, whose predictions would have no effect; set loss, or leave "
             "out the teacher."
         )
     for method in model.choice.methods:
         own = method.step.rows is None or method.loss != CrossEntropy() or method.sample.clean_lam or method.label.clean_lam
         if own:
             raise ValueError(
-                f"compute_loss_func takes the place of a loss, got {method.name!r}, whose training step has losses of its own; "
-                "set loss, or take another method."
+                f"compute_loss_func replaces the loss, got {method.name!r}, whose training step has its own losses; "
+                "set loss, or use another method."
             )
 
 
 def check_fsdp(plugin: Any, args: MixupTrainingArguments) -> None:
-    """Refuses what would save shards alone, or noise on embeddings that are in shards."""
+    """Raises ValueError for settings of FSDP that save only shards, and for noise on sharded embeddings."""
     if args.neftune_noise_alpha is not None:
         raise ValueError(f"neftune_noise_alpha must be left out under FSDP, got {args.neftune_noise_alpha}; leave it out, or use DDP.")
     if "FULL" not in str(plugin.state_dict_type):
         raise ValueError(
-            f"FSDP must gather what it saves, got {plugin.state_dict_type}, which leaves no model behind; set fsdp_state_dict_type to "
+            f"FSDP must gather the weights that it saves, got {plugin.state_dict_type}, which saves no whole model; set fsdp_state_dict_type to "
             "FULL_STATE_DICT."
         )
 
@@ -223,42 +225,42 @@ def check_callable(loss_func: Callable | None) -> None:
     if "num_items_in_batch" not in {p.name for p in parameters} and not any(p.kind is p.VAR_KEYWORD for p in parameters):
         raise ValueError(
             f"compute_loss_func must take (outputs, labels, num_items_in_batch), got {list(inspect.signature(loss_func).parameters)}; "
-            "add num_items_in_batch=None, and divide the sum by it where it is given."
+            "add num_items_in_batch=None, and divide the sum by it if it is given."
         )
 
 
 def check_no_processor(collator: MixupCollator) -> None:
     if collator.processor is not None:
         raise ValueError(
-            f"processor of a MixupCollator is for a stock Trainer, got {type(collator.processor).__name__} with MixupTrainer, whose data set says "
+            f"processor of a MixupCollator is for a stock Trainer, got {type(collator.processor).__name__} with MixupTrainer, whose data set defines "
             "how bytes are normalised; leave it out, and give an ImageDataset with on_device=True."
         )
 
 
 def name_teacher(args: MixupTrainingArguments, teacher: str | os.PathLike | None) -> None:
-    """Puts the teacher of the Trainer into its arguments."""
+    """Copies the teacher from the Trainer's argument into `args`."""
     if teacher is None:
         return
     if isinstance(teacher, nn.Module):
         raise TypeError(
-            f"teacher must be the Hub id or folder of a classifier, by which a checkpoint names it, got {type(teacher).__name__}; save it with "
-            "save_pretrained, and give the folder."
+            f"teacher must be the Hub id or folder of a classifier, which a checkpoint can record by name, got {type(teacher).__name__}; save it with "
+            "save_pretrained, and pass the folder."
         )
     if args.distill_from not in (None, str(teacher)):
-        raise ValueError(f"the teacher must be named once, got {str(teacher)!r} and distill_from={args.distill_from!r}; drop one.")
+        raise ValueError(f"the teacher must be given once, got {str(teacher)!r} and distill_from={args.distill_from!r}; drop one.")
     args.distill_from = str(teacher)
 
 
 def loss_of(model: MixupModel) -> Loss:
-    """The one that says what labels are; methods that are chosen between agree on that."""
+    """The loss, which also defines the labels. Methods that take turns have the same."""
     return model.choice.methods[0].loss
 
 
 def check_arguments(args: Any, data: Any, callbacks: list | None) -> None:
-    """Refuses what the Trainer would take, and train something else than meant."""
+    """Refuses arguments that the Trainer would accept, but that would not train what was meant."""
     if not isinstance(args, MixupTrainingArguments):
         raise TypeError(
-            f"args must be MixupTrainingArguments, got {type(args).__name__}; write MixupTrainingArguments in its place, it takes every argument of TrainingArguments."
+            f"args must be MixupTrainingArguments, got {type(args).__name__}; use MixupTrainingArguments instead, which takes every argument of TrainingArguments."
         )
     keep_secret(args.hub_token)
     if args.bf16 and args.device.type == "cpu" and not has_bfloat16() and (ratio := bfloat16_ratio()) > 1:
@@ -268,13 +270,11 @@ def check_arguments(args: Any, data: Any, callbacks: list | None) -> None:
         )
     if args.n_gpu > 1:
         raise ValueError(
-            f"one process drives one GPU, got {args.n_gpu} GPUs in one process; start with `accelerate launch`, or set CUDA_VISIBLE_DEVICES."
+            f"one process drives one GPU, got {args.n_gpu} GPUs in one process; start the script with `accelerate launch`, or set CUDA_VISIBLE_DEVICES."
         )
     if any(isinstance(callback, MixupCallback) or callback is MixupCallback for callback in callbacks or []):
         raise ValueError("MixupTrainer mixes by itself, got a MixupCallback too; leave it out, or give its MixupCollator as data_collator.")
     if data is not None and not has_length(data) and args.max_steps <= 0:
-        raise ValueError(
-            f"a data set without length needs max_steps, got {type(data).__name__} and {args.max_steps}; set the steps to train."
-        )
+        raise ValueError(f"a data set without length needs max_steps, got {type(data).__name__} and {args.max_steps}; set max_steps.")
     if args.hub_strategy == HubStrategy.ALL_CHECKPOINTS:
-        args.hub_always_push = True  # or a checkpoint is left out while the one before is on its way
+        args.hub_always_push = True  # otherwise a checkpoint is skipped while an earlier one is being pushed

@@ -1,4 +1,4 @@
-"""What `MixupTrainer` does beside its steps: what follows the weights, the sums of a logging interval, the log of epochs."""
+"""Callbacks of `MixupTrainer`: updates after optimizer steps, sums of a logging interval, the log of epochs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from hf_mixup.report.run_folder import LOG_NAME
 
 
 class AtTheStart(TrainerCallback):
-    """Calls `work` when a training begins, after checkpoint and settings were accepted."""
+    """Calls `work` when training begins, after checkpoint and settings were checked."""
 
     def __init__(self, work: Callable[[], None]):
         self.work = work
@@ -28,10 +28,10 @@ class AtTheStart(TrainerCallback):
 
 
 class BesideSteps(TrainerCallback):
-    """Counts the micro-batches of a step, which keys name, and calls `follow` after every optimizer step.
+    """Counts the micro-batches of a step for the keys, and calls `follow` after every optimizer step.
 
-    The training loop alone decides the count, so a second `train()`, a resumed run in the same object, and a batch size that was
-    found after a failure draw what a fresh run would.
+    The training loop alone sets the count. So a second `train()`, a resumed run in the same object, and a batch size that was found after a
+    failure draw the same numbers as a fresh run.
     """
 
     def __init__(self, start: Callable[[], None], follow: Callable[[], None]):
@@ -52,9 +52,9 @@ class BesideSteps(TrainerCallback):
 
 
 class Tally:
-    """Sums of a logging interval, kept on the device: reading them there would wait for it.
+    """Sums of a logging interval. They stay on the device, because reading them makes the host wait.
 
-    `names` are those of the methods; what is beyond them counts as vanilla.
+    `names` are the names of the methods; larger numbers count as vanilla.
     """
 
     def __init__(self, names: Sequence[str]):
@@ -63,7 +63,7 @@ class Tally:
         self.sums: Tensor | None = None
 
     def add(self, methods: Sequence[str] | Tensor, accuracy: Tensor | None, lam: Tensor) -> None:
-        """`methods`: a name for each repeat of the batch, or their numbers for every row (B,); `accuracy` (B,), if there is one."""
+        """`methods`: a name for each repeat of the batch, or a number for every row (B,). `accuracy` and `lam` are (B,); `accuracy` may be None."""
         correct = lam.new_zeros(()) if accuracy is None else accuracy.sum()
         rows = lam.new_full((), len(lam))
         counts = lam.new_zeros(len(self.names))
@@ -77,7 +77,7 @@ class Tally:
         self.sums = sums if self.sums is None else self.sums + sums
 
     def pop(self, accelerator) -> dict[str, float]:
-        """`train_accuracy`, mean `lam`, and the share of batches of each method; over all processes."""
+        """`train_accuracy`, mean `lam`, and the share of batches of each method, over all processes."""
         if self.sums is None:
             return {}
         correct, scored, lam, rows, *counts = accelerator.reduce(self.sums, "sum").tolist()
@@ -92,7 +92,7 @@ class Tally:
 
 
 class EpochLog(TrainerCallback):
-    """Keeps `train_log.jsonl`, one row an epoch. Made afresh from the Trainer's own history, so a resumed run has it whole."""
+    """Keeps `train_log.jsonl`, one row for each epoch. It is written anew from the Trainer's history, so that of a resumed run is complete."""
 
     def __init__(self, folder: str):
         self.path = Path(folder, LOG_NAME)
@@ -100,13 +100,13 @@ class EpochLog(TrainerCallback):
     def on_log(self, args, state, control, **kwargs):
         self.path.parent.mkdir(parents=True, exist_ok=True)
         rows = "".join(json.dumps(row) + "\n" for row in epoch_rows(state.log_history))
-        temporary = self.path.with_name("_train_log.tmp")  # the underscore keeps a push in the background from taking it along
+        temporary = self.path.with_name("_train_log.tmp")  # because of the underscore, a push in the background ignores it
         temporary.write_text(rows)
         os.replace(temporary, self.path)
 
 
 def epoch_rows(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One row an epoch, from the `log_history` of a Trainer: means of what was logged in training, the last evaluation."""
+    """One row for each epoch, from the `log_history` of a Trainer: means of the training logs, and the last evaluation."""
     rows: dict[int, dict[str, Any]] = {}
     training: dict[int, list[dict[str, Any]]] = {}
     for entry in history:

@@ -1,4 +1,4 @@
-"""Which checkpoint of a run is whole, and how one is written so that nothing else is taken for it."""
+"""Which checkpoints of a run are complete, and writing one so that an incomplete one is never used."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from hf_mixup.report.run_folder import RUN_NAME, RunFolder
 
 logger = logging.getLogger(__name__)
 
-# the Trainer writes it last, so where it is whole, all before it was written
+# the Trainer writes it last, so if it is complete, all other files are written
 LAST_NAME = "trainer_state.json"
 
 
 def what_is_wrong(checkpoint: str | Path) -> str | None:
-    """None for a whole checkpoint, else which file is missing or torn."""
+    """None for a complete checkpoint, else the file that is missing or corrupted."""
     checkpoint = Path(checkpoint)
     for name in (LAST_NAME, "config.json"):
         try:
@@ -31,7 +31,7 @@ def what_is_wrong(checkpoint: str | Path) -> str | None:
             return f"{name} is missing or torn"
     if (checkpoint / RUN_NAME).is_file() and not RunFolder(checkpoint).read():
         return f"{RUN_NAME} is torn"
-    # what its run listed; a stock Trainer lists nothing, and the checks below hold for its checkpoints too
+    # the files that its run listed; a stock Trainer lists none, and the checks below cover its checkpoints
     for name in RunFolder(checkpoint).read().get("files", ()):
         if not (checkpoint / name).exists():
             return f"{name} is missing"
@@ -42,8 +42,8 @@ def what_is_wrong(checkpoint: str | Path) -> str | None:
             with safe_open(path, framework="pt"):
                 pass
         except (OSError, SafetensorError):
-            return f"{path.relative_to(checkpoint)} is torn"
-    # without these the Trainer would go on with a fresh optimizer, or other random numbers, and say nothing
+            return f"{path.relative_to(checkpoint)} is incomplete or corrupted"
+    # without these the Trainer would silently continue with a fresh optimizer, or other random numbers
     for kind in ("optimizer*", "scheduler*", *_random_states(checkpoint)):
         if not any(checkpoint.glob(kind)):
             return f"{kind.replace('*', '.pt')} is missing"
@@ -54,13 +54,13 @@ def what_is_wrong(checkpoint: str | Path) -> str | None:
 
 
 def _random_states(checkpoint: Path) -> list[str]:
-    """Files of random streams, one for each of the run's processes."""
+    """Names of the files of random streams, one for each process of the run."""
     processes = RunFolder(checkpoint).read().get("processes", 0)
     return ["rng_state.pth"] if processes == 1 else [f"rng_state_{rank}.pth" for rank in range(processes)]
 
 
 def last_complete_checkpoint(output_dir: str | Path) -> str | None:
-    """The newest whole `checkpoint-N` of a run, or None. Torn ones are passed over, and named in the log."""
+    """The newest complete `checkpoint-N` of a run, or None. Others are skipped, and named in the log."""
     numbered = {}
     for path in Path(output_dir).glob("checkpoint-*"):
         match = re.fullmatch(r"checkpoint-(\d+)", path.name)
@@ -76,17 +76,17 @@ def last_complete_checkpoint(output_dir: str | Path) -> str | None:
 
 @contextmanager
 def whole_or_absent(checkpoint: Path, size: int) -> Iterator[None]:
-    """Inside, a checkpoint of about `size` bytes is written; where the disk does not take it, nothing of it is left.
+    """Context manager in which a checkpoint of about `size` bytes is written. If the disk is full, no part of it stays.
 
-    Raises OSError then, which says what is lacking. Older checkpoints are as they were.
+    Then it raises OSError, which says how much space is missing. Older checkpoints are not changed.
     """
-    # one that is written over, after an older one was gone on with, is not whole until it is done
+    # after resuming from an older checkpoint, an existing one is overwritten; it is incomplete until that is done
     for name in (LAST_NAME, RUN_NAME):
         (checkpoint / name).unlink(missing_ok=True)
     try:
         yield
     except (OSError, SafetensorError, RuntimeError) as error:
-        # torch.save has no error of its own for a file that it cannot write
+        # torch.save has no specific error for a file that it cannot write
         writing = not isinstance(error, RuntimeError) or "iostream" in str(error) or "StreamWriter" in str(error)
         if not writing or what_is_wrong(checkpoint) is None:
             raise
@@ -94,5 +94,5 @@ def whole_or_absent(checkpoint: Path, size: int) -> Iterator[None]:
         free = shutil.disk_usage(checkpoint.parent).free
         raise OSError(
             f"{checkpoint} needs about {size} bytes that can be written, got {free} bytes free and {str(error).splitlines()[0]!r}; "
-            "make room, then go on from the checkpoint before it with resume_from_checkpoint=True."
+            "make room, then resume from the previous checkpoint with resume_from_checkpoint=True."
         ) from error

@@ -1,4 +1,4 @@
-"""The course of a `MixupTrainer`'s run: its epochs, the keys of its steps, when mixing ends, what follows the weights."""
+"""The course of a `MixupTrainer`'s run: its epochs, the keys of its steps, the end of mixing, updates after optimizer steps."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from hf_mixup.data.dataset import set_epoch
 
 
 class Course:
-    """The part of MixupTrainer that knows which step of the run it is at."""
+    """The part of MixupTrainer that tracks the current step of the run."""
 
     def _run_epoch(self, *args: Any, epoch: int, **kwargs: Any) -> None:
-        # resumed in the middle of an epoch after its last step, the Trainer would make another one
+        # resumed after the last step of an unfinished epoch, the Trainer would do another step
         if self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
             return
         self._epoch = epoch
-        # with several processes accelerate calls set_epoch on the sampler but not on the data set, whose augmentation needs it
+        # with several processes accelerate calls set_epoch of the sampler but not of the data set, whose augmentation needs it
         set_epoch(self.train_dataset, epoch)
         if self._train_collator is not None:
             self._train_collator.mix_until_now(self._mixing_is_over())
@@ -34,11 +34,11 @@ class Course:
 
     def _mixing_is_over(self) -> bool:
         off = self.args.mix_off_epoch
-        # of a stream without length, state.epoch is behind until the first step of an epoch is done
+        # for a stream without length, state.epoch is too small until the first step of an epoch is done
         return off is not None and max(self.state.epoch or 0, self._epoch) >= off
 
     def _follow(self) -> None:
-        """What follows the weights: EMA teachers. Not after a step that the gradient scaler skipped."""
+        """Updates EMAs and teachers, but not after a step that the gradient scaler skipped."""
         if self.accelerator.optimizer_step_was_skipped:
             return
         rising = self.args.ema_warmup_epochs * self._steps_per_epoch() if self.args.ema_warmup_epochs else 0.0

@@ -13,9 +13,9 @@ from hf_mixup.data.tail import Augmentation
 
 
 class Evaluating:
-    """The part of MixupTrainer that evaluates: as the Trainer, with the columns that the network takes."""
+    """The part of MixupTrainer that evaluates: like the Trainer, with the columns that the network takes."""
 
-    _left: Augmentation | None = None  # to be done with the batches of the evaluation that is going on
+    _left: Augmentation | None = None  # the part of the augmentation that remains for the batches of the current evaluation
 
     def evaluation_loop(self, dataloader, *args, **kwargs):
         self._left = tail_on_device(getattr(dataloader, "dataset", None))
@@ -30,7 +30,7 @@ class Evaluating:
         return outputs.loss
 
     def prediction_step(self, model, inputs, *args, **kwargs):
-        # the network takes no other column, such as the number of an image
+        # drops other columns, such as the number of an image
         named = dict(as_mapping(self._prepare_inputs(inputs)))
         if self._left is not None and "augmentation_keys" in named:
             named["pixel_values"] = self._left(named["pixel_values"], named["augmentation_keys"])

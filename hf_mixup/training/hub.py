@@ -14,16 +14,16 @@ __all__ = ["NOT_PUSHED", "WAITS", "by_hand", "check_token", "push_dataset", "pus
 
 logger = logging.getLogger(__name__)
 
-# seconds between the attempts of a push; the client itself retries every request for about half a minute
+# seconds between the attempts of a push; the Hub's client also retries every request for about half a minute
 WAITS = (2.0, 10.0, 30.0)
 
 
-# never pushed: what is being written, and the checkpoints, which have a strategy of their own
+# never pushed: files that are being written, and checkpoints, which are pushed by `hub_strategy`
 NOT_PUSHED = ("_*", "checkpoint-*", "*.tmp")
 
 
 def check_token(token: str | None = None) -> None:
-    """Refuses, before hours of training, a push that could not be made after them."""
+    """Checks before training that the push after it can succeed. Raises ValueError."""
     from huggingface_hub import HfApi, errors
 
     way_out = "log in with `hf auth login`, set HF_TOKEN, or leave out push_to_hub."
@@ -34,9 +34,9 @@ def check_token(token: str | None = None) -> None:
     except errors.HfHubHTTPError as error:
         raise ValueError(f"push_to_hub needs a token that the Hub accepts, got {_short(error)!r}; {way_out}") from None
     except Exception as error:
-        raise ValueError(f"push_to_hub needs the Hub within reach, got {_short(error)!r}; {way_out}") from None
+        raise ValueError(f"push_to_hub must be able to reach the Hub, got {_short(error)!r}; {way_out}") from None
     if who.get("auth", {}).get("accessToken", {}).get("role") == "read":
-        raise ValueError(f"push_to_hub needs a token that may write, got one of {who.get('name')} that may read; {way_out}")
+        raise ValueError(f"push_to_hub needs a token with write access, got one of {who.get('name')} with read access; {way_out}")
 
 
 def push_folder(
@@ -49,16 +49,16 @@ def push_folder(
     private: bool | None = None,
     repo_type: str = "model",
 ):
-    """Uploads a folder to a `model` or `dataset` that is there, in four attempts where the network or the server fails.
+    """Uploads a folder to an existing `model` or `dataset`, with up to four attempts if the network or the server fails.
 
     Raises:
-        ValueError: for a folder that is not there.
-        ConnectionError: with the command to push by hand, when the Hub refuses, or all attempts fail.
+        ValueError: for a folder that does not exist.
+        ConnectionError: if the Hub refuses, or all attempts fail. It has the command to push by hand.
     """
     from huggingface_hub import HfApi, errors
 
     if not Path(folder).is_dir():
-        raise ValueError(f"what is pushed must be a folder, got {str(folder)!r}; check the path.")
+        raise ValueError(f"push needs an existing folder, got {str(folder)!r}; check the path.")
     for wait in (*WAITS, None):
         try:
             return HfApi(token=token).upload_folder(
@@ -72,7 +72,7 @@ def push_folder(
         except Exception as error:
             again = _passes(error)
             if not again and not isinstance(error, (errors.HfHubHTTPError, OSError)):
-                raise  # nothing that the Hub or the network said
+                raise  # not an error of the Hub or the network
             if wait is None or not again:
                 raise ConnectionError(
                     f"the push to {repo} must reach the Hub, got {_short(error)!r}; everything is in {folder}, push it with:\n"
@@ -83,19 +83,19 @@ def push_folder(
 
 
 def _passes(error: Exception) -> bool:
-    """Whether another attempt may succeed: the server is busy or failing, or the connection broke."""
+    """Whether another attempt may succeed: the server is busy or fails, or the connection broke."""
     from huggingface_hub import errors
 
     if isinstance(error, errors.OfflineModeIsEnabled):
         return False
     if isinstance(error, errors.HfHubHTTPError) and error.response is not None:
         return error.response.status_code in (408, 425, 429) or error.response.status_code >= 500
-    # the client's own errors of the connection: of httpx, under whatever name it is installed
+    # connection errors of the client, httpx, which may be installed under another name
     return isinstance(error, (ConnectionError, TimeoutError)) or type(error).__module__.split(".")[0] in ("httpx", "httpx2", "httpcore")
 
 
 def push_dataset(repo: str, folder: str | os.PathLike, message: str, *, token: str | None = None) -> str:
-    """Uploads a folder as a data set, which is made where there is none, and returns its address. Raises as `push_folder`."""
+    """Uploads a folder as a data set, creates it if needed, and returns its address. Raises the errors of `push_folder`."""
     from huggingface_hub import HfApi
 
     made = HfApi(token=token).create_repo(repo, repo_type="dataset", exist_ok=True)

@@ -1,4 +1,4 @@
-"""The batches of a `MixupTrainer`: checked, named, whole in evaluation; mixed where a MixupCollator does that."""
+"""The batches of a `MixupTrainer`: checked, with the right names, complete in evaluation, mixed if there is a MixupCollator."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ from hf_mixup.data.dataset import ImageDataset, RepeatedAugmentation, labels_of,
 from hf_mixup.data.tail import Augmentation
 from hf_mixup.networks.families import main_input_of
 
-# what a forward of transformers takes beside inputs
+# arguments of transformers' forward that are not inputs
 _SWITCHES = {"labels", "return_dict", "output_attentions", "output_hidden_states"}
 
 
 @dataclass
 class CheckedCollator:
-    """A collator, with a look at what it is given and what it makes; in a worker, where waiting costs nothing.
+    """A collator that also checks its input and its batch. It runs in a worker, where checks make nobody wait.
 
     Attributes:
         base: makes the batch.
-        loss, num_labels: which labels are right.
-        label_names: columns that become `labels`, beside each other where they are several.
-        refused: inputs that the network takes and MixupTrainer does not pass.
-        training: labels must be there.
-        tail: the augmentation that the data set leaves to the device.
-        main, flat: the name of what is mixed, and whether it must be images.
-        columns: of the data set, which the methods read beside images and labels.
+        loss, num_labels: define which labels are valid.
+        label_names: columns that become `labels`; several columns are put side by side.
+        refused: inputs of the network that MixupTrainer does not pass.
+        training: whether labels are required.
+        tail: the part of the augmentation that the data set leaves to the device.
+        main, flat: the name of the mixed input, and whether it must be images.
+        columns: columns of the data set that the methods read, beside images and labels.
     """
 
     base: Callable
@@ -60,13 +60,13 @@ class CheckedCollator:
         wanted = [self.main, *(["labels"] if self.training else []), *(["augmentation_keys"] if self.tail else []), *columns]
         if not all(name in batch for name in wanted):
             raise ValueError(
-                f"a batch must have {' and '.join(map(repr, wanted))}, got {sorted(batch)}; rename the columns, and set remove_unused_columns=False "
+                f"a batch must have {' and '.join(map(repr, wanted))}, got {sorted(batch)}; rename the columns and set remove_unused_columns=False "
                 "if the Trainer dropped one."
             )
         extra = sorted(self.refused & {name for name, value in batch.items() if isinstance(value, Tensor)})
         if extra:
             raise ValueError(
-                f"MixupTrainer gives a network {self.main} alone, got {extra[0]!r}, which the network takes too; drop the column, "
+                f"MixupTrainer gives a network only {self.main}, got {extra[0]!r} too; drop the column, "
                 "or use a stock Trainer with MixupCallback, which passes it on unmixed."
             )
         if self.main == "input_ids":
@@ -89,8 +89,8 @@ class CheckedCollator:
 
 @dataclass
 class RecordedCollator:
-    """A MixupCollator whose batches also tell what was mixed, for the log: `mix_lam` (B,) and `mix_method` (B,), numbers of `choice.methods`,
-    or one more for rows that were not mixed. `tail` is the augmentation that the data set leaves, `main` the network's main input."""
+    """A MixupCollator whose batches also record what was mixed, for the log: `mix_lam` (B,), and `mix_method` (B,), indices of `choice.methods`,
+    one larger for rows that were not mixed. `tail` is the part of the augmentation that the data set leaves, `main` the network's main input."""
 
     collator: MixupCollator
     loss: Loss
@@ -111,14 +111,14 @@ class Loaders:
 
     @property
     def _inputs(self) -> frozenset[str]:
-        """Names of what the network is given: the main input, masks, and which words are of which part of a text."""
+        """Names of the network's inputs: the main input, masks, and token types of texts."""
         network = self.mixup_model.backbone
         return masks_of(network) | {self.mixup_model.main_input_name} | ({"token_type_ids"} & other_inputs(network))
 
     def get_train_dataloader(self):
         if self.mixes and self._train_batch_size < 2:
             raise ValueError(
-                f"mixing needs at least 2 images in a batch, got {self._train_batch_size} from auto_find_batch_size; make images smaller, or use gradient checkpointing."
+                f"mixing needs at least 2 images in a batch, got {self._train_batch_size} from auto_find_batch_size; use smaller images, or gradient checkpointing."
             )
         if self._train_collator is not None:
             model = self.mixup_model
@@ -131,7 +131,7 @@ class Loaders:
 
     def get_eval_dataloader(self, eval_dataset=None):
         if not (eval_dataset is None or isinstance(eval_dataset, str)):
-            # kept loaders of persistent workers are of the sets that the trainer was made with
+            # cached loaders of persistent workers belong to the data sets that the trainer was made with
             getattr(self, "_eval_dataloaders", {}).pop("eval", None)
         data = self.eval_dataset if eval_dataset is None else eval_dataset
         data = self.eval_dataset[data] if isinstance(data, str) else data
@@ -146,7 +146,7 @@ class Loaders:
             return super().get_test_dataloader(test_dataset)
 
     def _check_evaluation_labels(self) -> None:
-        """Before training, where labels can be read without images; else the first evaluation would find out."""
+        """Checks labels before training, if they can be read without images; otherwise an error would come at the first evaluation."""
         sets = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"eval_dataset": self.eval_dataset}
         for name, data in sets.items():
             labels = None if self.args.label_names else labels_of(data)
@@ -167,7 +167,7 @@ class Loaders:
 
     @contextlib.contextmanager
     def _collating(self, collator: Callable, drop_last: bool | None = None) -> Iterator[None]:
-        """Inside, loaders are made with this collator. The Trainer has one for training and evaluation, and drops the last batch of both."""
+        """Context manager in which loaders use this collator. The Trainer has one for training and evaluation, and drops the last batch of both."""
         plain, drop = self.data_collator, self.args.dataloader_drop_last
         try:
             self.data_collator = collator
@@ -197,7 +197,7 @@ class Loaders:
 
 
 def other_inputs(network: nn.Module) -> frozenset[str]:
-    """Names of what the network's forward takes beside its main input."""
+    """Names of the inputs of the network's forward, beside its main input."""
     forward = getattr(network, "network", network).forward
     return _arguments(getattr(forward, "__func__", forward)) - _SWITCHES - {main_input_of(network)}
 
@@ -209,5 +209,5 @@ def _arguments(forward: Callable) -> frozenset[str]:
 
 
 def masks_of(network: nn.Module) -> frozenset[str]:
-    """Of those, masks of what is there, such as `attention_mask`, which are mixed too."""
+    """The masks among `other_inputs`, such as `attention_mask`, which are mixed too."""
     return frozenset(name for name in other_inputs(network) if is_mask(name))

@@ -17,7 +17,7 @@ from hf_mixup.arguments import MixupTrainingArguments
 from hf_mixup.model import MixupModel
 from hf_mixup.training.schedules import cosine
 
-# optimizers of torch that have fused kernels, on CPUs too
+# torch's optimizers with fused kernels, also on CPUs
 FUSED = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD, torch.optim.Adagrad)
 MIXER_FIELDS = ("mixer_learning_rate", "mixer_weight_decay", "mixer_momentum", "mixer_min_lr")
 
@@ -27,7 +27,7 @@ class Optimization:
 
     @staticmethod
     def get_optimizer_cls_and_kwargs(args, model=None):
-        """The Trainer's, and timm's LAMB, which clips the norm of all gradients at 1 by itself. `fast` takes the fused kernels of torch."""
+        """As the Trainer's, plus timm's LAMB, which clips the norm of all gradients at 1. `fast` uses torch's fused kernels."""
         if args.optim != "lamb":
             cls, kwargs = Trainer.get_optimizer_cls_and_kwargs(args, model)
             wanted = "fused=false" not in (args.optim_args or "").replace(" ", "").lower()
@@ -39,15 +39,15 @@ class Optimization:
         return Lamb, {"lr": args.learning_rate, "betas": (args.adam_beta1, args.adam_beta2), "eps": args.adam_epsilon}
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
-        """The Trainer's, or all but those that match `no_weight_decay`."""
+        """As the Trainer's, or all names but those that match `no_weight_decay`."""
         patterns = self.args.no_weight_decay
         if patterns is None:
             return super().get_decay_parameter_names(model)
         return [name for name, _ in model.named_parameters() if not any(re.search(pattern, name) for pattern in patterns)]
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """The Trainer's, with groups of their own for learned mixers where the arguments treat those differently."""
-        first = self.optimizer is None  # the second `train()` of a trainer finds its optimizer here
+        """As the Trainer's, with separate groups for learned mixers if the arguments set other values for them."""
+        first = self.optimizer is None  # in a second `train()` the optimizer exists already
         if not first:
             self._refuse_missing_parameters()
         optimizer = super().create_optimizer(model)
@@ -65,17 +65,17 @@ class Optimization:
         return optimizer
 
     def _refuse_missing_parameters(self) -> None:
-        """An optimizer made before the model was wrapped cannot know the parameters of the methods."""
+        """Raises ValueError for an optimizer that was made before the model was wrapped, so it lacks the parameters of the methods."""
         held = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
         missing = [name for name, p in self.mixup_model.named_parameters() if p.requires_grad and id(p) not in held]
         if missing and not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
             raise ValueError(
-                f"the optimizer must hold every parameter that is trained, got one without {', '.join(missing[:3])} and {len(missing)} in all; "
+                f"the optimizer must hold every parameter that is trained, got one that lacks {len(missing)}, such as {', '.join(missing[:3])}; "
                 "make it over the parameters of a MixupModel, built first, use optimizer_cls_and_kwargs, or freeze them with requires_grad_(False)."
             )
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None):
-        """The Trainer's, or the cosine of the published recipes: with floors, of mixers too, changing every step or epoch."""
+        """As the Trainer's, or the cosine of the published recipes: with a floor, also for mixers, changed every step or every epoch."""
         if not self.args.own_schedule or self.lr_scheduler is not None:
             return super().create_scheduler(num_training_steps, optimizer)
         optimizer = self.optimizer if optimizer is None else optimizer
@@ -107,7 +107,7 @@ class Optimization:
 
 
 def check_optimization(args: MixupTrainingArguments, model: MixupModel, data: Any, optimizers: tuple) -> None:
-    """Refuses settings that an optimizer or a schedule given by hand, a data set without length, or a method without a mixer would not heed."""
+    """Raises ValueError for settings that an optimizer or a schedule given by the user, a data set without length, or a method without a mixer would ignore."""
     optimizer, scheduler = optimizers
     mixer = [name for name in MIXER_FIELDS if getattr(args, name) is not None]
     if mixer and not any(".mixer." in name for name, _ in model.states.named_parameters()):
@@ -122,6 +122,4 @@ def check_optimization(args: MixupTrainingArguments, model: MixupModel, data: An
     by_epoch = {"lr_per_epoch": args.lr_per_epoch, "warmup_epochs": args.warmup_epochs, "ema_warmup_epochs": args.ema_warmup_epochs}
     wanted = [name for name, value in by_epoch.items() if value]
     if wanted and data is not None and not has_length(data):
-        raise ValueError(
-            f"{wanted[0]} needs a data set whose length is known, got {type(data).__name__}; give steps instead, or leave it out."
-        )
+        raise ValueError(f"{wanted[0]} needs a data set with a length, got {type(data).__name__}; set steps instead, or leave it out.")

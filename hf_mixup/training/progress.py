@@ -1,4 +1,4 @@
-"""What a person sees of a training: one row an epoch, and on a terminal a bar of the steps."""
+"""The progress of a training: one row for each epoch, and on a terminal a bar of the steps."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ HEAD = f"{'epoch':>8}  {'loss':>8}  {'top-1':>6}  {'best':>6}  {'images/s':>8}  
 
 
 class EpochTable(TrainerCallback):
-    """A row of a table for what the Trainer logs: epoch, training loss, top-1 accuracy, the best so far, images a second, time left.
+    """Prints a table of the Trainer's logs, with the columns: epoch, training loss, top-1 accuracy, the best so far, images a second, time left.
 
-    A row is told when the next step begins, so that the evaluation that follows a log stands in it. A log file gets rows and no bars.
+    A row is printed when the next step begins, so that it has the evaluation that follows a log. A log file gets rows but no bars.
     """
 
     @classmethod
     def replace(cls, trainer: Trainer, measure: str = "eval_top1", title: str = "top-1") -> None:
-        """Takes the place of the dictionaries and bars of a Trainer. `measure` is what the column `title` shows."""
+        """Replaces the dictionaries and bars of a Trainer. The column `title` shows `measure`."""
         trainer.remove_callback(PrinterCallback)
         trainer.remove_callback(ProgressCallback)
         if trainer.is_world_process_zero():

@@ -31,7 +31,7 @@ class Publishing:
     """The part of MixupTrainer that writes its card and pushes."""
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
-        """As in the Trainer, before training: the token is tried, and the branch of `hub_revision` made."""
+        """As in the Trainer. It also checks the token, and creates the branch of `hub_revision`, before training."""
         if not self.is_world_process_zero():
             return
         token = self.args.hub_token if token is None else token
@@ -55,14 +55,14 @@ class Publishing:
         *,
         command: str | None = None,
     ) -> None:
-        """Writes `README.md` from the files of the run, see `hf_mixup.report.card`; nothing is asked of the Hub.
+        """Writes `README.md` from the files of the run, see `hf_mixup.report.card`. It does not contact the Hub.
 
         Args:
-            finetuned_from: Hub id of the checkpoint it started from; None for a network from scratch, or the model's own.
-            dataset: name of the data set, as people know it.
+            finetuned_from: Hub id of the checkpoint it started from; None reads it from the model, which has none if it is from scratch.
+            dataset: name of the data set, for people.
             dataset_tags: its Hub id, if it has one.
-            dataset_args: the split of the evaluation.
-            command: that trained the model; the one of this process if None.
+            dataset_args: split of the evaluation.
+            command: the command that trained the model; that of this process if None.
         """
         if self.is_world_process_zero():
             self._write_card(
@@ -81,14 +81,14 @@ class Publishing:
 
     def _write_card(self, base_model: str | None, **facts: Any) -> None:
         """Writes the card; `facts` are arguments of `write_model_card`."""
-        if not self._saved:  # the card reads them
+        if not self._saved:  # the card reads the saved files
             Path(self.args.output_dir, CONFIG_NAME).write_text(json.dumps(self.mixup_model.to_dict(), indent=2) + "\n")
             self.mixup_model.deployed.config.save_pretrained(self.args.output_dir)
         base_model = base_model or self.mixup_model.config.name_or_path or None
         write_model_card(self.args.output_dir, base_model=base_model, rows=epoch_rows(self.state.log_history), **facts)
 
     def _hyperparameters(self) -> dict[str, Any]:
-        """Those that a reader asks for first; the command has all that was set."""
+        """The most important settings; the command in the card has all of them."""
         args = self.args
         precision = "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32"
         parts = args.gradient_accumulation_steps * args.world_size
@@ -121,14 +121,14 @@ class Publishing:
         private: bool | None = None,
         **kwargs: Any,
     ):
-        """Saves, writes the card (`kwargs` are those of `create_model_card`) and pushes the folder, trying again when the network fails.
+        """Saves, writes the card (`kwargs` as in `create_model_card`) and pushes the folder. It tries again if the network fails.
 
-        Raises ConnectionError with the command to push by hand when it fails for good; nothing on the disk is lost.
+        Raises ConnectionError, with the command to push by hand, if all attempts fail. All files stay on the disk.
         """
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         if self.hub_model_id is None:
             self.init_hf_repo(token=token, private=private)
-        self._finish_current_push()  # it may still be reading what is written now
+        self._finish_current_push()  # it may still read files that are written now
         self.save_model(_internal_call=True)
         if not self.is_world_process_zero():
             return None
@@ -145,7 +145,7 @@ class Publishing:
         return push() if blocking else HfApi().run_as_future(push)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        """The Trainer takes along the classifier alone; this takes what else there is of the model."""
+        """The Trainer pushes only the classifier of a checkpoint. This also pushes the rest of the model."""
         busy = self.push_in_progress is not None and not self.push_in_progress.is_done() if self.is_world_process_zero() else True
         if self.is_world_process_zero() and self.args.hub_strategy != HubStrategy.END and (self.args.hub_always_push or not busy):
             if Path(checkpoint_folder, CONFIG_NAME).is_file():
@@ -159,7 +159,7 @@ class Publishing:
         jobs = getattr(getattr(self, "push_in_progress", None), "jobs", [])
         failed = [job.exception() for job in jobs if job.done() and not job.cancelled() and job.exception() is not None]
         if failed:
-            logger.warning("%d pushes during training did not reach the Hub (%s); the last one brings everything", len(failed), failed[0])
+            logger.warning("%d pushes during training did not reach the Hub (%s); the last one has everything", len(failed), failed[0])
             self.push_in_progress = None
 
 
@@ -167,7 +167,7 @@ def _teacher(distiller: Distiller | None) -> dict[str, str]:
     if distiller is None:
         return {}
     how = distiller.how
-    said = "its likeliest class" if how.hard else f"at temperature {how.temperature:g}"
+    said = "its most probable class" if how.hard else f"at temperature {how.temperature:g}"
     return {"teacher": f"{how.teacher}, {said}, {how.weight:g} of the loss"}
 
 
@@ -177,5 +177,5 @@ def _images(data: ImageDataset) -> str:
 
 
 def _one(value: str | list[str] | None) -> str | None:
-    """The Trainer takes lists in its cards; a model of ours is evaluated on one data set."""
+    """The Trainer takes lists for its cards; a model of this library is evaluated on one data set."""
     return value[0] if isinstance(value, (list, tuple)) and value else value or None

@@ -1,4 +1,4 @@
-"""What a `MixupTrainer` saves, and how a run goes on from it: strictly, and to the bit."""
+"""What a `MixupTrainer` saves, and how a run is resumed: strictly, and bit by bit."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from hf_mixup.training.checkpoints import LAST_NAME, last_complete_checkpoint, w
 
 
 class Resuming:
-    """The part of MixupTrainer that writes checkpoints and goes on from them."""
+    """The part of MixupTrainer that writes checkpoints and resumes from them."""
 
     _saved = False  # whether the output folder holds this model
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
-        """`resume_from_checkpoint`: True for the newest whole checkpoint of `output_dir`, or the folder of one."""
+        """`resume_from_checkpoint`: True for the newest complete checkpoint of `output_dir`, or the folder of one."""
         if resume_from_checkpoint is True:
             resume_from_checkpoint = last_complete_checkpoint(self.args.output_dir)
             if resume_from_checkpoint is None:
                 raise ValueError(
-                    f"{self.args.output_dir} was expected to hold a whole checkpoint, got none; start without resume_from_checkpoint."
+                    f"{self.args.output_dir} was expected to hold a complete checkpoint, got none; start without resume_from_checkpoint."
                 )
         if resume_from_checkpoint and not self.is_fsdp_enabled:
             wrong = what_is_wrong(resume_from_checkpoint)
             if wrong:
                 raise ValueError(
-                    f"{resume_from_checkpoint} was expected to be a whole checkpoint, got one where {wrong}; resume from another one."
+                    f"{resume_from_checkpoint} was expected to be a complete checkpoint, got one where {wrong}; resume from another one."
                 )
             self._refuse_another_run(resume_from_checkpoint)
         self._check_evaluation_labels()
@@ -40,11 +40,11 @@ class Resuming:
             return super().train(resume_from_checkpoint or None, **kwargs)
         except UnpicklingError:
             raise ValueError(
-                f"{resume_from_checkpoint} was expected to hold tensors alone, got a pickle that would run code; resume from one that you made."
+                f"{resume_from_checkpoint} was expected to hold only tensors, got a pickle that would run code; resume from a checkpoint that you made."
             ) from None
 
     def _run_facts(self) -> dict[str, Any]:
-        """What must be the same for a resumed run to go on as the old one."""
+        """Settings that must be equal, so that the resumed run repeats the old one."""
         where = "device" if self._train_collator is None else "collator"
         return {**self.mixup_model.to_dict(), "mix_seed": self._mix_seed, "processes": self.args.world_size, "mixed_on": where}
 

@@ -8,14 +8,14 @@ import math
 def cosine(step: int, total: int, floor: float = 0.0, warmup: int = 0, every: int = 1, start: float | None = None) -> float:
     """The factor of the learning rate after `step` optimizer steps: a half cosine from 1 to `floor` over the whole run.
 
-    As in mmcv, and unlike transformers' cosine, the warm-up is laid over the curve instead of put before it.
+    As in mmcv, and unlike transformers' cosine, the warm-up is applied to the start of the curve, and not put before it.
 
     Args:
-        total: steps of the run.
+        total: optimizer steps of the run.
         floor: the factor at the end, 0 to 1.
-        warmup: steps over which the factor is raised linearly to the curve.
-        every: change it every so many steps only; the steps of an epoch for a rate that changes once an epoch.
-        start: the share at which the warm-up starts, as in mmcv; by default it starts one step above 0.
+        warmup: steps in which the factor rises linearly to the curve.
+        every: number of steps between changes; the steps of an epoch, for a rate that changes once an epoch.
+        start: the share of the curve at which the warm-up starts, as in mmcv; by default one step above 0.
     """
     on_curve = step // every * every
     factor = floor + (1 - floor) * (1 + math.cos(math.pi * min(on_curve, total) / max(total, 1))) / 2

@@ -26,25 +26,25 @@ from hf_mixup.training.wrapping import Wrapping
 
 
 class MixupTrainer(Publishing, Resuming, Optimization, Evaluating, Course, Loaders, Wrapping, Trainer):
-    """Trains a classifier of images, videos or sounds with mixing. A Trainer in every other way.
+    """Trains a classifier of images, videos, sounds or texts with mixing. Otherwise it is transformers' Trainer.
 
-    The batch is mixed on the device inside the model's forward pass. All that is drawn follows from (mix_seed, rank, step,
-    micro-step), so a resumed run repeats it to the bit, at any number of workers, on the same number of processes.
-    Evaluation is plain, and sees every image. The loss of an accumulated batch is the mean over its images.
+    The batch is mixed on the device, inside the model's forward pass. All random draws depend on (mix_seed, rank, step, micro-step) only. So a
+    resumed run repeats them exactly, with any number of workers, on the same number of processes. Evaluation does not mix, and uses every
+    image. The loss of an accumulated batch is the mean over its images.
 
     Args:
         model: any image classifier: of transformers, of timm, of torchvision, a module that returns logits, or a MixupModel.
-        args: with the methods to mix by.
-        data_collator: makes batches with the network's main input, `pixel_values` of images, and `labels`. A MixupCollator mixes training batches in the workers
-            instead of on the device; evaluation uses its base collator.
-        model_init: makes the model, anew for every `train()`.
-        compute_loss_func: takes the place of the loss, for methods that have no others: `f(outputs, labels, num_items_in_batch)`, with
-            mixed labels (B, num_labels) in training where methods mix, the data set's own else; items are images. A MixupLoss sets `loss`.
-        compute_metrics: `TrainerMetrics` of the loss where not given.
-        **kwargs: as in `transformers.Trainer`; and `teacher`, the Hub id or folder of a classifier to learn from, as `distill_from` of `args`.
+        args: MixupTrainingArguments, with the methods.
+        data_collator: makes batches with the network's main input (`pixel_values` for images) and `labels`. A MixupCollator mixes training
+            batches in the workers instead of on the device; evaluation uses its base collator.
+        model_init: makes a new model for every `train()`.
+        compute_loss_func: replaces the loss, for methods without further losses: `f(outputs, labels, num_items_in_batch)`. In training with
+            mixing, labels are mixed, (B, num_labels); otherwise they are the data set's. Items are images. A MixupLoss sets `loss`.
+        compute_metrics: by default `TrainerMetrics` of the loss.
+        **kwargs: as in `transformers.Trainer`, plus `teacher`: the Hub id or folder of a classifier to learn from, like `distill_from` in `args`.
 
     Raises:
-        ValueError: for methods that the model cannot serve, and settings that would train something else than meant.
+        ValueError: for methods that do not fit the model, and settings that contradict each other or have no effect.
     """
 
     _epoch = -1  # whole epochs done
@@ -84,8 +84,8 @@ class MixupTrainer(Publishing, Resuming, Optimization, Evaluating, Course, Loade
         if model is not None:
             model = self._ready(model, args)
         elif len(args.mix) > 1 or args.method_choice().rates[0] < 1 or args.mix_off_epoch is not None:
-            args.ddp_find_unused_parameters = True  # as below, before there is a model to ask
-        # the Trainer would log the mean of earlier losses in the place of a NaN
+            args.ddp_find_unused_parameters = True  # as below; here the model does not exist yet
+        # the Trainer would log the mean of earlier losses instead of a NaN
         args.logging_nan_inf_filter = False
         super().__init__(
             model, args, data_collator, train_dataset, eval_dataset, processing_class, model_init,
@@ -94,8 +94,8 @@ class MixupTrainer(Publishing, Resuming, Optimization, Evaluating, Course, Loade
         if self.is_fsdp_enabled:
             check_fsdp(self.accelerator.state.fsdp_plugin, args)
         self.compute_metrics = TrainerMetrics(self._loss) if compute_metrics is classification_metrics else compute_metrics
-        self.label_names = ["labels"]  # what the collator makes of args.label_names
-        self.model_accepts_loss_kwargs = True  # so that the Trainer counts the images of an accumulated batch, and leaves the loss as it is
+        self.label_names = ["labels"]  # the collator renames args.label_names
+        self.model_accepts_loss_kwargs = True  # so the Trainer counts the images of an accumulated batch, and does not scale the loss
         self._beside = BesideSteps(self._start, self._follow)
         self.add_callback(self._beside)
         if self.is_world_process_zero():
@@ -103,14 +103,14 @@ class MixupTrainer(Publishing, Resuming, Optimization, Evaluating, Course, Loade
 
     @property
     def mixes(self) -> bool:
-        """Whether any batch is mixed."""
+        """Whether any batch will be mixed."""
         choice = self.mixup_model.choice
         return choice.rates[1] > 0 and any(method.name != "vanilla" for method in choice.methods)
 
     # -- a step ---------------------------------------------------------------------------------------------------------
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Tensor | int | None:
-        """Images of an accumulated batch, on all processes."""
+        """Number of images of an accumulated batch, on all processes."""
         counted = [batch for batch in map(as_mapping, batch_samples) if "labels" in batch]
         rows = [{"labels": torch.zeros(len(batch["labels"]), dtype=torch.int64)} for batch in counted]
         return super()._get_num_items_in_batch(rows, device) if len(rows) == len(batch_samples) else None
@@ -124,13 +124,11 @@ class MixupTrainer(Publishing, Resuming, Optimization, Evaluating, Course, Loade
             loss = self._evaluated(outputs, labels, num_items_in_batch)
             return (loss, outputs) if return_outputs else loss
         if self._train_collator is not None and not isinstance(inputs, MixedBatch):
-            raise ValueError(
-                "batches were expected from the MixupCollator, got others; let it make them, or give them to MixupTrainer without one."
-            )
+            raise ValueError("batches must come from the MixupCollator, got others; let it make them, or leave the MixupCollator out.")
         if self._tail is not None and not isinstance(inputs, MixedBatch):
             given[main] = self._tail(given[main], inputs["augmentation_keys"])
         elif self._tail is not None and given[main].dtype == torch.uint8:
-            given[main] = self._tail.normalised(given[main])  # a collator of ours has done the rest
+            given[main] = self._tail.normalised(given[main])  # a MixupCollator has done the rest
         self._last_key = self._next_key()
         mixed = self._train_collator.choice.rows if isinstance(inputs, MixedBatch) else int(self._mixing_is_over())
         columns = {name: inputs[name] for name in self.mixup_model.choice.columns & inputs.keys()}
@@ -149,7 +147,7 @@ class MixupTrainer(Publishing, Resuming, Optimization, Evaluating, Course, Loade
         return (loss, outputs) if return_outputs else loss
 
     def _averaged(self, items: Tensor | int | None) -> int:
-        """What undoes the mean over processes, where items are counted on all of them."""
+        """The factor that undoes the mean over processes, if items are counted on all of them."""
         return 1 if items is None or not self.args.average_tokens_across_devices else self.accelerator.num_processes // self.get_tp_size()
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch=None) -> Tensor:
@@ -157,10 +155,10 @@ class MixupTrainer(Publishing, Resuming, Optimization, Evaluating, Course, Loade
         loss = super().training_step(model, inputs, num_items_in_batch)
         if self._last_key is None:
             raise RuntimeError(
-                f"compute_loss of MixupTrainer mixes and weighs the loss, got a {type(self).__name__} that does not call it; call "
+                f"compute_loss of MixupTrainer must run, because it mixes, got a {type(self).__name__} that does not call it; call "
                 "super().compute_loss(...), or give compute_loss_func or loss."
             )
-        # one read a step, as in the Trainer itself, and after the backward pass is under way
+        # reads one value a step, like the Trainer, and only after the backward pass has been queued
         if not torch.isfinite(loss):
             key, names = self._last_key, " and ".join(map(repr, self._last_methods))
             raise FloatingPointError(

@@ -1,4 +1,4 @@
-"""A `MixupTrainer`'s model: what it is given, wrapped for mixing, and compiled."""
+"""A `MixupTrainer`'s model: the given network, wrapped for mixing, and compiled."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Wrapping:
     """The part of MixupTrainer that makes its MixupModel."""
 
     def _ready(self, model: nn.Module, args: MixupTrainingArguments) -> MixupModel:
-        """The MixupModel of a network. `self.model` may be wrapped, and unwrapping it takes as long as many a network's forward pass."""
+        """The MixupModel of a network. `self.model` may be wrapped, and unwrapping it can take as long as a forward pass."""
         self.mixup_model = model = agreed(model, args, self._train_collator, self._given_loss, self._data)
         self._loss = loss_of(model)
         if model.teachers and self._processor is not None:
@@ -25,16 +25,16 @@ class Wrapping:
         check_optimization(args, model, self._data, self._optimizers)
         unmixed = len(model.choice.methods) > 1 or model.choice.rates[0] < 1 or args.mix_off_epoch is not None
         if unmixed and any(p.requires_grad for p in model.states.parameters()):
-            # the mixer of a method gets no gradient in a batch of another, or in one that is not mixed
+            # a method's mixer gets no gradient from a batch of another method, or a batch that is not mixed
             args.ddp_find_unused_parameters = True
         if args.torch_compile:
-            # the backbone alone is compiled, in place: mixing stays outside the graph, and names of parameters stay as they are
+            # only the backbone is compiled, in place: mixing stays outside the graph, and parameters keep their names
             model.compile_backbone(backend=args.torch_compile_backend, mode=args.torch_compile_mode)
         return model
 
     def call_model_init(self, trial: Any = None) -> MixupModel:
         if trial is not None:
-            self._hp_search_setup(trial)  # the Trainer does it after; mixing settings would be those of the trial before
+            self._hp_search_setup(trial)  # the Trainer does it later; then mixing would have the settings of the previous trial
         return self._ready(super().call_model_init(trial), self.args)
 
     def _build_accelerator_args(self, **kwargs) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Networks: from scratch by name, and from checkpoints of transformers, timm or ours, strictly."""
+"""Networks: from scratch by name, and from checkpoints of transformers, timm or this library, loaded strictly."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ for _config, _network, _headless in (
     AutoModelForImageClassification.register(_config, _network, exist_ok=True)
 
 _WIDE = {"layer_type": "bottleneck", "depths": (3, 4, 6, 3)}
-# names of ours, for what timm lacks: the config, and its fields; every other name is timm's
+# our own names, for networks that timm lacks: the config and its fields. All other names are timm's
 ARCHITECTURES: dict[str, tuple[type[PreTrainedConfig], dict[str, Any]]] = {
     "cifar_resnet20": (CifarResNetConfig, {"depths": (3, 3, 3), "widths": (16, 32, 64), "embedding_size": 16}),
     "cifar_resnet18": (CifarResNetConfig, {}),
@@ -60,10 +60,10 @@ ARCHITECTURES: dict[str, tuple[type[PreTrainedConfig], dict[str, Any]]] = {
     "cifar_convnext_tiny": (CifarConvNextConfig, {}),
     "cifar_wrn28_8": (CifarWideResNetConfig, {}),
     "moganet_tiny": (MogaNetConfig, {}),
-    # transformers' own, whose first version timm lacks
+    # from transformers; timm lacks this first version
     "pvt_tiny": (PvtConfig, {}),
     "pvt_small": (PvtConfig, {"depths": (3, 4, 6, 3)}),
-    # for digits and tests: a vision transformer that trains in a minute on a CPU
+    # for digits and tests: a vision transformer that trains within a minute on a CPU
     "vit_mini": (
         ViTConfig,
         {
@@ -77,7 +77,7 @@ ARCHITECTURES: dict[str, tuple[type[PreTrainedConfig], dict[str, Any]]] = {
     ),
 }
 
-# networks of timm with other fields; OpenMixup's ViT-S is wider and shallower than timm's
+# timm's networks with other fields; OpenMixup's ViT-S is wider and shallower than timm's
 TIMM_VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "openmixup_vit_small": ("vit_base_patch16_224", {"depth": 8, "num_heads": 8, "mlp_ratio": 3.0}),
 }
@@ -90,14 +90,14 @@ def from_scratch(
 
     Args:
         architecture: a name of `TABLE_NAMES`, of `ARCHITECTURES`, or any model of timm, with timm's own initialisation.
-        num_labels: classes.
-        image_size: of square images, in pixels; vision transformers are built for it.
-        channels: of the images.
-        drop_path: rate of the last block, rising linearly from 0, for networks that have such a thing.
-        **labels: `id2label` and `label2id` for the config.
+        num_labels: number of classes.
+        image_size: side of the square images in pixels; vision transformers are built for this size.
+        channels: number of channels of the images.
+        drop_path: stochastic depth rate of the last block; it rises linearly from 0. Only for networks that have it.
+        **labels: `id2label` and `label2id` of the config.
 
     Raises:
-        ValueError: for names that neither knows, and for a `drop_path` that the network has no place for.
+        ValueError: for unknown names, and for a `drop_path` above 0 if the network has no stochastic depth.
     """
     architecture = architecture_of(architecture, image_size)
     if architecture not in ARCHITECTURES:
@@ -130,19 +130,19 @@ def _timm_from_scratch(
         try:
             model = timm.create_model(architecture, num_classes=num_labels, img_size=image_size, **model_args)
             model_args["img_size"] = image_size
-        except TypeError:  # a convolutional network takes any size
+        except TypeError:  # a convolutional network has no image size
             model = timm.create_model(architecture, num_classes=num_labels, **model_args)
     else:
         model = timm.create_model(architecture, num_classes=num_labels, **model_args)
     config = TimmWrapperConfig(architecture=architecture, num_labels=num_labels, model_args=model_args, **labels)
     wrapped = TimmWrapperForImageClassification(config)
-    # transformers has just overwritten timm's initialisation with normal noise, which ruins convolutional networks
+    # transformers has overwritten timm's initialisation with normal noise, which is bad for convolutional networks
     wrapped.timm_model.load_state_dict(model.state_dict())
     return wrapped
 
 
 def describe_for_timm(network: PreTrainedModel, **image: Any) -> None:
-    """Completes the config of a timm network by what timm itself asks for: the form of its images, timm's own if not given.
+    """Adds to the config of a timm network what timm needs: the format of its images. Default: timm's own.
 
     Args:
         **image: `input_size` (channels, height, width), `mean`, `std`, `interpolation`, `crop_pct`, `crop_mode`.
@@ -174,7 +174,7 @@ def checkpoint_config(repo_or_folder: str | os.PathLike, **kwargs: Any) -> PreTr
     Args:
         **kwargs: `revision`, `token`, `cache_dir`, `trust_remote_code`, and fields to replace, such as `num_labels`.
     """
-    kwargs.setdefault("trust_remote_code", False)  # transformers would ask at the keyboard
+    kwargs.setdefault("trust_remote_code", False)  # otherwise transformers asks at the keyboard
     with told_plainly(repo_or_folder, kwargs.get("revision")):
         return AutoConfig.from_pretrained(repo_or_folder, **kwargs)
 
@@ -182,24 +182,24 @@ def checkpoint_config(repo_or_folder: str | os.PathLike, **kwargs: Any) -> PreTr
 def load_classifier(
     repo_or_folder: str | os.PathLike, *, image_size: int | None = None, config_name: str | os.PathLike | None = None, **kwargs: Any
 ) -> PreTrainedModel:
-    """A classifier of images from a folder or the Hub, of transformers, timm or ours; of videos, sounds and texts, where the config is of such
-    a network. Safetensors only, and no code of the repository.
+    """Loads a classifier from a folder or the Hub, of transformers, timm or this library. The config decides whether it is one of images,
+    videos, sounds or texts. Only safetensors are loaded, and no code of the repository is run.
 
     Args:
-        image_size: of square images, where it may be another than the checkpoint's, as `at_resolution` takes it.
+        image_size: side of the square images, if not the checkpoint's; see `at_resolution`.
         config_name: folder or Hub id of another config.
-        **kwargs: of `from_pretrained`, such as `num_labels`, `revision`, `ignore_mismatched_sizes`, `trust_remote_code`.
+        **kwargs: arguments of `from_pretrained`, such as `num_labels`, `revision`, `ignore_mismatched_sizes`, `trust_remote_code`.
 
     Raises:
-        ValueError: for a checkpoint that cannot be had, and for one with another number of classes, unless `ignore_mismatched_sizes`.
-            One that promises no classes gets a fresh classifier, and must hold all the rest.
+        ValueError: if the checkpoint cannot be loaded, or has another number of classes, unless `ignore_mismatched_sizes` is set. A
+            checkpoint without classes gets a new classifier; all other weights must be there.
     """
     kwargs.setdefault("trust_remote_code", False)
     config_kwargs = {key: kwargs.pop(key) for key in ("num_labels", "id2label", "label2id") if key in kwargs}
     hub_kwargs = {key: kwargs[key] for key in ("revision", "token", "cache_dir", "trust_remote_code") if key in kwargs}
     config = checkpoint_config(config_name or repo_or_folder, **config_kwargs, **hub_kwargs)
     if config.model_type == "timm_wrapper" and config.model_args:
-        # timm writes its own num_classes there, which the wrapper passes a second time
+        # timm writes num_classes there, and the wrapper would pass it a second time
         config.model_args.pop("num_classes", None)
     headless = bool(config_kwargs) and checkpoint_config(repo_or_folder, **hub_kwargs).num_labels == 0
     mismatches = kwargs.get("ignore_mismatched_sizes", False)
@@ -214,24 +214,24 @@ def load_classifier(
                 raise
             raise ValueError(
                 f"the checkpoint and the data set must have as many classes, got {own_classes} in {repo_or_folder} and {config.num_labels} "
-                "in the data set; pass --ignore_mismatched_sizes to start the classifier afresh."
+                "in the data set; pass --ignore_mismatched_sizes to start with a new classifier."
             ) from None
     if headless:
         head = next(name for name, module in network.named_modules() if module is classifier_of(network))
         lost = sorted(name for name in report["missing_keys"] if not name.startswith(f"{head}."))
         if lost:
             raise ValueError(
-                f"{repo_or_folder} was expected to hold every weight of a backbone, got missing {', '.join(lost[:3])}; it is torn, or of another network."
+                f"{repo_or_folder} was expected to hold every weight of a backbone, got missing {', '.join(lost[:3])}; it is incomplete, or of another network."
             )
     return network if image_size is None else at_resolution(network, image_size)
 
 
 def task_of(model_type: str) -> str:
-    """What a classifier of this `config.model_type` classifies, in the words of pipelines: `image-classification`, `audio-classification`, ..."""
+    """The pipeline task of a classifier with this `config.model_type`: `image-classification`, `audio-classification`, ..."""
     return next((task for task, (known, _) in TASKS.items() if model_type in known), "image-classification")
 
 
-# a network of several tasks has the first
+# a network for several tasks gets the first
 TASKS: dict[str, tuple[Mapping[str, Any], type]] = {
     "image-classification": (auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES, AutoModelForImageClassification),
     "video-classification": (auto.MODEL_FOR_VIDEO_CLASSIFICATION_MAPPING_NAMES, AutoModelForVideoClassification),
@@ -241,7 +241,7 @@ TASKS: dict[str, tuple[Mapping[str, Any], type]] = {
 
 
 def channels_of(network: PreTrainedModel) -> int:
-    """How many channels its images have."""
+    """The number of channels of the network's images."""
     config = network.config
     if config.model_type == "timm_wrapper":
         return (config.model_args or {}).get("in_chans", 3)
@@ -249,26 +249,27 @@ def channels_of(network: PreTrainedModel) -> int:
 
 
 def at_resolution(network: PreTrainedModel, image_size: int) -> PreTrainedModel:
-    """The network for square images of another size: weights for each place in the image are interpolated, as their papers do it.
+    """The network for square images of another size. Weights for each place in the image are interpolated, as in the networks' papers.
 
-    Absolute positions bicubically (ViT, DeiT, DINOv2, Swin), tables of relative ones bilinearly (BEiT), as transformers does on the fly;
-    those of timm as timm does. Networks without such weights come back as they are. `config` says the new size.
+    Absolute positions are interpolated bicubically (ViT, DeiT, DINOv2, Swin) and tables of relative positions bilinearly (BEiT), as
+    transformers does in a forward pass. timm's networks are changed as timm does it. Networks without such weights are returned unchanged.
+    `config` has the new size.
 
     Raises:
-        ValueError: for a network that cannot be had at this size.
+        ValueError: if the network cannot have this size.
     """
     try:
         with torch.random.fork_rng(devices=[]):
             return _timm_at(network, image_size) if network.config.model_type == "timm_wrapper" else _transformers_at(network, image_size)
     except (AssertionError, AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(
-            f"image_size must be one that {type(network).__name__} can be brought to, got {image_size} ({' '.join(str(error).split())[:200]}); "
-            "leave it out, or take a checkpoint of that size."
+            f"image_size must be one that {type(network).__name__} can take, got {image_size} ({' '.join(str(error).split())[:200]}); "
+            "leave it out, or use a checkpoint of that size."
         ) from None
 
 
 def _parts(config: PreTrainedConfig) -> list[PreTrainedConfig]:
-    """The config, and that of the part that looks at images, where it is one of several."""
+    """The config, and that of its part for images, if it has several parts."""
     return [config, *(part for part in [getattr(config, "vision_config", None)] if isinstance(part, PreTrainedConfig))]
 
 
@@ -288,12 +289,12 @@ def _transformers_at(network: PreTrainedModel, image_size: int) -> PreTrainedMod
 def _interpolated(name: str, weights: Tensor, shape: torch.Size) -> Tensor:
     if weights.shape == shape:
         return weights
-    if name.endswith("relative_position_bias_table"):  # (places, heads), of which the last three are for the class token
+    if name.endswith("relative_position_bias_table"):  # (places, heads); the last three places are for the class token
         grid = _resized(weights[:-3], math.isqrt(shape[0] - 3), "bilinear")
         return torch.cat([grid, weights[-3:]])
     flat = weights.flatten(0, -2)  # (tokens, width)
     count = math.prod(shape[:-1])
-    # class tokens come first, and squares do not lie close together
+    # class tokens come first; only one number of them, 0 to 2, leaves a square grid before and after
     first = next((n for n in range(3) if all(math.isqrt(rows - n) ** 2 == rows - n for rows in (len(flat), count))), None)
     if first is None or weights.shape[-1] != shape[-1] or "position" not in name:
         raise ValueError(f"{name} must have the shape {tuple(shape)}, got {tuple(weights.shape)}; it cannot be interpolated")
@@ -301,7 +302,7 @@ def _interpolated(name: str, weights: Tensor, shape: torch.Size) -> Tensor:
 
 
 def _resized(grid: Tensor, side: int, mode: str) -> Tensor:
-    """(side * side, width) of (old * old, width)."""
+    """Resizes (old * old, width) to (side * side, width)."""
     old = math.isqrt(len(grid))
     images = grid.float().view(1, old, old, -1).permute(0, 3, 1, 2)
     return (
@@ -320,7 +321,7 @@ def _timm_at(network: PreTrainedModel, image_size: int) -> PreTrainedModel:
     config.model_args = {**model_args, "img_size": image_size}
     try:
         new = TimmWrapperForImageClassification(config)
-    except TypeError:  # a convolutional network takes any size
+    except TypeError:  # a convolutional network has no image size
         return network
     weights = old.state_dict()
     if any(weights[name].shape != value.shape for name, value in new.timm_model.state_dict().items() if name in weights):
@@ -336,7 +337,7 @@ def check_takes(network: PreTrainedModel, channels: int, height: int, width: int
         with torch.no_grad():
             network.eval()(pixel_values=torch.zeros(1, channels, height, width, dtype=network.dtype, device=network.device))
     except (AssertionError, RuntimeError, TypeError, ValueError) as error:
-        if "not implemented for" in str(error):  # this device lacks the dtype, which says nothing about the images
+        if "not implemented for" in str(error):  # this device lacks the dtype, so the error is not about the images
             return
         raise ValueError(
             f"{type(network).__name__} must take images of {height}x{width} pixels and {channels} channels, "
@@ -348,8 +349,8 @@ def check_takes(network: PreTrainedModel, channels: int, height: int, width: int
 
 @contextmanager
 def _quiet(mismatches: bool, missing: bool = False) -> Iterator[None]:
-    """Inside, transformers asks no service of the Hub to convert pickled weights, and reports no mismatches, and none that are `missing`,
-    where those were asked for."""
+    """Context manager that keeps transformers quiet: it does not ask the Hub to convert pickled weights, and reports no mismatches, nor
+    `missing` weights, if those were requested."""
     name, logger = "DISABLE_SAFETENSORS_CONVERSION", logging.getLogger("transformers.modeling_utils")
     before = os.environ.get(name)
 
@@ -368,14 +369,14 @@ def _quiet(mismatches: bool, missing: bool = False) -> Iterator[None]:
 
 
 def load_strictly(model: nn.Module, folder: str | os.PathLike, unsaved: frozenset[str] = frozenset()) -> None:
-    """Loads the weights that `model.save_pretrained(folder)` wrote, in place. Those that are `unsaved`, by name, stay as they are.
+    """Loads the weights that `model.save_pretrained(folder)` wrote, in place. Weights named in `unsaved` stay as they are.
 
-    Through `from_pretrained`, which knows old names of parameters; a plain `load_state_dict`, as the Trainer does it, leaves
-    a resumed ViT half fresh. Raises ValueError when any weight is missing, left over or of another shape.
+    It goes through `from_pretrained`, which knows old names of parameters. A plain `load_state_dict`, as in the Trainer, would leave half of
+    a resumed ViT with fresh weights. Raises ValueError if any weight is missing, unexpected or of another shape.
     """
     if not any(Path(folder).glob("*.safetensors")):
         raise ValueError(f"{folder} was expected to hold a model in safetensors, got none; give the folder of a complete checkpoint.")
-    # on the CPU, and apart from the random streams of the run
+    # on the CPU, and without a change of the run's random streams
     with torch.random.fork_rng(devices=[]), _quiet(bool(unsaved), missing=True):
         loaded, report = type(model).from_pretrained(
             folder, config=model.config, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True

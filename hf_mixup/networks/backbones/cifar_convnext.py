@@ -1,4 +1,4 @@
-"""ConvNeXt for small images: transformers' network behind a 3x3 stem that keeps their size."""
+"""ConvNeXt for small images: transformers' network with a 3x3 stem that keeps the image size."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from transformers import ConvNextConfig, ConvNextForImageClassification, ConvNex
 
 
 class CifarConvNextConfig(ConvNextConfig):
-    """That of transformers; the defaults are ConvNeXt-T. `patch_size` is one pixel."""
+    """transformers' config; the defaults are ConvNeXt-T. `patch_size` is one pixel."""
 
     model_type = "cifar_convnext"
 
@@ -17,7 +17,7 @@ class CifarConvNextConfig(ConvNextConfig):
 
 
 class CifarConvNextForImageClassification(ConvNextForImageClassification):
-    """ConvNeXt (arXiv:2201.03545) as OpenMixup's CIFAR-100 tables have it: maps of 32, 16, 8 and 4 pixels of images of 32.
+    """ConvNeXt (arXiv:2201.03545) as in OpenMixup's CIFAR-100 tables: images of 32 pixels give maps of 32, 16, 8 and 4 pixels.
     27,895,012 parameters with 100 classes."""
 
     config_class = CifarConvNextConfig
@@ -25,7 +25,7 @@ class CifarConvNextForImageClassification(ConvNextForImageClassification):
     def __init__(self, config: CifarConvNextConfig):
         super().__init__(config)
         self.convnext.embeddings.patch_embeddings = _stem(config)
-        self.post_init()  # of the new stem; what is initialised already stays
+        self.post_init()  # initialises the new stem; initialised weights stay
 
 
 class CifarConvNextModel(ConvNextModel):

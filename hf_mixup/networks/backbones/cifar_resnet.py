@@ -14,11 +14,11 @@ class CifarResNetConfig(PreTrainedConfig):
     """
     Args:
         layer_type: `basic` (two 3x3 convolutions) or `bottleneck` (1x1, 3x3, 1x1, the output 4 times as wide).
-        depths: blocks of each stage; every stage but the first halves the image.
-        widths: channels of the 3x3 convolutions of each stage, before `groups` and `base_width` act.
+        depths: number of blocks of each stage; every stage but the first halves the image.
+        widths: channels of the 3x3 convolutions of each stage, before `groups` and `base_width` are applied.
         embedding_size: channels of the stem.
         groups, base_width: 32 and 4 make a ResNeXt 32x4d.
-        num_channels: of the images.
+        num_channels: number of channels of the images.
     """
 
     model_type = "cifar_resnet"
@@ -86,12 +86,12 @@ class CifarResNetForImageClassification(StagedClassifier):
         elif isinstance(module, nn.BatchNorm2d):
             nn.init.ones_(module.weight)
             nn.init.zeros_(module.bias)
-            # through torch.nn.init, which transformers guards: values that were loaded stay
+            # by torch.nn.init, which transformers guards, so loaded values stay
             nn.init.zeros_(module.running_mean)
             nn.init.ones_(module.running_var)
             nn.init.zeros_(module.num_batches_tracked)
         elif isinstance(module, nn.Linear):
-            # as torch initialises it; transformers builds the modules without values
+            # torch's initialisation, because transformers builds the modules without values
             module.reset_parameters()
 
 

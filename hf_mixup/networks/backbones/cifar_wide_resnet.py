@@ -1,4 +1,4 @@
-"""Wide ResNets for small images, in the form that OpenMixup's CIFAR-100 table trained."""
+"""Wide ResNets for small images, in the form of OpenMixup's CIFAR-100 table."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ class CifarWideResNetConfig(PreTrainedConfig):
     """The defaults are WRN-28-8.
 
     Args:
-        depth: layers, 6 n + 4: n blocks of two convolutions in each of three stages.
-        widen_factor: times the 16, 32 and 64 channels of the stages.
-        num_channels: of the images.
+        depth: number of layers, 6 n + 4: n blocks of two convolutions in each of three stages.
+        widen_factor: factor of the 16, 32 and 64 channels of the stages.
+        num_channels: number of channels of the images.
     """
 
     model_type = "cifar_wide_resnet"
@@ -47,8 +47,8 @@ class _Block(nn.Module):
 class CifarWideResNetForImageClassification(StagedClassifier):
     """WRN-28-8 (Zagoruyko and Komodakis, BMVC 2016, arXiv:1605.07146): 23,409,092 parameters with 100 classes.
 
-    As in OpenMixup, unlike the paper: convolutions have biases, ReLUs leak a tenth, batch norms follow slowly, and the first
-    block of all hands its activated input to its shortcut.
+    Deviations: as in OpenMixup, and unlike the paper, convolutions have biases, ReLUs have a negative slope of 0.1, batch norms update
+    slowly, and the very first block uses its activated input in the shortcut.
     """
 
     config_class = CifarWideResNetConfig
@@ -79,7 +79,7 @@ class CifarWideResNetForImageClassification(StagedClassifier):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="leaky_relu")
             nn.init.zeros_(module.bias)
         elif isinstance(module, nn.BatchNorm2d | nn.Linear):
-            # as torch initialises them; transformers builds the modules without values
+            # torch's initialisation, because transformers builds the modules without values
             module.reset_parameters()
 
 

@@ -1,4 +1,4 @@
-"""MogaNet: convolutions of several orders, gated, which neither transformers nor timm has."""
+"""MogaNet: gated convolutions of several orders. Neither transformers nor timm has it."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ class MogaNetConfig(PreTrainedConfig):
     """The defaults are MogaNet-T.
 
     Args:
-        depths, widths: blocks and channels of each stage; widths are multiples of 8.
-        ffn_ratios: how many times wider the channel mixers are than their stage.
-        drop_path_rate: of the last block; it rises linearly from 0.
-        layer_scale: what residual branches and element-wise scales start at.
-        num_channels: of the images.
+        depths, widths: numbers of blocks and of channels of each stage; widths are multiples of 8.
+        ffn_ratios: width of the channel mixers, as a multiple of their stage's.
+        drop_path_rate: rate of the last block; it rises linearly from 0.
+        layer_scale: initial value of residual branches and element-wise scales.
+        num_channels: number of channels of the images.
     """
 
     model_type = "moganet"
@@ -44,7 +44,7 @@ class _Scale(nn.Module):
 
 
 class _DropPath(nn.Module):
-    """Leaves the branch out for a share of the images, in training."""
+    """Drops the branch for a share of the images, in training."""
 
     def __init__(self, rate: float):
         super().__init__()
@@ -58,7 +58,7 @@ class _DropPath(nn.Module):
 
 
 class _MultiOrder(nn.Module):
-    """Depth-wise convolutions of growing reach: on all channels, then on three and on four eighths of them."""
+    """Depth-wise convolutions of growing size: on all channels, then on three eighths and on four eighths of them."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -75,7 +75,7 @@ class _MultiOrder(nn.Module):
 
 
 class _Spatial(nn.Module):
-    """Gated aggregation of several orders: what differs from the mean is scaled up, then gate and values are multiplied."""
+    """Gated aggregation of several orders: the difference from the mean is scaled, then gate and values are multiplied."""
 
     def __init__(self, channels: int, value: float):
         super().__init__()
@@ -92,7 +92,7 @@ class _Spatial(nn.Module):
 
 
 class _Channels(nn.Module):
-    """A feed-forward layer with a depth-wise convolution, whose channels are told apart from what they have in common."""
+    """A feed-forward layer with a depth-wise convolution, which scales the difference of the channels from their common part."""
 
     def __init__(self, channels: int, inner: int, value: float):
         super().__init__()

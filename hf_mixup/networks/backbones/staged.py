@@ -1,4 +1,4 @@
-"""What our own convolutional networks share: a stem, stages, the mean over places, a linear classifier."""
+"""The base of our own convolutional networks: a stem, stages, the mean over places, a linear classifier."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from transformers.modeling_outputs import BaseModelOutputWithPoolingAndNoAttenti
 
 
 class StagedClassifier(PreTrainedModel):
-    """Abstract: a network builds `stem`, `stages` and `classifier`, and initialises them."""
+    """Abstract: a subclass builds and initialises `stem`, `stages` and `classifier`."""
 
     main_input_name = "pixel_values"
     accepts_loss_kwargs = False
     _no_split_modules = ("_Block",)
 
     def maps(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
-        """The stem's map and those after every stage, (B, C, h, w)."""
+        """The maps (B, C, h, w) after the stem and after every stage."""
         states = [self.stem(pixel_values)]
         for stage in self.stages:
             states.append(stage(states[-1]))
@@ -24,7 +24,7 @@ class StagedClassifier(PreTrainedModel):
     def forward(
         self, pixel_values: Tensor, labels: Tensor | None = None, output_hidden_states: bool = False, **kwargs
     ) -> ImageClassifierOutputWithNoAttention:
-        """`hidden_states` are the stem's map and those after every stage, (B, C, h, w)."""
+        """`hidden_states` are the maps (B, C, h, w) after the stem and after every stage."""
         states = self.maps(pixel_values)
         logits = self.classifier(states[-1].mean((2, 3)))
         loss = None if labels is None else self.loss_function(labels, logits, self.config)
@@ -32,12 +32,12 @@ class StagedClassifier(PreTrainedModel):
 
 
 def classifier_for(channels: int, num_labels: int) -> nn.Module:
-    """A linear layer; without classes none, as in transformers' networks."""
+    """A linear layer, or the identity for 0 classes, as in transformers' networks."""
     return nn.Linear(channels, num_labels) if num_labels else nn.Identity()
 
 
 class Headless:
-    """Beside a StagedClassifier: the same network without its classifier, which AutoModel loads."""
+    """Mixin of a StagedClassifier: the same network without its classifier, for AutoModel."""
 
     _keys_to_ignore_on_load_unexpected = (r"^classifier\.",)
 

@@ -1,4 +1,4 @@
-"""What methods see of images and networks beyond the pixels: one table, so that no step knows any by name."""
+"""The signals that methods read from images and networks, in one table, so no step names a signal."""
 
 from hf_mixup.networks.signals.attention import Attention, AttentionLayers, PatchAttention, TokenGrid, TokenScores
 from hf_mixup.networks.signals.features import Activation, Features
@@ -6,9 +6,9 @@ from hf_mixup.networks.signals.merging import MergedAttention
 from hf_mixup.networks.signals.saliency import InputGradient, Saliency
 from hf_mixup.networks.signals.signal import Signal
 
-# `images` and `targets` (B, num_labels) are there without asking, and `logits` for labels
+# `images` and `targets` (B, num_labels) are always there, and `logits` for label policies
 SIGNALS: dict[str, type[Signal]] = {
-    "input_grad": InputGradient,  # before saliency, which is made of it
+    "input_grad": InputGradient,  # before saliency, which is computed from it
     "saliency": Saliency,
     "features": Features,
     "activation": Activation,

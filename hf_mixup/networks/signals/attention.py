@@ -1,4 +1,4 @@
-"""What a network attends to, recomputed in passing from what goes into a block, so that fused attention stays in use."""
+"""The attention of a network. It is recomputed from a block's input during a pass, so the network can keep its fused attention."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from hf_mixup.networks.signals.signal import EarlySignal, LateSignal, reading, r
 class Reader:
     """Recomputes the attention of one block from the block's arguments, in float32.
 
-    It is that of the softmax, before dropout, as the methods' own codes have it.
+    It is the softmax before dropout, as in the methods' own code.
     """
 
     def __init__(self, row: Blocks, block: nn.Module):
@@ -28,26 +28,26 @@ class Reader:
         merged = 1 if row.reduction is None else getattr(self.attention, row.reduction)
         if merged != 1 or getattr(self.attention, "linear_attention", False):
             raise ValueError(
-                f"attention from every patch to every patch is needed, got a {type(block).__name__} that merges keys; "
-                "take a network whose last stage does not."
+                f"the method needs attention from every patch to every patch, got a {type(block).__name__} that merges keys; "
+                "use a network whose last stage does not."
             )
 
     def importance(self, hidden: Tensor, *rest: Any) -> Tensor:
-        """What the class token attends to, or `received` where no class token is classified. (B, N) or (B, h, w)."""
+        """The class token's attention, or `received` if no class token is classified: (B, N) or (B, h, w)."""
         return self.class_row(hidden) if self.row.class_token else self.received(hidden, *rest)
 
     def class_row(self, hidden: Tensor) -> Tensor:
-        """(B, N): the mean over heads."""
+        """The class token's attention, (B, N), the mean over heads."""
         hidden = self._normalised(hidden)
         (query, query_bias), (key, _) = self._projections()
         asked = F.linear(hidden[:, 0], query, query_bias).unflatten(1, (self._heads, -1))
-        # instead of every token's key, one vector a head that stands in for `asked` before the key matrix: a fraction of the
-        # work. The bias of the keys adds the same to every token, which the softmax does not see
+        # instead of every token's key: one vector for each head, `asked` times the key matrix, which is much less work.
+        # The bias of the keys adds the same number for every token, and the softmax ignores it
         asked = torch.einsum("bhd,hdc->bhc", asked * asked.shape[2] ** -0.5, key.unflatten(0, (self._heads, -1)))
         return (asked @ hidden.mT).softmax(-1).mean(1)
 
     def received(self, hidden: Tensor, *rest: Any) -> Tensor:
-        """How much of the other patches' attention every patch gets, as the mean over heads and patches. (B, N) or (B, h, w)."""
+        """The attention that each patch gets from the patches, the mean over heads and patches: (B, N) or (B, h, w)."""
         hidden = self._normalised(hidden)
         if self.row.windows:
             return self._received_in_windows(hidden if hidden.ndim == 4 else hidden.unflatten(1, rest[0]))
@@ -55,11 +55,11 @@ class Reader:
         return sum(attention[:, first:, first:].mean(1) for attention in self._maps(hidden)) / self._heads
 
     def full(self, hidden: Tensor, *rest: Any) -> Tensor:
-        """(B, N, N): rows are the tokens that attend. The mean over heads."""
+        """All attention, (B, N, N), the mean over heads. Rows are the tokens that attend."""
         return sum(self._maps(self._normalised(hidden))) / self._heads
 
     def keys(self, hidden: Tensor, *rest: Any) -> Tensor:
-        """(B, N, d): the key of every token. The mean over heads."""
+        """The key of every token, (B, N, d), the mean over heads."""
         weight, bias = self._projections()[1]
         return F.linear(self._normalised(hidden), weight, bias).unflatten(2, (self._heads, -1)).mean(2)
 
@@ -76,13 +76,13 @@ class Reader:
         linear = [self.attention.get_submodule(name) for name in self.row.projections]
         weights = [effective_weight(module).float() for module in linear]
         biases = [None if module.bias is None else module.bias.float() for module in linear]
-        if len(linear) == 1:  # query, key and value in one
+        if len(linear) == 1:  # query, key and value in one matrix
             weights = weights[0].chunk(3)
             biases = [None, None] if biases[0] is None else biases[0].chunk(3)
         return list(zip(weights[:2], biases[:2], strict=True))
 
     def _maps(self, hidden: Tensor, bias: Tensor | None = None) -> Iterator[Tensor]:
-        """(B, N, N) for one head after the other: all at once they could be the largest tensor of the step."""
+        """(B, N, N) for one head after the other. All heads together could be the largest tensor of the step."""
         query, key = (F.linear(hidden, *part).unflatten(2, (self._heads, -1)).transpose(1, 2) for part in self._projections())
         query = query * query.shape[3] ** -0.5
         for head in range(self._heads):
@@ -90,18 +90,18 @@ class Reader:
             yield (scores if bias is None else scores + bias[:, head]).softmax(-1)
 
     def _received_in_windows(self, hidden: Tensor) -> Tensor:
-        """From (B, h, w, C) as the block does: into shifted windows, attention inside, and back. (B, h, w)."""
+        """(B, h, w) from (B, h, w, C), as in the block: shift and cut into windows, attention inside, and back."""
         timm = self.row.projections == ("qkv",)
         batch, height, width, _ = hidden.shape
         (down, across), shift = _pair(self.block.window_size), _pair(self.block.shift_size)
         away, back = (-shift[0], -shift[1]), shift
         padding = (0, 0, 0, -width % across, 0, -height % down)
-        # what is padded before it is shifted is not the same as what is shifted before it is padded
+        # padding before shifting differs from shifting before padding
         hidden = F.pad(hidden.roll(away, (1, 2)), padding) if timm else F.pad(hidden, padding).roll(away, (1, 2))
         size = tuple(hidden.shape[1:3])
         bias = (self.attention._get_rel_pos_bias() if timm else self.attention.relative_position_bias()).float()
         if any(shift):
-            # what a shift brings together from opposite sides of the image does not see each other
+            # patches from opposite sides of the image, which the shift joins, do not attend to each other
             rows, columns = (_regions(*line, hidden.device) for line in zip(size, (down, across), shift, strict=True))
             region = _windows((3 * rows[:, None] + columns)[None, :, :, None], down, across)
             bias = bias - 100.0 * (region != region.mT)[:, None].repeat(batch, 1, 1, 1)
@@ -117,22 +117,22 @@ def _pair(value: int | tuple[int, int]) -> tuple[int, int]:
 
 
 def _windows(hidden: Tensor, down: int, across: int) -> Tensor:
-    """(B, H, W, C) to (B * windows, down * across, C)."""
+    """Cuts (B, H, W, C) into windows (B * windows, down * across, C)."""
     batch, height, width, channels = hidden.shape
     cut = hidden.view(batch, height // down, down, width // across, across, channels).transpose(2, 3)
     return cut.reshape(-1, down * across, channels)
 
 
 def _regions(length: int, window: int, shift: int, device: torch.device) -> Tensor:
-    """(length,): 0 in front, 1 in the last window, 2 for what was shifted in from the other end."""
+    """(length,): 0 at the front, 1 in the last window, 2 for places that were shifted in from the other end."""
     place = torch.arange(length, device=device)
     return (place >= length - window).long() + (place >= length - shift).long()
 
 
 def attention_tap(block: nn.Module, read: Callable[..., Tensor]) -> Tap:
-    """What `read` makes of a block's input.
+    """A tap that applies `read` to a block's input.
 
-    It is read at the block, not inside, while parameters sharded by FSDP are there; in float32 and without gradients.
+    It reads at the block, not inside, while the parameters that FSDP shards are gathered; in float32 and without gradients.
     """
 
     def passing(args: tuple, output: Any) -> Tensor:
@@ -156,7 +156,7 @@ class GridAttention:
         self.read = getattr(Reader(row, self.block), kind)
 
     def tap(self, size: tuple[int, int]) -> Tap:
-        """`size` is (H, W) of the images that are to pass."""
+        """`size` is (H, W) of the images of the pass."""
 
         def on_grid(*args: Any) -> Tensor:
             share = self.read(*args)
@@ -180,7 +180,7 @@ class Attention(LateSignal):
 
 
 class TokenScores(EarlySignal):
-    """(B, h, w), at least 0: what every place of a clean image is worth to its label."""
+    """(B, h, w), at least 0: how important each place of a clean image is for its label."""
 
     def __init__(self, network: nn.Module, policy: Policy):
         self.network, self.policy = network, policy
@@ -197,9 +197,9 @@ class TokenScores(EarlySignal):
 
 
 class PatchAttention(EarlySignal):
-    """(B, h, w): how much of the patches' attention every patch of a clean image gets.
+    """(B, h, w): the attention that each patch of a clean image gets from the patches.
 
-    Leaves `clean_logits` (B, num_labels) of that pass in the signals too.
+    It also adds `clean_logits` (B, num_labels) of that pass to the signals.
     """
 
     def __init__(self, network: nn.Module, policy: Policy):
@@ -213,7 +213,7 @@ class PatchAttention(EarlySignal):
 
 
 class TokenGrid(EarlySignal):
-    """(h, w), of which only the shape says something: the one grid of tokens that a network has from first to last."""
+    """(h, w), of which only the shape matters: the grid of tokens that all blocks of the network have."""
 
     def __init__(self, network: nn.Module, policy: Policy):
         blocks_of_one_grid(network)
@@ -225,7 +225,7 @@ class TokenGrid(EarlySignal):
 
 
 class AttentionLayers(LateSignal):
-    """(B, L, N, N): the attention of all blocks while the mixed images pass, as the mean over heads; rows are those that attend."""
+    """(B, L, N, N): the attention of all L blocks in the pass of the mixed images, the mean over heads; rows are the tokens that attend."""
 
     def __init__(self, network: nn.Module, policy: Policy):
         row, self.modules = blocks_of_one_grid(network)

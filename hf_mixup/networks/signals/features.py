@@ -1,4 +1,4 @@
-"""Feature maps: read from a network's stages in passing, and what is made of them."""
+"""Feature maps: read from a network's stages during a pass, and the signals made from them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hf_mixup.networks.signals.signal import EarlySignal, reading, resized
 
 
 class Stages:
-    """Stages of a network, to be read as maps. `names` are of `stage_names`; by default the last one."""
+    """Reads stages of a network as maps. `names` are from `stage_names`; default: the last stage."""
 
     def __init__(self, network: nn.Module, names: Sequence[str] | None = None):
         known = stage_names(network)
@@ -26,12 +26,12 @@ class Stages:
         self.modules = [module_of(network, name) for name in names or known[-1:]]
 
     def taps(self, size: tuple[int, int]) -> list[Tap]:
-        """One for each stage, which reads (B, C, h, w); `size` is (H, W) of the images that are to pass."""
+        """One tap for each stage, which reads maps (B, C, h, w). `size` is (H, W) of the images of the pass."""
         return [Tap(module, lambda args, output: self.layout.maps(output, size)) for module in self.modules]
 
 
 def last_feature_map(network: nn.Module, images: Tensor) -> Tensor:
-    """(B, C, h, w): what the network pools, in evaluation mode and without gradients."""
+    """(B, C, h, w): the map that the network pools, in evaluation mode and without gradients."""
     return _read(network, Stages(network), images)
 
 
@@ -42,7 +42,7 @@ def _read(network: nn.Module, stages: Stages, images: Tensor) -> Tensor:
 
 
 def normalised(network: nn.Module, features: Tensor) -> Tensor:
-    """The last map (B, C, h, w) in float32, every place through the network's final norm, where it has one."""
+    """The last map (B, C, h, w) in float32, with every place normalised by the network's final norm, if it has one."""
     norm = final_norm(network)
     if norm is None:
         return features.float()
@@ -53,10 +53,9 @@ def normalised(network: nn.Module, features: Tensor) -> Tensor:
 
 
 def class_activation(network: nn.Module, features: Tensor, targets: Tensor) -> Tensor:
-    """(B, h, w) float32: what every place of the last map (B, C, h, w) says for the image's own class (arXiv:1512.04150).
+    """(B, h, w) float32: how much each place of the last map (B, C, h, w) speaks for the image's own class (arXiv:1512.04150).
 
-    Where a layer normalises what is classified, every place is normalised by it; elsewhere negative features count as none,
-    as in SnapMix's code.
+    If a layer normalises what is classified, it normalises every place. Otherwise negative features count as 0, as in SnapMix's code.
     """
     classifier = classifier_of(network)
     with torch.autocast(features.device.type, enabled=False):

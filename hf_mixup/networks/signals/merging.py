@@ -1,4 +1,4 @@
-"""Attention in a pass in which alike tokens are merged (ToMe, arXiv:2210.09461)."""
+"""Attention in a pass that merges similar tokens (ToMe, arXiv:2210.09461)."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from hf_mixup.networks.signals.signal import EarlySignal, reading
 
 
 class MergedAttention(EarlySignal):
-    """(B, h, w) float32: how much every patch of a clean image attends to the class token, the mean over heads, in one block of a pass in
-    which patches with alike keys are merged after every block before it. Patches that were merged have one value.
+    """(B, h, w) float32: how much each patch of a clean image attends to the class token in one block, the mean over heads. In this pass,
+    patches with similar keys are merged after every earlier block. Patches that were merged have one value.
 
-    The policy says how many are merged (`merged`, a share of all) and which block is read (`depth`, a share of the blocks).
+    The policy's fields set how many are merged (`merged`, a share of all) and which block is read (`depth`, a share of the blocks).
     """
 
     def __init__(self, network: nn.Module, policy: Policy):
@@ -32,7 +32,7 @@ class MergedAttention(EarlySignal):
     def take(self, images: Tensor, targets: Tensor, signals: Signals) -> Tensor:
         height, width = (side // patch for side, patch in zip(images.shape[2:], self.layout.patch, strict=True))
         prefix, away = self.row.prefix, merge_counts(int(self.merged * height * width), self.count)
-        place = torch.arange(height * width, device=images.device).expand(len(images), -1)  # of every patch, the token that it is in
+        place = torch.arange(height * width, device=images.device).expand(len(images), -1)  # for each patch, the index of its token
         keys: list[Tensor] = []
         sizes = None
 
@@ -40,14 +40,14 @@ class MergedAttention(EarlySignal):
             nonlocal place, sizes
             hidden = first_tensor(output)
             with torch.autocast(hidden.device.type, enabled=False):
-                # tokens that are no patch stay; the two halves that are matched alternate in all tokens, as in ToMe
+                # tokens that are not patches stay; the two matched halves alternate over all tokens, as in ToMe
                 into, left = matched_tokens(keys[-1][:, prefix:], count, prefix % 2)
                 patches, sizes = merged_tokens(hidden[:, prefix:].float(), sizes, into, left)
             place = into.gather(1, place)
             return with_first(output, torch.cat([hidden[:, :prefix], patches.to(hidden.dtype)], 1))
 
         *before, last = self.modules
-        # read first, and changed after that
+        # it is read first and changed afterwards
         taps = [
             attention_tap(block, lambda *args, reader=reader: keys.append(reader.keys(*args)))
             for block, reader in zip(before, self.readers, strict=False)
@@ -61,17 +61,17 @@ class MergedAttention(EarlySignal):
 
 
 def merge_counts(total: int, blocks: int) -> list[int]:
-    """How many tokens go in each block: `total` in all, on a line from 3 parts in the first block to 1 in the last."""
+    """How many tokens each block merges, `total` in all. The number falls linearly, from 3 parts in the first block to 1 in the last."""
     steps = torch.linspace(1.5, 0.5, blocks, dtype=torch.float64).cumsum(0)
     ends = (steps / steps[-1] * total).round().long()
     return ends.diff(prepend=ends.new_zeros(1)).tolist()
 
 
 def matched_tokens(keys: Tensor, count: int, odd: int) -> tuple[Tensor, int]:
-    """(B, N) int64, of every token the one that it is in after merging, given keys (B, N, d); and how many are left.
+    """Merges `count` tokens by their keys (B, N, d). Returns the new index of each token, (B, N) int64, and how many tokens are left.
 
-    Every second token, from `odd` on, is matched with the token of the others whose key has the largest cosine with its own; the `count`
-    best matches are merged, no more than there are. Those that stay come first, in order, then the others.
+    Every second token, from `odd` on, is matched with the token among the others whose key has the largest cosine with its own. The `count`
+    best matches are merged, or fewer if there are fewer. Tokens that stay come first, in order, then the others.
     """
     keys = keys / keys.norm(dim=2, keepdim=True).clamp(min=1e-12)
     every = torch.arange(keys.shape[1], device=keys.device)
@@ -89,7 +89,7 @@ def matched_tokens(keys: Tensor, count: int, odd: int) -> tuple[Tensor, int]:
 
 
 def merged_tokens(tokens: Tensor, sizes: Tensor | None, into: Tensor, left: int) -> tuple[Tensor, Tensor]:
-    """The means of what is merged, (B, left, C), and how many patches are in each, (B, left, 1), of tokens (B, N, C) with `sizes`."""
+    """Merges tokens (B, N, C) with `sizes`: the means (B, left, C), and the number of patches in each (B, left, 1)."""
     sizes = tokens.new_ones(*tokens.shape[:2], 1) if sizes is None else sizes
     index = into[:, :, None]
     together = tokens.new_zeros(len(tokens), left, 1).scatter_add_(1, index, sizes)

@@ -1,4 +1,4 @@
-"""Input-gradient saliency, as PuzzleMix and its kin define it."""
+"""Input-gradient saliency, as PuzzleMix and related methods define it."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from hf_mixup.networks.signals.signal import EarlySignal, evaluating
 def input_gradient(network: nn.Module, images: Tensor, targets: Tensor, others: Mapping[str, Tensor] = NOTHING) -> Tensor:
     """`dL / dx`, (B, C, H, W) float32 of `planes`, with L the sum of the images' cross-entropies.
 
-    In evaluation mode: the images do not influence each other, and batch statistics stay. Parameters' `.grad`, and gradients
-    accumulated there, are not touched. Consumers divide by the sum over the image, so the sum instead of the official codes'
-    mean over the batch only keeps small numbers away from zero.
+    It runs in evaluation mode, so images do not influence each other and batch statistics stay. Parameters' `.grad`, and accumulated
+    gradients, are not changed. The official codes use the mean over the batch. The sum only keeps small numbers away from zero, because
+    users of the gradient divide by its sum over the image.
     """
     with torch.enable_grad(), evaluating(network):
         return _gradient(network, images, targets, others, keep=False)[0]
 
 
 def clean_gradient(network: nn.Module, images: Tensor, targets: Tensor, others: Mapping[str, Tensor] = NOTHING) -> tuple[Tensor, Tensor]:
-    """The same from a pass in training mode, and the mean cross-entropy of that pass, still in the graph.
+    """`input_gradient` from a pass in training mode, and the mean cross-entropy of that pass, still in the graph.
 
-    The clean images' loss is then trained on as well, and batch statistics move twice a step, as in the official code with
+    The loss on the clean images is then trained too, and batch statistics are updated twice a step, as in the official code with
     `clean_lam > 0`.
     """
     with torch.enable_grad():
@@ -42,7 +42,7 @@ def saliency_of(gradient: Tensor) -> Tensor:
 
 
 def input_saliency(network: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
-    """(B, H, W) float32, of `input_gradient`."""
+    """The saliency (B, H, W) float32 of `input_gradient`."""
     return saliency_of(input_gradient(network, images, targets))
 
 
@@ -50,10 +50,10 @@ def _gradient(network: nn.Module, images: Tensor, targets: Tensor, others: Mappi
     images = images.detach().requires_grad_()
     logits = logits_of(network, images, others)
     losses = -(targets * F.log_softmax(logits.float(), 1)).sum(1)
-    # in float32, which the gradient of a sure network at logits in half precision would leave at 0
+    # in float32, because with half-precision logits the gradient of a confident network would be 0
     apart = logits.detach().float().requires_grad_()
     at_logits = torch.autograd.grad(-(targets * F.log_softmax(apart, 1)).sum(), apart)[0]
-    # on its way down an image's gradient starts at the same power of two, however sure the network is: float16 would lose it
+    # scaled so that each image's gradient starts at the same power of two; for a confident network it would underflow in float16
     scale = torch.exp2((2**8 / at_logits.abs().amax(1).clamp_min(1e-30)).log2().floor())
     scaled = (at_logits * scale[:, None]).to(logits.dtype)
     gradient = planes(torch.autograd.grad(logits, images, scaled, retain_graph=keep)[0].float())
@@ -61,7 +61,7 @@ def _gradient(network: nn.Module, images: Tensor, targets: Tensor, others: Mappi
 
 
 class InputGradient(EarlySignal):
-    """(B, C, H, W). With the policy's `clean_lam` above 0, also the clean images' loss."""
+    """(B, C, H, W). With the policy's `clean_lam` above 0, it also gives the loss on the clean images."""
 
     def __init__(self, network: nn.Module, policy: Policy):
         self.network, self.policy = network, policy

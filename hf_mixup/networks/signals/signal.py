@@ -1,4 +1,4 @@
-"""What a signal is, and how networks are read without leaving a trace."""
+"""The base of all signals, and tools to read networks without changing them."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from hf_mixup.networks.passes import Tap
 class Signal(ABC):
     """One kind of evidence. Subclasses are either an `EarlySignal` or a `LateSignal`.
 
-    Raises ValueError for a network that cannot give it.
+    Raises ValueError if the network cannot give it.
 
     Args:
-        network: the image classifier that it is taken from: the one in training, or the policy's frozen teacher.
-        policy: the policy that asks.
+        network: the image classifier that gives it: the one in training, or the policy's frozen teacher.
+        policy: the policy that reads it.
 
     Attributes:
-        modules: those of the network that are watched.
+        modules: modules of the network that are watched.
     """
 
     modules: Sequence[nn.Module] = ()
@@ -34,28 +34,28 @@ class Signal(ABC):
 
 
 class EarlySignal(Signal):
-    """Taken from the clean images, before anything is planned."""
+    """A signal of the clean images, computed before the plan."""
 
     @abstractmethod
     def take(self, images: Tensor, targets: Tensor, signals: Signals) -> Tensor:
-        """`images` (B, C, H, W), `targets` (B, num_labels). `signals` holds those taken so far; only its `loss` may be set."""
+        """`images` (B, C, H, W), `targets` (B, num_labels). `signals` holds the earlier ones; only its `loss` may be changed."""
 
 
 class LateSignal(Signal):
-    """Seen during the forward pass of the mixed images."""
+    """A signal of the forward pass of the mixed images."""
 
     @abstractmethod
     def taps(self, size: tuple[int, int]) -> list[Tap]:
-        """What is watched in that pass, of images of `size`, (H, W)."""
+        """The taps of that pass, for images of `size` (H, W)."""
 
     @abstractmethod
     def value(self, seen: list[Tensor]) -> Tensor:
-        """The signal, from what the taps read."""
+        """The signal, from the values that the taps read."""
 
 
 @contextmanager
 def evaluating(network: nn.Module) -> Iterator[None]:
-    """The network in evaluation mode, so that neither batch statistics nor dropout streams move; every module's mode is restored."""
+    """Context manager: the network in evaluation mode, so batch statistics and dropout streams stay. Every module's mode is restored."""
     modes = [(module, module.training) for module in network.modules()]
     network.eval()
     try:
@@ -63,23 +63,24 @@ def evaluating(network: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes:
             module.training = mode
-        # some releases keep autocast's half-precision weights of a pass without gradients for the training pass, which then
-        # gives the weights none
+        # some releases reuse the half-precision weights that autocast cached in a pass without gradients, and the training pass then
+        # gives those weights no gradients
         torch.clear_autocast_cache()
 
 
 @contextmanager
 def reading(network: nn.Module) -> Iterator[None]:
-    """The network in evaluation mode and without gradients."""
+    """Context manager: the network in evaluation mode, without gradients."""
     with torch.no_grad(), evaluating(network):
         yield
 
 
 @contextmanager
 def gathered(model: nn.Module) -> Iterator[None]:
-    """Under FSDP2 any backward pass ends by giving the gathered parameters back; inside, one within a forward pass does not.
+    """Context manager for FSDP2, which shards parameters again after every backward pass: inside it, a backward pass within a forward pass
+    does not.
 
-    `model` is the root, whose forward that is; elsewhere nothing happens.
+    `model` is the root of that forward pass. Without FSDP2 nothing happens.
     """
     sharded = False
     if torch.distributed.is_available() and torch.distributed.is_initialized():
@@ -98,7 +99,7 @@ def gathered(model: nn.Module) -> Iterator[None]:
 
 
 def resized(images: Tensor, size: int | None) -> Tensor:
-    """The images as a network of another size wants them."""
+    """The images resized to `size` pixels a side; unchanged if `size` is None."""
     if size is None or tuple(images.shape[2:]) == (size, size):
         return images
     return F.interpolate(images, (size, size), mode="bilinear", align_corners=False)
