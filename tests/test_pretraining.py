@@ -665,7 +665,7 @@ def test_the_script_is_thin():
 
 
 def test_arguments_of_labels_are_refused():
-    with pytest.raises(ValueError, match="--views says how images are augmented"):
+    with pytest.raises(ValueError, match="--views sets how images are augmented"):
         parse(["--auto_augment", "rand-m9"])
 
 

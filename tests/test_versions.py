@@ -102,7 +102,7 @@ def test_training_works_without_what_only_scripts_need(tmp_path):
         package, sentence = line.split(" | ")
         assert f"must have the package {package}, got No module named '{package}" in sentence
         assert sentence.endswith(f"run `pip install {package}`.")
-    assert "the card goes without the training curve" in done.stderr
+    assert "the card has no training curve" in done.stderr
 
 
 def test_nothing_is_set_in_the_environment(tmp_path, monkeypatch):

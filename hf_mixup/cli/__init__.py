@@ -1,1 +1,1 @@
-"""The command line: `hf-mixup`, and what the scripts share."""
+"""The command line: `hf-mixup`, and the common code of the scripts."""

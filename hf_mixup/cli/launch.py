@@ -1,4 +1,4 @@
-"""Several processes: the arguments of `accelerate launch` are told from those of the script, and the launcher is quiet."""
+"""Several processes: separates the arguments of `accelerate launch` from those of the script, and keeps the launcher quiet."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import torch
 from hf_mixup.cli import train
 from hf_mixup.cli.refusals import Debug
 
-# how processes are spread, in the words of accelerate; several processes alone are --multi_gpu
+# accelerate's options for kinds of distributed training; several processes without one mean --multi_gpu
 SPREADS = (
     "--multi_gpu",
     "--cpu",
@@ -29,14 +29,14 @@ SPREADS = (
 
 
 def launch_or_run(name: str, script: Callable[[str], ModuleType], argv: list[str]) -> None:
-    """Runs the script of a command, which `script` imports, here, or by `accelerate launch` where its arguments, a config file or several GPUs ask for that.
+    """Runs the script of a command, which `script` imports: here, or by `accelerate launch` if its arguments, a config file or several GPUs ask for it.
 
-    What is typed is checked before any process starts. Exits with the status of the processes.
+    The command line is checked before any process starts. Exits with the status of the processes.
     """
     parser = train.parser if name == "train" else script(name).parser
     reader = parser(f"hf-mixup {name}")
     words, launcher = divided(argv, reader._option_string_actions)
-    # refuses, or shows the help, before the script is imported, which takes seconds
+    # raises errors, or shows the help, before the script is imported, which takes seconds
     if name == "train":
         train.settings(words, f"hf-mixup {name}")
     else:
@@ -55,7 +55,7 @@ def asks_for_processes() -> bool:
 
 
 def divided(argv: list[str], own: dict[str, argparse.Action]) -> tuple[list[str], list[str]]:
-    """The words of the script, and those of accelerate's launcher. What both know belongs to the script."""
+    """Splits a command line into the script's words and those of accelerate's launcher. A word that both know belongs to the script."""
     from accelerate.commands.launch import launch_command_parser
 
     theirs = launch_command_parser()._option_string_actions
@@ -84,7 +84,7 @@ def launched(launcher: list[str], name: str, words: list[str]) -> int:
     typed = {word.partition("=")[0].replace("-", "_").replace("__", "--", 1) for word in launcher}
     usual: list[str] = []
     if "--config_file" not in typed and not os.path.isfile(default_config_file):
-        # said, or the launcher tells that it was not
+        # set, because otherwise the launcher reports that it is not
         usual += [] if "--num_processes" in typed else ["--num_processes", str(max(1, torch.cuda.device_count()))]
         for option, value in (("--num_machines", "1"), ("--mixed_precision", "no"), ("--dynamo_backend", "no")):
             usual += [] if option in typed else [option, value]
@@ -92,7 +92,7 @@ def launched(launcher: list[str], name: str, words: list[str]) -> int:
     args = parser.parse_args([*usual, *launcher, "--module", "hf_mixup.cli.launched", name, *words])
     if (args.num_processes or 1) > 1 and not typed & set(SPREADS) and "--config_file" not in typed:
         args.multi_gpu = True
-    # of the processes that are started: what torch's launcher sets, with a warning, and no warnings of its C++ code
+    # for the started processes: the value that torch's launcher would set with a warning, and no warnings of its C++ code
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     if not Debug.on:

@@ -1,4 +1,4 @@
-"""What every process of `hf-mixup train --num_processes N` runs."""
+"""The code of every process of `hf-mixup train --num_processes N` runs."""
 
 import sys
 

@@ -12,17 +12,17 @@ from hf_mixup import __version__
 from hf_mixup.cli.refusals import run
 from hf_mixup.core.places import SCRIPTS
 
-# commands by their scripts; the second of each pair says what it does
+# commands by their scripts; (script, description)
 SCRIPT_OF = {
     "train": ("run_mixup", "train an image classifier with mixing"),
     "pretrain": ("run_pretraining", "pre-train a network without labels, with mixing"),
     "evaluate": ("run_evaluation", "measure calibration and robustness of a checkpoint"),
     "benchmark": ("run_benchmark", "train methods x networks x seeds, and make tables"),
-    "visualize": ("visualize_mixup", "draw what mixing makes of images"),
-    "convert": ("convert_openmixup", "turn a checkpoint of OpenMixup into ours"),
+    "visualize": ("visualize_mixup", "draw mixtures of images"),
+    "convert": ("convert_openmixup", "convert a checkpoint of OpenMixup"),
 }
-OTHERS = {"methods": "list the mixing methods", "env": "show versions, for a report of a bug"}
-LAUNCHED = ("train", "pretrain", "evaluate")  # those that several processes can do together
+OTHERS = {"methods": "list the mixing methods", "env": "show versions, for bug reports"}
+LAUNCHED = ("train", "pretrain", "evaluate")  # commands that can use several processes
 PACKAGES = (
     "torch", "torchvision", "transformers", "accelerate", "huggingface-hub", "datasets", "timm", "safetensors", "evaluate", "scikit-learn",
     "matplotlib", "numpy", "pillow",
@@ -61,10 +61,10 @@ def usage() -> str:
 
 
 def command(name: str, argv: list[str]) -> None:
-    """Raises ValueError for a command that is not known."""
+    """Runs a command. Raises ValueError for an unknown one."""
     if name in OTHERS:
         if argv:
-            raise ValueError(f"hf-mixup {name} must stand alone, got {argv[0]!r}; leave it out.")
+            raise ValueError(f"hf-mixup {name} takes no arguments, got {argv[0]!r}; leave it out.")
         print({"methods": methods, "env": environment}[name]())
     elif name in LAUNCHED:
         from hf_mixup.cli.launch import launch_or_run
@@ -82,7 +82,7 @@ def command(name: str, argv: list[str]) -> None:
 
 
 def script(name: str) -> ModuleType:
-    """The module of a command's script, which lies in training_scripts in a checkout."""
+    """The module of a command's script, which is in training_scripts in a checkout."""
     file = SCRIPT_OF[name][0]
     module = f"hf_mixup.scripts.{file}"
     if module not in sys.modules:
@@ -95,7 +95,7 @@ def script(name: str) -> ModuleType:
 
 
 def methods() -> str:
-    """The table of methods: what each is made of, what it needs, its paper."""
+    """The table of methods: parts, needs and paper of each."""
     from hf_mixup.report.card import methods_rows
 
     rows = [("method", "parts", "needs", "paper"), *methods_rows()]
@@ -104,7 +104,7 @@ def methods() -> str:
 
 
 def environment() -> str:
-    """Versions and devices, a line each."""
+    """Versions and devices, one line each."""
     lines = {"hf_mixup": __version__, "Python": platform.python_version(), "platform": platform.platform(terse=True)}
     for name in PACKAGES:
         try:

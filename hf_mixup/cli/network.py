@@ -1,4 +1,4 @@
-"""The network of a run and the format of its images, as the arguments say."""
+"""The network of a run and the format of its images, from the arguments."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from hf_mixup.networks.backbones import channels_of, check_takes, checkpoint_con
 from hf_mixup.networks.families import is_timm
 from hf_mixup.report.examples import default_architecture
 
-# for images of more than 64 pixels, in the place of the small networks
+# for images of more than 64 pixels, instead of the small networks
 LARGE = {"cifar_resnet20": "resnet18", "vit_mini": "deit_tiny_patch16_224"}
 
 
 def hub_of(model: ModelArguments) -> dict[str, Any]:
-    """How to read the checkpoint."""
+    """Arguments for reading the checkpoint."""
     return {name: getattr(model, name) for name in ("cache_dir", "token", "trust_remote_code")} | {"revision": model.model_revision}
 
 
 def classes_of_checkpoint(model: ModelArguments, args: MixupTrainingArguments) -> KnownClasses | None:
-    """The classes of the network to start from. Raises ValueError where several networks are given."""
+    """The classes of the network to start from. Raises ValueError if several networks are given."""
     given = [name for name in ("model_name_or_path", "architecture", "model_type") if getattr(model, name) is not None]
     if len(given) > 1:
         raise ValueError(f"a run must have one network, got {' and '.join(given)}; keep one of them.")
@@ -73,7 +73,7 @@ def build_model(
 
 
 def described(network: PreTrainedModel, form: ImageFormat, train_size: int | None) -> tuple[PreTrainedModel, ImageFormat]:
-    """Both, with the form written into the config of a timm network, where timm and transformers read it."""
+    """Returns both. For a timm network the format is written into its config, where timm and transformers read it."""
     for sides in (form.sides, *([] if train_size is None else [(train_size, train_size)])):
         check_takes(network, form.channels, *sides)
     if is_timm(network):

@@ -1,4 +1,4 @@
-"""The parser of all scripts: dataclasses become arguments, what was typed is kept apart from defaults, help comes in groups."""
+"""The parser of all scripts: dataclasses become arguments, typed values are kept apart from defaults, and the help has groups."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from hf_mixup.cli.refusals import Debug
 from hf_mixup.core.checks import nearest
 from hf_mixup.core.secrets import keep_secret
 
-# what people type for arguments that are called otherwise, and that no spelling is near to
+# other common names of arguments, which are not close in spelling
 OTHER_NAMES = {
     "--epochs": "--num_train_epochs",
     "--lr": "--learning_rate",
@@ -35,17 +35,17 @@ METAVARS: dict[Any, str] = {int: "N", float: "X", str: "TEXT"}
 class Parser(HfArgumentParser):
     """Arguments of dataclasses.
 
-    No abbreviations; dashes are as good as underscores; every refusal is one sentence.
+    It takes no abbreviations, and dashes like underscores. Every error is one sentence.
 
     Args:
         kinds: dataclasses, each field an argument.
-        prog: how the command is called.
-        usage: what may follow it.
+        prog: name of the command.
+        usage: the text after it in the usage line.
         description: one sentence.
-        groups: of the help, titles and names of arguments in order. Arguments that no group names come last, with --help-all.
-        short: names that --help shows; all if None.
-        told: help texts by name, in the place of those of the fields.
-        without: names of fields that are no arguments here.
+        groups: groups of the help: titles, and names of arguments, in order. Arguments in no group come last, with --help-all.
+        short: names of arguments that --help shows; all if None.
+        told: help texts by name, which replace those of the fields.
+        without: names of fields that are not arguments here.
     """
 
     def __init__(
@@ -75,23 +75,23 @@ class Parser(HfArgumentParser):
         self.groups = {title: list(names) for title, names in (groups or {}).items()}
         self.short = None if short is None else set(short)
         of_transformers = any(action.dest == "debug" for action in self._actions)
-        # in the place of transformers' own, whose value stays possible
+        # replaces transformers' own, whose value stays possible
         self.add_argument("--debug", action=Debug, nargs="*" if of_transformers else 0, help="Show the traceback of an error.")
         self.add_argument("-h", "--help", action="store_true", help="Show the usual arguments.")
         if self.short is not None:
             self.add_argument("--help_all", "--help-all", action="store_true", help="Show all arguments.")
         for action in self._actions:
             action.help = (told or {}).get(action.dest, action.help)
-            if action.type is string_to_bool and action.nargs is None:  # alone it is true, for those without a default too
+            if action.type is string_to_bool and action.nargs is None:  # without a value it is true, also if it has no default
                 action.nargs, action.const = "?", True
         self.defaults = {action.dest: action.default for action in reversed(self._actions)}
         for action in self._actions:
-            action.default = argparse.SUPPRESS  # so that what is parsed was typed
+            action.default = argparse.SUPPRESS  # so that only typed values are parsed
 
     # -- reading --------------------------------------------------------------------------------------------------------
 
     def typed(self, argv: Sequence[str]) -> dict[str, Any]:
-        """What was typed, by name. Tokens are kept secret from here on. Raises ValueError in one sentence."""
+        """The typed values by name. From then on tokens are kept secret. Raises ValueError in one sentence."""
         asked = {"-h", "--help", "--help_all", "--help-all"} & set(argv)
         self._required(not asked)
         found, unknown = self.parse_known_args(list(argv))
@@ -102,7 +102,7 @@ class Parser(HfArgumentParser):
         return values
 
     def _required(self, on: bool) -> None:
-        """Help is shown whatever else is missing."""
+        """Switches required arguments on or off, so that help is shown even if they are missing."""
         if not hasattr(self, "_needed"):
             self._needed = [action for action in self._actions if action.required]
         for action in self._needed:
@@ -111,7 +111,7 @@ class Parser(HfArgumentParser):
                 action.nargs = None if on else "?"
 
     def _unknown(self, word: str) -> str:
-        name = word.split("=")[0]  # what follows may be a token
+        name = word.split("=")[0]  # the value may be a token
         if not word.startswith("-"):
             return f"every argument must start with --, got {name!r}; put the name of the argument before it, or quote a value with spaces."
         if (known := OTHER_NAMES.get(name.replace("-", "_").replace("__", "--", 1))) in self._option_string_actions:
@@ -120,7 +120,7 @@ class Parser(HfArgumentParser):
         return f"every argument must be known, got {name!r}; {nearest(name.replace('-', '_').replace('__', '--', 1), flags)}"
 
     def error(self, message: str) -> Any:
-        """What argparse refuses, in one sentence."""
+        """Turns an error of argparse into a one-sentence ValueError."""
         match = re.fullmatch(r"argument ([^:]+?): (.*)", message, re.DOTALL)
         if match is None:
             needed = message.partition("required: ")[2]
@@ -136,12 +136,12 @@ class Parser(HfArgumentParser):
         if "Truthy" in said:
             got = repr(said.partition("got ")[2].partition(" but")[0])
         if said.startswith("ignored explicit argument"):
-            raise ValueError(f"{name} must stand alone, got {got}; leave the value out.")
+            raise ValueError(f"{name} takes no value, got {got}; leave the value out.")
         kind = KINDS.get(action.type if action is not None else None, "a value of its kind")
         raise ValueError(f"{name} must be {kind}, got {got}; see {self.prog} --help.")
 
     def converted(self, values: Mapping[str, Any], where: str) -> dict[str, Any]:
-        """Values of a file as if they had been typed: text becomes what the argument takes. Raises ValueError where it cannot."""
+        """Converts values of a file as if they had been typed. Raises ValueError for a value that does not fit its argument."""
         by_name = {action.dest: action for action in reversed(self._actions)}
 
         def convert(name: str, value: Any) -> Any:
@@ -159,7 +159,7 @@ class Parser(HfArgumentParser):
         return {name: convert(name, value) for name, value in values.items()}
 
     def built(self, values: Mapping[str, Any]) -> list[Any]:
-        """The dataclasses, with these values over their defaults."""
+        """The dataclasses, with these values instead of their defaults."""
         return [
             kind(**{field.name: values[field.name] for field in fields(kind) if field.init and field.name in values})
             for kind in self.dataclass_types
@@ -168,7 +168,7 @@ class Parser(HfArgumentParser):
     # -- help -----------------------------------------------------------------------------------------------------------
 
     def help_if_asked(self, typed: Mapping[str, Any], values: Mapping[str, Any] | None = None) -> None:
-        """Prints the help that was asked for and exits; `values` are the defaults that hold for what was typed beside it."""
+        """If help was requested, prints it and exits. `values` are the defaults for the rest of the command line."""
         every = "help_all" in typed
         if every or "help" in typed:
             print(self.help_with(values or {}, every), end="")
@@ -192,7 +192,7 @@ class Parser(HfArgumentParser):
         return formatter.format_help()
 
     def _told(self, action: argparse.Action, values: Mapping[str, Any]) -> argparse.Action:
-        """A copy of an action for the help: one spelling, a short metavar, the default that holds."""
+        """A copy of an action for the help: one spelling, a short metavar, the current default."""
         default = values.get(action.dest, self.defaults.get(action.dest))
         text = " ".join((action.help or "").split()).replace("%", "%%").replace("%%%%", "%%")
         told = argparse.Action(

@@ -1,4 +1,4 @@
-"""The arguments of a pre-training, as they are typed: over a recipe, over the defaults."""
+"""The arguments of a pre-training: typed values override a recipe, which overrides the defaults."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from hf_mixup.report.run_folder import hash_of
 
 KINDS = (ModelArguments, DataArguments, RunArguments, PreTrainingArguments)
 OWN = [f.name for f in fields(PreTrainingArguments) if f.name not in {g.name for g in fields(MixupTrainingArguments)}]
-# arguments of training with labels that mean nothing here, beside those that PreTrainingArguments refuses
+# arguments of training with labels that have no meaning here, beside those that PreTrainingArguments refuses
 OF_LABELS = {
     "freeze_backbone": "there is no classifier to train",
     "ignore_mismatched_sizes": "no classifier is kept",
-    "train_crop": "--views says how images are cropped",
-    "crop_scale": "--views says how images are cropped",
-    "train_resize": "--views says how images are cropped",
-    "auto_augment": "--views says how images are augmented",
-    "random_erasing": "--views says how images are augmented",
+    "train_crop": "--views sets how images are cropped",
+    "crop_scale": "--views sets how images are cropped",
+    "train_resize": "--views sets how images are cropped",
+    "auto_augment": "--views sets how images are augmented",
+    "random_erasing": "--views sets how images are augmented",
     "train_image_size": "views have image_size",
-    "do_predict": "there is no classifier to ask",
+    "do_predict": "there is no classifier",
     "report_dir": "the card and the pictures are in output_dir",
-    "streaming": "the images are read as a whole",
+    "streaming": "all images are read first",
 }
 OF_KNN = ("eval_strategy", "eval_steps", "load_best_model_at_end", "metric_for_best_model", "knn_neighbours", "knn_temperature")
 GROUPS = {
@@ -46,8 +46,8 @@ SHORT = [
 ]  # fmt: skip
 TOLD_HERE = {
     **TOLD,
-    "output_dir": "Folder of the run; runs/<base>-<mix>-<time> if not given.",
-    "recipe": "A YAML file of arguments, or the name of a recipe; arguments typed override it. pretrain_digits if no data set is given.",
+    "output_dir": "Folder of the run. Default: runs/<base>-<mix>-<time>.",
+    "recipe": "A YAML file of arguments, or the name of a recipe. Arguments on the command line override it. Default without a data set: pretrain_digits.",
 }
 
 
@@ -66,7 +66,7 @@ def parse(argv: list[str], prog: str = "run_pretraining.py") -> tuple[ModelArgum
         if {"model_name_or_path", "model_type", "config_name"} & set(typed):
             recipe.pop("architecture", None)
         if typed.get("base", recipe.get("base")) != recipe.get("base"):
-            recipe.pop("base_args", None)  # they are those of another base
+            recipe.pop("base_args", None)  # they belong to another base
         recipe = reader.converted(recipe, f"recipe {name!r}")
     values = {**DEFAULTS, **recipe, **typed, "recipe": name}
     reader.help_if_asked(typed, values)

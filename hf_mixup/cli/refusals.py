@@ -1,4 +1,4 @@
-"""How a script ends: a refusal is the last line on the screen, with exit status 2; a traceback is shown with --debug only."""
+"""How a script ends: an error is the last line on the screen, with exit status 2; a traceback is shown only with --debug."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from tqdm import tqdm
 
 from hf_mixup.core.secrets import redacted
 
-# what people are told in one sentence: settings that are refused, and what stopped a run that was under way
+# errors that are shown in one sentence: refused settings, and reasons that stopped a run
 REFUSALS = (ValueError, ImportError, FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)
 STOPPED = (OSError, FloatingPointError, KeyboardInterrupt)
-# seconds that other processes wait for the first to refuse the same; the launcher ends them meanwhile
+# seconds that other processes wait for the first one to show the same error; the launcher stops them meanwhile
 WAIT = 15.0
 
 
 class Debug(argparse.Action):
-    """`--debug`: show tracebacks. With a value it is the argument of transformers."""
+    """`--debug`: show tracebacks. With a value it is transformers' argument."""
 
     on = False
 
@@ -33,11 +33,11 @@ class Debug(argparse.Action):
 
 
 def run(main: Callable[..., None], argv: list[str], prog: str) -> int:
-    """Runs `main(argv, prog)`, tells its refusal, and returns the exit status: 0, 1 for a run that stopped, 2 for a refusal."""
+    """Runs `main(argv, prog)`, prints its error, and returns the exit status: 0, 1 for a run that stopped, 2 for refused settings."""
     Debug.on = False
     try:
         main(argv, prog)
-    except BrokenPipeError:  # whoever read the output has seen enough
+    except BrokenPipeError:  # the reader of the output closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (*REFUSALS, *STOPPED) as error:
@@ -52,15 +52,15 @@ def _tell(error: BaseException, prog: str) -> None:
     if os.environ.get("RANK", "0") != "0":
         time.sleep(WAIT)
     for bar in list(getattr(tqdm, "_instances", ())):
-        bar.close()  # or the sentence stands behind it
-    text = "interrupted; go on with --resume_from_checkpoint True" if isinstance(error, KeyboardInterrupt) else str(error)
-    # a command to copy keeps its line
+        bar.close()  # otherwise the error is printed behind it
+    text = "interrupted; resume with --resume_from_checkpoint True" if isinstance(error, KeyboardInterrupt) else str(error)
+    # a command to copy keeps its own line
     text = text if isinstance(error, ConnectionError) else " ".join(text.split())
     sys.stdout.flush()
     print(f"{prog.split()[0]}: error: {redacted(text) or type(error).__name__}", file=sys.stderr, flush=True)
 
 
-# transformers says it of quick saves, and sorts checkpoints by their numbers then, which is right
+# transformers warns about quick saves, and then sorts checkpoints by their numbers, which is right
 NOISE = ("mtime may not be reliable",)
 
 
@@ -70,7 +70,7 @@ class _Redacting(logging.Formatter):
 
 
 class _Screen(logging.Handler):
-    """Writes to the standard error, above the bars that are drawn there."""
+    """Writes to standard error, above progress bars."""
 
     def emit(self, record: logging.LogRecord) -> None:
         text = self.format(record)
@@ -79,7 +79,7 @@ class _Screen(logging.Handler):
 
 
 def log_to_screen(level: int = logging.INFO) -> None:
-    """Messages, of libraries too, go to the standard error as plain sentences, without tokens. Bars are drawn on a terminal only."""
+    """Sends messages, also of libraries, to standard error as plain sentences, without tokens. Progress bars appear on a terminal only."""
     from transformers.utils import logging as of_transformers
 
     handler = _Screen()
@@ -88,7 +88,7 @@ def log_to_screen(level: int = logging.INFO) -> None:
     of_transformers.disable_default_handler()
     of_transformers.enable_propagation()
     for name in ("httpx", "httpx2"):
-        logging.getLogger(name).setLevel(logging.WARNING)  # a line for every request to the Hub
+        logging.getLogger(name).setLevel(logging.WARNING)  # they log every request to the Hub
     if not sys.stderr.isatty():
         for name in ("datasets", "huggingface_hub.utils"):
             if name in sys.modules:

@@ -1,4 +1,4 @@
-"""What the scripts for sounds, videos and label maps share: arguments, data sets, and the course of a run."""
+"""The common code of the scripts for sounds, videos, texts and label maps: arguments, data sets, and the run."""
 
 from __future__ import annotations
 
@@ -27,29 +27,29 @@ logger = logging.getLogger("run_mixup")
 
 @dataclass
 class TaskArguments:
-    """Which network, and what it learns from."""
+    """The network and its data."""
 
     dataset_name: str | None = field(
-        default=None, metadata={"help": "A folder of save_to_disk, or a data set of the Hub; a small one that is made here if not given."}
+        default=None, metadata={"help": "A folder of save_to_disk, or a data set of the Hub. Default: a small data set that is made here."}
     )
     dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of the data set."})
-    input_column_name: str | None = field(default=None, metadata={"help": "Column of the inputs; the one of the right type if not given."})
-    label_column_name: str | None = field(default=None, metadata={"help": "Column of the labels; the one of the right type if not given."})
-    max_train_samples: int | None = field(default=None, metadata={"help": "Train on this many examples only."})
-    max_eval_samples: int | None = field(default=None, metadata={"help": "Evaluate on this many examples only."})
+    input_column_name: str | None = field(default=None, metadata={"help": "Column of the inputs. Default: the one with the right type."})
+    label_column_name: str | None = field(default=None, metadata={"help": "Column of the labels. Default: the one with the right type."})
+    max_train_samples: int | None = field(default=None, metadata={"help": "Train on at most this many examples."})
+    max_eval_samples: int | None = field(default=None, metadata={"help": "Evaluate on at most this many examples."})
     model_name_or_path: str | None = field(
-        default=None, metadata={"help": "A checkpoint to start from: a folder or a Hub id; a tiny network from scratch if not given."}
+        default=None, metadata={"help": "A checkpoint to start from: a folder or a Hub id. Default: a tiny network from scratch."}
     )
 
 
-# what a script does: from its arguments to the trainer, and the name of the data set
+# the function of a script: from its arguments to the trainer and the name of the data set
 Build = Callable[[TaskArguments, MixupTrainingArguments], tuple[Trainer, str]]
 RUN = ("output_dir", "overwrite_output_dir", "resume_from_checkpoint")
 SHORT = (
     "mix", "mix_prob", "alpha", "mix_args", "mix_rate", *TaskArguments.__dataclass_fields__, *RUN, "num_train_epochs", "max_steps",
     "per_device_train_batch_size", "learning_rate", "seed", "use_cpu",
 )  # fmt: skip
-# for the small data sets, and tiny networks from scratch
+# defaults for the small data sets, and tiny networks from scratch
 FROM_SCRATCH = {"learning_rate": 2e-3, "num_train_epochs": 30, "per_device_train_batch_size": 32, "warmup_steps": 20, "weight_decay": 0.05}
 NOT_HERE = {"recipe", "report_dir", "license"}
 
@@ -57,7 +57,7 @@ NOT_HERE = {"recipe", "report_dir", "license"}
 def parse(
     argv: list[str], prog: str, about: str, mix: Sequence[str], small: Mapping[str, Any]
 ) -> tuple[TaskArguments, RunArguments, MixupTrainingArguments]:
-    """The arguments as they were typed, over the defaults. Raises ValueError in one sentence."""
+    """The typed arguments over the defaults. Raises ValueError in one sentence."""
     groups = {"task": list(TaskArguments.__dataclass_fields__), "run": list(RUN)}
     kinds = (TaskArguments, RunArguments, MixupTrainingArguments)
     reader = Parser(kinds, prog, "[--mix METHOD ...] [...]", about, groups, SHORT, TOLD, NOT_HERE)
@@ -72,13 +72,13 @@ def parse(
 
 
 class Read(Examples):
-    """Examples that are made when they are asked for.
+    """Examples that are made when they are needed.
 
     Args:
-        rows: what there is.
-        read: from a row to an example.
-        most: so many of them at most.
-        keep: keep examples in memory, of a small data set.
+        rows: the rows of the data set.
+        read: function from a row to an example.
+        most: largest number of examples.
+        keep: keep examples in memory, for a small data set.
     """
 
     def __init__(self, rows: Any, read: Callable[[Any], Mapping[str, Any]], most: int | None = None, keep: bool = False):
@@ -100,7 +100,7 @@ class Read(Examples):
 
 
 def data_sets(task: TaskArguments, train: Any, evaluation: Any, read: Callable[[Any], Mapping[str, Any]]) -> dict[str, Read]:
-    """What a Trainer is given of both; the examples of a small data set that is made here stay in memory."""
+    """The Trainer's data sets. Examples of a small data set that is made here stay in memory."""
     kept = task.dataset_name is None
     return {
         "train_dataset": Read(train, read, task.max_train_samples, kept),
@@ -109,12 +109,12 @@ def data_sets(task: TaskArguments, train: Any, evaluation: Any, read: Callable[[
 
 
 def named(names: Sequence[str]) -> dict[str, dict]:
-    """What the config of a network says of its classes."""
+    """The class names as fields of a network's config."""
     return {"id2label": dict(enumerate(names)), "label2id": {name: number for number, name in enumerate(names)}}
 
 
 def load_splits(task: TaskArguments, seed: int) -> tuple[Any, Any]:
-    """The data set to train on, and the one to evaluate on; a fifth of the former where there is no other."""
+    """The data sets for training and evaluation. Without an evaluation split it is a fifth of the training data."""
     from datasets import DatasetDict, load_dataset, load_from_disk
 
     name = str(task.dataset_name)
@@ -131,18 +131,18 @@ def load_splits(task: TaskArguments, seed: int) -> tuple[Any, Any]:
 
 
 def column_of(data: Any, name: str | None, kind: type | tuple[type, ...], what: str) -> str:
-    """The column of a name, or the one of a type of `datasets`. Raises ValueError where that is not clear."""
+    """The column with a name, or with a type of `datasets`. Raises ValueError if there is none, or several."""
     found = [column for column, feature in data.features.items() if (column == name if name else isinstance(feature, kind))]
     if len(found) != 1:
         raise ValueError(
-            f"one column must hold the {what}, got {', '.join(found) or 'none'} of {', '.join(data.column_names)}; pass its name as "
+            f"exactly one column must hold the {what}, got {', '.join(found) or 'none'} of {', '.join(data.column_names)}; pass its name as "
             f"--{'label' if what.startswith('label') else 'input'}_column_name."
         )
     return found[0]
 
 
 def class_names(train: Any, evaluation: Any, label: str) -> list[str]:
-    """Of the label column, by class number. Raises ValueError where the splits number their classes differently."""
+    """Names of the classes, by class number. Raises ValueError if the splits number their classes differently."""
     names, others = (data.features[label].names for data in (train, evaluation))
     if names != others:
         raise ValueError(
@@ -154,9 +154,9 @@ def class_names(train: Any, evaluation: Any, label: str) -> list[str]:
 def train(
     argv: list[str], prog: str, about: str, mix: Sequence[str], build: Build, small: Mapping[str, Any] = MappingProxyType({})
 ) -> dict[str, float]:
-    """Trains, evaluates, and leaves network, numbers and card in the folder of the run. Returns the numbers of the evaluation.
+    """Trains, evaluates, and writes network, numbers and card to the run's folder. Returns the numbers of the evaluation.
 
-    `mix` are the methods by default; `small`, arguments for a network from scratch."""
+    `mix` are the default methods, `small` the arguments for a network from scratch."""
     task, run, args = parse(argv, prog, about, mix, small)
     log_to_screen(logging.INFO if args.should_log else logging.WARNING)
     transformers_logging.disable_progress_bar()
@@ -165,7 +165,7 @@ def train(
     with folder.gone_if_refused():
         trainer, name = build(task, args)
         if run.overwrite_output_dir and not args.resume_from_checkpoint and trainer.is_world_process_zero():
-            trainer.add_callback(AtTheStart(folder.clear))  # after all that may be refused
+            trainer.add_callback(AtTheStart(folder.clear))  # after all checks
         said = str(args.resume_from_checkpoint).lower()
         result = trainer.train(resume_from_checkpoint={"true": True, "false": None}.get(said, args.resume_from_checkpoint))
         trainer.save_model()

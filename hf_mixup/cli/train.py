@@ -1,4 +1,4 @@
-"""The arguments of a training, as they are typed: over a recipe, over the defaults."""
+"""The arguments of a training: typed values override a recipe, which overrides the defaults."""
 
 from __future__ import annotations
 
@@ -50,15 +50,15 @@ SHORT = (
     "max_train_samples", "max_eval_samples", *_RUN, *_TRAINING,
 )  # fmt: skip
 
-# in the place of transformers' sentences, which are about its own scripts
+# replaces transformers' help, which is about its own scripts
 TOLD = {
-    "output_dir": "Folder of the run; runs/<methods>-<time> if not given.",
-    "resume_from_checkpoint": "True for the newest whole checkpoint of output_dir, or the folder of one.",
-    "do_train": "Train. If none of the three is given: train and evaluate.",
-    "do_eval": "Evaluate on the evaluation images; alone, a checkpoint is measured as it is.",
+    "output_dir": "Folder of the run. Default: runs/<methods>-<time>.",
+    "resume_from_checkpoint": "True for the newest complete checkpoint of output_dir, or the folder of a checkpoint.",
+    "do_train": "Train. Without --do_train, --do_eval and --do_predict: train and evaluate.",
+    "do_eval": "Evaluate on the evaluation images. Without --do_train it measures a checkpoint unchanged.",
     "do_predict": "Write the predicted class of every evaluation image to predict_results.txt.",
     "push_to_hub": "Push the run to the Hub at its end.",
-    "hub_model_id": "Repository to push to; the name of the folder if not given.",
+    "hub_model_id": "Repository to push to. Default: the name of the folder.",
 }
 
 
@@ -70,9 +70,9 @@ def parser(prog: str = "run_mixup.py") -> Parser:
 
 
 def settings(argv: list[str], prog: str = "run_mixup.py") -> tuple[Parser, dict[str, Any], str]:
-    """The parser; values by name: what is typed, over the recipe, over the defaults; the hash of the recipe.
+    """The parser; the values by name, where typed ones override the recipe, which overrides the defaults; the hash of the recipe.
 
-    Raises ValueError in one sentence; exits after the help, where that is asked for.
+    Raises ValueError in one sentence. Exits after the help, if it was requested.
     """
     reader = parser(prog)
     typed = reader.typed(argv)
@@ -86,13 +86,13 @@ def settings(argv: list[str], prog: str = "run_mixup.py") -> tuple[Parser, dict[
         raise ValueError(f"methods must be separated by spaces, got {' '.join(mix)!r}; write --mix {' '.join(mix).replace(',', ' ')}")
     if values["recipe"] is not None:
         recipe = read_recipe(values["recipe"], RECIPES, mix=mix, network=typed.get("architecture") or typed.get("model_name_or_path"))
-        if "train_dir" in typed or "validation_dir" in typed:  # what is typed stands for the data set of the recipe
+        if "train_dir" in typed or "validation_dir" in typed:  # typed folders replace the data set of the recipe
             recipe = {name: value for name, value in recipe.items() if not name.startswith("dataset_")}
-        if network:  # what is typed stands for the network of the recipe, of either kind
+        if network:  # a typed network replaces the network of the recipe, of either kind
             recipe = {name: value for name, value in recipe.items() if name not in ("model_name_or_path", "architecture")}
         recipe = reader.converted(recipe, f"recipe {values['recipe']!r}")
         values = {**DEFAULTS, **recipe, **typed, "recipe": values["recipe"]}
-    # as in transformers' scripts: what is asked for is done, and nothing else; without a word, training and evaluation
+    # as in transformers' scripts: only the requested tasks are done; if none is requested, training and evaluation
     asked = [name for name in TASKS if values.get(name)]
     for name in TASKS:
         values[name] = name in asked if asked else values.get(name, name != "do_predict")
@@ -106,7 +106,7 @@ def parse(argv: list[str], prog: str = "run_mixup.py") -> Arguments:
     """The arguments of `settings` as dataclasses. Without an output folder, `output_dir` is None."""
     reader, values, recipe_hash = settings(argv, prog)
     model, data, run, args = reader.built({name: value for name, value in values.items() if name not in TASKS})
-    for name in TASKS:  # after transformers, which evaluates wherever there is an eval_strategy
+    for name in TASKS:  # after transformers, which evaluates if there is an eval_strategy
         setattr(args, name, values[name])
     if "output_dir" not in values:
         args.output_dir = None
@@ -117,10 +117,12 @@ def parse(argv: list[str], prog: str = "run_mixup.py") -> Arguments:
 
 
 def check_streaming(model: ModelArguments, data: DataArguments, args: MixupTrainingArguments) -> None:
-    """Raises ValueError for what a stream cannot serve, which has no length and is read as it comes."""
+    """Raises ValueError for settings that do not work with a stream, which has no length and is read in order."""
     if args.do_train and args.max_steps <= 0:
         raise ValueError(f"streaming needs max_steps, got {args.max_steps}; pass --max_steps.")
     if model.model_name_or_path is None and data.image_size is None:
-        raise ValueError("streaming needs image_size, got neither that nor a checkpoint that says it; pass --image_size.")
+        raise ValueError("streaming needs image_size, got neither that nor a checkpoint that has it; pass --image_size.")
     if args.repeated_augmentation != 1:
-        raise ValueError(f"streaming shows an image once in a pass, got repeated_augmentation {args.repeated_augmentation}; leave it out.")
+        raise ValueError(
+            f"streaming shows each image once in a pass, got repeated_augmentation {args.repeated_augmentation}; leave it out."
+        )

@@ -1,6 +1,6 @@
-"""The common corruptions of ImageNet-C and CIFAR-10-C (arXiv:1903.12261), of pixels in [0, 1], and their mean error.
+"""The common corruptions of ImageNet-C and CIFAR-10-C (arXiv:1903.12261), for pixels in [0, 1], and their mean error.
 
-Draws are keyed by the row of the image, so a corrupted data set is the same at any batch size and number of processes.
+Draws are keyed by the row of the image, so they do not depend on the batch size or the number of processes.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from hf_mixup.core.rng import Draws
 
 
 def smoothing(size: int, sigma: float, truncate: float = 4.0, device: torch.device | str = "cpu") -> Tensor:
-    """(size, size): the matrix that smoothes a line of `size` samples by a Gaussian, mirrored at its ends. Any sigma fits any line."""
+    """The matrix (size, size) that smooths a line of `size` samples by a Gaussian, mirrored at its ends, for any sigma."""
     radius = int(truncate * sigma + 0.5)
     offsets = torch.arange(-radius, radius + 1, device=device)
     weight = torch.exp(-0.5 * (offsets / max(sigma, 1e-6)) ** 2)
@@ -32,7 +32,7 @@ def smoothing(size: int, sigma: float, truncate: float = 4.0, device: torch.devi
 
 
 def blurred(images: Tensor, sigma: float, truncate: float = 4.0) -> Tensor:
-    """(..., H, W) smoothed by a Gaussian."""
+    """Images (..., H, W) smoothed by a Gaussian."""
     rows, cols = (smoothing(size, sigma, truncate, images.device) for size in images.shape[-2:])
     return rows @ images @ cols.T
 
@@ -45,7 +45,7 @@ def sampled(images: Tensor, rows: Tensor, cols: Tensor, mode: str = "bilinear", 
 
 
 def _coordinates(images: Tensor) -> tuple[Tensor, Tensor]:
-    """The pixel coordinates of images (B, C, H, W) themselves: two of (B, H, W)."""
+    """The pixel coordinates of images (B, C, H, W): rows and columns, (B, H, W) each."""
     height, width = images.shape[2:]
     rows, cols = torch.meshgrid(
         torch.arange(height, device=images.device).float(), torch.arange(width, device=images.device).float(), indexing="ij"
@@ -54,14 +54,14 @@ def _coordinates(images: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def zoomed(images: Tensor, factor: float) -> Tensor:
-    """The middle of the images, enlarged."""
+    """The images enlarged around their centre."""
     middle = [(side - 1) / 2 for side in images.shape[2:]]
     rows, cols = ((line - centre) / factor + centre for line, centre in zip(_coordinates(images), middle, strict=True))
     return sampled(images, rows, cols)
 
 
 def motion(images: Tensor, radius: int, sigma: float, angle: Tensor) -> Tensor:
-    """Blurred one way along a line: `2 * radius + 1` whole-pixel steps, weighed by half a Gaussian. `angle`: (B,) in degrees."""
+    """Blurs in one direction along a line: `2 * radius + 1` steps of whole pixels, weighted by half a Gaussian. `angle`: (B,) in degrees."""
     steps = torch.arange(2 * radius + 1, device=images.device)
     weight = torch.exp(-0.5 * (steps / sigma) ** 2)
     weight = (weight / weight.sum()).tolist()
@@ -80,7 +80,7 @@ def motion(images: Tensor, radius: int, sigma: float, angle: Tensor) -> Tensor:
 
 
 def plasma(size: tuple[int, int], decay: float, draws: Draws) -> Tensor:
-    """(B, 1, H, W) from 0 to 1: clouds by the diamond-square algorithm, on a torus whose side is the next power of two."""
+    """Clouds (B, 1, H, W) from 0 to 1, by the diamond-square algorithm on a torus whose side is the next power of two."""
     side = 2 ** math.ceil(math.log2(max(*size, 2)))
     cloud = torch.zeros(len(draws.rngs), side, side, device=draws.device)
     step, wobble = side, 100.0
@@ -125,19 +125,19 @@ def gaussian_blur(images: Tensor, draws: Draws, sigma: float) -> Tensor:
 
 
 def glass_blur(images: Tensor, draws: Draws, sigma: float, reach: int, times: int) -> Tensor:
-    """Every pixel takes the place of a near one. The official loop does so pixel after pixel; here all of a round move at once."""
+    """Swaps pixels with near ones. The official loop does so pixel after pixel; here all pixels of a round move at once."""
     images = blurred(images, sigma)
     height, width = images.shape[2:]
     rows, cols = _coordinates(images)
     for _ in range(times):
-        # from -reach to reach - 1, as numpy's randint draws it
+        # from -reach to reach - 1, as with numpy's randint
         down, right = draws.each(lambda rng: torch.randint(-reach, reach, (2, height, width), generator=rng)).unbind(1)
         images = sampled(images, (rows + down).clamp(0, height - 1), (cols + right).clamp(0, width - 1), mode="nearest")
     return blurred(images, sigma)
 
 
 def defocus_blur(images: Tensor, draws: Draws, radius: float, soft: float) -> Tensor:
-    """A disk, its edge smoothed by a small Gaussian."""
+    """Blurs by a disk whose edge is smoothed by a small Gaussian."""
     reach = 8 if radius <= 8 else int(radius)
     line = torch.arange(-reach, reach + 1, device=images.device)
     disk = (line[:, None] ** 2 + line**2 <= radius**2).float()
@@ -152,7 +152,7 @@ def motion_blur(images: Tensor, draws: Draws, radius: int, sigma: float) -> Tens
 
 
 def zoom_blur(images: Tensor, draws: Draws, count: int, step: float) -> Tensor:
-    total = 2 * images  # the image itself, and its zoom by 1
+    total = 2 * images  # the image, and its zoom by 1
     for place in range(1, count):
         total = total + zoomed(images, 1 + place * step)
     return total / (count + 1)
@@ -164,7 +164,7 @@ def fog(images: Tensor, draws: Draws, amount: float, decay: float) -> Tensor:
 
 
 def frost(images: Tensor, draws: Draws, keep: float, amount: float) -> Tensor:
-    """The official code adds photographs of frost; here crystals are drawn: ridges of clouds, of a bluish white."""
+    """Adds drawn crystals: ridges of clouds in a bluish white. (The official code adds photographs of frost.)"""
     size = tuple(images.shape[2:])
     ridges = [1 - (2 * plasma(size, decay, draws) - 1).abs() for decay in (1.6, 1.9, 2.2)]
     crystals = (0.35 * ridges[0] + 0.65 * torch.maximum(ridges[1], ridges[2]) ** 3).clamp(0, 1)
@@ -183,7 +183,7 @@ def snow(
 
 
 def spatter(images: Tensor, draws: Draws, mean: float, scale: float, sigma: float, least: float, strength: float, mud: int) -> Tensor:
-    """Water, or mud. The official code shades the drops of water by their edges with OpenCV; here by their slope."""
+    """Adds drops of water, or mud. Water is shaded by the slope of the drops. (The official code uses their edges, by OpenCV.)"""
     liquid = blurred(mean + scale * draws.normal(1, *images.shape[2:]), sigma)
     wet = liquid >= least
     if mud:
@@ -203,14 +203,14 @@ def contrast(images: Tensor, draws: Draws, keep: float) -> Tensor:
 
 
 def brightness(images: Tensor, draws: Draws, amount: float) -> Tensor:
-    """Adds to the value of hue, saturation and value; hue and saturation stay."""
+    """Adds to the value in HSV; hue and saturation stay."""
     value = images.amax(1, keepdim=True)
     brighter = (value + amount).clamp(max=1)
     return torch.where(value > 0, images * brighter / value.clamp_min(1e-6), brighter)
 
 
 def saturate(images: Tensor, draws: Draws, factor: float, more: float) -> Tensor:
-    """Scales the saturation and adds to it; hue and value stay. A grey pixel has the hue 0, red, so adding reddens it."""
+    """Scales the saturation in HSV and adds to it; hue and value stay. A grey pixel has hue 0, which is red, so adding makes it red."""
     value = images.amax(1, keepdim=True)
     span = value - images.amin(1, keepdim=True)
     wanted = (factor * span / value.clamp_min(1e-6) + more).clamp(0, 1)
@@ -237,7 +237,7 @@ def pixelate(images: Tensor, draws: Draws, keep: float) -> Tensor:
 
 
 def boxed(old: int, new: int, device: torch.device | str = "cpu") -> Tensor:
-    """(new, old): the matrix that resizes a line as Pillow's box filter does: the mean of the samples whose middle is in the box."""
+    """The matrix (new, old) that resizes a line like Pillow's box filter: the mean of the samples whose centre is in the box."""
     middle = (torch.arange(new, dtype=torch.float64)[:, None] + 0.5) * old / new
     distance = (torch.arange(old, dtype=torch.float64) + 0.5 - middle) / max(old / new, 1)
     inside = ((distance > -0.5) & (distance <= 0.5)).float()
@@ -245,9 +245,9 @@ def boxed(old: int, new: int, device: torch.device | str = "cpu") -> Tensor:
 
 
 def elastic_transform(images: Tensor, draws: Draws, alpha: float, sigma: float, shift: float) -> Tensor:
-    """Three points moved by up to `shift`, and every pixel by a smooth field; all three numbers are shares of the image's side.
+    """Moves three points by up to `shift`, and every pixel by a smooth field. All three numbers are shares of the image's side.
 
-    One interpolation does both, where the official code does one after the other.
+    One interpolation does both. (The official code does one after the other.)
     """
     height, width = images.shape[2:]
     side = min(height, width)
@@ -256,7 +256,7 @@ def elastic_transform(images: Tensor, draws: Draws, alpha: float, sigma: float, 
     points = centre + third * torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, -1.0]], device=images.device)
     moved = points + draws.uniform(-shift * side, shift * side, 3, 2)
     ones = torch.ones(len(images), 3, 1, device=images.device)
-    back = torch.linalg.solve(torch.cat([moved, ones], 2), points.expand(len(images), -1, -1))  # (B, 3, 2): where a pixel came from
+    back = torch.linalg.solve(torch.cat([moved, ones], 2), points.expand(len(images), -1, -1))  # (B, 3, 2): the source of each pixel
     field = draws.uniform(-1, 1, 2, height, width)
     field = alpha * side * (blurred(field, sigma * side, truncate=3) if sigma else field)
     rows, cols = (line + part for line, part in zip(_coordinates(images), field.unbind(1), strict=True))
@@ -266,7 +266,7 @@ def elastic_transform(images: Tensor, draws: Draws, alpha: float, sigma: float, 
 
 
 def grey(images: Tensor) -> Tensor:
-    """(B, 1, H, W): the brightness that people see."""
+    """(B, 1, H, W): the perceived brightness."""
     if images.shape[1] != 3:
         return images.mean(1, keepdim=True)
     return (images * torch.tensor([0.299, 0.587, 0.114], device=images.device).view(1, 3, 1, 1)).sum(1, keepdim=True)
@@ -353,21 +353,21 @@ _FUNCTIONS: dict[str, Callable[..., Tensor]] = {
     )
 } | {"jpeg_compression": jpeg}  # fmt: skip
 
-# the 15 of ImageNet-C, and the 4 kept apart for choosing hyper-parameters
+# the 15 of ImageNet-C, and the 4 for choosing hyper-parameters
 COMMON_CORRUPTIONS = tuple(_LARGE)[:15]
 EXTRA_CORRUPTIONS = tuple(_LARGE)[15:]
 SEVERITIES = (1, 2, 3, 4, 5)
 
 
 def corrupt(images: Tensor, name: str, severity: int, rows: Sequence[int], seed: int = 0) -> Tensor:
-    """Images (B, C, H, W) in [0, 1] with one of the common corruptions, on the device of `images`.
+    """Applies one of the common corruptions to images (B, C, H, W) in [0, 1], on their device.
 
-    Up to 64 pixels the constants are those of CIFAR-10-C, above those of ImageNet-C. For images of other sizes lengths in
-    pixels stay as they are.
+    Images of up to 64 pixels get the constants of CIFAR-10-C, larger ones those of ImageNet-C. Lengths in pixels are not scaled to other image
+    sizes.
 
     Args:
         severity: 1 to 5.
-        rows: (B,) the images' rows in the data set, which their randomness follows from; it is the same at all severities.
+        rows: (B,) the images' rows in the data set, which key their random draws. The draws are the same at all severities.
     """
     check_known("corruption", name, _FUNCTIONS)
     check_known("severity", str(severity), map(str, SEVERITIES))
@@ -380,7 +380,7 @@ def corrupt(images: Tensor, name: str, severity: int, rows: Sequence[int], seed:
 
 
 def corruption(name: str, severity: int, seed: int = 0) -> Callable[[Tensor, Sequence[int]], Tensor]:
-    """The same as a function of images and rows."""
+    """`corrupt` as a function of images and rows."""
     return partial(corrupt, name=name, severity=severity, seed=seed)
 
 
@@ -393,14 +393,14 @@ ALEXNET_ERRORS = {
 
 
 def mean_corruption_error(errors: Mapping[str, Sequence[float]], *, alexnet: bool = False) -> float:
-    """The mean error over the 15 common corruptions, 0 to 1, each the mean of its five severities.
+    """The mean error over the 15 common corruptions, 0 to 1, each averaged over its five severities.
 
     Args:
-        errors: the five errors of each corruption, by its name. Others than the 15 do not count.
-        alexnet: divide by AlexNet's, as is done for ImageNet-C itself and means nothing elsewhere.
+        errors: the five errors of each corruption, by its name. Other corruptions are ignored.
+        alexnet: divide by AlexNet's errors, as for ImageNet-C. It has no meaning for other data sets.
 
     Raises:
-        ValueError: when a corruption or a severity is missing.
+        ValueError: if a corruption or a severity is missing.
     """
     for name in COMMON_CORRUPTIONS:
         if len(errors.get(name, ())) != len(SEVERITIES):

@@ -1,4 +1,4 @@
-"""What a classifier is worth beside its accuracy: calibration, attacks, corruptions, occlusion, in any number of processes."""
+"""Evaluates a classifier: accuracy, calibration, attacks, corruptions, occlusion, in any number of processes."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from datasets import ClassLabel, Dataset, List, concatenate_datasets  # noqa: E4
 
 PROTOCOLS = ("fgsm", "pgd", "corruptions", "occlusion")
 RATIOS = [tenth / 10 for tenth in range(10)]  # shares of hidden patches
-# what images become: of pixels in [0, 1], labels and rows
+# a function from pixels in [0, 1], labels and rows to changed pixels
 Change = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
@@ -41,39 +41,40 @@ class EvaluationArguments:
     """What to measure."""
 
     protocols: list[str] = field(
-        default_factory=lambda: list(PROTOCOLS), metadata={"help": f"Any of {', '.join(PROTOCOLS)}; accuracy and calibration are always."}
+        default_factory=lambda: list(PROTOCOLS),
+        metadata={"help": f"Any of {', '.join(PROTOCOLS)}. Accuracy and calibration are always measured."},
     )
-    batch_size: int = field(default=64, metadata={"help": "Images a process looks at together."})
+    batch_size: int = field(default=64, metadata={"help": "Number of images in a batch of each process."})
     use_cpu: bool = field(default=False, metadata={"help": "Leave a GPU alone."})
-    workers: int = field(default=0, metadata={"help": "Processes that read images, for each process."})
+    workers: int = field(default=0, metadata={"help": "Number of worker processes that read images, for each process."})
     seed: int = field(
         default=42,
         metadata={
-            "help": "Of everything random: starts of PGD, noise, hidden patches. A data set without a split for evaluation is split as the run "
-            "of the checkpoint split it, or, where that is not known, as in training with this --seed."
+            "help": "Seed of all random draws: starts of PGD, noise, hidden patches. A data set without an evaluation split is split as in the run "
+            "of the checkpoint, or, if that is unknown, as in training with this --seed."
         },
     )
-    eps: float = field(default=8.0, metadata={"help": "Largest change of a pixel by an attack, of 255."})
+    eps: float = field(default=8.0, metadata={"help": "Largest change of a pixel by an attack, on the scale from 0 to 255."})
     pgd_step: float = field(default=2.0, metadata={"help": "Step of PGD, of 255."})
     pgd_steps: int = field(default=10, metadata={"help": "Steps of PGD."})
-    bins: int = field(default=10, metadata={"help": "Bins of the calibration error."})
+    bins: int = field(default=10, metadata={"help": "Number of bins of the calibration error."})
     patch: int | None = field(
         default=None,
         metadata={
-            "help": "Side of the hidden patches in pixels, a divisor of the image's side; if not given, the one nearest to 16, or to an eighth of images up to 64 pixels."
+            "help": "Side of the hidden patches in pixels, a divisor of the image's side. Default: the divisor nearest to 16, or to an eighth of the side for images of up to 64 pixels."
         },
     )
     corrupted_dataset_name: str | None = field(
         default=None,
         metadata={
-            "help": "A ready corrupted set, instead of corrupting here: of the Hub or a folder, with columns of the corruption and the severity."
+            "help": "A data set of corrupted images, of the Hub or a folder, with columns for the corruption and the severity. Without it, images are corrupted here."
         },
     )
     max_corrupted_samples: int | None = field(
-        default=None, metadata={"help": "Corrupt this many images only, drawn by the seed: every image is looked at 95 times."}
+        default=None, metadata={"help": "Corrupt only this many images, chosen by the seed, because every image is classified 95 times."}
     )
-    corruption_column_name: str = field(default="corruption", metadata={"help": "Column of the names of corruptions."})
-    severity_column_name: str = field(default="severity", metadata={"help": "Column of the severities, 1 to 5."})
+    corruption_column_name: str = field(default="corruption", metadata={"help": "Column with the names of corruptions."})
+    severity_column_name: str = field(default="severity", metadata={"help": "Column with the severities, 1 to 5."})
 
     def __post_init__(self):
         for protocol in self.protocols:
@@ -87,12 +88,12 @@ class EvaluationArguments:
         if self.max_corrupted_samples is not None and self.corrupted_dataset_name is not None:
             raise ValueError(
                 f"max_corrupted_samples is for images that are corrupted here, got {self.max_corrupted_samples} with the ready set "
-                f"{self.corrupted_dataset_name!r}; drop one."
+                f"{self.corrupted_dataset_name!r}; leave one out."
             )
 
 
 class Numbered(torch.utils.data.Dataset):
-    """The images with the numbers of their rows, which their randomness follows from."""
+    """The images with the numbers of their rows, which key their random draws."""
 
     def __init__(self, images: ImageDataset):
         self.images = images
@@ -105,9 +106,9 @@ class Numbered(torch.utils.data.Dataset):
 
 
 def pixel_model(network: PreTrainedModel, form: ImageFormat, images: ImageData) -> PixelModel:
-    """The network with its outputs in the order of the data set's classes, then those that the data set lacks.
+    """The network with its outputs in the order of the data set's classes, followed by classes that the data set lacks.
 
-    Raises ValueError where it does not know all classes of the data set, or an image has several classes or none.
+    Raises ValueError if it does not know all classes of the data set, or an image has several classes or none.
     """
     if images.problem_type != ONE_CLASS or isinstance(images.evaluation.features[images.label_column], List):
         raise ValueError(
@@ -121,19 +122,19 @@ def pixel_model(network: PreTrainedModel, form: ImageFormat, images: ImageData) 
 
 
 class Evaluator:
-    """Runs a classifier over images as they are, and as changes leave them, in any number of processes."""
+    """Runs a classifier on images and on changed images, in any number of processes."""
 
     def __init__(self, model: PixelModel, form: ImageFormat, args: EvaluationArguments):
         self.accelerator = Accelerator(cpu=args.use_cpu or not torch.accelerator.is_available())
         self.model = self.accelerator.prepare_model(model, evaluation_mode=True)
         self.form, self.args = form, args
-        # pixels, not normalised: that is the model's first step
+        # pixels are not normalised; the model does it first
         self.transform = form.eval_transform(normalise=False)
 
     def run(
         self, data: Dataset, columns: tuple[str, str], changes: dict[str, Change], text: str
     ) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-        """For every change: its name, probabilities (N, num_labels), classes (N,). Images are read and resized once."""
+        """Yields for every change: its name, probabilities (N, num_labels), classes (N,). Images are read and resized once."""
         images = Numbered(ImageDataset(data, *columns, self.transform))
         loader = torch.utils.data.DataLoader(images, self.args.batch_size, num_workers=self.args.workers)
         loader = self.accelerator.prepare_data_loader(loader)
@@ -154,7 +155,7 @@ class Evaluator:
 
 
 def patch_of(sides: Sequence[int], args: EvaluationArguments) -> int:
-    """The side of the hidden patches, which divides both sides of the images. Raises ValueError for one that does not."""
+    """The side of the hidden patches in pixels. Raises ValueError if it does not divide both sides of the images."""
     common, size = math.gcd(*sides), min(sides)
     divisors = [side for side in range(1, common + 1) if common % side == 0]
     if args.patch is None:
@@ -169,7 +170,7 @@ def patch_of(sides: Sequence[int], args: EvaluationArguments) -> int:
 
 
 def settings_of(args: EvaluationArguments, sides: Sequence[int]) -> dict[str, Any]:
-    """What the numbers of each protocol depend on, beside the weights and the images."""
+    """The settings that the numbers of each protocol depend on, beside the weights and the images."""
     size = list(sides)
     ready = {name: getattr(args, name) for name in ("corrupted_dataset_name", "corruption_column_name", "severity_column_name")}
     return {
@@ -184,18 +185,17 @@ def settings_of(args: EvaluationArguments, sides: Sequence[int]) -> dict[str, An
 def evaluate(
     evaluator: Evaluator, images: ImageData, token: str | None = None, before: Mapping[str, Any] | None = None
 ) -> Iterator[dict[str, Any]]:
-    """All results so far, ready for JSON, after every protocol. All settings are checked before the first.
+    """Runs all protocols, and yields the results so far after each one, ready for JSON. All settings are checked first.
 
     Args:
-        token: of the Hub, for a ready corrupted set.
-        before: results of an evaluation of the same weights and images that was interrupted; what was measured there by the same
-            settings is taken over.
+        token: token of the Hub, for a data set of corrupted images.
+        before: results of an interrupted evaluation of the same weights and images. Its measurements with the same settings are kept.
 
     Yields:
-        the results, with `settings` of every protocol measured, and the names under `unfinished` while some are lacking.
+        the results, with the `settings` of every finished protocol, and the names of the others under `unfinished`.
 
     Raises:
-        ValueError: for settings of any protocol that do not fit the images, before anything is measured.
+        ValueError: before any measurement, for settings of a protocol that do not fit the images.
     """
     args, form = evaluator.args, evaluator.form
     wanted = settings_of(args, form.sides)
@@ -243,7 +243,7 @@ def evaluate(
 
 
 def part_of(results: Mapping[str, Any], protocol: str, settings: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What earlier results have of a protocol, measured by these settings; None where they have not."""
+    """The part of earlier results for a protocol with these settings, or None."""
     if results.get("settings", {}).get(protocol) != settings:
         return None
     if protocol in ("fgsm", "pgd"):
@@ -252,9 +252,9 @@ def part_of(results: Mapping[str, Any], protocol: str, settings: Mapping[str, An
 
 
 def clean(runs: Iterator[tuple[str, np.ndarray, np.ndarray]], bins: int) -> dict[str, Any]:
-    """Accuracy and calibration on images as they are."""
+    """Accuracy and calibration on unchanged images."""
     [(_, probabilities, classes)] = runs
-    # not through the measures' `compute`, which writes 50 million probabilities to a table first
+    # not by the measures' `compute`, which first writes 50 million probabilities to a table
     found = {key: value for m in all_measures(bins).evaluation_modules for key, value in m.measure(probabilities, classes).items()}
     calibration = {}
     for key, equal_mass in (("equal width", False), ("equal mass", True)):
@@ -281,7 +281,7 @@ def attacks(model: PixelModel, args: EvaluationArguments) -> dict[str, Change]:
 
 
 def corruptions(args: EvaluationArguments) -> dict[str, Change]:
-    """By name and severity, as in `fog 3`."""
+    """The corruptions by name and severity, as in `fog 3`."""
 
     def changed_by(name, severity):
         change = corruption(name, severity, args.seed)
@@ -310,7 +310,7 @@ def corrupted_here(runs: Iterator[tuple[str, np.ndarray, np.ndarray]]) -> dict[s
 
 
 def ready_set(images: ImageData, args: EvaluationArguments, token: str | None) -> Dataset:
-    """The corrupted set that is there already. Raises ValueError where it cannot be had, or lacks columns."""
+    """Loads the data set of corrupted images. Raises ValueError if it cannot be loaded, or lacks columns."""
     data = concatenate_datasets(list(load_splits(DataArguments(dataset_name=args.corrupted_dataset_name), token).values()))
     for name in (args.corruption_column_name, args.severity_column_name, images.image_column, images.label_column):
         check_known("a column of the corrupted set", name, data.column_names)
@@ -321,7 +321,7 @@ def ready_set(images: ImageData, args: EvaluationArguments, token: str | None) -
 
 
 def ready_corruptions(evaluator: Evaluator, images: ImageData, data: Dataset) -> dict[str, list[float]]:
-    """Top-1 accuracies of every corruption by severity, on a corrupted set."""
+    """Top-1 accuracies of every corruption by severity, on a data set of corrupted images."""
     args = evaluator.args
     kinds, severities = (np.array(data[name]).astype(str) for name in (args.corruption_column_name, args.severity_column_name))
     if isinstance(data.features[args.corruption_column_name], ClassLabel):
@@ -337,7 +337,7 @@ def ready_corruptions(evaluator: Evaluator, images: ImageData, data: Dataset) ->
 
 
 def corruption_errors(top1: dict[str, list[float]], *, alexnet: bool) -> dict[str, float]:
-    """Over all corruptions measured; over the 15, where they are; with `alexnet`, as ImageNet-C reports that."""
+    """Mean errors: over all measured corruptions; over the 15, if all were measured; with `alexnet`, as ImageNet-C reports it."""
     errors = {name: [1 - value for value in values] for name, values in top1.items()}
     found = {"mean_error_all": float(np.mean([np.mean(values) for values in errors.values()]))}
     if all(len(top1.get(name, ())) == len(SEVERITIES) for name in COMMON_CORRUPTIONS):

@@ -1,4 +1,4 @@
-"""The measures of `metrics.py` for the library `evaluate`: offline, and with one feature set, so that `evaluate.combine` takes them."""
+"""The measures of `metrics.py` for the library `evaluate`: they work offline, and have one feature set, so that `evaluate.combine` takes them."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ def _info(description: str, citation: str = "") -> evaluate.MetricInfo:
         features=datasets.Features(features),
     )
     # set after the constructor, which takes it for single values only; without it, ImageNet's 50 million probabilities
-    # come as Python's floats
+    # become Python floats
     info.format = "numpy"
     return info
 
 
 class _Measure(evaluate.Metric):
-    """A measure of probabilities (N, num_labels) against class numbers (N,). Kept in memory, with no script to fetch."""
+    """A measure of probabilities (N, num_labels) against class numbers (N,). Kept in memory, without a script to download."""
 
     def __init__(self):
         super().__init__(keep_in_memory=True)

@@ -1,4 +1,4 @@
-"""Measures of a classifier, as functions of arrays; `measures.py` has them for the library `evaluate`."""
+"""Metrics of a classifier, as functions of arrays. `measures.py` wraps them for the library `evaluate`."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from hf_mixup.core.losses import CrossEntropy, Loss, MultiHead
 
 
 def mixed_accuracy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Training accuracy that means something under mixing: (B,) float32.
+    """Training accuracy for mixed targets: (B,) float32, 0 to 1.
 
-    The weight of the heaviest class counts when it is predicted first, that of the second when it is predicted second, so a
-    perfect network scores 1, and an unmixed image is scored as ever. Classes of one weight may come in any order.
+    It adds the weight of the heaviest class if that is predicted first, and the weight of the second class if that is predicted second. So a
+    perfect network has 1, and an unmixed image has its usual accuracy. Classes with equal weights may come in any order.
 
     Args:
         logits, targets: (B, num_labels).
@@ -28,10 +28,10 @@ def mixed_accuracy(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def training_accuracy(loss: Loss, logits: Tensor, targets: Tensor, several: bool = False) -> Tensor | None:
-    """(B,) float32, the accuracy on mixed targets that fits the loss; None for a regression, which has none.
+    """(B,) float32, the accuracy on mixed targets that fits the loss; None for a regression.
 
-    With `several` labels an image, or one output, the share of classes that are told rightly from absent ones under a loss that is
-    made for it; of several heads, their mean.
+    With `several` labels for each image, or one output, and a loss made for that, it is the share of classes that are correctly predicted as
+    present or absent. For several heads it is their mean.
     """
     if loss.regression:
         return None
@@ -51,15 +51,15 @@ def top_k_accuracy(scores: np.ndarray, references: np.ndarray, k: int) -> float:
 
 
 class TrainerMetrics:
-    """`compute_metrics` of a Trainer, by what the loss takes for labels. All are shares from 0 to 1 unless said otherwise.
+    """`compute_metrics` of a Trainer, depending on the labels of the loss. All are from 0 to 1, if no unit is given.
 
-    - classes: `accuracy`, and the same as `top1`, and `top5`; soft references count by their heaviest class
-    - several labels: `mAP`, the mean over classes of the average precision; `exact_match`; `f1` over all labels, at a
-      probability of one half
-    - several heads: `accuracy_0`, ... of each, `accuracy`, their mean, and `exact_match`
-    - regression: `mse` and `mae`, of the labels' unit
+    - classes: `accuracy`, the same as `top1`, and `top5`; a soft reference counts as its heaviest class
+    - several labels: `mAP`, the mean over classes of the average precision; `exact_match`; `f1` over all labels, with
+      threshold 0.5
+    - several heads: `accuracy_0`, ... for each, `accuracy`, their mean, and `exact_match`
+    - regression: `mse` and `mae`, in the unit of the labels
 
-    With `batch_eval_metrics` it keeps predictions and labels until the last batch has come.
+    With `batch_eval_metrics` it keeps predictions and labels until the last batch.
     """
 
     def __init__(self, loss: Loss | None = None):
@@ -75,14 +75,14 @@ class TrainerMetrics:
         return self.measure(scores, references)
 
     def _whole(self) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Every batch for itself, with `eval_do_concat_batches=False` too."""
+        """All batches, one by one, also with `eval_do_concat_batches=False`."""
         pairs = []
         for scores, references in self._batches:
             pairs += zip(scores, references, strict=True) if isinstance(scores, list) else [(scores, references)]
         return pairs
 
     def measure(self, scores: np.ndarray, references: np.ndarray) -> dict[str, float]:
-        """`scores` (N, num_labels), or (N,) of classes that were chosen already; `references` as the loss takes labels."""
+        """`scores` (N, num_labels), or predicted classes (N,); `references` are labels as the loss takes them."""
         if self.loss.regression:
             apart = scores.reshape(len(scores), -1).astype(np.float64) - references.reshape(len(references), -1)
             return {"mse": float(np.square(apart).mean()), "mae": float(np.abs(apart).mean())}
@@ -91,7 +91,7 @@ class TrainerMetrics:
         if self.loss.multi_label and (references.ndim == 2 or (scores.ndim == 2 and scores.shape[1] == 1)):
             return multi_label_metrics(scores, references.reshape(len(references), -1))
         references = references.argmax(1) if references.ndim == 2 else references
-        if scores.ndim == 1:  # of preprocess_logits_for_metrics
+        if scores.ndim == 1:  # from preprocess_logits_for_metrics
             accuracy = float((scores == references).mean())
             return {"accuracy": accuracy, "top1": accuracy}
         # argpartition has no order for NaN
@@ -101,7 +101,7 @@ class TrainerMetrics:
 
     def _of_heads(self, scores: np.ndarray, references: np.ndarray) -> dict[str, float]:
         ends = np.cumsum(self.loss.classes)[:-1]
-        if scores.shape[1] != len(self.loss.classes):  # classes that were chosen already have one column for each head
+        if scores.shape[1] != len(self.loss.classes):  # predicted classes have one column for each head
             scores = np.stack([head.argmax(1) for head in np.split(scores, ends, 1)], 1)
         if references.shape[1] != len(self.loss.classes):
             references = np.stack([head.argmax(1) for head in np.split(references, ends, 1)], 1)
@@ -114,10 +114,10 @@ classification_metrics = TrainerMetrics()
 
 
 def multi_label_metrics(scores: np.ndarray, references: np.ndarray) -> dict[str, float]:
-    """`mAP`, `exact_match` and `f1` of logits (N, C) against labels (N, C), present above one half.
+    """`mAP`, `exact_match` and `f1` of logits (N, C) against labels (N, C), present above 0.5.
 
-    Average precision is the mean precision at each present image, those in order of their logits; ties share the precision of
-    the last of them, so the order of rows does not matter. Classes that no image has do not count.
+    Average precision is the mean of the precision at each present image, in the order of the logits. Ties share the precision of the last of
+    them, so the order of rows does not matter. Classes that no image has are ignored.
     """
     wanted, found = references > 0.5, scores > 0
     hits = (wanted & found).sum()
@@ -132,13 +132,13 @@ def multi_label_metrics(scores: np.ndarray, references: np.ndarray) -> dict[str,
 def _average_precision(scores: np.ndarray, wanted: np.ndarray) -> float:
     order = np.argsort(-scores, kind="stable")
     ordered, right = scores[order], wanted[order]
-    last = np.append(ordered[1:] != ordered[:-1], True).nonzero()[0]  # of every group of equal scores
+    last = np.append(ordered[1:] != ordered[:-1], True).nonzero()[0]  # the last row of every group of equal scores
     hits = np.cumsum(right)[last]
     return float((np.diff(hits, prepend=0) * hits / (last + 1)).sum() / right.sum())
 
 
 def _arrays(values: Any) -> Any:
-    """Logits or labels as arrays: of tuples the first, of lists of batches each, of tensors on any device."""
+    """Logits or labels as arrays: the first of a tuple, each of a list of batches, tensors from any device."""
     if isinstance(values, list):
         return [_arrays(value) for value in values]
     if isinstance(values, tuple):
@@ -150,11 +150,11 @@ def _arrays(values: Any) -> Any:
 
 @dataclass(frozen=True, eq=False)
 class Bins:
-    """Predictions put together by their confidence, from low to high; (bins,) each. Empty bins hold 0.
+    """Predictions grouped by confidence, from low to high; (bins,) each. Empty bins hold 0.
 
     Attributes:
-        count: predictions in the bin.
-        accuracy: share of them that is right.
+        count: number of predictions in the bin.
+        accuracy: share of them that is correct.
         confidence: their mean confidence.
     """
 
@@ -164,17 +164,16 @@ class Bins:
 
     @property
     def error(self) -> float:
-        """The expected calibration error: the mean gap between confidence and accuracy, every prediction counting once."""
+        """The expected calibration error: the mean gap between confidence and accuracy, over all predictions."""
         return float((self.count * np.abs(self.accuracy - self.confidence)).sum() / self.count.sum())
 
 
 def confidence_bins(probabilities: np.ndarray, references: np.ndarray, bins: int = 10, equal_mass: bool = False) -> Bins:
-    """What a reliability diagram shows.
+    """The bins of a reliability diagram.
 
-    Equal widths are those of arXiv:1706.04599, each bin with its upper edge. Equal masses (arXiv:1904.01685) have the same
-    number of predictions, up to one; where an edge falls between predictions of one confidence, they share their accuracy, so
-    that the order of the rows does not matter. Weights and gaps are of the same bin; OpenMixup's `ece_score` sorts the gaps
-    first, and is wrong wherever they are not monotone.
+    Bins of equal width are those of arXiv:1706.04599; each includes its upper edge. Bins of equal mass (arXiv:1904.01685) have the same number
+    of predictions, up to one. If an edge falls between predictions with equal confidence, they share their accuracy, so the order of rows does
+    not matter. Weight and gap belong to the same bin. (OpenMixup's `ece_score` sorts the gaps first, which is wrong if they are not monotone.)
 
     Args:
         probabilities: (N, num_labels).
@@ -188,7 +187,7 @@ def confidence_bins(probabilities: np.ndarray, references: np.ndarray, bins: int
         place = np.empty(len(confidence), dtype=np.int64)
         place[np.argsort(confidence, kind="stable")] = np.arange(len(confidence)) * bins // len(confidence)
     else:
-        # edges as the confidences are, or 0.1 in single precision would lie above 0.1
+        # edges in the dtype of the confidences; otherwise 0.1 in float32 would be above the edge 0.1
         edges = np.linspace(0, 1, bins + 1).astype(confidence.dtype)[1:-1]
         place = np.searchsorted(edges, confidence, side="left")
     count = np.bincount(place, minlength=bins)

@@ -1,4 +1,4 @@
-"""What a classifier withstands: attacks and occlusion, of pixels in [0, 1], which `PixelModel` normalises."""
+"""Attacks and occlusion of pixels in [0, 1], which `PixelModel` normalises."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from hf_mixup.core.rng import Draws
 
 
 class PixelModel(nn.Module):
-    """A frozen image classifier from pixels in [0, 1], (B, C, H, W), to float32 logits.
+    """A frozen image classifier from pixels (B, C, H, W) in [0, 1] to float32 logits (B, num_labels).
 
     Args:
         network: takes `pixel_values` and returns `logits`.
         mean, std: of the normalisation.
-        classes: the network's output for each class of the data, where they are not in one order.
-        order: the pixels' channel that each channel of the network's input shows, such as (2, 1, 0) for BGR.
+        classes: the network's output for each class of the data, if their order differs.
+        order: the pixels' channel in each channel of the network's input, such as (2, 1, 0) for BGR.
     """
 
     def __init__(
@@ -48,13 +48,13 @@ class PixelModel(nn.Module):
 
 
 def fgsm(model: nn.Module, images: Tensor, labels: Tensor, eps: float = 8 / 255) -> Tensor:
-    """The fast gradient sign method (Goodfellow et al., arXiv:1412.6572): one step of `eps` up the cross-entropy.
+    """The fast gradient sign method (Goodfellow et al., arXiv:1412.6572): one step of size `eps` that increases the cross-entropy.
 
     Args:
-        model: from pixels to logits, in evaluation mode.
+        model: a model from pixels to logits, in evaluation mode.
         images: (B, C, H, W) in [0, 1].
-        labels: (B,).
-        eps: largest change of a pixel, on the scale of 0 to 1.
+        labels: (B,) class numbers.
+        eps: largest change of a pixel, on the scale from 0 to 1.
     """
     check_between(0, 1, eps=eps)
     return (images + eps * _gradient(model, images, labels).sign()).clamp(0, 1)
@@ -69,13 +69,13 @@ def pgd(
     steps: int = 10,
     draws: Draws | None = None,
 ) -> Tensor:
-    """Projected gradient descent (Madry et al., arXiv:1706.06083) in the ball of `eps` around the images given.
+    """Projected gradient descent (Madry et al., arXiv:1706.06083) in the ball of radius `eps` around the images.
 
-    OpenMixup's code takes the ball around what the last step made, which drifts, and scales the step by the normalisation; here
-    the centre stays and all is measured in pixels.
+    The centre stays the same, and all is measured in pixels. (OpenMixup's code uses the ball around the last step's result, which drifts, and
+    scales the step by the normalisation.)
 
     Args:
-        draws: of the random start in the ball; None starts from the images.
+        draws: random draws for the start in the ball; None starts from the images.
     """
     check_between(0, 1, eps=eps, step_size=step_size)
     check_count(1, steps=steps)
@@ -89,7 +89,7 @@ def pgd(
 
 
 def _gradient(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-    """Of the summed cross-entropy: the images do not influence each other, however many there are."""
+    """The gradient of the summed cross-entropy, so images do not influence each other."""
     with torch.enable_grad():
         images = images.detach().requires_grad_()
         loss = F.cross_entropy(model(images), labels, reduction="sum")
@@ -100,16 +100,16 @@ def _gradient(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
 
 
 def occlude(images: Tensor, ratio: float, patch: int, fill: Tensor | float, draws: Draws) -> Tensor:
-    """Random patches replaced (Naseer et al., arXiv:2105.10497).
+    """Replaces random patches (Naseer et al., arXiv:2105.10497).
 
-    Of one draw, what is hidden at a lower ratio is hidden at a higher one too. OpenMixup draws one mask a batch; here every
-    image has its own, so that batches do not matter.
+    For one draw, patches that are hidden at a lower ratio are hidden at higher ones too. Every image has its own mask, so batches do not matter.
+    (OpenMixup draws one mask for a batch.)
 
     Args:
         images: (B, C, H, W) in [0, 1].
-        ratio: share of the patches, rounded to whole ones.
-        patch: their side in pixels.
-        fill: what is put there; the mean of the normalisation, (1, C, 1, 1), is the 0 of the published protocol.
+        ratio: share of the patches, 0 to 1, rounded to whole patches.
+        patch: side of a patch in pixels.
+        fill: value of hidden pixels; the published protocol uses the mean of the normalisation, (1, C, 1, 1).
     """
     check_between(0, 1, ratio=ratio)
     height, width = images.shape[2:]

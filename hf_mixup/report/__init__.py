@@ -1,1 +1,1 @@
-"""What people read of a run: cards, pictures, tables."""
+"""Reports of a run: cards, pictures, tables."""

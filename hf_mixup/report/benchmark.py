@@ -1,4 +1,4 @@
-"""Benchmarks: what a row of the published tables was trained with, how they report runs, and tables of ours beside them."""
+"""Benchmarks: the configuration of each row of the published tables, how they report runs, and tables that compare."""
 
 from __future__ import annotations
 
@@ -49,19 +49,19 @@ TABLE_METHODS: dict[str, tuple[str, ...]] = {
     "SAMix": ("samix",),
     "AdAutoMix": ("adautomix",),
 }
-# of a recipe: which rows of the published results are its own, how they are reported, how many processes they had, where
-# configurations come from that upstream has not, by methods; the methods of a sweep by network, and of how many evaluation images a
-# sweep measures the corruption error; by network, the published rows whose order its methods are compared with; and by the networks' names in
-# the tables the checkpoints that are fine-tuned
+# keys of a recipe's `benchmark`: the rows of the published results that it reproduces, how they are reported, the number of processes they
+# had; sources of configurations that upstream lacks, by methods; the methods of a sweep by network, and the number of evaluation images for
+# the corruption error; by network, the published rows whose ranking is compared; and, by the networks' names in the tables, the
+# checkpoints that are fine-tuned
 FACTS = ("table", "measure", "last_epochs", "processes", "derived_from", "sweep", "corrupted_images", "order", "checkpoints")
 MEASURES = ("median", "best", "last")
 
 
 @dataclass(frozen=True)
 class Reported:
-    """How a table makes one number of a run: of its epochs' accuracies, the `median` of the last ones, the `best`, or the `last`.
+    """How a table turns a run into one number: the `median` of the last epochs' accuracies, the `best`, or the `last` one.
 
-    OpenMixup's tool takes the epochs from `epochs - last` on, which are `last + 1` of them; we take `last`, as its tables say.
+    OpenMixup's tool uses the epochs from `epochs - last` on, which are `last + 1`; this uses `last`, as its tables say.
     """
 
     measure: str = "last"
@@ -73,7 +73,7 @@ class Reported:
             check_count(1, last_epochs=self.last_epochs)
 
     def of(self, accuracies: Sequence[float]) -> float:
-        """Of the accuracies of all epochs, in order."""
+        """The number for the accuracies of all epochs, in order."""
         last = list(accuracies)[-(self.last_epochs or len(accuracies)) :]
         return {"median": median, "best": max, "last": lambda values: values[-1]}[self.measure](last)
 
@@ -84,14 +84,14 @@ class Reported:
 
 @dataclass(frozen=True)
 class Run:
-    """A complete configuration: a recipe, and what is typed over it.
+    """A complete configuration: a recipe, and arguments that override it.
 
     Attributes:
         architecture: the network's name.
-        arguments: all that the recipe sets for these methods and this network.
-        processes: how many the published run had.
-        derived_from: where the configuration comes from, where upstream has none.
-        checkpoint: what is fine-tuned, where the recipe has one for the network.
+        arguments: all arguments that the recipe sets for these methods and this network.
+        processes: number of processes of the published run.
+        derived_from: source of the configuration, if upstream has none.
+        checkpoint: the checkpoint to fine-tune, if the recipe has one for the network.
     """
 
     recipe: str
@@ -104,7 +104,7 @@ class Run:
     checkpoint: str | None = None
 
     def words(self) -> list[str]:
-        """Arguments of run_mixup.py."""
+        """The run as arguments of run_mixup.py."""
         words = ["--recipe", self.recipe, "--mix", *self.mix]
         if self.checkpoint is not None:
             words += ["--model_name_or_path", self.checkpoint]
@@ -122,7 +122,7 @@ class Run:
 def configure(
     recipe: str, folder: Path, mix: Sequence[str], architecture: str | None = None, epochs: int | None = None, alpha: float | None = None
 ) -> Run:
-    """The run of these methods on this network by a recipe. Raises ValueError for recipes and names that do not exist."""
+    """The run of these methods with this network by a recipe. Raises ValueError for unknown recipes and names."""
     facts = about(recipe, folder)
     checkpoint = facts.get("checkpoints", {}).get(architecture)
     arguments = read_recipe(recipe, folder, mix=list(mix), network=checkpoint or architecture)
@@ -145,7 +145,7 @@ def configure(
 
 
 def _derived(facts: Mapping[str, Any], mix: Sequence[str], architecture: str | None) -> str | None:
-    """Where a configuration comes from that upstream has not: of the methods, or of the methods on one network."""
+    """The source of a configuration that upstream lacks: for the methods, or for the methods with one network."""
     found = facts.get("derived_from", {})
     name = "+".join(mix)
     return found.get(f"{name}, {architecture}") or found.get(name)
@@ -158,16 +158,16 @@ def published(path: str | Path) -> list[dict[str, str]]:
 
 
 def resolve(row: Mapping[str, str], folder: Path) -> Run:
-    """The configuration that a row of the published results was trained with. Raises ValueError where no recipe of `folder` says so."""
+    """The configuration of a row of the published results. Raises ValueError if no recipe in `folder` has it."""
     check_known("method", row["method"], TABLE_METHODS)
     for recipe in _recipes(folder):
         if _is_of_table(row, recipe, folder):
             return configure(recipe, folder, TABLE_METHODS[row["method"]], row["backbone"], int(row["epochs"]))
-    raise ValueError(f"a recipe must say that its table has {row['dataset']}/{row['setting']}/{row['backbone']}, got none; add `table:`.")
+    raise ValueError(f"a recipe must list in its table {row['dataset']}/{row['setting']}/{row['backbone']}, got none; add `table:`.")
 
 
 def published_value(rows: Iterable[Mapping[str, str]], run: Run, folder: Path) -> float | None:
-    """What the tables have for a run, in percent. Of rows that contradict each other, the first."""
+    """The published accuracy of a run, in percent, or None. If rows contradict each other, the first."""
     for row in rows:
         if (
             _is_of_table(row, run.recipe, folder)
@@ -194,7 +194,7 @@ def _read_about(recipe: str, folder: Path) -> dict[str, Any]:
 
 
 def about(recipe: str, folder: Path) -> dict[str, Any]:
-    """What a recipe says of its benchmark: see `FACTS`."""
+    """The `benchmark` entry of a recipe, see `FACTS`."""
     return copy.deepcopy(_read_about(recipe, folder))
 
 
@@ -207,7 +207,7 @@ def _is_of_table(row: Mapping[str, str], recipe: str, folder: Path) -> bool:
 
 
 def accuracies(run_folder: str | Path) -> list[float]:
-    """Top-1 accuracies by epoch, from the `train_log.jsonl` of a run. Raises ValueError where there are none."""
+    """Top-1 accuracies by epoch, from the `train_log.jsonl` of a run. Raises ValueError if there are none."""
     path = Path(run_folder, LOG_NAME)
     if not path.is_file():
         raise ValueError(f"{run_folder} was expected to hold {LOG_NAME}, got none; give the folder of a run of run_mixup.py.")
@@ -220,11 +220,11 @@ def accuracies(run_folder: str | Path) -> list[float]:
 
 @dataclass(frozen=True)
 class Summary:
-    """Runs that differ in their seed alone, in percent.
+    """Results of runs that differ only in their seed, in percent.
 
     Attributes:
-        values: one number a run.
-        published: what the tables have.
+        values: one number for each run.
+        published: the number in the published tables.
     """
 
     values: tuple[float, ...]
@@ -236,7 +236,7 @@ class Summary:
 
     @property
     def deviation(self) -> float | None:
-        """Of the sample; None for a single run."""
+        """The sample standard deviation; None for a single run."""
         return stdev(self.values) if len(self.values) > 1 else None
 
     def shown(self, plus_minus: str = "±") -> str:
@@ -255,7 +255,7 @@ def columns_of(table: Table) -> list[str]:
 
 
 def markdown_table(table: Table, caption: str = "") -> str:
-    """`table[row][column]`; `-` where there is nothing."""
+    """`table[row][column]` as Markdown; `-` for missing cells."""
     columns = columns_of(table)
     lines = [f"| method | {' | '.join(columns)} |", "| --- |" + " --- |" * len(columns)]
     for row, cells in table.items():
@@ -300,20 +300,20 @@ OPENMIXUP = """@article{li2022openmixup,
 }"""
 
 
-# what the sources print beside accuracies, and what it is called in a card
+# costs in the sources: their names, and their titles in a card
 COST_TITLES = {"memory_gb": "memory (GB), published", "hours": "hours, published"}
 
 
 def published_cards(results: Path, folder: Path, measured: Path | None = None, costs: Path | None = None) -> dict[str, str]:
-    """Cards of the published results, by file name: one for each data set, setting and source, all numbers from the files.
+    """Cards of the published results, by file name: one card for each data set, setting and source. All numbers come from the files.
 
     `python -m hf_mixup.report.benchmark` writes them into model_cards/.
 
     Args:
-        results: the published ones, as a CSV.
-        folder: of recipes.
-        measured: a CSV of ours with the columns dataset, setting, backbone, epochs, method, top1, runs, checkpoint.
-        costs: the published ones, as a CSV with the columns dataset, setting, backbone, epochs, method, measure, value, source.
+        results: CSV file of the published results.
+        folder: folder of the recipes.
+        measured: CSV file of our own results, with the columns dataset, setting, backbone, epochs, method, top1, runs, checkpoint.
+        costs: CSV file of the published costs, with the columns dataset, setting, backbone, epochs, method, measure, value, source.
     """
     rows = published(results)
     ours = {_key(row): row for row in published(measured)} if measured is not None and measured.is_file() else {}
@@ -353,9 +353,9 @@ def _card(dataset, setting, source, rows, every, ours, costs, folder: Path) -> s
     lines = [
         f"# {DATASETS[dataset]}, {setting}: {source}",
         "",
-        "Generated by `python -m hf_mixup.report.benchmark` from `published_results.csv` and the recipes. *Published* is what the source prints, "
-        "in percent; *measured* is what this project measured itself, `-` where it has not. There is no checkpoint where none is linked.",
-        *(["Memory and hours are those that the source prints, on a GPU that it does not name."] if spent else []),
+        "Generated by `python -m hf_mixup.report.benchmark` from `published_results.csv` and the recipes. *Published* is the number in the source, "
+        "in percent. *Measured* is this project's own result; `-` means not measured. A row without a link has no checkpoint.",
+        *(["Memory and hours are from the source, which does not name its GPU."] if spent else []),
         "",
         f"| {' | '.join(titles)} |",
         "|" + " --- |" * len(titles),
@@ -378,7 +378,7 @@ def _card(dataset, setting, source, rows, every, ours, costs, folder: Path) -> s
         papers.update({name: METHODS[name].paper for name in run.mix if METHODS[name].paper})
     alone = {key: values for key, values in costs.items() if key[:2] == (dataset, setting) and key not in {_key(row) for row in rows}}
     if spent and alone:
-        lines += ["", "Costs that the source prints without an accuracy:", ""]
+        lines += ["", "Costs in the source without an accuracy:", ""]
         for (_, _, backbone, epochs, method), values in alone.items():
             told = "; ".join(f"{COST_TITLES[name].removesuffix(', published')} {values[name]}" for name in spent if name in values)
             lines.append(f"- {backbone}, {method}, {epochs} epochs: {told}")

@@ -1,4 +1,4 @@
-"""Model cards, filled from what a run left in its folder."""
+"""Model cards, filled from the files in a run's folder."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 TEMPLATES = Path(__file__).parent / "templates"
 
-# what `all_results.json` calls it: its type in a model-index, and its name for people
+# name in `all_results.json`: (type in a model-index, name for people)
 MEASURES = {
     "eval_top1": ("accuracy", "top-1 accuracy"),
     "eval_top5": ("top_5_accuracy", "top-5 accuracy"),
@@ -45,7 +45,7 @@ MEASURES = {
     "eval_mce": ("mean_corruption_error", "mean corruption error"),
 }
 NO_MEASURES = ("_runtime", "_per_second", "_compilation_time")
-# types of metrics that `evaluated` gives
+# types of the metrics from `evaluated`
 EVALUATED = (
     "accuracy", "top_5_accuracy", "expected_calibration_error", "expected_calibration_error_equal_mass", "nll", "brier_score",
     "fgsm_accuracy", "pgd_accuracy", "mean_corruption_error", "mean_error_all", "mce_alexnet", "occlusion_accuracy",
@@ -80,19 +80,20 @@ def write_model_card(
 ) -> Path:
     """Writes `README.md`, and `training_curve.png`, into the folder of a run.
 
-    Numbers come from its files and nowhere else: `all_results.json`, or the last evaluation of `train_log.jsonl`;
-    `evaluation.json`, if it is of these weights; `mixup_config.json`, `config.json`. The rest is what those do not know.
+    Numbers come only from its files: `all_results.json`, or the last evaluation of `train_log.jsonl`; `evaluation.json`, if it belongs to these
+    weights; `mixup_config.json`, `config.json`. The arguments add facts that the files do not have.
 
     Args:
-        model_name: the name of the folder if None.
-        repo: Hub id that it will be found under.
-        dataset, dataset_id, split: what it was evaluated on: its name for people, its Hub id if it has one, the split.
-        command: that trained it.
-        base_model: Hub id or folder of the checkpoint it started from, None for a network trained from scratch.
-        license: of the weights, or `license` with `license_name` and `license_link`; that of the base model if None, where a folder of it says so; else the card names none.
-        tags: beside our own.
-        hyperparameters: what a reader asks for first, by name.
-        rows: one an epoch; those of `train_log.jsonl` if None.
+        model_name: name in the title; that of the folder if None.
+        repo: Hub id of the model.
+        dataset, dataset_id, split: the evaluation data: name for people, Hub id if it has one, split.
+        command: the command that trained the model.
+        base_model: Hub id or folder of the checkpoint that training started from; None for a network from scratch.
+        license: of the weights, or `license` with `license_name` and `license_link`. If None: that of the base model, if its folder has a card
+            with one; otherwise the card names no licence.
+        tags: further tags.
+        hyperparameters: the most important settings, by name.
+        rows: one for each epoch; those of `train_log.jsonl` if None.
 
     Returns:
         the path of the card.
@@ -108,7 +109,7 @@ def write_model_card(
     measured = [(key, *_measure(key), value) for key, value in results.items() if key != "eval_top5" or labels > 5]
     model_name = model_name or folder.absolute().name
     base = base_model and repository_name(base_model)
-    base_model = None if base is None or Path(base).exists() else base  # people elsewhere cannot follow a path of ours
+    base_model = None if base is None or Path(base).exists() else base  # a local path is useless to other people
     timm, task = network["model_type"] == "timm_wrapper", task_of(network["model_type"])
     licence = {"license": license} if isinstance(license, str) else dict(license or {}) or (licence_of(base) if base else {})
     data = ModelCardData(
@@ -177,10 +178,10 @@ def write_model_card(
 
 
 def licence_of(repo_or_folder: str | Path, **hub: Any) -> dict[str, str]:
-    """What the card of a checkpoint says of its licence; an empty dictionary where it says nothing, or there is none.
+    """The licence in the card of a checkpoint; an empty dictionary if there is none.
 
     Args:
-        hub: `token` where the card may be asked of the Hub; without, only a folder is looked at.
+        hub: with `token`, the card may be loaded from the Hub; otherwise only a folder is read.
     """
     from huggingface_hub import ModelCard
     from huggingface_hub.errors import HfHubHTTPError
@@ -197,7 +198,7 @@ def licence_of(repo_or_folder: str | Path, **hub: Any) -> dict[str, str]:
 
 
 def _saved(card: ModelCard, folder: Path) -> Path:
-    """Writes the card, without tokens."""
+    """Writes the card without secret tokens, and returns its path."""
     path = folder / CARD_NAME
     path.write_text(redacted(str(card)), encoding="utf-8")
     return path
@@ -207,7 +208,7 @@ def _saved(card: ModelCard, folder: Path) -> Path:
 
 
 def bibtex(method: str) -> str | None:
-    """The paper of a method, in the fields that are certain; None for one that has none."""
+    """The BibTeX entry of a method's paper, or None."""
     papers = json.loads((TEMPLATES / "papers.json").read_text())
     return _bibtex(method, *papers[method], METHODS[method].paper) if method in papers else None
 
@@ -220,10 +221,10 @@ def _bibtex(key: str, authors: str, title: str, venue: str, year: int, arxiv: st
 
 
 def _family(network: Mapping[str, Any]) -> tuple[str, list] | None:
-    """The key and the entry in `architectures.json` of a network, by its name; None for one that is not there."""
+    """The key and the entry of a network in `architectures.json`, by its name, or None."""
     name = _architecture(network).lower().removeprefix("cifar").removeprefix("_")
     families = json.loads((TEMPLATES / "architectures.json").read_text())
-    # `resnet50` and `ResNetForImageClassification` are resnets, `resnetv2_50` is none
+    # `resnet50` and `ResNetForImageClassification` are resnets, `resnetv2_50` is not
     found = [key for key in families if re.match(rf"{key}(?:[\d_]|for|$)", name)]
     return (key := max(found, key=len), families[key]) if found else None
 
@@ -234,7 +235,7 @@ def _architecture_paper(network: Mapping[str, Any]) -> str | None:
 
 
 def _papers(network: Mapping[str, Any], methods: Sequence[str]) -> dict[str, str]:
-    """By what it is of, the linked title of a paper."""
+    """Linked titles of the papers of the network and the methods, by what each paper describes."""
     titles = {name: entry[1] for name, entry in json.loads((TEMPLATES / "papers.json").read_text()).items()}
     found = _family(network)
     papers = {"the network": (found[1][1], found[1][4])} if found else {}
@@ -255,25 +256,25 @@ def _software(timm: bool) -> list[str]:
 
 
 def plain(text: str) -> str:
-    """Text that Markdown and HTML show as it is, on one line, in a table too."""
+    """Escapes text so that Markdown and HTML show it unchanged, on one line, also in a table."""
     text = " ".join(text.split())
     text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    # an underscore or a hyphen inside a word is only itself
+    # an underscore or a hyphen inside a word needs no escape
     return re.sub(r"([\\`*\[\]|~#$]|(?<!\w)_|_(?!\w)|^[-+=])", r"\\\1", text)
 
 
 def fenced(text: str, language: str) -> str:
-    """A code block, whatever the text."""
+    """A code block for any text, also with backticks in it."""
     longest = max((len(run) for run in re.findall("`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
     return f"{fence}{language}\n{text}\n{fence}"
 
 
 def wrapped(command: str, width: int = 96) -> str:
-    """A long command over several lines, broken before options."""
+    """Breaks a long command into several lines, before options."""
     try:
         words = shlex.split(command)
-    except ValueError:  # no command of a shell
+    except ValueError:  # not a shell command
         return command
     if len(command) <= width or "\n" in command:
         return command
@@ -291,7 +292,7 @@ def _linked(name: str, dataset_id: str | None) -> str:
 
 
 def methods_rows() -> list[tuple[str, str, str, str]]:
-    """Of every method its name, its parts, what it needs, and its paper's number at arXiv, empty without one."""
+    """For each method: name, parts, needs, and the arXiv number of its paper, or an empty string."""
     unsaid = {AreaLabels(), CrossEntropy(), Standard()}
     rows = []
     for method in METHODS.values():
@@ -301,7 +302,7 @@ def methods_rows() -> list[tuple[str, str, str, str]]:
     return rows
 
 
-# -- what the files say ---------------------------------------------------------------------------------------------------
+# -- facts from the files ---------------------------------------------------------------------------------------------------
 
 
 def _rows(folder: Path) -> list[dict[str, Any]]:
@@ -315,7 +316,7 @@ def _results(folder: Path, rows: Sequence[Mapping[str, Any]]) -> dict[str, float
     found = json.loads(path.read_text()) if path.is_file() else last
     wanted = {key: value for key, value in found.items() if key.startswith("eval_") and not key.endswith(NO_MEASURES)}
     if "eval_top1" in wanted:
-        wanted.pop("eval_accuracy", None)  # the same under the name that other Trainers have for it
+        wanted.pop("eval_accuracy", None)  # the same number under the name of other Trainers
     numbers = {key: float(value) for key, value in wanted.items() if isinstance(value, (int, float))}
     return dict(sorted(numbers.items(), key=lambda item: list(MEASURES).index(item[0]) if item[0] in MEASURES else len(MEASURES)))
 
@@ -349,7 +350,7 @@ def _facts(folder: Path, network: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _measured(folder: Path, network: Mapping[str, Any], kind: Any) -> tuple[dict[str, str], list[str], tuple[str, str] | None]:
-    """Of a copy of the network, made by `kind`, a class of transformers, that holds no numbers: size and cost; shapes of its feature maps; how to take the embedding, and its shape."""
+    """From a copy of the network without weights, made by transformers' class `kind`: size and cost; shapes of feature maps; how to get the embedding, and its shape."""
     import torch
     from torch.utils._python_dispatch import TorchDispatchMode
     from torch.utils.flop_counter import FlopCounterMode
@@ -392,7 +393,7 @@ def _measured(folder: Path, network: Mapping[str, Any], kind: Any) -> tuple[dict
                     return facts, shapes, None
                 embedding = line, f"{tuple(model(pixel_values=image).logits.shape)}"
     except (ImportError, NotImplementedError, RuntimeError, ValueError):
-        pass  # an architecture that cannot be built without its code, or counted: the card goes without
+        pass  # an architecture that cannot be built without its code, or counted: the card does not have these facts
     return facts, shapes, embedding
 
 
@@ -401,7 +402,9 @@ def _channels(network: Mapping[str, Any]) -> int:
 
 
 def _side(folder: Path, network: Mapping[str, Any]) -> int | None:
-    described = (network.get("pretrained_cfg") or {}).get("input_size", (None,))[-1]  # of a timm network, whose processor reads it there
+    described = (network.get("pretrained_cfg") or {}).get("input_size", (None,))[
+        -1
+    ]  # for a timm network, whose processor reads the size there
     if described is not None:
         return described
     path = folder / "preprocessor_config.json"
@@ -414,7 +417,7 @@ def _side(folder: Path, network: Mapping[str, Any]) -> int | None:
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
-    """The log as a table, its head first; nothing for a run of one epoch."""
+    """The log as a table, header first; empty for a run of one epoch."""
     columns = [key for key in COLUMNS if any(key in row for row in rows)]
     if len(rows) < 2:
         return []
@@ -426,8 +429,10 @@ def _curve(folder: Path, rows: Sequence[Mapping[str, Any]]) -> bool:
     if len(rows) > 1:
         try:
             plots.training_curve(folder / CURVE_NAME, rows)
-        except ImportError as error:  # of matplotlib; a card at the end of a long run is worth more than its picture
-            logger.warning("the card goes without the training curve: %s", error)
+        except (
+            ImportError
+        ) as error:  # matplotlib is missing; the card is written without the picture, so that a long run still gets its card
+            logger.warning("the card has no training curve: %s", error)
     return (folder / CURVE_NAME).is_file()
 
 
@@ -442,7 +447,7 @@ def _versions() -> dict[str, str]:
 
 
 def _watched() -> list[str]:
-    """Pages of the trackers of experiments that this process reports to."""
+    """Addresses of the experiment trackers' pages for this run."""
     wandb, comet = sys.modules.get("wandb"), sys.modules.get("comet_ml")
     runs = [getattr(wandb, "run", None), comet and comet.get_running_experiment()]
     return [run.url for run in runs if run is not None and run.url]
@@ -513,7 +518,7 @@ def evaluated(results: Mapping[str, Any]) -> list[tuple[str, str, float]]:
 
 
 def _evaluation(folder: Path) -> dict[str, Any] | None:
-    """What `evaluation.json` says, unless the weights were trained on since."""
+    """The content of `evaluation.json`; None if the weights changed since."""
     path = folder / EVALUATION_NAME
     results = json.loads(path.read_text()) if path.is_file() else None
     return results if results is not None and results["weights"] == weights_hash(folder) else None
@@ -532,7 +537,7 @@ def _section(results: Mapping[str, Any]) -> str:
 
 
 def _merge(card: ModelCard, results: Mapping[str, Any]) -> None:
-    """Puts results into the model-index and between the marks, or at the end, in the place of those of an earlier evaluation."""
+    """Writes results into the model-index and between the marks, or at the end. They replace those of an earlier evaluation."""
     from huggingface_hub import EvalResult
 
     name, split = results["dataset"]["name"], results["dataset"]["split"]

@@ -1,4 +1,4 @@
-"""All results as a data set in the layout of the Hub: parquet files and a card, published and measured ones told apart."""
+"""All results as a data set in the layout of the Hub: parquet files and a card, with published and measured results apart."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from hf_mixup.report.benchmark import OPENMIXUP, about, published, resolve
 from hf_mixup.report.sweep import CSV_MEASURES
 
 CONFIGS = {
-    "published": "accuracies as their sources print them, with the recipe and the command of each",
-    "published_costs": "memory (GB) and hours of a training as their source prints them, on a GPU that it does not name",
-    "measured": "what this project measured itself, a row for every run of a sweep",
+    "published": "published accuracies, with the recipe and the command of each",
+    "published_costs": "published memory (GB) and hours of a training, on a GPU that the source does not name",
+    "measured": "results of this project, one row for each run of a sweep",
 }
 
 
@@ -32,7 +32,7 @@ def published_rows() -> list[dict[str, Any]]:
 
 
 def measured_rows(sweeps: Iterable[Path]) -> list[dict[str, Any]]:
-    """The cells of sweeps; the folder's name is the recipe's. Accuracy in percent, None where a sweep did not measure something."""
+    """The cells of sweeps; the folder's name is the recipe's. Accuracy is in percent; None means not measured."""
     rows = []
     for path in sorted(cell for sweep in sweeps for cell in (sweep / "cells").glob("*.json")):
         cell, words = json.loads(path.read_text()), {}
@@ -60,7 +60,7 @@ def measured_rows(sweeps: Iterable[Path]) -> list[dict[str, Any]]:
 
 
 def write_dataset(folder: str | Path, sweeps: Iterable[Path] = ()) -> Path:
-    """Writes the data set into a folder, and returns it.
+    """Writes the data set into a folder, and returns the folder.
 
     Args:
         sweeps: folders of sweeps, whose cells become the configuration `measured`.

@@ -1,4 +1,4 @@
-"""What a sweep shows beside levels of accuracy: differences to training without mixing, paired by the seed, and how methods rank."""
+"""Further results of a sweep: differences to training without mixing, paired by seed, and the ranking of methods."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hf_mixup.report.benchmark import TABLE_METHODS, Summary
 from hf_mixup.report.plots import benchmark_chart
 
 BASE = "vanilla"
-# by the name in a cell: the title of a column, what its numbers are multiplied by, and the digits shown
+# name in a cell: (title of the column, factor of its numbers, digits shown)
 MEASURES: dict[str, tuple[str, float, int]] = {
     "top1": ("top-1 (%)", 100.0, 2),
     "nll": ("log-likelihood loss", 1.0, 3),
@@ -21,27 +21,27 @@ MEASURES: dict[str, tuple[str, float, int]] = {
     "corruption_error": ("corruption error (%)", 100.0, 1),
 }
 SPENT = {"cpu": ("cpu_seconds_per_step", "CPU seconds of a step"), "accelerator": ("seconds_per_step", "seconds of a step")}
-# measures of one network: by method, by seed
+# measures of one network, by method and seed
 Measured = Mapping[str, Mapping[int, Mapping[str, Any]]]
 
 
 @dataclass(frozen=True)
 class Ranking:
-    """Spearman's rank correlation of the methods' measured and published accuracies, and how many methods have both."""
+    """Spearman's rank correlation of the methods' measured and published accuracies, and the number of methods that have both."""
 
     rho: float
     methods: int
 
 
 def summary(cells: Mapping[int, Mapping[str, Any]], name: str) -> Summary:
-    """A measure over the seeds that have it."""
+    """The values of a measure, over the seeds that have it."""
     return Summary(tuple(MEASURES[name][1] * cell[name] for cell in cells.values() if name in cell))
 
 
 def paired(found: Measured, method: str, name: str) -> Summary:
-    """Differences of a measure to that of vanilla with the same seed, over the seeds that both have.
+    """The difference of a measure to vanilla with the same seed, over the seeds that both have.
 
-    A seed draws the images and the first weights, the same for all methods, so a difference varies less than a level does.
+    A seed sets the images and the first weights for all methods. So differences vary less than accuracies do.
     """
     base, own = found.get(BASE, {}), found[method]
     both = [seed for seed in own if seed in base and name in own[seed] and name in base[seed]]
@@ -49,7 +49,7 @@ def paired(found: Measured, method: str, name: str) -> Summary:
 
 
 def ranking(found: Measured, rows: Iterable[Mapping[str, str]], table: Mapping[str, Any]) -> Ranking | None:
-    """How the order of the mean accuracies agrees with that of a published table; None for fewer than three methods.
+    """How well the ranking by mean accuracy agrees with that of a published table; None for fewer than three methods.
 
     Args:
         table: `dataset`, `setting`, `backbone`, `epochs` of the published rows.
@@ -67,7 +67,7 @@ def ranking(found: Measured, rows: Iterable[Mapping[str, str]], table: Mapping[s
 
 
 def evidence_table(found: Measured) -> str:
-    """Markdown: a row for every method, sorted as they come, with its paired differences to vanilla behind levels."""
+    """A Markdown table with one row for each method, in the given order: accuracies, then paired differences to vanilla."""
     devices = {cell["machine"]["device"] for cells in found.values() for cell in cells.values()}
     spent, spent_title = SPENT["cpu" if devices == {"cpu"} else "accelerator"]
     titles = ["method", "runs", MEASURES["top1"][0], "difference", MEASURES["nll"][0], "difference"]
@@ -78,7 +78,7 @@ def evidence_table(found: Measured) -> str:
         for name in ("top1", "nll"):
             row += [_mean(summary(cells, name), name), "" if method == BASE else _difference(paired(found, method, name), name)]
         row += [_mean(summary(cells, name), name) for name in ("ece", "corruption_error")]
-        row.append(f"{min(cell[spent] for cell in cells.values()):.3f}")  # the least: what else the machine does adds to it
+        row.append(f"{min(cell[spent] for cell in cells.values()):.3f}")  # the minimum, because other load adds to it
         lines.append(f"| {' | '.join(row)} |")
     return "\n".join(lines)
 
@@ -96,7 +96,7 @@ def _difference(values: Summary, name: str) -> str:
 
 
 def evidence(networks: Mapping[str, Measured], rows: Sequence[Mapping[str, str]], order: Mapping[str, Mapping[str, Any]]) -> str:
-    """Tables of all networks, with the rank correlation to the published order that `order` names for each."""
+    """Tables of all networks, with the rank correlation to the published order in `order`."""
     parts = []
     for network, found in networks.items():
         parts.append(f"{network}:\n\n{evidence_table(found)}" if len(networks) > 1 else evidence_table(found))
@@ -112,7 +112,7 @@ def evidence(networks: Mapping[str, Measured], rows: Sequence[Mapping[str, str]]
 
 
 def evidence_chart(path: str | Path, networks: Mapping[str, Measured]) -> None:
-    """Draws the paired differences of accuracy and log-likelihood loss to vanilla, with their deviations; writes a PNG."""
+    """Draws the paired differences of accuracy and negative log-likelihood to vanilla, with their deviations; writes a PNG."""
     panels: dict[str, dict[str, tuple[float, float]]] = {}
     for network, found in networks.items():
         for method in found:

@@ -1,4 +1,4 @@
-"""Mixtures to look at, as a network in training is shown them."""
+"""Example mixtures for pictures, as the network in training gets them."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ if TYPE_CHECKING:
     from hf_mixup.data.dataset import ImageDataset
     from hf_mixup.data.stream import ImageStream
 
-LAMS = (0.1, 0.3, 0.5, 0.7, 0.9)  # at which the masks of mixers are drawn
+LAMS = (0.1, 0.3, 0.5, 0.7, 0.9)  # lam of the pictures of mixers' masks
 
-# what only networks of tokens can give
+# signals that only networks with tokens have
 TOKEN_SIGNALS = {"attention", "patch_attention", "token_grid", "attention_layers", "token_scores", "merged_attention"}
 
 
 def default_architecture(choice: MethodChoice) -> str:
-    """A small network of ours that the methods can use."""
+    """A small network of this library that the methods can use."""
     wanted = set().union(*(method.sample.needs | method.label.needs for method in choice.methods))
     return "vit_mini" if wanted & TOKEN_SIGNALS else "cifar_resnet20"
 
 
 def mixed_examples(model: MixupModel, images: ImageDataset | ImageStream, form: ImageFormat, seed: int, count: int = 6) -> list[dict]:
-    """Columns for `plots.gallery`: `count` mixtures, one of each method at least, of images spread over the data set."""
+    """Columns for `plots.gallery`: `count` mixtures, at least one of each method, from images spread over the data set."""
     count = max(count, len(model.choice.methods))
     batch = varied(images, count)
     pixels = torch.stack([example["pixel_values"] for example in batch])
@@ -56,9 +56,9 @@ def drawn(
     masks: bool = False,
     activations: bool = False,
 ) -> list[dict]:
-    """`count` columns for `plots.gallery`, of the images of a batch and the methods in turn: of ten draws of each the first with two classes.
+    """`count` columns for `plots.gallery`, from the images of a batch and the methods in turn. Of ten draws it uses the first with two classes.
 
-    Arguments are those of `mixtures`.
+    Arguments as in `mixtures`.
     """
     names = [method.name for method in model.choice.methods]
     made: list[dict[str, list[dict]]] = []
@@ -81,10 +81,10 @@ def drawn(
 def mixtures(
     model: MixupModel, pixels: Tensor, labels: Tensor, form: ImageFormat, key: MixKey, *, masks: bool = False, activations: bool = False
 ) -> dict[str, list[dict]]:
-    """By method, what it makes of every image of a batch, as columns for `plots.gallery`.
+    """By method, the mixture of every image of a batch, as columns for `plots.gallery`.
 
-    The mixed image is what the network really received, so this serves methods that mix by what the network sees. Of those
-    that mix inside it, it is the clean image.
+    The mixed image is the one that the network really gets, so this also works for methods that mix by what the network sees. For methods that
+    mix inside the network it is the clean image.
 
     Args:
         pixels, labels: (B, 3, H, W) normalised; (B,) class numbers, or (B, num_labels).
@@ -93,11 +93,11 @@ def mixtures(
     """
     targets = onehot(labels, model.num_labels)
     clean = form.unnormalised(pixels)
-    one = copy.deepcopy(model).cpu().train()  # a copy: a forward pass of training moves BatchNorm's averages
+    one = copy.deepcopy(model).cpu().train()  # a copy, because a training pass updates BatchNorm's averages
     made: dict[str, list[dict]] = {}
     for method in model.choice.methods:
         partners = clean
-        if "history" in method.sample.needs:  # there is none yet: the batch before was the same in reverse
+        if "history" in method.sample.needs:  # there is no history yet; it uses the same batch in reverse order
             partners = clean.flip(0)
             state = one.states[method.name]
             state.remember(**method.step.run(method.parts, state, one.backbone, pixels.flip(0), targets.flip(0), key).memory)
@@ -107,7 +107,7 @@ def mixtures(
         )
         step = method.step.run(method.parts, one.states[method.name], one.backbone, pixels, targets, key)
         hook.remove()
-        # some look at the clean images as well, before or after
+        # some methods also pass the clean images, before or after
         shown = next((images for images in reversed(seen) if not torch.equal(images, pixels)), pixels)
         mixed = form.unnormalised(shown)
         made[method.name] = columns = [
@@ -138,9 +138,9 @@ def mixtures(
 
 
 def masks_of_mixers(model: MixupModel, pixels: Tensor, form: ImageFormat) -> dict[str, list[dict]]:
-    """By method, what its mixer makes of every image of a batch with the next one at each of `LAMS`, for `plots.masks_by_lam`.
+    """By method, its mixer's masks for every image of a batch with the next one at each of `LAMS`, for `plots.masks_by_lam`.
 
-    Empty for methods without a mixer. Nothing of the model changes.
+    Methods without a mixer are left out. The model is not changed.
 
     Args:
         pixels: (B, 3, H, W) normalised.
@@ -162,7 +162,7 @@ def masks_of_mixers(model: MixupModel, pixels: Tensor, form: ImageFormat) -> dic
 
 
 class MaskPictures(TrainerCallback):
-    """Draws the masks of the mixers in training, of the same images every time: `masks/METHOD-STEP.png` at up to ten ends of epochs.
+    """Draws the mixers' masks during training, always for the same images: `masks/METHOD-STEP.png`, at the end of up to ten epochs.
 
     Args:
         folder: for `masks/`.
@@ -176,7 +176,7 @@ class MaskPictures(TrainerCallback):
         self.tenths = 10 * state.global_step // max(state.max_steps, 1)
 
     def on_epoch_end(self, args, state, control, model=None, **kwargs):
-        # by steps, because a stream has no number of epochs
+        # in steps, because a stream has no number of epochs
         before, self.tenths = self.tenths, 10 * state.global_step // max(state.max_steps, 1)
         if not state.is_world_process_zero or self.tenths == before:
             return
@@ -194,14 +194,14 @@ def pairs_of_every_method(
     *,
     masks: bool = False,
 ) -> list[dict]:
-    """Columns for `plots.overview`: the first of two images mixed with the second by every method that there is.
+    """Columns for `plots.overview`: the first of two images, mixed with the second by every method.
 
-    Of every method the first draw is shown that mixes the two with a lam of 0.35 to 0.65.
+    For each method it shows the first draw with a lam from 0.35 to 0.65.
 
     Args:
         pixels: (2, 3, H, W) normalised.
-        model: the network that methods look at; untrained ones of ours if None.
-        masks: as for `mixtures`.
+        model: the network that methods look at; untrained ones of this library if None.
+        masks: as in `mixtures`.
     """
 
     def unevenness(column: dict) -> float:
@@ -210,12 +210,12 @@ def pairs_of_every_method(
     columns = []
     for name in names or METHODS:
         choice = MethodChoice.build(name)
-        torch.manual_seed(seed + 1)  # of the untrained networks; the mixing has keys of its own
+        torch.manual_seed(seed + 1)  # for the untrained networks; mixing has its own keys
         network = (
             copy.deepcopy(model) if model is not None else from_scratch(default_architecture(choice), 2, form.size, channels=form.channels)
         )
         mixing = MixupModel(network, choice)
-        # some mix more than two images, or none of too few: then mirrored and shifted ones come in
+        # some methods need more than two images; mirrored and shifted copies are added
         more = torch.cat([images.roll(images.shape[3] * k // 32, 3) for k in range(4) for images in (pixels, pixels.flip(3))])
         found = []
         for batch, step in ((batch, step) for batch in (pixels, more) for step in range(12)):
@@ -229,7 +229,7 @@ def pairs_of_every_method(
 
 
 def varied(images: ImageDataset | ImageStream, count: int) -> list[dict]:
-    """Examples of as many classes as there are, from all over the data set; of a stream, of its first images."""
+    """Examples of as many classes as possible, spread over the data set; for a stream, from its first images."""
     found: list[dict] = []
     spare: list[dict] = []
     if isinstance(images, torch.utils.data.IterableDataset):
@@ -237,7 +237,7 @@ def varied(images: ImageDataset | ImageStream, count: int) -> list[dict]:
     else:
         examples = (images[row] for row in torch.linspace(0, len(images) - 1, min(len(images), 8 * count)).int().tolist())
     for example in examples:
-        known = [other["labels"] for other in found]  # lists, where an image has several classes
+        known = [other["labels"] for other in found]  # lists, if an image has several classes
         (spare if example["labels"] in known else found).append(example)
         if len(found) == count:
             return found

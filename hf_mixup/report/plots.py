@@ -1,4 +1,4 @@
-"""Pictures: at most 9 inches wide, so that text of 9 points and more can be read in a README, and in colours that all can tell apart."""
+"""Pictures. They are at most 9 inches wide, so that 9-point text is readable in a README. Colours work for colour-blind people."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from hf_mixup.core.checks import needed
 
-# Okabe and Ito's colours, which the colour-blind can tell apart
+# Okabe and Ito's colours, which colour-blind people can distinguish
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
 
 VISIBLE = 0.005  # shares of labels below it are not drawn
@@ -27,13 +27,13 @@ def _figure(**settings: Any) -> Any:
 
 
 def gallery(path: str | Path, columns: list[dict], label_names: list[str], across: int = 6) -> None:
-    """Draws mixed images under their sources, with bars of the mixed target, `across` beside each other; writes a PNG.
+    """Draws mixed images below their sources, with bars of the mixed target, `across` mixtures in a row; writes a PNG.
 
     Args:
-        columns: one mixture each: `title`; `own`, `mixed` and, where there is one, `partner`, (3, H, W) in [0, 1]; `target` (num_labels,);
-            where wanted, `mask` (H, W), the share of the own image, and `activation` (h, w), a class activation map of the mixed one;
-            `own_class`, whose bar is blue as the own image is in the mask.
-        label_names: of the classes.
+        columns: one mixture each: `title`; `own`, `mixed` and, if there is one, `partner`, (3, H, W) in [0, 1]; `target` (num_labels,).
+            Optional: `mask` (H, W), the share of the own image; `activation` (h, w), a class activation map of the mixed image;
+            `own_class`, whose bar is blue like the own image in the mask.
+        label_names: names of the classes.
     """
     rows = [name for name in ("own", "partner", "mask", "mixed", "activation") if any(name in column for column in columns)]
     bars = max(int((column["target"] >= VISIBLE).sum().clamp(max=3)) for column in columns)
@@ -61,7 +61,7 @@ def gallery(path: str | Path, columns: list[dict], label_names: list[str], acros
 
 
 def masks_by_lam(path: str | Path, columns: Sequence[Mapping[str, Any]], lams: Sequence[float]) -> None:
-    """Draws what a mixer makes of pairs of images at several lam; writes a PNG.
+    """Draws a mixer's masks and mixtures of pairs of images at several lam; writes a PNG.
 
     Args:
         columns: one pair each, two columns wide: `own`, `partner` (3, H, W) in [0, 1]; `masks` (L, H, W), the own image's share at
@@ -89,7 +89,7 @@ def masks_by_lam(path: str | Path, columns: Sequence[Mapping[str, Any]], lams: S
 
 
 def mask_colours() -> Any:
-    """From orange, where the partner is, through grey to blue, where the own image is."""
+    """A colour map from orange (partner) through grey to blue (own image)."""
     return needed("matplotlib.colors", "pictures").LinearSegmentedColormap.from_list("mask", [PARTNER, "#f2f2f2", OWN])
 
 
@@ -105,17 +105,17 @@ def _show(axis, mixture: dict, name: str) -> None:
 
 
 def overview(path: str | Path, columns: Sequence[Mapping[str, Any]], label_names: Sequence[str], across: int = 6) -> None:
-    """Draws one mixture of the same two images by every method, with a bar of the mixed label under it; writes a PNG, or a JPEG.
+    """Draws one mixture of the same two images by every method, with a bar of the mixed label below it; writes a PNG, or a JPEG.
 
     Args:
-        columns: as in `gallery`. The two images are those of the first; its first two classes are theirs.
+        columns: as in `gallery`. The first column's two images, and its first two classes, are those of all.
     """
     from matplotlib.patches import Rectangle
 
     cells = [(label_names[0], columns[0]["own"], None)]
     cells += [(label_names[1], next(column["partner"] for column in columns if "partner" in column), None)]
     for column in columns:
-        # of all methods but vanilla an image that is as it was was mixed inside the network
+        # except for vanilla, an unchanged image was mixed inside the network
         inside = column["title"] != "vanilla" and bool((column["mixed"] == column["own"]).all())
         cells.append((column["title"] + " (features)" * inside, column["mixed"], column["target"]))
     down = -(-len(cells) // across)
@@ -133,13 +133,13 @@ def overview(path: str | Path, columns: Sequence[Mapping[str, Any]], label_names
             if target is None
             else [(0.0, float(target[0]), COLOURS[0]), (float(target[0]), float(target[1]), COLOURS[1])]
         )
-        whole = max(sum(share for _, share, _ in shares), 1.0)  # labels of several classes may sum to more
+        whole = max(sum(share for _, share, _ in shares), 1.0)  # labels of several classes may sum to more than 1
         for start, share, colour in shares:
             axis.add_patch(
                 Rectangle((start / whole * width, height * 1.03), share / whole * width, height * 0.07, color=colour, linewidth=0)
             )
         axis.set(xlim=(0, width), ylim=(height * 1.11, -0.5))
-    # in 256 colours a third of the size
+    # 256 colours take a third of the size
     stream = io.BytesIO()
     figure.savefig(stream, format="png")
     image = Image.open(stream).convert("RGB")
@@ -168,9 +168,9 @@ def _pixels(image: Tensor) -> np.ndarray:
 
 
 def training_curve(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Draws loss and accuracy of a run's epochs, the rows of `train_log.jsonl`; writes a PNG.
+    """Draws loss and accuracy by epoch, from the rows of `train_log.jsonl`; writes a PNG.
 
-    Accuracy in training is that of mixtures, so it may well lie under that of clean images.
+    Accuracy in training is measured on mixtures, so it may be below that on clean images.
     """
     figure = _figure(figsize=(8, 3), dpi=100, layout="constrained")
     panels = (
@@ -191,9 +191,9 @@ def training_curve(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def benchmark_chart(path: str | Path, table: Mapping[str, Mapping[str, tuple[float, float]]], label: str) -> None:
-    """Draws `table[row][column]`, a mean and a deviation, as points with error bars, a panel for every column; writes a PNG.
+    """Draws `table[row][column]`, a mean and a deviation, as points with error bars, one panel for each column; writes a PNG.
 
-    Rows are sorted by their mean; the line is at the row `vanilla`, where there is one.
+    Rows are sorted by their mean. A line marks the row `vanilla`, if there is one.
     """
     columns = list(dict.fromkeys(column for cells in table.values() for column in cells))
     rows = max(sum(column in cells for cells in table.values()) for column in columns)
@@ -218,7 +218,7 @@ def benchmark_chart(path: str | Path, table: Mapping[str, Mapping[str, tuple[flo
 
 
 def reliability(path: str | Path, diagrams: Mapping[str, Any]) -> None:
-    """Draws reliability diagrams, one a way of binning, over histograms of the confidence; writes a PNG.
+    """Draws one reliability diagram for each kind of bins, above a histogram of the confidence; writes a PNG.
 
     Args:
         diagrams: by title, `count`, `accuracy`, `confidence` of the bins and the `error`, the mean gap.
@@ -244,7 +244,7 @@ def reliability(path: str | Path, diagrams: Mapping[str, Any]) -> None:
 
 
 def corruption_bars(path: str | Path, accuracies: Mapping[str, Sequence[float]], clean: float) -> None:
-    """Draws the top-1 accuracy under every corruption: the mean of its severities as a bar, each severity as a dot; writes a PNG."""
+    """Draws the top-1 accuracy under every corruption: a bar for the mean over severities, and a dot for each severity; writes a PNG."""
     names = list(accuracies)
     figure = _figure(figsize=(8.8, 0.27 * len(names) + 1.1), dpi=100, layout="constrained")
     axis = figure.subplots()

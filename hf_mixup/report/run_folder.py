@@ -1,4 +1,4 @@
-"""The folder of a run as an object: the names of its files, what the run was, and how it is cleared for another run."""
+"""The folder of a run as an object: names of its files, facts of the run, and clearing it for another run."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ EVALUATION_NAME = "evaluation.json"
 CARD_NAME = "README.md"
 GALLERY_NAME = "gallery.png"
 CURVE_NAME = "training_curve.png"
-# all that a run writes; other files in its folder belong to somebody else
+# all files that a run writes; other files in its folder belong to the user
 WRITTEN = (
     RUN_NAME, LOG_NAME, RESULTS_NAME, CARD_NAME, GALLERY_NAME, CURVE_NAME, EVALUATION_NAME, "evaluation.md", "reliability.png",
     "corruptions.png", "occlusion.png", "config.json", "model*.safetensors", "model.safetensors.index.json", "preprocessor_config.json",
@@ -32,7 +32,7 @@ WRITTEN = (
 
 @dataclass(frozen=True)
 class RunFolder:
-    """What a run wrote, and what it was.
+    """The folder of a run: its files and facts.
 
     `mixup_run.json` holds the facts: seed, data (with the split), methods, command, licence, recipe and its hash, files.
     """
@@ -43,7 +43,7 @@ class RunFolder:
         object.__setattr__(self, "path", Path(path))
 
     def read(self) -> dict[str, Any]:
-        """The facts; an empty dictionary where there are none."""
+        """The facts; an empty dictionary if there are none."""
         try:
             found = json.loads((self.path / RUN_NAME).read_text())
         except (OSError, ValueError):
@@ -51,45 +51,45 @@ class RunFolder:
         return found if isinstance(found, dict) else {}
 
     def record(self, **facts: Any) -> None:
-        """Adds facts, and replaces those of the same names. The file is whole at any moment, and holds no token."""
+        """Adds facts, and replaces those with the same names. The file is complete at any moment, and contains no token."""
         self.path.mkdir(parents=True, exist_ok=True)
         temporary = self.path / f"_{RUN_NAME}.tmp"
         temporary.write_text(redacted(json.dumps({**self.read(), **facts}, indent=2)) + "\n")
         os.replace(temporary, self.path / RUN_NAME)
 
     def files(self) -> list[str]:
-        """What is here of a run's files, sorted; folders end in a slash."""
+        """The run's files in this folder, sorted; names of folders end with a slash."""
         found = {path for pattern in WRITTEN for path in self.path.glob(pattern)}
         return sorted(f"{path.name}/" if path.is_dir() else path.name for path in found)
 
     @property
     def used(self) -> bool:
-        """Whether anything is here."""
+        """Whether the folder contains anything."""
         return self.path.is_dir() and any(self.path.iterdir())
 
     def clear(self) -> None:
-        """Removes all that a run wrote. What somebody else put here stays."""
+        """Removes all files of a run. Files of the user stay."""
         for name in self.files():
             path = self.path / name
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
     @contextmanager
     def gone_if_refused(self) -> Iterator[None]:
-        """Where the block raises before anything was written, the folders that it made are removed."""
+        """Context manager: if the block raises before anything was written, the folders that it made are removed."""
         made = [path for path in (self.path.absolute(), *self.path.absolute().parents) if not path.exists()]
         try:
             yield
         except BaseException:
             for path in made:
-                with suppress(OSError):  # not empty, or never made
+                with suppress(OSError):  # not empty, or does not exist
                     path.rmdir()
             raise
 
 
 def facts_of(repo_or_folder: str | os.PathLike, **hub: Any) -> dict[str, Any]:
-    """The facts of a run, of its folder or of its repository on the Hub; an empty dictionary where there are none.
+    """The facts of a run, from its folder or its repository on the Hub; an empty dictionary if there are none.
 
-    A checkpoint in the folder of a run has that run's facts too.
+    For a checkpoint inside a run's folder it returns the facts of that run.
     """
     folder = Path(repo_or_folder).absolute()
     if folder.is_dir():
@@ -106,12 +106,12 @@ def facts_of(repo_or_folder: str | os.PathLike, **hub: Any) -> dict[str, Any]:
 
 
 def list_files(folder: str | os.PathLike, *beside: str) -> None:
-    """Puts the names of all files of a checkpoint into its `mixup_run.json`, but for itself and those `beside`."""
+    """Records the names of all files of a checkpoint in its `mixup_run.json`, except that file and those in `beside`."""
     folder = Path(folder)
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     RunFolder(folder).record(files=[name for name in names if name not in (RUN_NAME, *beside)])
 
 
 def hash_of(arguments: Mapping[str, Any]) -> str:
-    """The same for the same arguments, whatever their order."""
+    """A hash of the arguments that does not depend on their order."""
     return hashlib.sha256(json.dumps(arguments, sort_keys=True, default=str).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""Sweeps: cells of methods, networks, alphas, epochs and seeds, each trained once, and tables of what came out."""
+"""Sweeps: cells of methods, networks, alphas, epochs and seeds, each trained once, and tables of the results."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class Cell:
         return [*self.run.words(), *alpha, "--seed", str(self.seed), "--output_dir", str(folder / "runs" / self.name)]
 
     def facts(self, more: Sequence[str]) -> dict[str, Any]:
-        """What the result depends on: the words, without folders, the arguments that the recipe gives, and what is measured."""
+        """All that the result depends on: the command's words without folders, the recipe's arguments, and what is measured."""
         words = [word if word != self.run.recipe else Path(word).stem for word in self.run.words()]
         words += [*([] if self.alpha is None else ["--alpha", f"{self.alpha:g}"]), "--seed", str(self.seed), *more]
         some = about(self.run.recipe, RECIPES).get("corrupted_images")
@@ -75,7 +75,7 @@ class Cell:
 
 
 def what_is_impossible(run: Run) -> str | None:
-    """Why these methods cannot work with this network; None where they can."""
+    """The reason why these methods cannot work with this network, or None."""
     arguments = run.arguments
     build = {key: arguments.get(key) for key in ("mix_prob", "alpha", "mix_args", "mode", "loss")}
     if run.architecture is None:
@@ -91,11 +91,11 @@ def what_is_impossible(run: Run) -> str | None:
 
 @dataclass(frozen=True)
 class Images:
-    """The images of a sweep, where they lie on this machine rather than where the recipe says.
+    """The images of a sweep at their place on this machine, instead of the recipe's.
 
     Attributes:
         path: a folder or file, as `--dataset_name` takes them.
-        fingerprint: the same for the same images, whatever their path.
+        fingerprint: identifies the images, independent of their path.
     """
 
     path: str
@@ -103,7 +103,7 @@ class Images:
 
     @classmethod
     def at(cls, path: str) -> Images:
-        """Raises ValueError where there are none."""
+        """The images at a path. Raises ValueError if there are none."""
         from hf_mixup.data.sources import load_images
 
         data = load_images(DataArguments(dataset_name=path))
@@ -117,7 +117,7 @@ class Images:
 
 
 def train(cell: Cell, folder: Path, more: Sequence[str], threads: int, images: Images | None = None) -> dict[str, Any]:
-    """Trains and measures a cell, and writes what came out; in a process of its own."""
+    """Trains and measures a cell in its own process, and writes the results."""
     torch.set_num_threads(threads)
     target = folder / "runs" / cell.name
     shutil.rmtree(target, ignore_errors=True)
@@ -155,7 +155,7 @@ def train(cell: Cell, folder: Path, more: Sequence[str], threads: int, images: I
 
 
 def evaluate(cell: Cell, target: Path, use_cpu: bool) -> None:
-    """Calibration and corruption error of the final weights, where the recipe asks for them."""
+    """Measures calibration and corruption error of the final weights, if the recipe asks for them."""
     some = about(cell.run.recipe, RECIPES).get("corrupted_images")
     if some is not None:
         words = [str(target), "--protocols", "corruptions", "--max_corrupted_samples", str(some), "--batch_size", "250"]
@@ -163,7 +163,7 @@ def evaluate(cell: Cell, target: Path, use_cpu: bool) -> None:
 
 
 def measured(target: Path) -> dict[str, Any]:
-    """What a run's folder has beside the accuracies of its epochs: seconds of a step, and the results of its evaluation."""
+    """Further results in a run's folder: seconds of a step, and the results of its evaluation."""
     results = json.loads((target / RESULTS_NAME).read_text())
     steps = json.loads((target / "trainer_state.json").read_text())["global_step"]
     found = {"seconds_per_step": results["train_runtime"] / steps, "cpu_seconds_per_step": results["train_cpu_seconds"] / steps}
@@ -182,20 +182,20 @@ def device_name() -> str:
 
 
 def finished(cell: Cell, folder: Path, more: Sequence[str] = ()) -> dict[str, Any] | None:
-    """What a cell gave when it was trained by the same words and recipe; None where it was not."""
+    """The result of a cell that was trained with the same words and recipe, or None."""
     result = trained_before(cell, folder)
     facts = cell.facts(more)
     return result if result is not None and all(result.get(name) == value for name, value in facts.items()) else None
 
 
 def trained_before(cell: Cell, folder: Path) -> dict[str, Any] | None:
-    """What a cell of this name gave, by whatever words and recipe; None where it was never trained to its end."""
+    """The result of a cell with this name, for any words and recipe; None if it never finished."""
     path = folder / "cells" / f"{cell.name}.json"
     return json.loads(path.read_text()) if path.is_file() else None
 
 
 def sweep(todo: list[Cell], folder: Path, more: Sequence[str], jobs: int, threads: int, images: Images | None = None) -> None:
-    """Trains the cells, and tells of each when it is done."""
+    """Trains the cells, and prints each result when it is done."""
     done, start, failed = 0, time.monotonic(), []
     with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
         futures = {pool.submit(train, cell, folder, more, threads, images): cell for cell in todo}
@@ -205,16 +205,16 @@ def sweep(todo: list[Cell], folder: Path, more: Sequence[str], jobs: int, thread
             left = "done" if done == len(todo) else f"{minutes:.0f} min left" if minutes >= 1 else "less than 1 min left"
             try:
                 shown = f"{100 * cell.run.reported.of(future.result()['top1']):.2f}"
-            except Exception as error:  # one run that fails leaves the others alone
+            except Exception as error:  # a failed run does not stop the others
                 failed.append(cell)
                 shown = f"failed: {redacted(str(error))}; see {folder / 'logs' / cell.name}.txt"
             print(f"{done}/{len(todo)} {cell.name}: {shown}; {left}", flush=True)
     if failed:
-        print(f"{len(failed)} runs failed; run the same command again to try them again.", flush=True)
+        print(f"{len(failed)} runs failed; run the same command again to repeat them.", flush=True)
 
 
 def report(every: list[Cell], impossible: dict[tuple, str], folder: Path, recipe: str, more: Sequence[str] = ()) -> str:
-    """results.csv, and tables and chart of the cells that are there; returns the Markdown. Raises ValueError for cells of other images."""
+    """Writes results.csv, tables and a chart of the finished cells, and returns the Markdown. Raises ValueError for cells with other images."""
     rows = published(PUBLISHED) if PUBLISHED.is_file() else []
     found = [(cell, result) for cell in every if (result := finished(cell, folder, more)) is not None]
     seen = sorted({result.get("images", "those of the recipe") for _, result in found})
@@ -245,7 +245,7 @@ def report(every: list[Cell], impossible: dict[tuple, str], folder: Path, recipe
 def levels(
     every: list[Cell], found: list[tuple[Cell, dict[str, Any]]], rows: list[dict[str, str]], folder: Path, recipe: str
 ) -> str:  # fmt: skip
-    """Accuracies by method and network beside the published ones, as Markdown; also writes results.tex and results.png."""
+    """Accuracies by method and network, with the published ones, as Markdown. It also writes results.tex and results.png."""
     groups: dict[tuple[str, str], list[float]] = {}
     for cell, result in found:
         groups.setdefault((cell.row, cell.column), []).append(100 * cell.run.reported.of(result["top1"]))
@@ -267,7 +267,7 @@ def levels(
 
 
 def write_csv(path: Path, found: list[tuple[Cell, dict[str, Any]]]) -> None:
-    """A row for every cell, accuracies in percent."""
+    """Writes one row for each cell, with accuracies in percent."""
     temporary = path.with_suffix(".tmp")
     with open(temporary, "w", newline="") as file:
         table = csv.writer(file)
@@ -282,7 +282,7 @@ def write_csv(path: Path, found: list[tuple[Cell, dict[str, Any]]]) -> None:
 
 
 def summarize(folders: Sequence[str], reported: Reported) -> str:
-    """A table of runs of whatever origin: those that differ by their seed alone, in folders of one name but for `-SEED`, share a row."""
+    """A table of any runs. Runs that differ only in their seed share a row; their folders have one name, except for `-SEED`."""
     groups: dict[str, list[float]] = {}
     for folder in folders:
         name = Path(folder).name
