@@ -91,7 +91,7 @@ def test_a_module_trains_resumes_saves_and_loads(tmp_path, build):
 
 def test_heads_that_would_not_be_trained_are_refused(tmp_path):
     network = torchvision.models.googlenet(num_classes=4, aux_logits=True, init_weights=False)
-    with refuses(r"the network must return logits alone, got logits, aux_logits2, aux_logits1"):
+    with refuses(r"the network must return only logits, got logits, aux_logits2, aux_logits1"):
         trainer(tmp_path, network, Images(4, 64), per_device_train_batch_size=4).train()
     with refuses(r"the network must return logits \(B, 5\), as its last layer suggests, got \(2, 2\)"):
         ModuleClassifier(nn.Sequential(nn.Flatten(), nn.Linear(12, 2)), 5)(torch.randn(2, 3, 2, 2))

@@ -265,7 +265,7 @@ def test_debug_shows_where(capsys):
         ("benchmark", ("--seeds", "0"), "seeds must be a whole number of at least 1, got 0"),
         ("benchmark", ("--", "--learning_rat", "9"), "did you mean '--learning_rate'"),
         ("benchmark", ("--summarize", "/no/such"), "train_log.jsonl"),
-        ("visualize", ("--activations",), "give one with --checkpoint"),
+        ("visualize", ("--activations",), "got no checkpoint; pass --checkpoint"),
         ("visualize", ("--images", "/no/a.png", "/no/b.png"), "images must be files that can be read"),
         ("convert", ("a.pth", "out"), "--architecture must be given"),
         ("convert", ("/no/a.pth", "out", "--architecture", "resnet18"), "/no/a.pth"),

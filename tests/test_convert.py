@@ -153,7 +153,7 @@ def test_refusals(tmp_path):
 
     path = tmp_path / "bad.pth"
     torch.save({"state_dict": {}, "hook": Evil()}, path)
-    with pytest.raises(ValueError, match="must be a checkpoint of tensors alone"):
+    with pytest.raises(ValueError, match="must be a checkpoint of tensors only"):
         main([str(path), str(tmp_path / "out"), "--architecture", "resnet18"])
     torch.save({"conv1.weight": torch.zeros(1)}, path)
     with pytest.raises(ValueError, match=r"must hold `backbone\.` or `backbone_q\.`"):

@@ -255,7 +255,7 @@ def test_refusals(tmp_path, teacher):
         MixupModel(vit(), "cutmix", teacher=teacher, distillation_weight=1.5)
     with refuses("'automix' learns to mix from the loss on labels, got distillation_weight=1"):
         MixupModel(resnet(), "automix", teacher=teacher, distillation_weight=1.0)
-    with refuses("a teacher must tell probabilities of classes, got the loss MSE"):
+    with refuses("a teacher must give probabilities of classes, got the loss MSE"):
         MixupModel(vit(), "mixup", loss="mse", teacher=teacher)
     with refuses("teacher must be the Hub id or folder of a classifier", TypeError):
         MixupTrainer(vit(), arguments(tmp_path), teacher=vit())

@@ -196,4 +196,4 @@ def test_fsdp(tmp_path):
 @pytest.mark.slow
 def test_fsdp_that_would_leave_no_model_is_refused(tmp_path):
     done = launch(*FSDP, "--fsdp_state_dict_type", "SHARDED_STATE_DICT", SCRIPTS / "fsdp.py", tmp_path, "cutmix")
-    assert "ValueError: FSDP must gather what it saves, got StateDictType.SHARDED_STATE_DICT" in done.stderr
+    assert "ValueError: FSDP must gather the weights that it saves, got StateDictType.SHARDED_STATE_DICT" in done.stderr

@@ -248,4 +248,4 @@ def test_one_picture_of_every_method(tmp_path):
 def test_a_mistake_in_a_picture_is_one_sentence(tmp_path):
     done = run_script("visualize_mixup.py", "--activations", "--output", tmp_path / "out.png", check=False)
     assert done.returncode != 0
-    assert "give one with --checkpoint" in done.stderr.strip().splitlines()[-1]
+    assert "got no checkpoint; pass --checkpoint" in done.stderr.strip().splitlines()[-1]

@@ -179,11 +179,11 @@ def test_row_39_the_token_is_tried_before_training(hub, tmp_path):
     said = python(hub, tmp_path, f"TRIALS = {trials!r}" + TOKENS, token=None)
     assert said["none"].startswith("ValueError: push_to_hub needs a token of the Hub, got none; log in")
     assert said["wrong"].startswith("ValueError: push_to_hub needs a token that the Hub accepts, got 'Invalid user token'")
-    assert said["reader"].startswith("ValueError: push_to_hub needs a token that may write, got one of tester that may read")
+    assert said["reader"].startswith("ValueError: push_to_hub needs a token with write access, got one of tester with read access")
     assert "\n" not in "".join(said.values())
     hub.stop()
     said = python(hub, tmp_path, f"TRIALS = {trials!r}" + TOKENS, token=WRITE)
-    assert said["none"].startswith("ValueError: push_to_hub needs the Hub within reach, got")
+    assert said["none"].startswith("ValueError: push_to_hub must be able to reach the Hub, got")
 
 
 def test_row_40_nothing_is_lost_when_the_push_fails(hub, tmp_path):
@@ -273,7 +273,7 @@ def test_one_sentence_for_what_cannot_be_loaded(hub, tmp_path):
         "missing": "a checkpoint must be a folder, or a repository of the Hub that you may read, got 'tester/missing'",
         "revision": "revision must be a branch, tag or commit of tester/good, got 'v9'",
         "pickle": "tester/pickle must hold its weights as safetensors, got none; pickled weights can run code",
-        "torn": "the weights of tester/torn must be whole safetensors files, got a torn one",
+        "torn": "the weights of tester/torn must be whole safetensors files, got an incomplete or corrupted one",
         "token": "the Hub must know your token, got one that it refuses for tester/good",
         "name": "a checkpoint must be a folder, or a repository of the Hub that you may read, got 'no such/thing/at all'",
     }

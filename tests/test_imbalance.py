@@ -233,8 +233,8 @@ def test_deferred_weights_in_a_run(tmp_path):
 def test_refusals_and_what_is_said_of_unknown_counts(tmp_path, caplog):
     rows = [uneven()[row] for row in range(8)]
     trainer(tmp_path, data=rows, mix=["cmo"])
-    assert "cmo counts the classes of every batch, because list does not say its labels" in caplog.text
-    with refuses("classbalanced needs to know how many images each class has, got list"):
+    assert "cmo counts the classes of every batch, because the labels of list cannot be read" in caplog.text
+    with refuses("classbalanced needs the number of images of each class, got list"):
         trainer(tmp_path, data=rows, loss="classbalanced")
     with refuses("class_counts needs one number for each of the 4 classes, got 3"):
         get_method("cmo", class_counts=(1, 2, 3))(Images(8).pixels, Images(8).labels, 4)

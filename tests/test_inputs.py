@@ -164,7 +164,7 @@ def test_waveforms_of_several_lengths_are_padded_first_and_no_sample_of_a_mixtur
 
 def test_which_column_is_mixed_is_clear_or_asked_for():
     both = [{"pixel_values": torch.randn(3, 8, 8), "input_values": torch.randn(20), "labels": row % 2} for row in range(4)]
-    with refuses("one column is mixed, got pixel_values and input_values; say which with input_name"):
+    with refuses("only one column can be mixed, got pixel_values and input_values; choose one with input_name"):
         MixupCollator("mixup", num_labels=2)(both)
     batch = MixupCollator("mixup", num_labels=2, input_name="input_values")(both)
     assert not torch.equal(batch["input_values"], torch.stack([row["input_values"] for row in both]))

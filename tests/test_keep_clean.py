@@ -159,7 +159,7 @@ def test_what_a_collator_cannot_do_is_refused():
         with refuses(r"got 'regmixup', which needs a weight or a pass of its own for clean images, so the model; use MixupTrainer"):
             MixupCollator("regmixup", num_labels=4, mix_args={"regmixup": fields})
     two = get_method("cutmix", step=KeepClean(mixtures=2))
-    with refuses(r"methods of a MixupCollator must keep clean images alike, got regmixup \+ cutmix; take one"):
+    with refuses(r"methods of a MixupCollator must keep the same number of clean images, got regmixup \+ cutmix; use one"):
         MixupCollator(["regmixup", two], num_labels=4)
     for fields in ({"clean_weight": 0.0}, {"mixtures": 0}):
         with pytest.raises(ValueError, match=r"must be a"):

@@ -119,7 +119,7 @@ def test_transmix_labels_any_policy(sample):
 
 
 def test_transmix_needs_the_model():
-    with pytest.raises(ValueError, match=r"mix by images alone, got .transmix., which needs attention, so the model"):
+    with pytest.raises(ValueError, match=r"mix by images only, got .transmix., which needs attention, so the model"):
         MixupCollator("transmix", num_labels=10)
     with pytest.raises(ValueError, match="rho must be a number from 0 to 1, got 2"):
         get_method("transmix", rho=2)

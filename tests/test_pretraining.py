@@ -324,8 +324,8 @@ def test_input_mixing_changes_views_not_targets():
 @pytest.mark.parametrize(
     ("mix", "base", "settings", "match"),
     [
-        ("puzzlemix", "moco", {}, "images alone"),
-        ("automix", "moco", {}, "images alone"),
+        ("puzzlemix", "moco", {}, "images only"),
+        ("automix", "moco", {}, "images only"),
         ("mixco", "byol", {}, "must have a base of simclr, moco"),
         ("mixup2", "moco", {}, "did you mean"),
         ("imix", "mocov4", {}, "did you mean"),
@@ -348,18 +348,18 @@ def test_refusals_of_pretexts(mix, base, settings, match):
 @pytest.mark.parametrize(
     ("settings", "match"),
     [
-        ({"base": "simclr", "gradient_accumulation_steps": 2}, "negatives in one batch"),
-        ({"base": "mocov3", "gradient_accumulation_steps": 2}, "negatives in one batch"),
-        ({"base": "npair", "gradient_accumulation_steps": 2}, "negatives in one batch"),
-        ({"base": "mocov3", "mix": ["sdmp"], "gradient_accumulation_steps": 2}, "negatives in one batch"),
-        ({"base": "barlowtwins", "mix": ["mixedbarlow"], "gradient_accumulation_steps": 2}, "negatives in one batch"),
+        ({"base": "simclr", "gradient_accumulation_steps": 2}, "negatives from one batch"),
+        ({"base": "mocov3", "gradient_accumulation_steps": 2}, "negatives from one batch"),
+        ({"base": "npair", "gradient_accumulation_steps": 2}, "negatives from one batch"),
+        ({"base": "mocov3", "mix": ["sdmp"], "gradient_accumulation_steps": 2}, "negatives from one batch"),
+        ({"base": "barlowtwins", "mix": ["mixedbarlow"], "gradient_accumulation_steps": 2}, "negatives from one batch"),
         ({"base_args": {"queue_size": 7}}, "queue_size must be at least the 8 keys"),
         ({"base_args": {"queue_size": 15, "both_ways": True}}, "queue_size must be at least the 16 keys"),
         ({"mix_rate": 0.5}, "no effect on pre-training"),
         ({"ema_decay": 0.9}, "no effect on pre-training"),
         ({"mix": ["imix", "unmix"]}, "one way of mixing"),
         ({"mix": ["mixco"], "alpha": [1.0]}, "policies that have one"),
-        ({"mix": [pretext("imix")], "base_args": {"temperature": 0.1}}, "built already"),
+        ({"mix": [pretext("imix")], "base_args": {"temperature": 0.1}}, "got the object"),
         ({"dataloader_drop_last": False}, "batches of one size"),
         ({"predictor_constant_lr": True}, "bases with a predictor"),
         ({"eval_strategy": "epoch"}, "kNN evaluation needs"),
@@ -455,9 +455,9 @@ def test_a_backbone_that_lacks_more_than_its_classifier_is_refused(tmp_path):
 
 def test_methods_with_labels_and_without_have_models_of_their_own():
     network = from_scratch("cifar_resnet20", 2, 16)
-    with refuses("methods of MixupModel must mix labelled images, got 'imix', which is to pre-train .*; take PreTrainingModel"):
+    with refuses("methods of MixupModel must mix labelled images, got 'imix', which must pre-train .*; use PreTrainingModel"):
         MixupModel(network, made("moco", "imix"))
-    with refuses("methods of PreTrainingModel must pre-train .*, got 'cutmix', which is to mix labelled images; take MixupModel"):
+    with refuses("methods of PreTrainingModel must pre-train .*, got 'cutmix', which must mix labelled images; use MixupModel"):
         PreTrainingModel(network, METHODS["cutmix"])
 
 
@@ -568,7 +568,7 @@ def test_the_best_checkpoint_has_the_best_neighbours(tmp_path):
 
 
 def test_less_than_a_batch_is_refused(tmp_path):
-    with refuses("needs a whole batch of 8 images, got 7 in all; make batches smaller"):
+    with refuses("needs a whole batch of 8 images, got 7 in all; lower the batch size"):
         trainer(tmp_path, data=TwoViews(7), evaluate=False)
 
 

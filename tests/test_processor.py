@@ -228,7 +228,7 @@ def test_what_cannot_be_followed_is_refused_by_name():
         def _preprocess(self, images, **kwargs):
             return super()._preprocess([image.float().mean(0, keepdim=True).expand(3, -1, -1) for image in images], **kwargs)
 
-    with refuses("Grey must scale and shift each channel by itself, got one that does more"):
+    with refuses("Grey must scale and shift each channel separately, got one that does more"):
         ImageFormat.of_processor(Grey(size=square(32)))
 
 

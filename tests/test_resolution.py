@@ -80,10 +80,10 @@ def test_positions_are_those_of_timm(tmp_path, architecture):
 
 
 def test_what_cannot_be_had_is_refused():
-    with refuses("image_size must be one that LevitForImageClassification can be brought to, got 96 .*; leave it out, or use"):
+    with refuses("image_size must be one that LevitForImageClassification can take, got 96 .*; leave it out, or use"):
         config = {"hidden_sizes": [16, 24, 32], "num_attention_heads": [1, 2, 2], "depths": [1, 1, 1], "key_dim": [8, 8, 8]}
         at_resolution(transformers.LevitForImageClassification(transformers.LevitConfig(image_size=64, **config)), 96)
-    with refuses("image_size must be one that TimmWrapperForImageClassification can be brought to, got 256 .*; leave it out"):
+    with refuses("image_size must be one that TimmWrapperForImageClassification can take, got 256 .*; leave it out"):
         at_resolution(from_scratch("mixer_s32_224", 3, 224), 256)
     vit = network("ViT").train()
     with refuses("ViTForImageClassification must take images of 48x48 pixels and 3 channels, .*; pass the --image_size that it was"):

@@ -71,7 +71,7 @@ def test_row_33_torn_checkpoint_is_passed_over_by_name(tmp_path, caplog):
 def test_row_34_torn_checkpoint_named_explicitly(tmp_path):
     trainer(tmp_path, save_strategy="steps", save_steps=8, max_steps=8).train()
     (tmp_path / "checkpoint-8/trainer_state.json").unlink()
-    with refuses(r"whole checkpoint, got one where trainer_state.json is missing or torn; resume from another"):
+    with refuses(r"complete checkpoint, got one where trainer_state.json is missing, incomplete or corrupted; resume from another"):
         trainer(tmp_path).train(resume_from_checkpoint=str(tmp_path / "checkpoint-8"))
     with refuses("expected to hold a complete checkpoint, got none"):
         trainer(tmp_path).train(resume_from_checkpoint=True)
@@ -81,7 +81,7 @@ def test_row_36_what_the_method_learned_is_missing(tmp_path):
     trainer(tmp_path, mix=["automix"], save_strategy="steps", save_steps=8, max_steps=8).train()
     checkpoint = tmp_path / "checkpoint-8"
     (checkpoint / "mixup/state.safetensors").unlink()
-    with refuses(r"whole checkpoint, got one where mixup/state.safetensors is missing; resume from another"):
+    with refuses(r"complete checkpoint, got one where mixup/state.safetensors is missing; resume from another"):
         trainer(tmp_path, mix=["automix"]).train(resume_from_checkpoint=str(checkpoint))
     # where the list of its files does not tell, loading does
     facts = json.loads((checkpoint / "mixup_run.json").read_text())

@@ -83,7 +83,7 @@ def test_a_checkpoint_without_one_of_its_files_is_not_whole(tmp_path):
         path.write_bytes(content)
     assert what_is_wrong(tmp_path / "checkpoint-4") is None
     (tmp_path / "checkpoint-4" / RUN_NAME).write_text("{")
-    assert what_is_wrong(tmp_path / "checkpoint-4") == f"{RUN_NAME} is torn"
+    assert what_is_wrong(tmp_path / "checkpoint-4") == f"{RUN_NAME} is incomplete or corrupted"
 
 
 def test_names_of_a_list_are_those_of_the_files(tmp_path):

@@ -463,7 +463,7 @@ def test_lists_are_several_classes(tmp_path):
         assert (images.problem_type, images.label_names) == ("multi_label_classification", names)
         assert images.train["label"][:] == images.evaluation["label"][:] == expected
         check_loss(images, [BCE()])
-        with refuses("a kind that the loss CrossEntropy takes, got lists of classes in column 'label'; pass --loss bce"):
+        with refuses("labels must fit the loss CrossEntropy, got lists of classes in column 'label'; pass --loss bce"):
             check_loss(images, [CrossEntropy()])
 
 
@@ -471,7 +471,7 @@ def test_floats_are_a_regression(tmp_path):
     data = table([0.5, None, -1.0], Value("float64"))
     images = load(dataset_name=saved(tmp_path / "x", train=data, test=data))
     assert (images.problem_type, images.label_names, images.train["label"][:]) == ("regression", ["label"], [0.5, -1.0])
-    with refuses("a kind that the loss CrossEntropy takes, got float numbers"):
+    with refuses("labels must fit the loss CrossEntropy, got float numbers"):
         check_loss(images, [CrossEntropy()])
     whole = load_images(DataArguments(dataset_name=str(saved(tmp_path / "y", train=table([3, 4, -1], Value("int64"))))), regression=True)
     assert sorted(whole.train["label"][:] + whole.evaluation["label"][:]) == [-1, 3, 4]

@@ -244,7 +244,7 @@ def test_recursivemix_history_keeps_its_size():
 
 
 def test_recursivemix_needs_its_images():
-    with pytest.raises(ValueError, match="take 'recursivepaste'"):
+    with pytest.raises(ValueError, match="use 'recursivepaste'"):
         model("resnet", "recursivemix", sample="cutmix")
 
 

@@ -73,7 +73,7 @@ def test_a_run_a_refusal_and_an_interruption(tmp_path):
     common = ("train", *RUN, "--num_train_epochs", "4", "--output_dir", folder)
     status, lines = recorded(*common, interrupt_at=lambda text: len(ROW.findall(text)) >= 2)
     assert status == 1, lines
-    assert lines[-1] == "hf-mixup: error: interrupted; go on with --resume_from_checkpoint True"
+    assert lines[-1] == "hf-mixup: error: interrupted; resume with --resume_from_checkpoint True"
     assert not any("Traceback" in line for line in lines)
 
     status, lines = recorded(*common)

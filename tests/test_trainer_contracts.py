@@ -218,7 +218,7 @@ def test_an_overridden_compute_loss_cannot_train_unmixed(tmp_path, mix):
 def test_an_optimizer_that_misses_parameters_is_refused(tmp_path, method):
     model = network_for(method)
     missing = MixupTrainer(model, arguments(tmp_path, mix=[method]), train_dataset=Images(), optimizers=(torch.optim.AdamW(model.parameters()), None))  # fmt: skip
-    with refuses(rf"the optimizer must hold every parameter that is trained, got one without states\.{method}"):
+    with refuses(rf"the optimizer must hold every parameter that is trained, got one that lacks .*states\.{method}"):
         missing.train()
     model = MixupModel(network_for(method), method)
     before = weights(model.states)
@@ -252,7 +252,7 @@ def test_settings_that_would_have_no_effect_are_refused(tmp_path):
             yield from (Images(16)[i] for i in range(16))
 
     for changes in ({"warmup_epochs": 1.0, "lr_scheduler_type": "cosine"}, {"ema_decay": 0.9, "ema_warmup_epochs": 1.0}):
-        with refuses("needs a data set whose length is known, got Stream"):
+        with refuses("needs a data set with a length, got Stream"):
             trainer(tmp_path, data=Stream(), **changes)
 
 
@@ -552,7 +552,7 @@ def test_inputs_beside_the_image(tmp_path):
             return super().forward(pixel_values + tabular.mean(), labels=labels, **kwargs)
 
     data = [{"pixel_values": image, "tabular": [1.0, 2.0], "labels": row % 4} for row, image in enumerate(Images(16).pixels)]
-    with refuses("gives a network pixel_values alone, got 'tabular'"):
+    with refuses("gives a network only pixel_values, got 'tabular'"):
         trainer(tmp_path, Tabular(vit().config), data=data).train()
     KINDS["callback"](tmp_path, Tabular(vit().config), data, data[:8], max_steps=1).train()
 

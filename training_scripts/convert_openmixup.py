@@ -1,7 +1,7 @@
-"""Turns a checkpoint of OpenMixup into a folder of ours: `hf-mixup convert checkpoint.pth out --architecture resnet50`.
+"""Converts a checkpoint of OpenMixup to a folder of hf_mixup: `hf-mixup convert checkpoint.pth out --architecture resnet50`.
 
-ResNets and ResNeXts (ImageNet's and the small-image ones), DeiT and other plain vision transformers; trained by any method of
-`MixUpClassification`, or by AutoMix and SAMix, whose student, teacher, heads and Mix Block are kept. Nothing in the file is run.
+It converts ResNets and ResNeXts (ImageNet's and those for small images), DeiT and other plain vision transformers. They may be trained by any
+method of `MixUpClassification`, or by AutoMix and SAMix, whose student, teacher, heads and Mix Block are kept. No code in the file is run.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ TO_TIMM = (
 
 
 def to_cifar_resnet(name: str) -> str:
-    """`layer2.0.bn1.weight` is `stages.1.0.convs.0.1.weight`: a block of ours holds pairs of a convolution and its norm."""
+    """`layer2.0.bn1.weight` becomes `stages.1.0.convs.0.1.weight`: our block holds pairs of a convolution and its norm."""
     name = re.sub(r"^conv1\.", "stem.0.", re.sub(r"^bn1\.", "stem.1.", name))
     match = re.fullmatch(r"layer(\d)\.(\d+)\.(conv|bn|downsample\.)(\d)\.(.+)", name)
     if match is None:
@@ -54,17 +54,17 @@ def part(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def read(path: Path) -> dict[str, Tensor]:
-    """The weights of a checkpoint, by OpenMixup's names. Raises ValueError for files that hold code, or no weights."""
+    """The weights of a checkpoint, by OpenMixup's names. Raises ValueError for files with code, or without weights."""
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except (UnpicklingError, RuntimeError, EOFError) as error:
         raise ValueError(
-            f"{path} must be a checkpoint of tensors alone, got {str(error).splitlines()[0]!r}; save its `state_dict` alone where you trust it."
+            f"{path} must be a checkpoint of tensors only, got {str(error).splitlines()[0]!r}; if you trust it, save only its `state_dict`."
         ) from None
     state = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else {}
     state = {name.removeprefix("module."): value for name, value in state.items() if isinstance(value, Tensor)}
     if not any(name.startswith(("backbone.", "backbone_q.")) for name in state):
-        raise ValueError(f"{path} must hold `backbone.` or `backbone_q.`, got {sorted(state)[:3]}; it is no classifier of OpenMixup.")
+        raise ValueError(f"{path} must hold `backbone.` or `backbone_q.`, got {sorted(state)[:3]}; it is not a classifier of OpenMixup.")
     return state
 
 
@@ -78,7 +78,7 @@ def head_of(state: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
 
 
 def classifier(architecture: str, state: Mapping[str, Tensor], backbone: str, head: Mapping[str, Tensor], size: int) -> PreTrainedModel:
-    """A network of ours with the weights of a backbone and a head. Raises ValueError when they do not fit it whole."""
+    """Our network with the weights of a backbone and a head. Raises ValueError if they do not fit completely."""
     network = from_scratch(architecture, len(head["weight"]), size)
     weights = part(state, f"{backbone}.")
     if architecture.startswith("cifar_"):
@@ -101,11 +101,11 @@ def load(module: torch.nn.Module, weights: Mapping[str, Tensor], what: str, wher
 
 
 def learned_method(block: Mapping[str, Tensor]) -> Method:
-    """AutoMix or SAMix with the settings of a Mix Block that its weights show; the rest as published."""
+    """AutoMix or SAMix with the settings that follow from a Mix Block's weights; the other settings are as published."""
     told, inner = block["query.conv.weight"].shape[1], block["query.conv.weight"].shape[0]
     both = "key.conv.weight" in block
     told = told // 2 if both else told
-    channels = told - told % 2  # one more is that of lam
+    channels = told - told % 2  # an odd number has one channel for lam
     norms = {name: "bn" if f"{name}.norm.running_mean" in block else "ln" for name in ("query", "value") if f"{name}.norm.weight" in block}
     neck = "value.hidden.weight" in block
     values = block["value.hidden.weight" if neck else "value.weight"].shape[1]
@@ -123,11 +123,11 @@ def learned_method(block: Mapping[str, Tensor]) -> Method:
 
 
 def convert(state: Mapping[str, Tensor], architecture: str, size: int) -> MixupModel:
-    """The model of ours, with all that the checkpoint holds of it."""
+    """Our model, with all parts that the checkpoint holds."""
     if not any(name.startswith("backbone_q.") for name in state):
         return MixupModel(classifier(architecture, state, "backbone", head_of(state, "head"), size), "vanilla")
     heads = {name: head_of(state, f"head_{name}") for name in ("one_q", "mix_q", "one_k", "mix_k")}
-    # a run without a head for clean images is evaluated by the one for mixed ones
+    # a run without a head for clean images is evaluated by the head for mixed images
     own_q, own_k = heads["one_q"] or heads["mix_q"], heads["one_k"] or heads["one_q"] or heads["mix_k"]
     student, teacher = (
         classifier(architecture, state, backbone, head, size) for backbone, head in (("backbone_q", own_q), ("backbone_k", own_k))
@@ -149,18 +149,19 @@ def convert(state: Mapping[str, Tensor], architecture: str, size: int) -> MixupM
 
 @dataclass
 class ConvertArguments:
-    """What the checkpoint holds."""
+    """The content of the checkpoint."""
 
-    architecture: str = field(metadata={"help": "resnet50, cifar_resnet18, deit_small_patch16_224, ...: a name of timm or ours."})
-    image_size: int | None = field(default=None, metadata={"help": "Side of the images; 32 for cifar_*, else 224, if not given."})
+    architecture: str = field(metadata={"help": "resnet50, cifar_resnet18, deit_small_patch16_224, ...: a name of timm or hf_mixup."})
+    image_size: int | None = field(default=None, metadata={"help": "Side of the images in pixels. Default: 32 for cifar_*, else 224."})
     crop_ratio: float | None = field(
-        default=None, metadata={"help": "Share of the image that evaluation keeps; 1 up to 64 pixels, else 0.875."}
+        default=None, metadata={"help": "Share of the image's side that evaluation keeps. Default: 1 up to 64 pixels, else 0.875."}
     )
     image_mean: list[float] = field(
-        default_factory=lambda: list(IMAGENET_MEAN), metadata={"help": "Mean of the normalisation, one number a channel."}
+        default_factory=lambda: list(IMAGENET_MEAN), metadata={"help": "Mean of the normalisation, one number for each channel."}
     )
     image_std: list[float] = field(
-        default_factory=lambda: list(IMAGENET_STD), metadata={"help": "Standard deviation of the normalisation, one number a channel."}
+        default_factory=lambda: list(IMAGENET_STD),
+        metadata={"help": "Standard deviation of the normalisation, one number for each channel."},
     )
 
     def __post_init__(self):
@@ -173,7 +174,7 @@ class ConvertArguments:
 def parser(prog: str = "convert_openmixup.py") -> Parser:
     made = Parser((ConvertArguments,), prog, "CHECKPOINT OUTPUT_DIR --architecture NAME [...]", __doc__.splitlines()[0])
     made.add_argument("checkpoint", type=Path, help="A .pth file of OpenMixup.")
-    made.add_argument("output_dir", type=Path, help="Where the converted model goes.")
+    made.add_argument("output_dir", type=Path, help="Folder for the converted model.")
     return made
 
 

@@ -1,11 +1,11 @@
-"""Trains methods x networks x alphas x epochs x seeds by a recipe, and makes tables. It can be killed, and goes on where it was.
+"""Trains methods x networks x alphas x epochs x seeds by a recipe, and makes tables. An interrupted sweep continues with the same command.
 
 `hf-mixup benchmark --recipe digits100 --mix all --seeds 5` fills runs/benchmark-digits100 with a cell for every run, results.csv,
-results.md, results.tex and results.png. `--dry_run FILE` writes the commands as a shell script instead, and `--summarize RUN...`
-reports runs that are there, of whatever origin. What is typed after `--` goes to the training.
+results.md, results.tex and results.png. `--dry_run FILE` only writes the commands as a shell script. `--summarize RUN...` reports any
+existing runs. Arguments after `--` go to the training.
 
-A cell that was trained by the same words and recipe is not trained again. OpenMixup's tool takes the median over N + 1 epochs where its
-tables say N; here it is N.
+A cell that was trained with the same words and recipe is not trained again. OpenMixup's tool takes the median over N + 1 epochs where its
+tables say N; this takes N.
 """
 
 from __future__ import annotations
@@ -29,45 +29,47 @@ from hf_mixup.report.sweep import Cell, Images, finished, report, summarize, swe
 
 @dataclass
 class SweepArguments:
-    """What to train, and how to report it."""
+    """The runs of a sweep, and their report."""
 
     recipe: str = field(default="digits100", metadata={"help": "Name of a recipe, or a YAML file of arguments."})
     mix: list[str] | None = field(
         default=None,
         metadata={
-            "help": "Methods; several at once as mixup+cutmix; or all. If not given those of the recipe, or vanilla, mixup and cutmix."
+            "help": "Methods; several that take turns as mixup+cutmix; or all. Default: those of the recipe, or vanilla, mixup and cutmix."
         },
     )
-    backbones: list[str] | None = field(default=None, metadata={"help": "Networks; the recipe's if not given."})
-    alphas: list[float] | None = field(default=None, metadata={"help": "Alphas; the recipe's if not given."})
-    epochs: list[int] | None = field(default=None, metadata={"help": "Epochs; the recipe's if not given."})
-    seeds: int = field(default=3, metadata={"help": "Runs of each, with the seeds 1, 2, ..."})
+    backbones: list[str] | None = field(default=None, metadata={"help": "Networks. Default: the recipe's."})
+    alphas: list[float] | None = field(default=None, metadata={"help": "Alphas. Default: the recipe's."})
+    epochs: list[int] | None = field(default=None, metadata={"help": "Epochs. Default: the recipe's."})
+    seeds: int = field(default=3, metadata={"help": "Number of runs of each, with the seeds 1, 2, ..."})
     jobs: int = field(default=1, metadata={"help": "Runs at a time."})
-    threads: int = field(default=1, metadata={"help": "Threads of each run on a CPU; small networks do not gain from more."})
+    threads: int = field(default=1, metadata={"help": "Threads of each run on a CPU. Small networks are not faster with more."})
     data: str | None = field(
         default=None,
         metadata={
-            "help": "Folder or file where this machine has the recipe's data set. Cells do not name it, so any machine takes them up."
+            "help": "Folder or file with the recipe's data set on this machine. Results do not contain the path, so other machines can continue the sweep."
         },
     )
-    report: bool = field(default=False, metadata={"help": "Make tables and chart of all cells that are there, and train nothing."})
+    report: bool = field(default=False, metadata={"help": "Make tables and chart of all finished cells, without training."})
     into: str | None = field(
         default=None, metadata={"help": "Also put the tables into this Markdown file, between <!-- RECIPE --> and <!-- /RECIPE -->."}
     )
     dataset: str | None = field(
         default=None,
         metadata={
-            "help": "Write all published results, and the measured ones that are kept with the code, into this folder as a data set of the Hub, and "
+            "help": "Write all published results, and the measured ones in this repository, into this folder as a data set of the Hub, and "
             "train nothing."
         },
     )
     hub_dataset_id: str | None = field(default=None, metadata={"help": "Push the folder of --dataset to this data set of the Hub."})
-    token: str | None = field(default=None, metadata={"help": "Hub token; the one of `hf auth login` if not given."})
-    output_dir: str | None = field(default=None, metadata={"help": "Folder of the sweep; runs/benchmark-<recipe> if not given."})
-    dry_run: str | None = field(default=None, metadata={"help": "Write the commands as a shell script of this name, and train nothing."})
-    summarize: list[str] | None = field(default=None, metadata={"help": "Report these folders of runs, and train nothing."})
+    token: str | None = field(default=None, metadata={"help": "Hub token. Default: that of `hf auth login`."})
+    output_dir: str | None = field(default=None, metadata={"help": "Folder of the sweep. Default: runs/benchmark-<recipe>."})
+    dry_run: str | None = field(default=None, metadata={"help": "Write the commands to a shell script with this name, without training."})
+    summarize: list[str] | None = field(default=None, metadata={"help": "Report these folders of runs, without training."})
     measure: str = field(default="median", metadata={"help": "How --summarize reports a run: median, best or last."})
-    last_epochs: int | None = field(default=None, metadata={"help": "How many last epochs --summarize looks at; 10 for the median."})
+    last_epochs: int | None = field(
+        default=None, metadata={"help": "Number of last epochs that --summarize uses. Default: 10 for the median."}
+    )
 
     def __post_init__(self):
         check_count(1, seeds=self.seeds, jobs=self.jobs, threads=self.threads)
@@ -81,14 +83,14 @@ def parser(prog: str = "run_benchmark.py") -> Parser:
 
 
 def seeds_in(folder: Path) -> list[int]:
-    """Of the cells of a sweep's folder."""
+    """The seeds of the cells in a sweep's folder."""
     return [
         int(path.stem.rpartition("-")[2]) for path in (folder / "cells").glob("*-[0-9]*.json") if path.stem.rpartition("-")[2].isdigit()
     ]
 
 
 def cells(args: SweepArguments, folder: Path) -> Iterator[Cell]:
-    """What is to be trained, in the order in which tables grow evenly: seed by seed."""
+    """The cells to train, seed by seed, so that tables fill evenly."""
     of_recipe: dict[str | None, list[str]] = about(args.recipe, RECIPES).get("sweep") or {None: ["vanilla", "mixup", "cutmix"]}
     networks = args.backbones or list(of_recipe)
     choices = {network: args.mix or of_recipe.get(network) or next(iter(of_recipe.values())) for network in networks}
@@ -104,7 +106,7 @@ def main(argv: list[str], prog: str = "run_benchmark.py") -> None:
     typed = reader.typed(own)
     reader.help_if_asked(typed)
     [args] = reader.built(typed)
-    if more:  # before hours of training
+    if more:  # fails before hours of training
         from hf_mixup.cli.train import parser as of_training
 
         of_training(prog).typed(more)
@@ -139,13 +141,13 @@ def main(argv: list[str], prog: str = "run_benchmark.py") -> None:
     images = Images.at(args.data) if args.data is not None else None
     changed = [cell.name for cell in todo if trained_before(cell, folder) is not None]
     if changed:
-        print(f"{len(changed)} of them again, because their words or their recipe changed: {', '.join(changed)}", flush=True)
+        print(f"{len(changed)} of them again, because their arguments or their recipe changed: {', '.join(changed)}", flush=True)
     sweep(todo, folder, more, args.jobs, args.threads, images)
     print(told(args, report(every, impossible, folder, args.recipe, more)))
 
 
 def publish(args: SweepArguments) -> str:
-    """Writes the data set of all results, and pushes it where that is asked for; says where it is."""
+    """Writes the data set of all results, pushes it if requested, and returns a sentence with its place."""
     from hf_mixup.report.dataset import write_dataset
     from hf_mixup.training.hub import check_token, push_dataset
 
@@ -158,7 +160,7 @@ def publish(args: SweepArguments) -> str:
 
 
 def told(args: SweepArguments, tables: str) -> str:
-    """The tables, which `into` gets too. Raises ValueError for a file without the two marks."""
+    """The tables, which are also written into `into`. Raises ValueError for a file without the two marks."""
     if args.into is not None:
         name, path = Path(args.recipe).stem, Path(args.into)
         begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"

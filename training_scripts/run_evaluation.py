@@ -1,7 +1,7 @@
-"""Measures what a classifier is worth beside its accuracy: calibration, FGSM, PGD, common corruptions, occlusion.
+"""Evaluates a classifier: accuracy, calibration, FGSM, PGD, common corruptions, occlusion.
 
-`hf-mixup evaluate CHECKPOINT_OR_REPO`. Leaves evaluation.json, evaluation.md and pictures in --output_dir, and adds the results to
-the model card there. Every protocol is written when it is done; the same command goes on where it was interrupted.
+`hf-mixup evaluate CHECKPOINT_OR_REPO` writes evaluation.json, evaluation.md and pictures to --output_dir, and adds the results to the model
+card there. Results are written after every protocol; if interrupted, run the same command again to continue.
 """
 
 from __future__ import annotations
@@ -41,12 +41,16 @@ logger = logging.getLogger("run_evaluation")
 
 @dataclass
 class CheckpointArguments:
-    """Where the checkpoint comes from, where the results go."""
+    """The checkpoint, and the folder for results."""
 
-    output_dir: str | None = field(default=None, metadata={"help": "The checkpoint's folder, or runs/evaluation-<name>, if not given."})
+    output_dir: str | None = field(
+        default=None, metadata={"help": "Folder for results. Default: the checkpoint's folder, or runs/evaluation-<name>."}
+    )
     model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of the checkpoint."})
-    token: str | None = field(default=None, metadata={"help": "Hub token; the one of `hf auth login` if not given."})
-    trust_remote_code: bool = field(default=False, metadata={"help": "Run code of the checkpoint's repository. Off unless you trust it."})
+    token: str | None = field(default=None, metadata={"help": "Hub token. Default: that of `hf auth login`."})
+    trust_remote_code: bool = field(
+        default=False, metadata={"help": "Run code of the checkpoint's repository. Set it only if you trust that code."}
+    )
 
 
 def parser(prog: str = "run_evaluation.py") -> Parser:
@@ -54,12 +58,12 @@ def parser(prog: str = "run_evaluation.py") -> Parser:
         (DataArguments, EvaluationArguments, CheckpointArguments), prog, "CHECKPOINT [...]", __doc__.splitlines()[0], GROUPS, SHORT,
         without=FOR_TRAINING,
     )  # fmt: skip
-    made.add_argument("checkpoint", help="A folder, or a repository of the Hub: of transformers, timm or ours.")
+    made.add_argument("checkpoint", help="A folder, or a repository of the Hub: of transformers, timm or hf_mixup.")
     return made
 
 
 def with_the_runs_data(typed: dict[str, Any], facts: dict[str, Any]) -> tuple[dict[str, Any], int]:
-    """The data arguments and the seed of the split: the run's own, so that the images are those that it held out."""
+    """The data arguments and the seed of the split: those of the run, so that the evaluation images are the same."""
     values = dict(typed)
     of_run = {name: value for name, value in facts.get("data", {}).items() if value is not None}
     if not {"dataset_name", "train_dir", "validation_dir"} & set(typed):
@@ -70,7 +74,7 @@ def with_the_runs_data(typed: dict[str, Any], facts: dict[str, Any]) -> tuple[di
 
 
 def fingerprint(images: ImageData) -> str:
-    """The same for the same images in the same order, as far as their classes tell."""
+    """Identifies the images and their order, by their classes."""
     labels = json.dumps([images.name, images.evaluation_split, list(images.evaluation[images.label_column])], default=str)
     return hashlib.sha256(labels.encode()).hexdigest()
 
@@ -111,7 +115,7 @@ def main(argv: list[str], prog: str = "run_evaluation.py") -> None:
     logger.info("%s on %d images of %s (%s)", about["model"], len(images.evaluation), images.name, images.evaluation_split)
     before = unfinished(folder.path, about)
     if before:
-        logger.info("an earlier evaluation is gone on with: %s are there", ", ".join(before["settings"]))
+        logger.info("continuing an earlier evaluation: %s are done", ", ".join(before["settings"]))
     with folder.gone_if_refused():
         for results in evaluate(evaluator, images, where.token, before):
             if main_process:
@@ -125,7 +129,7 @@ def main(argv: list[str], prog: str = "run_evaluation.py") -> None:
 
 
 def unfinished(folder: Path, about: dict[str, Any]) -> dict[str, Any] | None:
-    """The results of an evaluation of the same weights and images that was interrupted; None where there is none."""
+    """The results of an interrupted evaluation of the same weights and images, or None."""
     try:
         found = json.loads((folder / EVALUATION_NAME).read_text())
     except (OSError, ValueError):

@@ -36,7 +36,7 @@ from hf_mixup.report.run_folder import GALLERY_NAME, RunFolder
 from hf_mixup.training.callbacks import AtTheStart
 from hf_mixup.training.progress import EpochTable
 
-# of the arguments, those that say which images a run held out
+# arguments that decide which images a run evaluates on
 DATA_FACTS = (
     "dataset_name",
     "dataset_config_name",
@@ -55,7 +55,7 @@ logger = logging.getLogger("run_mixup")
 def main(argv: list[str], prog: str = "run_mixup.py") -> None:
     model_args, data_args, run_args, args = parse(argv, prog)
     log_to_screen(logging.INFO if args.should_log else logging.WARNING)
-    transformers_logging.disable_progress_bar()  # of every save; training keeps its own
+    transformers_logging.disable_progress_bar()  # the bar of every save; training keeps its own
     folder = choose_folder(run_args, args, "+".join(args.mix), args.do_train)
     set_seed(args.seed)
     with folder.gone_if_refused():
@@ -63,7 +63,7 @@ def main(argv: list[str], prog: str = "run_mixup.py") -> None:
 
 
 def command_of(argv: list[str], processes: int) -> str:
-    """The command of a run, without tokens."""
+    """The command of a run, without secret tokens."""
     return shlex.join(["hf-mixup", "train", *(["--num_processes", str(processes)] if processes > 1 else []), *without_secrets(argv)])
 
 
@@ -114,13 +114,13 @@ def work(
     logger.info("mixing   %s", args.method_choice())
     logger.info("folder   %s", folder.path)
     for method in taught_by_the_network(args.method_choice()):
-        logger.info("%s: no teacher is named, so the network in training is the teacher, in evaluation mode and without gradients", method)
+        logger.info("%s: no teacher is given, so the network in training is the teacher, in evaluation mode and without gradients", method)
 
     if model_args.sync_bn and args.world_size > 1 and args.device.type == "cuda":
         network = torch.nn.SyncBatchNorm.convert_sync_batchnorm(network)
     channels_last = model_args.channels_last
     if prefers_channels_last(network, args.bf16 or args.fp16) if channels_last is None else channels_last:
-        network = network.to(memory_format=torch.channels_last)  # convolutions take the form of their images from it
+        network = network.to(memory_format=torch.channels_last)  # convolutions then use this memory format for images too
     trainer = MixupTrainer(
         network, args, train_dataset=train if args.do_train else None, eval_dataset=evaluation, processing_class=form.processor()
     )
@@ -148,13 +148,13 @@ def work(
         folder.record(**facts)
 
     if first:
-        trainer.add_callback(AtTheStart(begin))  # after all that may be refused
+        trainer.add_callback(AtTheStart(begin))  # after all checks
     if args.do_train:
         said = str(args.resume_from_checkpoint).lower()
         started = time.process_time()
         result = trainer.train(resume_from_checkpoint={"true": True, "false": None}.get(said, args.resume_from_checkpoint))
         cpu_seconds = time.process_time() - started
-        trainer.save_model(_internal_call=True)  # pushed at the end, with the results
+        trainer.save_model(_internal_call=True)  # it is pushed at the end, with the results
         speed = {"train_images_per_second": result.metrics["train_samples_per_second"], "train_runtime": result.metrics["train_runtime"]}
         speed["train_cpu_seconds"] = round(cpu_seconds, 2)
         trainer.save_metrics("train", {"train_loss": result.metrics["train_loss"], **speed})
@@ -179,7 +179,7 @@ def work(
             trainer.create_model_card(**card)
             folder.record(files=folder.files())
             if args.push_to_hub and not licence:
-                logger.info("the card names no licence; add one with --license")
+                logger.info("the card has no licence; add one with --license")
         if args.push_to_hub:
             pushed = trainer.push_to_hub(**card)
             logger.info("pushed to %s", getattr(pushed, "repo_url", None) or trainer.hub_model_id)
@@ -192,7 +192,7 @@ def work(
 
 
 def measured(trainer: MixupTrainer) -> dict[str, float]:
-    """The results of the evaluation of the final weights, which the training may have made already."""
+    """The evaluation of the final weights; training may already have done it."""
     last = next((row for row in reversed(trainer.state.log_history) if "eval_loss" in row), {})
     done = trainer.args.do_train and last.get("step") == trainer.state.global_step and not trainer.args.load_best_model_at_end
     metrics = {key: value for key, value in last.items() if key.startswith("eval_")} if done else trainer.evaluate()
@@ -201,7 +201,7 @@ def measured(trainer: MixupTrainer) -> dict[str, float]:
 
 
 def predict(trainer: MixupTrainer, images: ImageDataset | ImageStream, folder: RunFolder, names: list[str]) -> None:
-    """Leaves the class that the network sees in every evaluation image: predict_results.txt, in the form of transformers' scripts."""
+    """Writes the predicted class of every evaluation image to predict_results.txt, in the format of transformers' scripts."""
     found = trainer.predict(images, metric_key_prefix="predict")
     trainer.save_metrics("predict", found.metrics, combined=False)
     if trainer.is_world_process_zero():

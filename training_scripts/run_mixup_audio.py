@@ -1,4 +1,4 @@
-"""Trains a classifier of sounds with mixing. Without arguments it trains a tiny AST on melodies in noise that are made here.
+"""Trains a classifier of sounds with mixing. Without arguments it trains a tiny AST on noisy melodies that it makes.
 
 `--dataset_name` takes data sets with a column of sounds (WAV files, 16 bits) and one of classes, `--model_name_or_path` any checkpoint for audio
 classification: of spectrograms, such as AST, or of waveforms, such as Wav2Vec2.
@@ -36,7 +36,7 @@ def build(task: TaskArguments, args: MixupTrainingArguments) -> tuple[MixupTrain
         sound, rate, label = read(row)
         if rate != extractor.sampling_rate:
             raise ValueError(
-                f"sounds must have the network's {extractor.sampling_rate} samples a second, got {rate}; resample the data set, or take another checkpoint."
+                f"sounds must have the network's {extractor.sampling_rate} samples a second, got {rate}; resample the data set, or use another checkpoint."
             )
         features = extractor(sound, sampling_rate=rate, return_tensors="np")
         return {**{name: value[0] for name, value in features.items()}, "labels": int(label)}
@@ -47,7 +47,7 @@ def build(task: TaskArguments, args: MixupTrainingArguments) -> tuple[MixupTrain
 
 
 def made() -> tuple[list, list, list[str], Any]:
-    """Melodies in noise: to train on, to evaluate on, the names of the classes, and how a row is read."""
+    """Noisy melodies: training rows, evaluation rows, names of the classes, and the function that reads a row."""
     train, evaluation = (list(zip(*melodies(count, seed), strict=True)) for count, seed in ((480, 0), (240, 1)))
     return train, evaluation, list(MELODIES), lambda row: (row[0], RATE, row[1])
 
@@ -63,7 +63,7 @@ def loaded(task: TaskArguments, seed: int) -> tuple[Any, Any, list[str], Any]:
 
 
 def decoded(file: dict[str, Any]) -> tuple[np.ndarray, int]:
-    """A waveform (samples,) float32, the mean of its channels, and its samples a second."""
+    """A waveform (samples,) float32, the mean of its channels, and its sampling rate."""
     try:
         with wave.open(io.BytesIO(file["bytes"]) if file["bytes"] is not None else file["path"]) as sound:
             bits, channels, rate, samples = 8 * sound.getsampwidth(), sound.getnchannels(), sound.getframerate(), sound.readframes(-1)
@@ -75,7 +75,7 @@ def decoded(file: dict[str, Any]) -> tuple[np.ndarray, int]:
 
 
 def from_scratch(**labels: Any) -> tuple[ASTForAudioClassification, ASTFeatureExtractor]:
-    """A tiny AST, and its spectrograms: 48 of 32 frequencies, 10 ms apart."""
+    """A tiny AST, and its feature extractor: spectrograms with 48 steps of 10 ms and 32 frequencies."""
     extractor = ASTFeatureExtractor(num_mel_bins=32, max_length=48, mean=1.5, std=1.6)
     config = ASTConfig(
         hidden_size=64, num_hidden_layers=3, num_attention_heads=4, intermediate_size=128, num_mel_bins=32, max_length=48, patch_size=8,

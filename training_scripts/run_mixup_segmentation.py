@@ -1,5 +1,5 @@
-"""Trains a network that labels pixels with mixing: a stock Trainer, the callback, and the network's own loss. Without arguments it trains a
-tiny SegFormer on maps of digits that are made here.
+"""Trains a network for semantic segmentation with mixing: a stock Trainer, the callback, and the network's loss. Without arguments it trains a
+tiny SegFormer on maps of digits that it makes.
 
 `--dataset_name` takes data sets with two columns of images, the second one label maps, `--model_name_or_path` any checkpoint for semantic
 segmentation whose image processor takes label maps, such as SegFormer or UperNet.
@@ -66,31 +66,31 @@ def build(task: TaskArguments, args: MixupTrainingArguments) -> tuple[Trainer, s
 
 
 def check_map(labels: torch.Tensor, config: Any) -> None:
-    """Refuses classes that the network does not have."""
+    """Raises ValueError for classes that the network does not have."""
     ignored = getattr(config, "semantic_loss_ignore_index", IGNORED)
     other = labels[(labels != ignored) & ((labels < 0) | (labels >= config.num_labels))]
     if other.numel():
         raise ValueError(
             f"label maps must hold the network's classes, 0 to {config.num_labels - 1}, or {ignored} for pixels without one, got {int(other[0])}; "
-            "take another checkpoint, or renumber the classes."
+            "use another checkpoint, or renumber the classes."
         )
 
 
 def refuse_unused(args: MixupTrainingArguments) -> None:
-    """A stock Trainer, whose loss is the network's own, has a use for few of the arguments of mixing."""
+    """Raises ValueError for arguments of mixing that have no effect in a stock Trainer with the network's own loss."""
     own = {field.name for field in fields(MixupTrainingArguments)} - {field.name for field in fields(TrainingArguments)} - set(USED)
     if dead := changed(args, *sorted(own)):
         raise ValueError(f"--{dead[0]} has no effect on a network that labels pixels, got {getattr(args, dead[0])!r}; leave it out.")
 
 
 def classes_of_pixels(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """(B, H, W): the class of every pixel of the label map, and nothing larger to be kept."""
+    """The predicted class of every pixel of the label map, (B, H, W), so that no logits are kept."""
     logits = logits[0] if isinstance(logits, tuple) else logits
     return torch.nn.functional.interpolate(logits, labels.shape[-2:], mode="bilinear", align_corners=False).argmax(1)
 
 
 def mean_iou(found: EvalPrediction) -> dict[str, float]:
-    """The mean over classes of intersection over union, and the share of right pixels, without those to be ignored."""
+    """The mean intersection over union of the classes, and the share of correct pixels, without ignored ones."""
     known = (found.label_ids != IGNORED) & (found.label_ids >= 0)
     right, seen = found.label_ids[known], found.predictions[known]
     classes = int(max(right.max(), seen.max())) + 1
@@ -100,7 +100,7 @@ def mean_iou(found: EvalPrediction) -> dict[str, float]:
 
 
 def made() -> tuple[list, list, Any]:
-    """Maps of digits: to train on, to evaluate on, and how a row is read."""
+    """Maps of digits: training rows, evaluation rows, and the function that reads a row."""
     rows = []
     for (pictures, classes), count, seed in zip(digit_pictures(), (400, 200), (0, 1), strict=True):
         few = classes < 5
@@ -120,7 +120,7 @@ def loaded(task: TaskArguments, seed: int) -> tuple[Any, Any, Any]:
 
 
 def from_scratch() -> tuple[SegformerForSemanticSegmentation, SegformerImageProcessor]:
-    """A tiny SegFormer for images of 32 x 32 pixels and 6 classes: the ground, and the digits 0 to 4."""
+    """A tiny SegFormer for images of 32 x 32 pixels and 6 classes: the background, and the digits 0 to 4."""
     config = SegformerConfig(
         num_labels=6, hidden_sizes=[32, 64, 64, 64], depths=[1, 1, 1, 1], num_attention_heads=[1, 2, 2, 2], decoder_hidden_size=64, patch_sizes=[3, 3, 3, 3],
         strides=[2, 2, 2, 2], sr_ratios=[4, 2, 1, 1], drop_path_rate=0.0, classifier_dropout_prob=0.0, semantic_loss_ignore_index=IGNORED,

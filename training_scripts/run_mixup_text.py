@@ -1,6 +1,6 @@
-"""Trains a classifier of texts with mixing. Without arguments it trains a tiny BERT on docstrings of the standard library: which package are they of?
+"""Trains a classifier of texts with mixing. Without arguments it trains a tiny BERT to find the package of a docstring of the standard library.
 
-`--dataset_name` takes data sets with a column of texts and one of classes, `--model_name_or_path` any encoder for the classification of texts, such
+`--dataset_name` takes data sets with a column of texts and one of classes, `--model_name_or_path` any encoder for text classification, such
 as BERT, DistilBERT or ModernBERT.
 """
 
@@ -16,7 +16,7 @@ from hf_mixup.cli.tasks import TaskArguments, class_names, column_of, data_sets,
 from hf_mixup.data.docstrings import PACKAGES, docstrings
 from hf_mixup.networks.backbones import load_classifier
 
-LENGTH = 48  # words of a text, from scratch
+LENGTH = 48  # tokens of a text, from scratch
 SPECIAL = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
 
 
@@ -44,7 +44,7 @@ def build(task: TaskArguments, args: MixupTrainingArguments) -> tuple[MixupTrain
 
 
 def made(seed: int) -> tuple[list, list, list[str], Any]:
-    """Docstrings: to train on, to evaluate on, the names of the packages, and how a row is read."""
+    """Docstrings: training rows, evaluation rows, names of the packages, and the function that reads a row."""
     return *docstrings(seed), list(PACKAGES), lambda row: row
 
 
@@ -59,7 +59,7 @@ def loaded(task: TaskArguments, seed: int) -> tuple[Any, Any, list[str], Any]:
 
 
 def own_tokenizer(texts: list[str], words: int = 4000) -> PreTrainedTokenizerFast:
-    """The commonest words of the texts, in lower case."""
+    """A tokenizer of the most common words of the texts, in lower case."""
     tokenizer = Tokenizer(models.WordLevel(unk_token=SPECIAL["unk_token"]))
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()

@@ -1,4 +1,4 @@
-"""Trains a classifier of videos with mixing. Without arguments it trains a tiny VideoMAE on moving digits that are made here.
+"""Trains a classifier of videos with mixing. Without arguments it trains a tiny VideoMAE on moving digits that it makes.
 
 `--dataset_name` takes data sets with a column of frames (a list of images) and one of classes, `--model_name_or_path` any checkpoint for video
 classification, such as VideoMAE or TimeSformer.
@@ -33,7 +33,7 @@ def build(task: TaskArguments, args: MixupTrainingArguments) -> tuple[MixupTrain
 
     def example(row: Any) -> dict[str, Any]:
         frames, label = read(row)
-        # as many frames as the network takes, evenly apart
+        # as many frames as the network takes, evenly spaced
         chosen = [frames[at] for at in np.linspace(0, len(frames) - 1, wanted).round().astype(int)]
         return {"pixel_values": processor(chosen, return_tensors="pt")["pixel_values"][0], "labels": int(label)}
 
@@ -43,7 +43,7 @@ def build(task: TaskArguments, args: MixupTrainingArguments) -> tuple[MixupTrain
 
 
 def made() -> tuple[list, list, list[str], Any]:
-    """Moving digits: to train on, to evaluate on, the names of the classes, and how a row is read."""
+    """Moving digits: training rows, evaluation rows, names of the classes, and the function that reads a row."""
     rows = []
     for (pictures, classes), count, seed in zip(digit_pictures(), (1200, 400), (0, 1), strict=True):
         videos, shown = digit_videos(pictures, count, seed)

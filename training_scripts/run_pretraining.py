@@ -1,8 +1,8 @@
 """Pre-trains an image network without labels, with mixing. Without arguments it trains on the embedded digits.
 
 `hf-mixup pretrain --help` lists the usual arguments, `--help-all` all of them. `accelerate launch training_scripts/run_pretraining.py`
-starts the same script. Labels are only read by the kNN monitor. Then `hf-mixup train --model_name_or_path runs/... --freeze_backbone`
-is a linear probe, and without --freeze_backbone fine-tuning.
+starts the same script. Only the kNN monitor reads labels. Afterwards `hf-mixup train --model_name_or_path runs/... --freeze_backbone` trains a
+linear probe; without --freeze_backbone it fine-tunes.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ logger = logging.getLogger("run_pretraining")
 def main(argv: list[str], prog: str = "run_pretraining.py") -> None:
     model_args, data_args, run_args, args = parse(argv, prog)
     log_to_screen(logging.INFO if args.should_log else logging.WARNING)
-    transformers_logging.disable_progress_bar()  # of every save; training keeps its own
+    transformers_logging.disable_progress_bar()  # the bar of every save; training keeps its own
     folder = choose_folder(run_args, args, f"{args.base}-{args.mix[0]}")
     set_seed(args.seed)
     command = shlex.join(["hf-mixup", "pretrain", *without_secrets(argv)])
@@ -62,7 +62,7 @@ def work(
     if data_args.check_images:
         for split, name in ((images.train, "training"), (images.evaluation, "evaluation")):
             check_readable(split, images.image_column, name, args.dataloader_num_workers)
-    model_args.ignore_mismatched_sizes = True  # a checkpoint's classifier is left out
+    model_args.ignore_mismatched_sizes = True  # a checkpoint's classifier is not used
     network, form = build_model(model_args, data_args, args, images)
     flip = data_args.dataset_name != "digits" if data_args.horizontal_flip is None else data_args.horizontal_flip
     columns, how = (images.image_column, images.label_column), {"cache": data_args.cache_images, "on_device": True}
@@ -77,7 +77,7 @@ def work(
         network = network.to(memory_format=torch.channels_last)
     name = network.config.to_dict().get("architecture") or type(network).__name__
     logger.info("recipe   %s", run_args.recipe or "none")
-    logger.info("data     %s: %d images to train on, %d to classify by their neighbours", images.name, len(train), len(images.evaluation))
+    logger.info("data     %s: %d training images, %d to classify by their neighbours", images.name, len(train), len(images.evaluation))
     logger.info("network  %s, %.2f M parameters, %s px", name, sum(p.numel() for p in network.parameters()) / 1e6, form.sides[0])
     logger.info("pretext  %s on %s", args.mix[0], args.base)
     logger.info("folder   %s", folder.path)
@@ -99,11 +99,11 @@ def work(
 
     first = trainer.is_world_process_zero()
     if first:
-        trainer.add_callback(AtTheStart(begin))  # after all that may be refused
+        trainer.add_callback(AtTheStart(begin))  # after all checks
     before = trainer.evaluate(metric_key_prefix="untrained") if monitored and not args.resume_from_checkpoint else {}
     said = str(args.resume_from_checkpoint).lower()
     result = trainer.train(resume_from_checkpoint={"true": True, "false": None}.get(said, args.resume_from_checkpoint))
-    trainer.save_model(_internal_call=True)  # pushed at the end, with the results
+    trainer.save_model(_internal_call=True)  # it is pushed at the end, with the results
     trainer.save_metrics("train", {"train_loss": result.metrics["train_loss"]})
     trainer.save_state()
     metrics = {**trainer.evaluate(), **{name: value for name, value in before.items() if "knn" in name}} if monitored else {}

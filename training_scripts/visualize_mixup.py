@@ -1,6 +1,6 @@
-"""Draws what mixing makes of images: `hf-mixup visualize --mix mixup cutmix`, or `--all`.
+"""Draws mixtures of images: `hf-mixup visualize --mix mixup cutmix`, or `--all`.
 
-A column a mixture: the two images, the mask, what the network is shown, the mixed label. Without images of yours, of two photographs.
+Each column is a mixture: the two images, the mask, the network's input, the mixed label. Default: mixtures of two photographs.
 """
 
 from __future__ import annotations
@@ -39,27 +39,30 @@ class PictureArguments:
 
     mix: list[str] | None = field(
         default=None,
-        metadata={"help": f"Methods, a mixture of each in turn; those of the checkpoint, or mixup and cutmix: {', '.join(METHODS)}."},
+        metadata={
+            "help": f"Methods, one mixture of each in turn. Default: those of the checkpoint, or mixup and cutmix. Choices: {', '.join(METHODS)}."
+        },
     )
     all: bool = field(default=False, metadata={"help": "One picture of the same two images mixed by every method."})
-    alpha: list[float] | None = field(default=None, metadata={"help": "Alpha of each method, or one for all."})
+    alpha: list[float] | None = field(default=None, metadata={"help": "Alpha of each method, or one value for all."})
     mix_args: str | None = field(default=None, metadata={"help": "Other hyper-parameters by method, as JSON."})
     images: list[str] | None = field(default=None, metadata={"help": "Image files, at least two, instead of a data set."})
     checkpoint: str | None = field(
         default=None,
-        metadata={"help": "The network that methods look at, a folder or a repository of the Hub; an untrained one if not given."},
+        metadata={"help": "The network that methods look at, a folder or a repository of the Hub. Default: an untrained network."},
     )
     activations: bool = field(
-        default=False, metadata={"help": "Add class activation maps of the checkpoint on the mixed images, for the heaviest class."}
+        default=False,
+        metadata={"help": "Add the checkpoint's class activation maps of the mixed images, for the class with the largest share."},
     )
-    masks: bool = field(default=False, metadata={"help": "Draw what the mixer of the checkpoint makes of three pairs at several lam."})
+    masks: bool = field(default=False, metadata={"help": "Draw the masks of the checkpoint's mixer for three pairs at several lam."})
     count: int = field(default=6, metadata={"help": "Columns."})
     seed: int = field(default=0, metadata={"help": "Of everything drawn."})
     output: str = field(default="runs/mixtures.png", metadata={"help": "The picture to write."})
 
 
 def photographs() -> dict[str, Image.Image]:
-    """The two that come with scikit-learn, their middles."""
+    """The centres of the two photographs in scikit-learn."""
     from sklearn.datasets import load_sample_image
 
     shown = {"temple": (load_sample_image("china.jpg"), 60, 20, 400), "flower": (load_sample_image("flower.jpg"), 90, 0, 427)}
@@ -67,7 +70,7 @@ def photographs() -> dict[str, Image.Image]:
 
 
 def named(paths: list[str], channels: int) -> tuple[list[str], list]:
-    """The pictures with a name each: that of the file, and of its folders where files have the same name."""
+    """The pictures and their names: that of the file, with its folders if several files have the same name."""
     pictures = []
     for path in paths:
         try:
@@ -85,7 +88,7 @@ def read(data: DataArguments, args: PictureArguments, form: ImageFormat | None) 
     """Normalised images, their classes, the classes' names, and the format."""
     if data.dataset_name or data.train_dir or data.validation_dir:
         known = None
-        if args.checkpoint is not None:  # what methods look at depends on the class
+        if args.checkpoint is not None:  # the network's saliency depends on the class
             known = KnownClasses(network_classes(checkpoint_config(args.checkpoint)), trains=False)
         images = load_images(data, args.seed, training=False, known=known)
         form = form or format_from_scratch(data, images.evaluation, images.image_column)
@@ -122,10 +125,10 @@ def main(argv: list[str], prog: str = "visualize_mixup.py") -> None:
 def draw(data: DataArguments, args: PictureArguments) -> None:
     """Draws the picture that the arguments ask for."""
     if args.activations and args.checkpoint is None:
-        raise ValueError("activation maps need a network that has learned something, got no checkpoint; give one with --checkpoint.")
+        raise ValueError("activation maps need a trained network, got no checkpoint; pass --checkpoint.")
     if args.masks and (args.checkpoint is None or not Path(args.checkpoint, CONFIG_NAME).is_file()):
         raise ValueError(
-            f"masks need the folder of a run of a method with a mixer, such as automix, got {args.checkpoint}; give --checkpoint."
+            f"masks need the folder of a run of a method with a mixer, such as automix, got {args.checkpoint}; pass --checkpoint with one."
         )
     form = network = None
     if args.checkpoint is not None:
@@ -141,9 +144,7 @@ def draw(data: DataArguments, args: PictureArguments) -> None:
     elif args.masks:
         found = masks_of_mixers(MixupModel.from_pretrained(args.checkpoint), pixels[:3], form)
         if not found:
-            raise ValueError(
-                f"masks need a method with a mixer, such as automix, got none in {args.checkpoint}; choose another checkpoint."
-            )
+            raise ValueError(f"masks need a method with a mixer, such as automix, got none in {args.checkpoint}; use another checkpoint.")
         columns = next(iter(found.values()))
         masks_by_lam(args.output, columns, LAMS)
     else:
@@ -160,7 +161,7 @@ def draw(data: DataArguments, args: PictureArguments) -> None:
                 network = from_scratch(default_architecture(choice), max(len(names), 2), form.size, channels=form.channels)
             model = MixupModel(network, choice)
         if args.checkpoint is not None and not (data.dataset_name or data.train_dir or data.validation_dir):
-            # images of no known class are what the network takes them for
+            # images without a known class get the predicted one
             with torch.no_grad():
                 labels = model.eval()(pixels).logits.argmax(1).tolist()
             names = [str(model.config.id2label[c]) for c in range(model.num_labels)]

@@ -1,1 +1,1 @@
-"""Mixing without labels: contrastive bases, their mixtures, and what trains and measures them."""
+"""Mixing without labels: contrastive bases, their mixtures, the trainer and the kNN evaluation."""

@@ -1,4 +1,4 @@
-"""What people may set of a pre-training."""
+"""The settings of a pre-training."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hf_mixup.methods import MethodChoice
 from hf_mixup.pretraining.pretexts import BASES, PRETEXTS, pretext
 from hf_mixup.pretraining.views import STYLES
 
-# arguments of training with labels that mean nothing here
+# arguments of training with labels that have no meaning here
 WITHOUT_EFFECT = (
     "mix_prob", "mode", "loss", "mix_rate", "mix_repeat", "mix_off_epoch", "ema_decay", "ema_warmup_epochs", "repeated_augmentation",
     "label_smoothing_factor", "label_names", "distill_from", "distillation_weight", "distillation_temperature", "hard_distillation",
@@ -25,27 +25,27 @@ class PreTrainingArguments(MixupTrainingArguments):
     """`MixupTrainingArguments` for pre-training without labels.
 
     Raises:
-        ValueError: for pretexts and settings that do not fit together.
+        ValueError: for pretexts and settings that contradict each other.
     """
 
     mix: list[str] = field(
         default_factory=lambda: ["imix"],
-        metadata={
-            "help": f"How to mix: {', '.join(PRETEXTS)}, or a method that mixes by images alone, such as cutmix, which i-Mix then uses."
-        },
+        metadata={"help": f"How to mix: {', '.join(PRETEXTS)}, or a method that needs images only, such as cutmix, which i-Mix then uses."},
     )
-    base: str = field(default="moco", metadata={"help": f"What is trained: {', '.join(BASES)}."})
+    base: str = field(default="moco", metadata={"help": f"The contrastive method: {', '.join(BASES)}."})
     base_args: dict | str | None = field(
         default=None, metadata={"help": 'Hyper-parameters of the base, as JSON: \'{"temperature": 0.1, "queue_size": 4096}\'.'}
     )
     views: str = field(default="mocov2", metadata={"help": f"Augmentation of the two views: {', '.join(STYLES)}."})
-    knn_neighbours: int = field(default=200, metadata={"help": "Neighbours that vote in the kNN monitor."})
+    knn_neighbours: int = field(default=200, metadata={"help": "Number of neighbours that vote in the kNN monitor."})
     knn_temperature: float = field(default=0.1, metadata={"help": "Temperature of their votes."})
     predictor_constant_lr: bool = field(
-        default=False, metadata={"help": "Keep the predictor's learning rate as it starts, whatever the schedule (SimSiam)."}
+        default=False, metadata={"help": "Keep the predictor's learning rate constant, without the schedule (SimSiam)."}
     )
     knn_asked_by: list[str] = field(default_factory=list, init=False)  # names of typed arguments that have no effect without it
-    dataloader_drop_last: bool = field(default=True, metadata={"help": "Leave out what does not fill a batch; pre-training needs it."})
+    dataloader_drop_last: bool = field(
+        default=True, metadata={"help": "Leave out images that do not fill a batch; pre-training needs this."}
+    )
 
     def __post_init__(self):
         self.base_args = parse_json("base_args", self.base_args)
@@ -59,7 +59,7 @@ class PreTrainingArguments(MixupTrainingArguments):
                 raise ValueError(f"{name} has no effect on pre-training, got {getattr(self, name)!r}; leave it out.")
         if self.load_best_model_at_end and self.metric_for_best_model is None:
             self.metric_for_best_model = "knn_top1"  # not the loss, which evaluation does not have
-        # transformers knows no LARS, and refuses names that it does not know
+        # transformers has no LARS, and refuses unknown names
         lars, options = self.optim == "lars", self.optim_args
         if lars:
             self.optim, self.optim_args = "sgd", None
@@ -72,13 +72,13 @@ class PreTrainingArguments(MixupTrainingArguments):
             raise ValueError(f"predictor_constant_lr is for bases with a predictor, got {self.base!r}; leave it out.")
 
     def method_choice(self, loss: Any = None) -> MethodChoice:
-        """The pretext, as the choice of one method."""
+        """The pretext, as a choice of one method."""
         mix = [self.mix] if isinstance(self.mix, str) else list(self.mix)
         if len(mix) != 1:
             raise ValueError(f"pre-training takes one way of mixing, got {mix}; choose one.")
         fields = {name: tuple(value) if isinstance(value, list) else value for name, value in (self.base_args or {}).items()}
         if fields and not isinstance(mix[0], str):
-            raise ValueError(f"base_args are for a pretext by name, got {mix[0].name!r} built already; set them there.")
+            raise ValueError(f"base_args are for a pretext by name, got the object {mix[0].name!r}; set them there.")
         method = mix[0] if not isinstance(mix[0], str) else pretext(mix[0], self.base, **fields)
         if self.alpha is not None and "alpha" not in fields_of(method.sample):
             raise ValueError(f"alpha is for policies that have one, got {self.alpha} for {method.name!r}; leave it out.")

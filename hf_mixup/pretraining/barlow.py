@@ -22,13 +22,13 @@ class BarlowTwins(Step):
     """Barlow Twins (Zbontar et al., ICML 2021, arXiv:2103.03230, equation 1) and Mixed Barlow Twins (Bandara et al., 2023,
     arXiv:2312.02151; github.com/wgcban/mix-bt).
 
-    `sum_i (C_ii - 1)^2 + l sum_(i != j) C_ij^2` of the cross-correlation C of two views. Mixtures take the own image from the first
-    view and its partners from the second; their cross-correlation with either view is to be the mixed one. Targets carry gradients.
-    Each process has the correlations of its own batch. The sample policy may be any that needs images alone.
+    The loss is `sum_i (C_ii - 1)^2 + l sum_(i != j) C_ij^2` for the cross-correlation C of two views. A mixture has the own image from the first
+    view and its partners from the second. Its cross-correlation with each view should equal the mixed one. Gradients flow through targets too.
+    Each process uses the correlations of its own batch. Any sample policy that needs images only can be used.
 
     Args:
         off_diagonal: l; 0.0078125 in mix-bt, 0.0051 in Barlow Twins.
-        mix_scale: weight of the mixed loss, in units of `off_diagonal`; 4 in mix-bt, 1 the best on ImageNet; 0 for no mixing.
+        mix_scale: weight of the mixed loss, in units of `off_diagonal`; 4 in mix-bt, 1 is best on ImageNet, 0 does not mix.
         projector, projector_norm: widths and batch norms, see `mlp`.
     """
 
@@ -51,7 +51,7 @@ class BarlowTwins(Step):
     def build(self, parts: Parts, network: nn.Module) -> ContrastState:
         if parts.sample.needs - {"images"} or parts.label != AreaLabels() or parts.loss != CrossEntropy():
             raise ValueError(
-                f"Barlow Twins takes sample policies that need images alone, and no other label policy or loss, got {parts.name!r}; choose another."
+                f"Barlow Twins takes sample policies that need images only, and no other label policy or loss, got {parts.name!r}; choose another."
             )
         images = torch.zeros(2, 3, 32, 32)
         if parts.sample.plan(images.shape, keyed(0), Signals(images=images)).sources is not None:
@@ -61,7 +61,7 @@ class BarlowTwins(Step):
         return ContrastState.for_parts(parts, network, network, (self.projector, self.projector_norm), None, [None])
 
     def run(self, parts: Parts, state: ContrastState, network: nn.Module, images: Tensor, targets: Any, key: MixKey) -> StepOutput:
-        """`images` (B, 2, C, H, W); `targets` are not looked at."""
+        """`images` (B, 2, C, H, W); `targets` are not used."""
         first, second = images.unbind(1)
         plan = parts.sample.plan(first.shape, key.own_rng(), Signals(first.device, images=first)).to(first.device)
         return self.step(state, network, first, second, plan)
@@ -86,7 +86,7 @@ class BarlowTwins(Step):
                 wanted = mix_targets(replace(plan, index=index), torch.cat([one, two]))
                 apart = sum(((mixed[0] - wanted).T @ view / rows).square().sum() for view in (one, two))
                 loss = loss + self.mix_scale * self.off_diagonal * apart
-            # what it finds of the other view, for the log: the loss itself is of the whole batch
+            # similarity to the other view, for the log only: the loss is one number for the whole batch
             shown = one.detach() @ two.detach().T
         return StepOutput(loss, loss.detach().expand(rows), shown, torch.eye(rows, device=shown.device), plan.weight[:, 0], plan)
 

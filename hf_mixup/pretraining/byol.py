@@ -14,10 +14,10 @@ from hf_mixup.pretraining.state import ContrastState, KeyState
 
 @dataclass(frozen=True)
 class BYOL(Predicting, Momentum):
-    """BYOL (Grill et al., NeurIPS 2020, arXiv:2006.07733): the prediction of the online network is to agree with the target network.
+    """BYOL (Grill et al., NeurIPS 2020, arXiv:2006.07733): the prediction of the online network should agree with the target network.
 
-    `2 - 2 sum_s w_s cos(query, key_s)` over the images in a mixture; there are no negatives, so accumulation of gradients changes
-    nothing but batch statistics. Mixtures go through the online network, as in i-Mix.
+    The loss is `2 - 2 sum_s w_s cos(query, key_s)` over the images in a mixture. There are no negatives, so accumulation of gradients changes only
+    batch statistics. Mixtures go through the online network, as in i-Mix.
 
     Args:
         predictor, predictor_norm: see `Predicting`.

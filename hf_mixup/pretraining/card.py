@@ -33,15 +33,15 @@ def write_card(
     language: str | None = None,
     tags: Sequence[str] = (),
 ) -> None:
-    """Writes `README.md`: how to use the backbone, how it was trained, what the kNN monitor found.
+    """Writes `README.md`: how to use the backbone, how it was trained, results of the kNN monitor.
 
     Args:
-        network: class name of the classifier that the backbone is of.
+        network: class name of the classifier to which the backbone belongs.
         timm: whether it is a model of timm.
         method: the pretext, as data.
         repo: Hub id, if it has one.
         history: the `log_history` of a Trainer.
-        knn: how its numbers were made.
+        knn: how its numbers were measured.
     """
     base, mix = method["step"]["name"], method["name"]
     place = repo or "path/or/hub-id/of/this/model"
@@ -51,7 +51,7 @@ def write_card(
         datasets=[dataset_id] if dataset_id else None, tags=["image-feature-extraction", "self-supervised", "hf_mixup", base, mix, *tags],
         model_name=name,
     )  # fmt: skip
-    # poolers of vision transformers are layers that no pre-training here trains, so their features are what a classifier would be given
+    # no pre-training here trains the poolers of vision transformers, so their features are the input of a classifier
     use = [
         "from transformers import AutoModel, AutoModelForImageClassification\n",
         f'backbone = AutoModel.from_pretrained("{place}")  # features: pooler_output.flatten(1)',
@@ -72,13 +72,13 @@ def write_card(
             "## Use\n\n```python",
             *(["import hf_mixup.networks.backbones  # this architecture is hf_mixup's own"] if own else []),
             *use,
-            f'classifier = AutoModelForImageClassification.from_pretrained("{place}", num_labels=10)  # a fresh classifier, to be trained\n```\n',
+            f'classifier = AutoModelForImageClassification.from_pretrained("{place}", num_labels=10)  # a new classifier, which must be trained\n```\n',
             "A linear probe, and fine-tuning without `--freeze_backbone`:\n\n```bash",
             f"hf-mixup train --model_name_or_path {place} --freeze_backbone --mix vanilla --train_dir FOLDER\n```\n",
             "## Nearest neighbours\n",
             *(table if rows else ["Not measured."]),
             f"\n{knn}" if rows else "",
-            "\nThe losses of runs with other mixing, and published accuracies of other protocols, cannot be compared with these numbers.\n",
+            "\nDo not compare these numbers with losses of runs with other mixing, or with published accuracies of other protocols.\n",
             "## Training\n\n```bash",
             redacted(command),
             "```\n",
@@ -86,7 +86,7 @@ def write_card(
             "\n<details><summary>The pretext as data</summary>\n\n```json",
             json.dumps(method, indent=2),
             "```\n\n</details>\n\n## Limits\n",
-            "- The numbers above are of one run, and of the last weights, not of the best epoch.",
+            "- The numbers above are from one run and its last weights, not from the best epoch.",
             "" if license else "- No licence is named: ask the author before you use the weights; the images have their own.",
         ]
     )

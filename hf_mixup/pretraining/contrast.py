@@ -1,4 +1,4 @@
-"""The step that all contrastive bases share: instances are the classes, similarities are the logits."""
+"""The step of all contrastive bases: instances are the classes, similarities are the logits."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ POSITIVES = ("other", "same", "both")
 
 
 class Mixture(NamedTuple):
-    """Images of one view that are mixed: the plan, and the batch, (B, C, H, W)."""
+    """Mixed images of one view: the plan, and the batch (B, C, H, W)."""
 
     plan: MixPlan
     batch: Batch
 
 
 class Name(NamedTuple):
-    """Which images an embedding is of.
+    """The images of an embedding.
 
     Attributes:
-        mixed: mixtures, or clean images.
+        mixed: whether they are mixtures.
         view: 0 or 1.
     """
 
@@ -50,20 +50,20 @@ class Name(NamedTuple):
 class Contrast(Step):
     """Pre-training on two views (B, 2, C, H, W) of every image: i-Mix (Lee et al., ICLR 2021, arXiv:2010.08887) in general.
 
-    Instance numbers are the labels. The sample policy plans, `blend` mixes a view, and the embedding of a mixture is compared with
-    the keys of clean images. Similarities (B, M), divided by the temperature, are the logits; `mix_targets` of the numbers are the
-    targets; the method's loss says who competes with whom: `CrossEntropy` (i-Mix, MixCo) or `Separate` (Un-Mix, MoCoMix, SAMix).
-    Keys are gathered over all processes. Similarities are float32, also under autocast.
+    Instance numbers are the labels. The sample policy plans, `blend` mixes a view, and the embedding of a mixture is compared with the keys of
+    clean images. Similarities (B, M), divided by the temperature, are the logits. `mix_targets` of the numbers are the targets. The method's
+    loss decides who competes with whom: `CrossEntropy` (i-Mix, MixCo) or `Separate` (Un-Mix, MoCoMix, SAMix). Keys are gathered from all
+    processes. Similarities are float32, also under autocast.
 
     Args:
         clean, mixed: weights of the loss of the clean images and of the mixtures.
-        positives: whose keys a mixture of one view is to find: those of the `other` view, of the `same` view (MoCoMix), or `both`
-            (Un-Mix with `both_ways`, which then mixes the first view alone).
-        both_ways: each view finds the other's keys; else the first view finds those of the second.
-        halved: only the first half of the batch's mixtures (MixCo).
+        positives: which keys a mixture of one view should find: those of the `other` view, of the `same` view (MoCoMix), or `both`
+            (Un-Mix with `both_ways`, which then mixes only the first view).
+        both_ways: each view finds the other's keys; otherwise only the first view finds those of the second.
+        halved: use only the first half of the batch's mixtures (MixCo).
         one_pass: clean images and mixtures go through the backbone at once, with common batch statistics (MixCo).
-        input_mix: before everything, average every image with so many others, of which targets know nothing (i-Mix); 0 for none.
-        layers: where mixtures are made, one layer chosen for a step: 0 for the images, k for stage k, or a module's name.
+        input_mix: first average every image with this many others, without a change of targets (i-Mix); 0 for none.
+        layers: where mixtures are made; one layer is drawn for each step: 0 for the images, k for stage k, or a module's name.
         projector: widths of its layers.
         projector_norm: its batch norms, see `mlp`.
     """
@@ -71,7 +71,7 @@ class Contrast(Step):
     views: ClassVar[int] = 2
     losses: ClassVar[tuple[type[Loss], ...]] = (CrossEntropy, Separate, LogOfMean)
     gathers: ClassVar[bool] = True
-    in_batch: ClassVar[bool] = False  # whether negatives are those of one batch, so that accumulated ones are another loss
+    in_batch: ClassVar[bool] = False  # whether negatives come from one batch, so that gradient accumulation changes the loss
 
     clean: float = 1.0
     mixed: float = 1.0
@@ -91,7 +91,7 @@ class Contrast(Step):
         check_known("positives", self.positives, POSITIVES)
         check_switch(both_ways=self.both_ways, halved=self.halved, one_pass=self.one_pass)
         if self.positives == "both" and not self.both_ways:
-            raise ValueError("positives='both' goes with both_ways=True, got False; set it, or take positives='other'.")
+            raise ValueError("positives='both' needs both_ways=True, got False; set it, or set positives='other'.")
         check_count(0, input_mix=self.input_mix)
         numbers = [layer for layer in self.layers if not isinstance(layer, str)]
         if numbers or not self.layers:
@@ -100,7 +100,7 @@ class Contrast(Step):
             raise ValueError(f"halved mixes images, got layers={self.layers!r}; leave one of them out.")
         check_mlp("projector", self.projector, self.projector_norm)
 
-    # -- what a base says ------------------------------------------------------------------------------------------------
+    # -- defined by each base ------------------------------------------------------------------------------------------------
 
     @abstractmethod
     def make_state(self, parts: Parts, network: nn.Module, layers: list[nn.Module | None]) -> ContrastState:
@@ -110,11 +110,11 @@ class Contrast(Step):
     def embed(
         self, state: ContrastState, network: nn.Module, queries: Mapping[Name, Batch], views: Mapping[int, Tensor], rng: torch.Generator
     ) -> tuple[dict[Name, Tensor], dict[int, Tensor]]:
-        """(B, d) float32 of length 1: the queries, and the keys of these views (B, C, H, W)."""
+        """(B, d) float32 of length 1: the queries, and the keys of the `key_views` (B, C, H, W)."""
 
     @abstractmethod
     def temperature_of(self, mixed: bool) -> float:
-        """What similarities are divided by."""
+        """The divisor of similarities."""
 
     @property
     def direction_weight(self) -> float:
@@ -122,11 +122,11 @@ class Contrast(Step):
         return 1.0
 
     def candidates(self, state: ContrastState, keys: Mapping[int, Tensor], own: int, other: int, mixed: bool) -> Tensor:
-        """(M, d): the keys of view `other` first, which the queries of view `own` are compared with."""
+        """The candidates (M, d) for the queries of view `own`; the keys of view `other` come first."""
         return keys[other]
 
     def rivals(self, scores: Tensor, plan: MixPlan, numbers: Tensor, targets: Tensor, loss: Loss, mixed: bool, keys: int) -> Tensor:
-        """The similarities (B, M), with those that do not compete at the least number. The first `keys` columns are keys of images."""
+        """The similarities (B, M). Those that do not compete get the smallest number. The first `keys` columns are keys of images."""
         return scores
 
     # -- the step --------------------------------------------------------------------------------------------------------
@@ -141,14 +141,14 @@ class Contrast(Step):
         if unknown or parts.label != AreaLabels():
             needs = " and ".join(unknown) or type(parts.label).__name__
             raise ValueError(
-                f"mixing without labels takes policies that need images alone, got {parts.name!r}, which needs {needs}; choose another."
+                f"mixing without labels takes policies that need images only, got {parts.name!r}, which needs {needs}; choose another."
             )
         if self.halved or any(layer != 0 for layer in self.layers):
             check_whole_images(parts, "imix")
         return self.make_state(parts, network, [layer_of(network, layer) for layer in self.layers])
 
     def run(self, parts: Parts, state: ContrastState, network: nn.Module, images: Tensor, targets: Any, key: MixKey) -> StepOutput:
-        """`images` (B, 2, C, H, W); `targets` are not looked at."""
+        """`images` (B, 2, C, H, W); `targets` are not used."""
         rng = key.own_rng()
         views = list(images.unbind(1))
         if self.input_mix:
@@ -161,7 +161,7 @@ class Contrast(Step):
 
     @property
     def mixed_views(self) -> tuple[int, ...]:
-        """The views of which mixtures are made."""
+        """The views that are mixed."""
         if not self.mixed:
             return ()
         return (0, 1) if self.both_ways and self.positives != "both" else (0,)
@@ -184,7 +184,7 @@ class Contrast(Step):
         mixtures: Mapping[int, Mixture],
         rng: torch.Generator,
     ) -> StepOutput:
-        """The step for what was drawn: mixtures by view."""
+        """Runs the step with the drawn mixtures by view."""
         terms = [(Name(False, own), 1 - own) for own in range(1 + self.both_ways)] if self.clean else []
         others = {"other": lambda view: [1 - view], "same": lambda view: [view], "both": lambda view: [1, 0]}[self.positives]
         terms += [(Name(True, view), other) for view in mixtures for other in others(view)]
@@ -214,7 +214,7 @@ class Contrast(Step):
         return sorted({other for _, other in terms})
 
     def memory(self, keys: Mapping[int, Tensor]) -> dict[str, Tensor] | None:
-        """What the state is to remember."""
+        """Tensors that the state will remember."""
         return None
 
     def compare(
@@ -232,5 +232,5 @@ class Contrast(Step):
 
 
 def hide(scores: Tensor, hidden: Tensor) -> Tensor:
-    """Where `hidden`, similarities do not compete."""
+    """Sets similarities where `hidden` to the smallest number, so that they do not compete."""
     return scores.masked_fill(hidden, torch.finfo(scores.dtype).min)

@@ -1,4 +1,4 @@
-"""Images to pre-train on. They need no labels; those that have some serve the kNN monitor."""
+"""Images to pre-train on. They need no labels. Images with labels are used by the kNN monitor."""
 
 from __future__ import annotations
 
@@ -30,12 +30,11 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class PreTrainingImages:
-    """What a pre-training reads.
+    """The images of a pre-training.
 
     Attributes:
-        images: to train on, in `train`, of which some or all have the class number -1, which is none. `evaluation` has labels; it is empty
-            where there is no kNN monitor.
-        bank: those of the training images that have a label; empty where there is no kNN monitor.
+        images: the training images in `train`; class number -1 means no label. `evaluation` has labels; it is empty without a kNN monitor.
+        bank: the training images with a label; empty without a kNN monitor.
     """
 
     images: ImageData
@@ -47,14 +46,14 @@ def load_pretraining_images(
 ) -> PreTrainingImages:
     """The data set that the arguments name: folders of classes, one folder without classes, or a data set with or without labels.
 
-    The kNN monitor needs one class for each image of two splits, of at least two classes. Where it cannot be had, the log says why.
+    The kNN monitor needs one class for each image of two splits, with at least two classes. If it is not possible, the log says why.
 
     Args:
-        seed: of the split, where evaluation images are held out of the training images, and of `max_train_samples`.
-        asked: names of arguments by which the kNN monitor is asked for, beside those of `args`.
+        seed: for splitting evaluation images from the training images, and for `max_train_samples`.
+        asked: names of further arguments that request the kNN monitor.
 
     Raises:
-        ValueError: where the data set cannot be had, lacks images, or where kNN is asked for and cannot be had.
+        ValueError: if the data set cannot be loaded, has no images, or kNN is requested but not possible.
     """
     asked = [*asked, *(name for name in ("validation_dir", "eval_split", "label_column_name") if getattr(args, name) is not None)]
     splits, (name, repository) = load_splits(args, token, cache_dir, labelled=False), name_of(args)
@@ -63,7 +62,7 @@ def load_pretraining_images(
     image_column = column_of(train, args.image_column_name, "image", called["train"])
     train = with_images(train, image_column, called["train"], folder_of(args))
     if not len(train):
-        raise ValueError(f"a split to train on must hold images, got none in {called['train']!r}; choose another with --train_split.")
+        raise ValueError(f"the training split must hold images, got none in {called['train']!r}; choose another with --train_split.")
     parts = {"train": train} if evaluation is None else {"train": train, "evaluation": evaluation}
     try:
         found = _labels(parts, called, args)

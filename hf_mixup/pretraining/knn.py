@@ -1,4 +1,4 @@
-"""How good features are, without training: the classes of their nearest neighbours."""
+"""Measures features without training, by the classes of their nearest neighbours."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from torch.nn import functional as F
 def knn_classes(
     bank: Tensor, labels: Tensor, queries: Tensor, num_classes: int, neighbours: int = 200, temperature: float = 0.1, rows: int = 1024
 ) -> Tensor:
-    """(Q,) int64: the class of each query by its nearest neighbours, of which each votes with `exp(cosine / temperature)`.
+    """(Q,) int64: the class of each query by its nearest neighbours; each votes with `exp(cosine / temperature)`.
 
     As in Wu et al., CVPR 2018, arXiv:1805.01978, section 3.4.
 
     Args:
         bank: features (N, d), with class numbers `labels` (N,).
         queries: features (Q, d).
-        neighbours: how many vote; all of a smaller bank.
+        neighbours: number of neighbours that vote; all, if the bank is smaller.
         temperature: 0.1 in MoCo's and Un-Mix's monitor, 0.07 in others.
-        rows: queries that are compared at once.
+        rows: number of queries that are compared at once.
     """
     bank, queries = F.normalize(bank.float(), dim=1), F.normalize(queries.float(), dim=1)
     found = []
     for some in queries.split(rows):
         cosines, nearest = (some @ bank.T).topk(min(neighbours, len(bank)))
         votes = torch.zeros(len(some), num_classes, device=bank.device)
-        # less the largest, which changes no order and cannot overflow
+        # minus the largest, which keeps the order and cannot overflow
         votes.scatter_add_(1, labels[nearest], ((cosines - cosines[:, :1]) / temperature).exp())
         found.append(votes.argmax(1))
     return torch.cat(found)

@@ -15,9 +15,9 @@ from hf_mixup.core.plan import MixPlan
 
 @dataclass(frozen=True)
 class Separate(Loss):
-    """`-sum_s t_s (z_s - log(exp z_s + sum_n exp z_n))`, n over the candidates that are not in the mixture.
+    """`-sum_s t_s (z_s - log(exp z_s + sum_n exp z_n))`, where n runs over the candidates that are not in the mixture.
 
-    The sources of a mixture compete with negatives, never with each other: Un-Mix (arXiv:2003.05438), OpenMixup's MoCoMix, and SAMix
+    The sources of a mixture compete with negatives, but not with each other: Un-Mix (arXiv:2003.05438), OpenMixup's MoCoMix, and SAMix
     (arXiv:2111.15454). For one source it is cross-entropy.
     """
 
@@ -27,11 +27,11 @@ class Separate(Loss):
 
 @dataclass(frozen=True)
 class Agreement(Loss):
-    """`offset - scale * sum_s t_s z_s`: BYOL and SimSiam, which have no negatives. `z` are cosines.
+    """`offset - scale * sum_s t_s z_s`: the loss of BYOL and SimSiam, which have no negatives. `z` are cosines.
 
     Args:
         scale, offset: 2 and 2 are BYOL's squared distance (arXiv:2006.07733, equation 2); 1 and 0 SimSiam's and lightly's negative
-            cosine; 2 and 0 OpenMixup's. Learning rates of recipes belong to one of them.
+            cosine; 2 and 0 OpenMixup's. A recipe's learning rate fits only one of them.
     """
 
     scale: float = 2.0
@@ -46,9 +46,9 @@ class Agreement(Loss):
 
 @dataclass(frozen=True)
 class LogOfMean(Loss):
-    """`-log sum_s t_s p_s`: SDMP (Ren et al., CVPR 2022, arXiv:2206.07692), which mixes probabilities, not their logarithms."""
+    """`-log sum_s t_s p_s`: SDMP (Ren et al., CVPR 2022, arXiv:2206.07692), which mixes probabilities and not their logarithms."""
 
     def __call__(self, logits: Tensor, targets: Tensor, plan: MixPlan | None = None) -> Tensor:
         log_p = F.log_softmax(logits.float(), -1)
-        # log of t, with the smallest number for 0: -inf has a gradient of NaN
+        # log of t, with the smallest number for 0, because -inf has a NaN gradient
         return -torch.logsumexp(log_p + targets.clamp_min(torch.finfo(torch.float32).tiny).log(), -1)

@@ -20,10 +20,10 @@ from hf_mixup.steps.step import Parts
 
 
 class QueueState(KeyState):
-    """With the keys of earlier steps: `queue` (size, d), rows of length 1, of which the oldest begin at `place`.
+    """A state with the keys of earlier steps: `queue` (size, d), rows of length 1. The oldest begins at `place`.
 
     Args:
-        size: of the queue, in keys.
+        size: number of keys in the queue.
     """
 
     def __init__(self, size: int, network: nn.Module, projector: tuple[tuple[int, ...], str], *args):
@@ -33,24 +33,24 @@ class QueueState(KeyState):
 
     @torch.no_grad()
     def remember(self, keys: Tensor) -> None:
-        """Puts keys (n, d), the same on all processes, in the place of the oldest."""
+        """Replaces the oldest keys by keys (n, d), which are the same on all processes."""
         places = (self.place + torch.arange(len(keys), device=keys.device)) % len(self.queue)
-        # in place: similarities were made with a copy, which the backward pass still needs
+        # in place: similarities were computed with a copy, which the backward pass still needs
         self.queue.index_copy_(0, places, keys.to(self.queue.dtype))
         self.place.add_(len(keys)).remainder_(len(self.queue))
 
 
 @dataclass(frozen=True)
 class Queued(Momentum):
-    """Abstract: what MoCo and SAMix on it share.
+    """Abstract base of MoCo, and of SAMix on MoCo.
 
     Args:
-        temperature: what similarities are divided by.
+        temperature: divisor of the similarities.
         mix_temperature: the same for mixtures; `temperature` if None.
-        queue_size: keys that are kept, at least those of one step of all processes.
-        bn_splits: keys are made in so many passes over the batch in another order, so that batch norms of the query and of its key
-            see other images; a backbone with batch norms may find its key by them otherwise. It takes the place of shuffling over
-            GPUs, and works on one. Un-Mix's CIFAR setting has 8; 1 is one pass in order.
+        queue_size: number of keys that are kept, at least those of one step of all processes.
+        bn_splits: keys are made in this many passes over the batch in another order, so that the batch norms of the query and of its key
+            see other images. Otherwise a backbone with batch norms may find its key by them. It replaces shuffling over GPUs, and works on
+            one GPU. Un-Mix's CIFAR setting is 8; 1 is one pass in order.
     """
 
     temperature: float = 0.2
@@ -77,7 +77,7 @@ class Queued(Momentum):
         return torch.empty_like(keys).index_copy_(0, order, keys)
 
     def key_views(self, terms: list) -> list[int]:
-        return sorted({1, *super().key_views(terms)})  # the queue takes those of the second view
+        return sorted({1, *super().key_views(terms)})  # the queue keeps the keys of the second view
 
     def candidates(self, state: QueueState, keys: Mapping[int, Tensor], own: int, other: int, mixed: bool) -> Tensor:
         return torch.cat([keys[other], state.queue.float()])
@@ -93,7 +93,7 @@ class Queued(Momentum):
         made = torch.cat([keys[view] for view in ((0, 1) if self.both_ways else (1,))])
         if len(made) > self.queue_size:
             raise ValueError(
-                f"queue_size must be at least the keys of one step, got {self.queue_size} and {len(made)} keys; raise it, or make batches smaller."
+                f"queue_size must be at least the keys of one step, got {self.queue_size} and {len(made)} keys; raise it, or lower the batch size."
             )
         return {"keys": made}
 
@@ -102,10 +102,10 @@ class Queued(Momentum):
 class MoCo(Queued):
     """MoCo v2 (He et al., CVPR 2020, arXiv:1911.05722; Chen et al., arXiv:2003.04297): negatives are keys of earlier batches.
 
-    Clean images compete with the queue alone. So do mixtures by `Separate` (Un-Mix, MoCoMix); by `CrossEntropy` (i-Mix, MixCo) the
-    keys of the batch are candidates too, among them the partner's.
+    Clean images compete only with the queue. So do mixtures with `Separate` (Un-Mix, MoCoMix). With `CrossEntropy` (i-Mix, MixCo) the keys of
+    the batch, including the partner's, are candidates too.
 
-    Deviation: keys replace the oldest of a queue whose length need not be a multiple of the batch.
+    Deviation: the length of the queue need not be a multiple of the batch; keys replace the oldest ones.
 
     Args:
         temperature, mix_temperature, queue_size, bn_splits: see `Queued`.

@@ -14,9 +14,9 @@ from hf_mixup.pretraining.state import ContrastState, KeyState
 @dataclass(frozen=True)
 class MoCoV3(Predicting, Momentum):
     """MoCo v3 (Chen et al., ICCV 2021, arXiv:2104.02057; github.com/facebookresearch/moco-v3): in-batch keys of all processes, a
-    predictor, no queue; `2 T` times the cross-entropy, both directions summed.
+    predictor, no queue. The loss is `2 T` times the cross-entropy, summed over both directions.
 
-    Negatives are those of one batch, so accumulation of gradients is refused.
+    Negatives come from one batch, so gradient accumulation is refused.
 
     Args:
         temperature: T; 1.0 for ResNets, 0.2 for ViTs.

@@ -25,19 +25,19 @@ from hf_mixup.pretraining.state import feature_of
 
 
 class PreTrainingModel(MixupModel):
-    """Any image network, pre-trained on two views of every image, with mixing.
+    """An image network that is pre-trained on two views of every image, with mixing.
 
-    In training, `forward(views, mix_key=...)` gives the loss; MixupPreTrainer gives the key. Saved, it is the backbone without its
-    classifier, and without classes in its config, at the top of the folder. AutoModel, AutoModelForImageClassification
-    (`num_labels=10` makes a fresh classifier), timm and run_mixup.py load it. Projector, key network and queue are under `mixup/`.
+    In training, `forward(views, mix_key=...)` gives the loss; MixupPreTrainer gives the key. It is saved as the backbone without its classifier,
+    and without classes in its config, at the top of the folder. AutoModel, AutoModelForImageClassification (`num_labels=10` makes a new
+    classifier), timm and run_mixup.py load it. Projector, key network and queue are saved under `mixup/`.
 
     Args:
         backbone: an image classifier of transformers, timm or ours, with any number of classes; its classifier is not trained.
         mix: a pretext such as `pretext("unmix", "moco")`, or its name, or `vanilla` for no mixing.
-        base: of a pretext that is given by name: simclr, moco, mocov3, byol, simsiam or barlowtwins.
+        base: base of a pretext that is given by name: simclr, moco, mocov3, byol, simsiam or barlowtwins.
 
     Raises:
-        ValueError: for a network without a linear classifier, and for pretexts that it cannot serve.
+        ValueError: for a network without a linear classifier, and for pretexts that do not fit it.
     """
 
     views: ClassVar[int] = 2
@@ -49,13 +49,13 @@ class PreTrainingModel(MixupModel):
         if len(self.choice.methods) != 1:
             raise ValueError(f"pre-training takes one pretext, got {self.choice}; choose one.")
         self.pretext: Method = self.choice.methods[0]
-        self._classifier = (classifier_of(self.backbone),)  # a tuple, or it would be a module twice
+        self._classifier = (classifier_of(self.backbone),)  # a tuple, so that it is not registered twice
 
     def forward(self, pixel_values: Tensor, mix_key: Sequence[int] | None = None) -> MixupOutput:
         """
         Args:
-            pixel_values: (B, 2, C, H, W), two views of every image. In evaluation (B, C, H, W); the features are the `logits` then.
-            mix_key: a `MixKey`, or its numbers; needed in training.
+            pixel_values: (B, 2, C, H, W), two views of every image. In evaluation (B, C, H, W); then `logits` are the features.
+            mix_key: a `MixKey`, or its numbers. Needed in training.
         """
         if not self.training:
             return MixupOutput(logits=self.features(pixel_values))
@@ -65,7 +65,7 @@ class PreTrainingModel(MixupModel):
             raise ValueError("pre-training needs at least 2 images in a batch, got 1; set dataloader_drop_last=True.")
         if mix_key is None:
             raise ValueError(
-                "training needs mix_key, the place of the batch in the run, got None; train with MixupPreTrainer, which gives it."
+                "training needs mix_key, the place of the batch in the run, got None; train with MixupPreTrainer, which passes it."
             )
         state = self.states[self.pretext.name]
         step = self.pretext.step.run(self.pretext.parts, state, self.backbone, pixel_values, None, MixKey(*mix_key))
@@ -76,7 +76,7 @@ class PreTrainingModel(MixupModel):
         )
 
     def features(self, pixel_values: Tensor) -> Tensor:
-        """(B, D): what a classifier is given, of images (B, C, H, W)."""
+        """The features (B, D) of images (B, C, H, W): the input of a classifier."""
         return feature_of(self.backbone, self._classifier[0], pixel_values)
 
     # -- saving and loading ---------------------------------------------------------------------------------------------
@@ -94,7 +94,7 @@ class PreTrainingModel(MixupModel):
             super().save_pretrained(save_directory, is_main_process, state_dict, **kwargs)
         path = Path(save_directory, "config.json")
         if is_main_process and path.is_file() and not is_timm(self.backbone):
-            # an empty list of names would be warned of where people pass num_labels
+            # an empty list of names would give a warning when num_labels is passed
             config = json.loads(path.read_text())
             config = {name: value for name, value in config.items() if name not in ("id2label", "label2id")}
             path.write_text(json.dumps({**config, "num_labels": 0}, indent=2, sort_keys=True) + "\n")
@@ -103,7 +103,7 @@ class PreTrainingModel(MixupModel):
     def from_pretrained(
         cls, repo_or_folder: str | os.PathLike, *, revision: str | None = None, token: str | None = None, **kwargs: Any
     ) -> PreTrainingModel:
-        """A run of ours, from its folder or the Hub, ready to go on. `kwargs` are those of the classifier's `from_pretrained`."""
+        """Loads a run from its folder or the Hub, ready to continue. `kwargs` are those of the classifier's `from_pretrained`."""
         folder = Path(repo_or_folder)
         if not folder.is_dir():
             patterns = ["*.json", "*.safetensors", f"{STATE_FOLDER}/*"]
@@ -117,7 +117,7 @@ class PreTrainingModel(MixupModel):
 
 @contextmanager
 def _without_classes(config: Any) -> Iterator[None]:
-    """Inside, the config promises no classes, as a network without a classifier has none."""
+    """Context manager in which the config has no classes, like a network without a classifier."""
     before = config.id2label, config.label2id
     try:
         config.id2label, config.label2id = {}, {}

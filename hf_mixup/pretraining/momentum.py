@@ -1,4 +1,4 @@
-"""What MoCo, MoCo v3 and BYOL share: a key network that is an average of the one in training."""
+"""The base of MoCo, MoCo v3 and BYOL: a key network that is an EMA of the network in training."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from hf_mixup.pretraining.state import Batch, KeyState, unit
 
 @dataclass(frozen=True)
 class Momentum(Contrast):
-    """Keys come from an exponential moving average (EMA) of backbone and projector, which follows after every optimizer step.
+    """Keys come from an exponential moving average (EMA) of backbone and projector, which is updated after every optimizer step.
 
-    So its weights in a step are those after the last one, as in the published order, where it follows before keys are made.
+    So in a step it has the weights after the last step, as in the published order, where it is updated before keys are made.
 
     Args:
-        momentum, end_momentum, momentum_scope: of the key network, see `ema_momentum`; constant where start and end are equal.
+        momentum, end_momentum, momentum_scope: of the key network, see `ema_momentum`; constant if start and end are equal.
     """
 
     momentum: float = 0.99

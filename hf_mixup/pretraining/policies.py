@@ -1,4 +1,4 @@
-"""How published pre-training methods draw their mixtures. None needs a label."""
+"""The sample policies of published pre-training methods. None needs labels."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def folded(lam: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class IMixup(SamplePolicy):
-    """Mixup as i-Mix draws it (Lee et al., ICLR 2021, arXiv:2010.08887; github.com/kibok90/imix): a share for every image, never below
-    one half, of a random permutation.
+    """Mixup as in i-Mix (Lee et al., ICLR 2021, arXiv:2010.08887; github.com/kibok90/imix): every image has its own share, at least one half, and
+    the partner comes from a random permutation.
 
     Args:
         alpha: both parameters of the Beta; 1 in the paper for images.
@@ -40,7 +40,7 @@ class IMixup(SamplePolicy):
 
 @dataclass(frozen=True)
 class ICutMix(SamplePolicy):
-    """CutMix as i-Mix draws it (arXiv:2010.08887; github.com/kibok90/imix): one box for the batch, of at most half of the image.
+    """CutMix as in i-Mix (arXiv:2010.08887; github.com/kibok90/imix): one box for the batch, of at most half of the image.
 
     Args:
         alpha: both parameters of the Beta; 1 in the paper.
@@ -59,12 +59,12 @@ class ICutMix(SamplePolicy):
 
 @dataclass(frozen=True)
 class UnMix(SamplePolicy):
-    """Un-Mix (Shen et al., AAAI 2022, arXiv:2003.05438; github.com/szq0214/Un-Mix): the batch mixed with itself in reversed order, by
-    one share, or by one box.
+    """Un-Mix (Shen et al., AAAI 2022, arXiv:2003.05438; github.com/szq0214/Un-Mix): the batch is mixed with itself in reversed order, by one
+    share or by one box.
 
     Args:
         alpha: both parameters of the Beta of the share and of the box; 1 in the paper.
-        whole: probability of whole images (`global` in the paper) rather than a box (`region`); 0.5 on CIFAR.
+        whole: probability of mixing whole images (`global` in the paper) instead of a box (`region`); 0.5 on CIFAR.
     """
 
     alpha: float = 1.0
@@ -86,11 +86,11 @@ class UnMix(SamplePolicy):
 
 @dataclass(frozen=True)
 class Halves(SamplePolicy):
-    """MixCo (Kim et al., 2020, arXiv:2010.06300; github.com/Lee-Gihun/MixCo-Mixup-Contrast): the first half of the batch mixed with
-    the second, with a share of their own for every two.
+    """MixCo (Kim et al., 2020, arXiv:2010.06300; github.com/Lee-Gihun/MixCo-Mixup-Contrast): the first half of the batch is mixed with the
+    second. Every pair has its own share.
 
-    Rows of the second half describe the mixtures of the first again, so that their step needs the first alone. The last image of an
-    odd batch stays alone.
+    Rows of the second half repeat the mixtures of the first, so the step needs only the first half. The last image of an odd batch is not
+    mixed.
     """
 
     def plan(self, shape: torch.Size, rng: torch.Generator, signals: Signals) -> MixPlan:
@@ -101,27 +101,27 @@ class Halves(SamplePolicy):
 
 
 def first_half(plan: MixPlan, images: Tensor) -> MixPlan:
-    """The mixtures of the first half of the batch (B, C, H, W); those of `Halves` are all there are.
+    """The mixtures of the first half of the batch (B, C, H, W); for `Halves` these are all mixtures.
 
     `blend` takes it with `images[: B // 2]`.
     """
     rows = len(images) // 2
     index = plan.index[:rows]
     if not isinstance(plan.mask, Share):
-        raise ValueError(f"half a batch must be mixed by shares of whole images, got {type(plan.mask).__name__}; take the policy 'halves'.")
+        raise ValueError(f"half a batch must be mixed by shares of whole images, got {type(plan.mask).__name__}; use the policy 'halves'.")
     sources = tuple(images[column] for column in index.unbind(1))
     return replace(plan, index=index, mask=Share(plan.mask.value[:rows]), weight=plan.weight[:rows], sources=sources)
 
 
 def auxiliary_plan(batch: int, others: int, rng: torch.Generator) -> MixPlan:
-    """i-Mix's input mixing: every image with `others` more, of which labels know nothing; the own one keeps at least one half."""
+    """i-Mix's input mixing: each image is averaged with `others` more, without a change of labels; the own one keeps at least one half."""
     own = torch.arange(batch)
     index = torch.stack([own, *(torch.randperm(batch, generator=rng) for _ in range(others))], 1)
     return auxiliary(index, beta(1.0, batch, rng)[:, None] if others == 1 else dirichlet(1.0, batch, others + 1, rng))
 
 
 def auxiliary(index: Tensor, drawn: Tensor) -> MixPlan:
-    """The plan of `index` (B, 1 + n) for what was drawn: (B, 1) of a Beta for one other image, or (B, 1 + n) of a Dirichlet."""
+    """The plan of `index` (B, 1 + n) with shares `drawn`: (B, 1) from a Beta for one other image, or (B, 1 + n) from a Dirichlet."""
     if index.shape[1] == 2:
         lam = folded(drawn[:, 0])
         share = torch.stack([lam, 1 - lam], 1).float()

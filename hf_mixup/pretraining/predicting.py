@@ -1,4 +1,4 @@
-"""What bases with a predictor share."""
+"""The base of methods with a predictor."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from hf_mixup.steps.step import Parts
 
 @dataclass(frozen=True)
 class Predicting(Contrast):
-    """Abstract: queries are what a predictor makes of projections.
+    """Abstract: queries are a predictor's output for projections.
 
     Args:
-        predictor, predictor_norm: widths, of which the last is the projector's, and batch norms, see `mlp`.
+        predictor, predictor_norm: widths (the last is the projector's) and batch norms, see `mlp`.
     """
 
     state: ClassVar[type[ContrastState]] = ContrastState

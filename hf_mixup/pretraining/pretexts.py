@@ -1,4 +1,4 @@
-"""The catalogue of pre-training: how to mix, on which base."""
+"""The catalogue of pre-training: ways of mixing, and their bases."""
 
 from __future__ import annotations
 
@@ -36,16 +36,16 @@ BASES: dict[str, Step] = {
 
 
 class Row(NamedTuple):
-    """How to mix.
+    """A way of mixing.
 
     Attributes:
         sample: the policy.
         paper: arXiv number.
-        loss: who competes with whom, for bases with negatives.
-        fields: of the base.
-        also: more of them, by base.
-        bases: those that it is for; None for all but Barlow Twins.
-        steps: of bases where it has a step of its own.
+        loss: the loss for bases with negatives: it decides who competes with whom.
+        fields: fields of the base.
+        also: more fields, by base.
+        bases: the bases that it works with; None for all except Barlow Twins.
+        steps: its own step, for some bases.
     """
 
     sample: SamplePolicy
@@ -59,7 +59,7 @@ class Row(NamedTuple):
 
 _CONTRASTIVE = ("simclr", "npair", "moco", "mocov3", "byol", "simsiam")
 _MIXCO = {"halved": True, "one_pass": True}
-# "vanilla" is the base alone; every other name of METHODS is i-Mix by that method's sample policy
+# "vanilla" is only the base; every other name of METHODS means i-Mix with that method's sample policy
 PRETEXTS: dict[str, Row] = {
     "vanilla": Row(Vanilla(), fields={"mixed": 0.0}, also={"barlowtwins": {"mix_scale": 0.0}}, bases=(*_CONTRASTIVE, "barlowtwins")),
     "imix": Row(IMixup(), "2010.08887", fields={"clean": 0.0}),
@@ -69,7 +69,7 @@ PRETEXTS: dict[str, Row] = {
         also={"moco": {"mix_temperature": 0.05}, "simclr": {"temperature": 0.5, "mixed_within_view": False}},
     ),
     "mocomix": Row(Mixup(alpha=2.0, mode="batch"), "", Separate(), {"positives": "same"}, bases=("moco",)),
-    # a lam for every image: with one for the batch, each step moves the area of all masks one way, and the value neck's norm takes lam out
+    # every image has its own lam: with one lam, each step moves the area of all masks in one direction, and the value neck's norm removes lam
     "samix": Row(Mixup(alpha=2.0), "2111.15454", Separate(), bases=("moco",), steps={"moco": SAMix(value_neck=True, mask_loss=1.0)}),
     "sdmp": Row(Paste(), "2206.07692", LogOfMean(), bases=("mocov3",), steps={"mocov3": SDMP()}),
     "mixedbarlow": Row(Mixup(mode="batch"), "2312.02151", bases=("barlowtwins",)),
@@ -80,12 +80,12 @@ def pretext(mix: str = "imix", base: str = "moco", **fields: Any) -> Method:
     """Pre-training as a method: `pretext("unmix", "moco", queue_size=4096, temperature=0.1)`.
 
     Args:
-        mix: a name of `PRETEXTS`, or a method of `METHODS` that mixes by images alone, whose sample policy i-Mix then uses.
+        mix: a name of `PRETEXTS`, or a method of `METHODS` that needs images only; i-Mix then uses its sample policy.
         base: a name of `BASES`.
-        **fields: other hyper-parameters, as `Method.replaced` takes them.
+        **fields: other hyper-parameters, see `Method.replaced`.
 
     Raises:
-        ValueError: for names that are not known, and for a way of mixing that the base has not.
+        ValueError: for unknown names, and for a way of mixing that does not work with the base.
     """
     check_known("base", base, BASES)
     row = PRETEXTS.get(mix)
@@ -97,7 +97,7 @@ def pretext(mix: str = "imix", base: str = "moco", **fields: Any) -> Method:
         wanted = wanted or ([] if len(method.step.rows) == 1 else ["clean images beside the mixtures"])
         if wanted:
             raise ValueError(
-                f"mixing without labels takes methods that need images alone, got {mix!r}, which needs {' and '.join(wanted)}; choose another."
+                f"mixing without labels takes methods that need images only, got {mix!r}, which needs {' and '.join(wanted)}; choose another."
             )
         row = Row(method.sample, method.paper, fields=PRETEXTS["imix"].fields)
         if base == "barlowtwins":

@@ -32,11 +32,11 @@ MIXBLOCK = ("reduction", "lam_input", "lam_mul_k", "value_neck", "value_norm", "
 
 
 class SAMixState(QueueState):
-    """With a mixer, which sees the key network's features.
+    """A state with a mixer, which gets the key network's features.
 
     Args:
-        stage: of the key network, see `MixerStep`.
-        make_mixer: from the number of the features' channels.
+        stage: stage of the key network, see `MixerStep`.
+        make_mixer: function from the number of channels to a mixer.
     """
 
     def __init__(self, stage: int | str | None, make_mixer: Callable[[int], nn.Module], *args):
@@ -63,37 +63,39 @@ class SAMixState(QueueState):
 
     @torch.no_grad()
     def masks(self, images: Tensor, index: Tensor, weight: Tensor) -> Tensor:
-        """(B, K, H, W), what the mixer makes of images (B, C, H, W) put together by `index` and `weight` (B, K); for looking at."""
+        """(B, K, H, W), the mixer's masks for images (B, C, H, W), with `index` and `weight` (B, K) as in a MixPlan; for pictures."""
         return self.mixer(self.embedded(images)[1], index, weight, tuple(images.shape[2:]))
 
 
 @dataclass(frozen=True)
 class SAMix(Queued):
-    """SAMix in self-supervision (Li et al., arXiv:2111.15454), on MoCo v2: a mixer learns the masks.
+    """SAMix without labels (Li et al., arXiv:2111.15454), on MoCo v2: a mixer learns the masks.
 
-    The own image is of the first view and its partner of the second; each is to find its key of the other view, among the queue. The
-    query network learns from clean images and from mixtures by masks without gradients. The mixer learns through the key network,
-    whose weights stay, from mixtures of another pairing: by `infonce` against the queue (SAMix's global term), or by `pair`, the
-    two sources against each other (its local term), and by the other one at weight `extra`, with positives drawn between both views
-    (`r ~ Beta(2, 2)` for every channel). SAMix-P is this with `mixer`, a trained one.
+    The own image comes from the first view and its partner from the second. Each should find its key of the other view in the queue. The query
+    network learns from clean images, and from mixtures by masks without gradients. The mixer learns through the key network, whose weights
+    stay, from mixtures with other pairs. Its loss is `infonce`, against the queue (SAMix's global term), or `pair`, the two sources against each
+    other (its local term). The other term has weight `extra`, with positives drawn between both views (`r ~ Beta(2, 2)` for every channel).
+    SAMix-P is this with `mixer`, a trained mixer.
 
-    The sample policy of the catalogue draws a lam for every image, and masks' areas are held to it image by image. Only then is the mixer
-    told lam in training: batch norm in its value neck divides by the spread of the batch, and with it by a lam that all images share.
+    The sample policy of the catalogue draws a lam for every image, and the loss on the masks' area is computed for each image. Only then does
+    the mixer get lam in training: batch norm in its value neck divides by the spread of the batch, which removes a lam that all images share.
 
-    Deviations from OpenMixup's `MoCoSAMix`: the mixer sees features of the images that it mixes (there partners' features are permuted
-    twice, their images once); no weight of the mixer's loss acts on the query network's; positives are not extrapolated. In the
-    catalogue also one lam for every image, not for a batch, a value neck, as SAMix has with labels, and a weight of 1 on the masks' area,
-    not 0.1: with one lam for a batch and without the neck, masks come to be of one area at every lam.
+    Deviations from OpenMixup's `MoCoSAMix`:
+    1. The mixer gets features of the images that it mixes. (There, partners' features are permuted twice, but their images once.)
+    2. The weights of the mixer's loss do not change the query network's loss.
+    3. Positives are not extrapolated.
+    4. The catalogue has one lam for every image, a value neck as in SAMix with labels, and weight 1 on the masks' area. (There: one lam for the
+       batch, no neck, weight 0.1. With these, all masks end with one area, whatever lam is.)
 
     Args:
         temperature, queue_size: see `Queued`; keys are made in one pass, so `bn_splits` is 1.
         stage: of the network whose features the mixer sees, see `MixerStep`.
         mixer: folder or Hub id of a trained mixer, used frozen; its own settings then replace those of the step.
-        reduction, lam_input, lam_mul_k, value_neck, value_norm, x_qk_concat, upsampling: of the mixer, see `MixBlock`.
+        reduction, lam_input, lam_mul_k, value_neck, value_norm, x_qk_concat, upsampling: settings of the mixer, see `MixBlock`.
         mixer_loss: `infonce` or `pair`.
-        extra: weight of the other one, 0.5 in OpenMixup where it is used.
+        extra: weight of the other one; 0.5 in OpenMixup, if used.
         mask_loss, mask_loss_mode, mask_loss_margin: weight and kind of the loss on the masks' area.
-        mask_margin: the query network's masks are brought to the area of lam where they are further from it than this; 1 for never.
+        mask_margin: the query network's masks are scaled to the area lam if they differ from it by more than this; 1 means never.
     """
 
     losses: ClassVar[tuple[type[Loss], ...]] = (Separate,)
@@ -132,9 +134,7 @@ class SAMix(Queued):
         }
         for name, value in {**fixed, "mix_temperature": None}.items():
             if getattr(self, name) != value:
-                raise ValueError(
-                    f"{name} must be left out for samix, got {getattr(self, name)!r}; it has views and temperatures of its own."
-                )
+                raise ValueError(f"{name} must be left out for samix, got {getattr(self, name)!r}; it has its own views and temperatures.")
 
     def make_state(self, parts: Parts, network: nn.Module, layers: list[nn.Module | None]) -> SAMixState:
         check_whole_images(parts, "samix")
@@ -149,7 +149,7 @@ class SAMix(Queued):
         return MixBlock(channels, **{name: getattr(self, name) for name in MIXBLOCK})
 
     def run(self, parts: Parts, state: SAMixState, network: nn.Module, images: Tensor, targets: Any, key: MixKey) -> StepOutput:
-        """`images` (B, 2, C, H, W); `targets` are not looked at."""
+        """`images` (B, 2, C, H, W); `targets` are not used."""
         rng, views = key.own_rng(), list(images.unbind(1))
         plans = [parts.sample.plan(views[0].shape, rng, Signals(images.device, images=views[0])) for _ in range(2)]
         rows, width = len(images), self.projector[-1]
@@ -159,10 +159,10 @@ class SAMix(Queued):
     def learned(
         self, parts: Parts, state: SAMixState, network: nn.Module, views: list[Tensor], plans: list[MixPlan], between: Tensor
     ) -> StepOutput:
-        """The step for what was drawn: plans of the query network's mixtures and the mixer's, and `between` (B, d), where between both
-        views the extended positives are."""
+        """Runs the step with these draws: plans of the query network's mixtures and of the mixer's, and `between` (B, d), the place of the
+        extended positives between both views."""
         first, second = views
-        size, one_lam = tuple(first.shape[2:]), bool((plans[1].weight == plans[1].weight[:1]).all())  # asked on the CPU
+        size, one_lam = tuple(first.shape[2:]), bool((plans[1].weight == plans[1].weight[:1]).all())  # read on the CPU
         for_query, for_mixer = (plan.to(first.device) for plan in plans)
         with torch.no_grad():
             embedded, features = state.embedded(torch.cat(views))
@@ -174,7 +174,7 @@ class SAMix(Queued):
         plan = replace(for_query, mask=Dense(mask), sources=(first, second[for_query.index[:, 1]]))
         batches = [Batch(first), Batch(blend(plan, first))]
         clean, mixture = map(unit, state.projected(network, batches, one_pass=False))
-        own, partners = keys[1], keys[0]  # both sources are to be found in the other view
+        own, partners = keys[1], keys[0]  # both sources should be found in the other view
         plain, _, _ = self._infonce(state, clean, own, partners, MixPlan.identity(len(first)).to(first.device))
         losses, scores, targets = self._infonce(state, mixture, own, partners, for_query)
         loss = self.clean * plain.mean() + self.mixed * losses.mean()

@@ -25,10 +25,10 @@ from hf_mixup.steps.step import Parts, StepOutput
 
 @dataclass(frozen=True)
 class Paste(SamplePolicy):
-    """The whole partner, made smaller, in a box somewhere; the batch with itself in reversed order.
+    """Pastes the whole partner, shrunk, at a random place. The partners are the batch in reversed order.
 
     Args:
-        alpha: both parameters of the Beta of the own image's share, which is then brought to 0.1 to 0.9.
+        alpha: both parameters of the Beta of the own image's share, which is then clipped to 0.1 to 0.9.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"images"})
@@ -39,11 +39,11 @@ class Paste(SamplePolicy):
         check_positive(alpha=self.alpha)
 
     def sides(self, count: int, rng: torch.Generator) -> Tensor:
-        """(count,) float64: of the boxes, as shares of the image's."""
+        """Sides of the boxes, as shares of the image's sides: (count,) float64."""
         return (1 - (0.1 + 0.8 * beta(self.alpha, count, rng))).sqrt()
 
     def pasted(self, images: Tensor, sides: Tensor, rng: torch.Generator) -> MixPlan:
-        """The plan for boxes of these sides, in places of their own."""
+        """The plan for boxes with these sides, each at its own random place."""
         count, _, height, width = images.shape
         row, col = (torch.randint(length, (count,), generator=rng) for length in (height, width))
         edges, step = moved_boxes(sides, row, col, (height, width))
@@ -55,16 +55,16 @@ class Paste(SamplePolicy):
 
 @dataclass(frozen=True)
 class SDMP(Predicting, Momentum):
-    """SDMP (Ren et al., CVPR 2022, arXiv:2206.07692), for vision transformers, on MoCo v3: mixtures are positives of their sources,
-    and of mixtures that share sources.
+    """SDMP (Ren et al., CVPR 2022, arXiv:2206.07692), for vision transformers, on MoCo v3: mixtures are positives of their sources, and of
+    mixtures with common sources.
 
-    Both views are mixed, by boxes of the same sides in places of their own. The loss is that of MoCo v3 for clean images, one way, and
-    half of `2 T LogOfMean` for mixtures of the second view, twice: against keys of the first, and against keys of its mixtures, where
-    the partner's mixture counts `c / (1 + c)`, c the share that both have in common. Which view is the first is chosen at random,
-    for all processes alike.
+    Both views are mixed by boxes of the same sides, each at its own place. The loss is that of MoCo v3 for clean images in one direction, plus
+    twice half of `2 T LogOfMean` for mixtures of the second view: once against keys of the first view, and once against keys of its mixtures.
+    There the partner's mixture counts `c / (1 + c)`, where c is the share that both have in common. Which view is the first is random, the same
+    on all processes.
 
-    Deviation from the released code (github.com/OliverRensu/SDMP), which mixes no pixel, because the paste stands under a condition
-    that is never true: the formula is ours. A whole image alone gives MoCo v3's loss in both directions.
+    Deviations: the formula is ours (the released code, github.com/OliverRensu/SDMP, mixes no pixel, because its paste depends on a condition
+    that is never true); if the whole image stays, the loss is MoCo v3's in both directions.
 
     Args:
         temperature: T.
@@ -86,7 +86,7 @@ class SDMP(Predicting, Momentum):
         fixed = {"positives": "other", "both_ways": False, "halved": False, "one_pass": False, "input_mix": 0, "layers": (0,)}
         for name, value in fixed.items():
             if getattr(self, name) != value:
-                raise ValueError(f"{name} must be left out for sdmp, got {getattr(self, name)!r}; it pairs views in its own way.")
+                raise ValueError(f"{name} must be left out for sdmp, got {getattr(self, name)!r}; it has its own pairs of views.")
 
     def make_state(self, parts: Parts, network: nn.Module, layers: list[nn.Module | None]) -> ContrastState:
         if not isinstance(parts.sample, Paste):
@@ -101,7 +101,7 @@ class SDMP(Predicting, Momentum):
         return 2 * self.temperature
 
     def run(self, parts: Parts, state: KeyState, network: nn.Module, images: Tensor, targets: Any, key: MixKey) -> StepOutput:
-        """`images` (B, 2, C, H, W); `targets` are not looked at."""
+        """`images` (B, 2, C, H, W); `targets` are not used."""
         rng, views = key.own_rng(), list(images.unbind(1))
         if float(torch.rand((), generator=key.step_rng())) < 0.5:
             views.reverse()
@@ -112,7 +112,7 @@ class SDMP(Predicting, Momentum):
     def pasted(
         self, parts: Parts, state: KeyState, network: nn.Module, views: list[Tensor], plans: list[MixPlan], mixed: list[Tensor]
     ) -> StepOutput:
-        """The step for what was drawn: a plan and the mixtures (B, C, H, W) of each view, of the same shares."""
+        """Runs the step with these draws: a plan and the mixtures (B, C, H, W) of each view, with the same shares."""
         made = state.projected(network, [Batch(views[0]), Batch(mixed[1])], one_pass=False)
         clean, mixture = (unit(state.predicted(row)) for row in made)
         first, second, first_mixed = (everyone(state.keys(images)) for images in (*views, mixed[0]))
@@ -128,7 +128,7 @@ class SDMP(Predicting, Momentum):
 
 
 def in_common(plan: MixPlan) -> Tensor:
-    """(B, 2): what the own mixture and the partner's count, 1 and the share of pixels that both have of the same images, to sum 1."""
+    """(B, 2), summing to 1: the weights of the own mixture (1) and the partner's (the share of pixels from common images)."""
     lam = plan.weight[:, 0]
     other = lam[plan.index[:, 1]]
     common = torch.minimum(lam, 1 - other) + torch.minimum(1 - lam, other)

@@ -21,16 +21,16 @@ from hf_mixup.steps.step import Parts
 class SimCLR(Contrast):
     """SimCLR (Chen et al., ICML 2020, arXiv:2002.05709, equation 1), and the N-pair form that i-Mix uses (arXiv:2010.08887).
 
-    Negatives are those of one batch, so accumulation of gradients is refused: it would be another loss. Everything goes through the
-    backbone in one pass, with gradients in queries and keys.
+    Negatives come from one batch, so gradient accumulation is refused: it would change the loss. All images go through the backbone in one
+    pass, with gradients in queries and keys.
 
     Deviation from OpenMixup's `SimCLRMix`, which cannot run: the formula is ours (its classes pair the wrong rows).
 
     Args:
-        within_view: NT-Xent, where embeddings of the same view compete too, but for those of the images in a mixture; the loss is
-            the mean of both directions. Without it N-pair: only the keys of the other view, and directions are summed.
+        within_view: True is NT-Xent: embeddings of the same view compete too, except those of the images in a mixture; the loss is the mean
+            of both directions. False is N-pair: only keys of the other view compete, and directions are summed.
         mixed_within_view: the same for mixtures (False in MixCo).
-        temperature: what similarities are divided by; 0.1 to 0.5 in published settings.
+        temperature: divisor of the similarities; 0.1 to 0.5 in published settings.
         mix_temperature: the same for mixtures; `temperature` if None.
     """
 
@@ -81,7 +81,7 @@ class SimCLR(Contrast):
         if not self._within(mixed):
             return scores
         sources = targets > 0
-        sources = sources.scatter(1, numbers[plan.index[:, :1]], True)[:, :keys]  # the own image, also at a share of 0
+        sources = sources.scatter(1, numbers[plan.index[:, :1]], True)[:, :keys]  # the own image, even with share 0
         return hide(scores, torch.cat([torch.zeros_like(sources), sources], 1))
 
 

@@ -19,9 +19,9 @@ from hf_mixup.pretraining.state import Batch, ContrastState, unit
 @dataclass(frozen=True)
 class SimSiam(Predicting):
     """SimSiam (Chen and He, CVPR 2021, arXiv:2011.10566, algorithm 1; github.com/facebookresearch/simsiam): the prediction of one view
-    is to agree with the other view's projection, which gets no gradient.
+    should agree with the other view's projection, which gets no gradient.
 
-    The mean of both directions. Deviation from OpenMixup, whose SimSiam lacks that stop-gradient, and so may collapse.
+    The loss is the mean of both directions. Deviation from OpenMixup: the gradient is stopped (OpenMixup's SimSiam does not, and may collapse).
 
     Args:
         predictor, predictor_norm: see `Predicting`.

@@ -30,8 +30,8 @@ def mlp(inputs: int, widths: Sequence[int], norm: str) -> nn.Sequential:
     """Linear layers of these widths, with ReLU between them.
 
     Args:
-        norm: batch norms after `none` of the layers, those that are `hidden`, or `all`; in `all_plain` the last has no weights. A layer
-            has a bias where no norm follows.
+        norm: batch norms after `none` of the layers, the `hidden` ones, or `all`; in `all_plain` the last one has no weights. A layer
+            without a norm after it has a bias.
     """
     layers: list[nn.Module] = []
     for place, width in enumerate(widths):
@@ -47,14 +47,14 @@ def mlp(inputs: int, widths: Sequence[int], norm: str) -> nn.Sequential:
 
 
 def unit(rows: Tensor) -> Tensor:
-    """(B, d) float32 of length 1, whatever autocast says."""
+    """Rows (B, d) float32 scaled to length 1, also under autocast."""
     with torch.autocast(rows.device.type, enabled=False):
         return F.normalize(rows.float(), dim=1)
 
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Images (B, C, H, W) that the backbone is to see, and where they are mixed in a layer of it: the layer, and the plan."""
+    """Images (B, C, H, W) for the backbone. If a layer of it mixes them: that layer, and the plan."""
 
     images: Tensor
     layer: nn.Module | None = None
@@ -62,11 +62,11 @@ class Batch:
 
 
 class ContrastState(MethodState):
-    """Projector and predictor, upon what the backbone's classifier is given. That classifier itself is not trained.
+    """Projector and predictor, on the input of the backbone's classifier. The classifier is not trained.
 
     Args:
         projector, predictor: widths and norms of `mlp`; None for no predictor.
-        layers: modules of the backbone whose outputs may be mixed; None stands for the images.
+        layers: modules of the backbone whose outputs may be mixed; None means the images.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class ContrastState(MethodState):
     ):
         super().__init__()
         classifier = classifier_of(network).requires_grad_(False)
-        self.classifiers = (classifier,)  # a tuple, or it would become a module here too
+        self.classifiers = (classifier,)  # a tuple, so that it is not registered as a module here
         self.layers = tuple(layers)
         self.projector = mlp(classifier.in_features, *projector)
         self.predictor = None if predictor is None else mlp(projector[0][-1], *predictor)
@@ -92,7 +92,7 @@ class ContrastState(MethodState):
         return [*super().watched, *self.classifiers]
 
     def projected(self, network: nn.Module, batches: Sequence[Batch], one_pass: bool) -> list[Tensor]:
-        """(B, d) of each batch, not normalised. `one_pass`: all of them through the network at once, with common batch statistics."""
+        """(B, d) of each batch, not normalised. `one_pass`: all batches go through the network at once, with common batch statistics."""
         made: list[Tensor] = []
         for group in [batches] if one_pass else [[batch] for batch in batches]:
             with _mixing(group):
@@ -105,10 +105,10 @@ class ContrastState(MethodState):
 
 
 class NoClassifier(nn.Module):
-    """Zeros (B, outputs), in the place of a classifier whose input alone is wanted.
+    """Zeros (B, outputs). It replaces a classifier if only its input is needed.
 
     Args:
-        outputs: of the classifier, which networks may count.
+        outputs: number of outputs of the classifier, which some networks read.
     """
 
     def __init__(self, outputs: int):
@@ -120,15 +120,15 @@ class NoClassifier(nn.Module):
 
 
 class KeyState(ContrastState):
-    """With a key network: backbone and projector as exponential moving averages, without gradients, in training mode.
+    """A state with a key network: EMAs of backbone and projector, without gradients, in training mode.
 
-    Parameters follow; buffers, the running statistics of batch norms, are copied once and then its own.
+    Parameters follow the network. Buffers, the running statistics of batch norms, are copied once and then updated by its own passes.
     """
 
     def __init__(self, network: nn.Module, *args):
         super().__init__(network, *args)
         self.key, self.key_projector = Average(network), Average(self.projector)
-        # the key network has no classifier, so that its state is the same whatever the backbone's classes are
+        # the key network has no classifier, so that its state does not depend on the backbone's classes
         name = next(name for name, module in self.key.network.named_modules() if module is classifier_of(self.key.network))
         self.key.network.set_submodule(name, NoClassifier(self.classifiers[0].out_features))
         self.classifiers = (*self.classifiers, self.key.network.get_submodule(name))
@@ -143,24 +143,24 @@ class KeyState(ContrastState):
         return unit(through(self.key_projector.network, feature_of(self.key, self.classifiers[1], images)))
 
     def follow(self, network: nn.Module, momentum: float) -> None:
-        """Moves the key network towards the backbone and its projector."""
+        """Updates the key network by the backbone and its projector."""
         self.key.follow(network, momentum, buffers=False)
         self.key_projector.follow(self.projector, momentum, buffers=False)
 
 
 def feature_of(network: nn.Module, classifier: nn.Module, images: Tensor) -> Tensor:
-    """(B, D): what the classifier is given."""
+    """The input of the classifier, (B, D)."""
     return watched(network, images, [input_of(classifier)])[1][0]
 
 
 def through(head: nn.Module, rows: Tensor) -> Tensor:
-    """In the dtype of the head's weights, unless autocast chooses another."""
+    """Applies the head in the dtype of its weights, unless autocast chooses another."""
     return head(rows.to(next(head.parameters()).dtype))
 
 
 @contextmanager
 def _mixing(group: Sequence[Batch]) -> Iterator[None]:
-    """Inside, the rows of a pass that are to be mixed in a layer are."""
+    """Context manager in which rows of a pass are mixed in their layer."""
     layer = next((batch.layer for batch in group if batch.layer is not None), None)
     partner, lam, start = [], [], 0
     for batch in group:

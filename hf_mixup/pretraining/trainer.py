@@ -32,10 +32,10 @@ from hf_mixup.training.trainer import MixupTrainer
 
 @dataclass
 class ViewCollator:
-    """Stacks views (2, C, H, W) to `pixel_values` (B, 2, C, H, W), and looks at them; labels are left out.
+    """Stacks views (2, C, H, W) to `pixel_values` (B, 2, C, H, W), and checks them; labels are left out.
 
     Attributes:
-        raw: they are bytes, which are finished on the device.
+        raw: whether they are bytes, which are finished on the device.
     """
 
     base: Callable
@@ -55,22 +55,22 @@ class ViewCollator:
 
 
 class MixupPreTrainer(MixupTrainer):
-    """Pre-trains an image network without labels, with mixing. A MixupTrainer in every other way.
+    """Pre-trains an image network without labels, with mixing. Otherwise it is a MixupTrainer.
 
-    Everything drawn follows from (mix_seed, rank, step, micro-step), views from the data set's (seed, epoch, row, view); weights, key
-    network and queue are in every checkpoint. So a resumed run repeats a run to the bit. Evaluation is the accuracy of nearest
-    neighbours (kNN) among the bank, by the backbone's features, as `eval_knn_top1`.
+    All random draws depend on (mix_seed, rank, step, micro-step); views depend on the data set's (seed, epoch, row, view). Weights, key network
+    and queue are in every checkpoint. So a resumed run repeats them exactly. Evaluation gives `eval_knn_top1`, the accuracy of nearest
+    neighbours (kNN) in the bank, by the backbone's features.
 
     Args:
-        model: any image classifier, whose classifier is left alone, or a PreTrainingModel.
-        args: with the pretext.
+        model: any image classifier, whose classifier layer is not trained, or a PreTrainingModel.
+        args: PreTrainingArguments, with the pretext.
         train_dataset: gives `pixel_values` (2, C, H, W), such as an ImageDataset with a `view_transform`.
-        eval_dataset, bank_dataset: give `pixel_values` (C, H, W) and `labels`, of the images to be classified and of their neighbours:
+        eval_dataset, bank_dataset: give `pixel_values` (C, H, W) and `labels`, of the images that are classified and of their neighbours:
             the training images without augmentation.
         **kwargs: as in `transformers.Trainer`.
 
     Raises:
-        ValueError: for settings that would train something else than meant.
+        ValueError: for settings that contradict each other or have no effect.
     """
 
     def __init__(
@@ -86,19 +86,19 @@ class MixupPreTrainer(MixupTrainer):
     ):
         args = PreTrainingArguments("runs/pretraining") if args is None else args
         if not isinstance(args, PreTrainingArguments):
-            raise TypeError(f"args must be PreTrainingArguments, got {type(args).__name__}; write PreTrainingArguments in its place.")
+            raise TypeError(f"args must be PreTrainingArguments, got {type(args).__name__}; use PreTrainingArguments instead.")
         for name in ("compute_loss_func", "compute_metrics", "teacher"):
             if kwargs.get(name) is not None:
-                raise ValueError(f"pre-training has a loss and a measure of its own, got {name}; leave it out.")
+                raise ValueError(f"pre-training has its own loss and metric, got {name}; leave it out.")
         if args.eval_strategy != "no" and (eval_dataset is None or bank_dataset is None):
             raise ValueError("kNN evaluation needs eval_dataset and bank_dataset, got one or none; give both, or eval_strategy='no'.")
         self.bank_dataset = bank_dataset
         super().__init__(model, args, data_collator, train_dataset, eval_dataset, processing_class, **kwargs)
         images, step = getattr(train_dataset, "__len__", lambda: None)(), args.train_batch_size * args.world_size
         if images is not None and images < step:
-            raise ValueError(f"pre-training needs a whole batch of {step} images, got {images} in all; make batches smaller.")
+            raise ValueError(f"pre-training needs a whole batch of {step} images, got {images} in all; lower the batch size.")
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            raise ValueError("pre-training shares whole networks between processes, got FSDP or DeepSpeed; use DistributedDataParallel.")
+            raise ValueError("pre-training needs the whole network in each process, got FSDP or DeepSpeed; use DistributedDataParallel.")
 
     def _ready(self, model: nn.Module, args: PreTrainingArguments) -> PreTrainingModel:
         """The PreTrainingModel to train."""
@@ -113,14 +113,14 @@ class MixupPreTrainer(MixupTrainer):
         step = model.pretext.step
         if step.in_batch and args.gradient_accumulation_steps > 1:
             raise ValueError(
-                f"{type(step).__name__} has its negatives in one batch, so gradient_accumulation_steps must be 1, got "
-                f"{args.gradient_accumulation_steps}; use more processes, or take moco, byol or simsiam."
+                f"{type(step).__name__} takes its negatives from one batch, so gradient_accumulation_steps must be 1, got "
+                f"{args.gradient_accumulation_steps}; use more processes, or the base moco, byol or simsiam."
             )
         if isinstance(step, Queued):
             keys = args.train_batch_size * args.world_size * (1 + step.both_ways)
             if keys > step.queue_size:
                 raise ValueError(
-                    f"queue_size must be at least the {keys} keys of one step, got {step.queue_size}; raise it, or make batches smaller."
+                    f"queue_size must be at least the {keys} keys of one step, got {step.queue_size}; raise it, or lower the batch size."
                 )
         self.mixup_model, self._loss = model, loss_of(model)
         check_optimization(args, model, self._data, self._optimizers)
@@ -134,7 +134,7 @@ class MixupPreTrainer(MixupTrainer):
         return ViewCollator(self.data_collator, tail is not None) if training else self.data_collator
 
     def _check_evaluation_labels(self) -> None:
-        """There is no classifier that they must fit."""
+        """Nothing to check, because there is no classifier."""
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> None:
         return None
@@ -153,7 +153,7 @@ class MixupPreTrainer(MixupTrainer):
 
     @staticmethod
     def get_optimizer_cls_and_kwargs(args, model=None):
-        """MixupTrainer's, and timm's LARS, whose `optim_args` are such as `momentum=0.9,trust_coeff=0.001`."""
+        """As MixupTrainer's, plus timm's LARS, with `optim_args` such as `momentum=0.9,trust_coeff=0.001`."""
         if args.optim != "lars":
             return MixupTrainer.get_optimizer_cls_and_kwargs(args, model)
         from timm.optim import Lars
@@ -162,7 +162,7 @@ class MixupPreTrainer(MixupTrainer):
         return Lars, {"lr": args.learning_rate, **{name: float(value) for name, value in pairs}}
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
-        """MixupTrainer's; for LARS all but biases and norms, which it then leaves alone too."""
+        """As MixupTrainer's. For LARS: all except biases and norms, which LARS then does not scale either."""
         if self.args.optim == "lars" and self.args.no_weight_decay is None:
             return [name for name, value in model.named_parameters() if value.ndim > 1]
         return super().get_decay_parameter_names(model)
@@ -192,7 +192,7 @@ class MixupPreTrainer(MixupTrainer):
     # -- evaluation -----------------------------------------------------------------------------------------------------
 
     def evaluate(self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval") -> dict[str, float]:
-        """`eval_knn_top1`: the share of images whose nearest neighbours in the bank vote for their class."""
+        """`eval_knn_top1`: the share of images whose nearest neighbours in the bank vote for their class, 0 to 1."""
         data = self.eval_dataset if eval_dataset is None else eval_dataset
         if data is None or self.bank_dataset is None:
             raise ValueError("kNN evaluation needs eval_dataset and bank_dataset, got one or none; give both.")
@@ -213,10 +213,12 @@ class MixupPreTrainer(MixupTrainer):
         """(N, D) float32 features of all images of a data set, and their labels (N,), the same on all processes."""
         model, (rank, count) = self.mixup_model, processes()
         if count > 1:
-            for buffer in model.backbone.buffers():  # statistics of batch norms are each process's own
+            for buffer in model.backbone.buffers():  # every process has its own batch statistics
                 torch.distributed.broadcast(buffer, 0)
         share = math.ceil(len(data) / count)
-        rows = [(rank + count * place) % len(data) for place in range(share)]  # in turns, the last ones twice where they do not divide
+        rows = [
+            (rank + count * place) % len(data) for place in range(share)
+        ]  # in turns; if they do not divide evenly, the first rows are repeated
         loader = torch.utils.data.DataLoader(
             torch.utils.data.Subset(data, rows),
             self.args.eval_batch_size,
@@ -259,5 +261,5 @@ class MixupPreTrainer(MixupTrainer):
 
 
 def _constant(step: int) -> float:
-    """The factor of a learning rate that no schedule touches."""
+    """The factor of a learning rate without a schedule."""
     return 1.0

@@ -18,14 +18,14 @@ from hf_mixup.data.processor import ImageFormat, ResizedCrop
 
 @dataclass(frozen=True)
 class Style:
-    """How views are made; pairs are for the first and the second view.
+    """Settings of the views; pairs are for the first and the second view.
 
     Attributes:
         scale: smallest and largest share of the image in a crop.
-        jitter: of brightness, contrast, saturation and hue; for 8 of 10 views.
-        blur: probability of a Gaussian blur, of a deviation of 0.1 to 2 pixels.
+        jitter: strength of changes of brightness, contrast, saturation and hue, in 8 of 10 views.
+        blur: probability of a Gaussian blur with a deviation of 0.1 to 2 pixels.
         solarize: probability of inverting bright pixels.
-        grey: probability of losing colour.
+        grey: probability of a grey view.
     """
 
     scale: tuple[float, float]
@@ -49,32 +49,32 @@ STYLES: dict[str, Style] = {
 class Views:
     """Several transforms of the same images: `Transform.each`, for an `ImageDataset`.
 
-    What a view draws follows from the image's key and the number of the view, so from (seed, epoch, row, view).
+    The draws of a view depend on the image's key and the index of the view, so on (seed, epoch, row, view).
     """
 
     views: tuple[OneByOne, ...]
 
     def __call__(self, images: Sequence[PIL.Image.Image | Tensor], keys: Tensor) -> list[Tensor]:
-        """(views, C, H, W) uint8 for each of the images, which are of any sizes."""
+        """(views, C, H, W) uint8 for each image, of any size."""
         made = [view(images, hashed(keys, number)) for number, view in enumerate(self.views)]
         return [torch.stack(of_one) for of_one in zip(*made, strict=True)]
 
 
 def view_transform(form: ImageFormat, style: str | Style = "mocov2", horizontal_flip: bool = True) -> Transform:
-    """From an image to two views (2, C, H, W) as the network of `form` wants to see them.
+    """The transform from an image to two views (2, C, H, W) in the format `form`.
 
     Args:
-        style: a name of `STYLES`, or one of your own.
-        horizontal_flip: mirror one half of the views.
+        style: a name of `STYLES`, or your own `Style`.
+        horizontal_flip: flip half of the views.
 
     Raises:
-        ValueError: for unknown styles, and for images that have no colours to change.
+        ValueError: for unknown styles, and for images with other than 1 or 3 channels.
     """
     if isinstance(style, str):
         check_known("views", style, STYLES)
         style = STYLES[style]
     if form.channels not in (1, 3):
-        raise ValueError(f"views need images of 1 or 3 channels, got {form.channels}; make transforms of your own for them.")
+        raise ValueError(f"views need images of 1 or 3 channels, got {form.channels}; write your own transform for them.")
     views = (
         OneByOne(v2.Compose(_steps(form, style, blur, solarize, horizontal_flip)))
         for blur, solarize in zip(style.blur, style.solarize, strict=True)

@@ -28,9 +28,9 @@ def what_is_wrong(checkpoint: str | Path) -> str | None:
         try:
             json.loads((checkpoint / name).read_text())
         except (OSError, ValueError):
-            return f"{name} is missing or torn"
+            return f"{name} is missing, incomplete or corrupted"
     if (checkpoint / RUN_NAME).is_file() and not RunFolder(checkpoint).read():
-        return f"{RUN_NAME} is torn"
+        return f"{RUN_NAME} is incomplete or corrupted"
     # the files that its run listed; a stock Trainer lists none, and the checks below cover its checkpoints
     for name in RunFolder(checkpoint).read().get("files", ()):
         if not (checkpoint / name).exists():
@@ -49,7 +49,7 @@ def what_is_wrong(checkpoint: str | Path) -> str | None:
             return f"{kind.replace('*', '.pt')} is missing"
     for path in [*checkpoint.glob("*.pt"), *checkpoint.glob("*.pth")]:
         if not zipfile.is_zipfile(path):
-            return f"{path.name} is torn"
+            return f"{path.name} is incomplete or corrupted"
     return None
 
 
