@@ -18,11 +18,15 @@ class ObjectLabels(LabelPolicy):
     The objects are masks that come with the data set, `object_masks` (B, h, w) of any size: 1 or 255 on the object, 0 elsewhere, or shares.
     For CutMix, and any sample policy that leaves pixels where they are.
 
-    Deviation: where no object of any source can be seen, labels keep the weights of the area; the authors' code gives each a half, so that
-    an image without a mask would be half its partner's class even where nothing is pasted.
+    Deviations from the authors' code:
+        1. Where no object of any source can be seen, labels keep the weights of the area. It gives each image a half (`absolute`), so that an
+           image without a mask would be half its partner's class even where nothing is pasted; or all to one of them (`relative`).
+        2. Masks of another size than the images are compared on their own grid. It resizes them to the images' first.
+        3. A kind between the two, and blurred masks, are not here.
 
     Args:
-        kind: `absolute` compares visible areas, `relative` the visible shares of each object, so that small objects count as much as large ones.
+        kind: `absolute` compares visible areas, `relative` the visible shares of each object, so that small objects count as much as large ones;
+            an own image without an object is wholly visible then, a partner without one is not.
         rho: the share of the area's own weight, 0 to 1.
     """
 
@@ -43,8 +47,12 @@ class ObjectLabels(LabelPolicy):
             )
         objects = signals["object_masks"].float()
         seen = (plan.dense_mask(tuple(objects.shape[1:])) * objects[plan.index]).sum((2, 3))
+        shows = (seen > 0).any(1, keepdim=True)
         if self.kind == "relative":
             whole = objects.sum((1, 2))[plan.index]
-            seen = torch.where(whole > 0, seen / whole, 0.0)
+            # nothing hides what is not there: the own image is what others are pasted upon
+            without = torch.zeros_like(seen)
+            without[:, 0] = shows[:, 0]
+            seen = torch.where(whole > 0, seen / whole, without)
         total = seen.sum(1, keepdim=True)
         return self.rho * plan.weight + (1 - self.rho) * torch.where(total > 0, seen / total, plan.weight)

@@ -1,4 +1,4 @@
-"""Clean images beside their mixtures, in one training step."""
+"""Clean images beside their mixtures, or mixtures of another kind, in one training step."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from hf_mixup.core.checks import check_count, check_positive
-from hf_mixup.core.plan import blend, mix_others, mix_targets
+from hf_mixup.core.checks import check_between, check_count, check_positive
+from hf_mixup.core.plan import MixPlan, blend, mix_others, mix_targets
 from hf_mixup.core.policy import NOTHING, Signals
-from hf_mixup.core.rng import MixKey
+from hf_mixup.core.rng import MixKey, beta, partners
 from hf_mixup.networks.passes import logits_of
 from hf_mixup.steps.standard import relabelled
 from hf_mixup.steps.step import MethodState, Parts, Step, StepOutput
@@ -21,7 +21,7 @@ from hf_mixup.steps.step import MethodState, Parts, Step, StepOutput
 @dataclass(frozen=True)
 class KeepClean(Step):
     """Trains on every image as it is, beside its mixtures: the step of RegMixup (Pinto et al., NeurIPS 2022, arXiv:2206.14502, eq. 4;
-    github.com/FrancescoPinto/RegMixup) and of AugMix, and of any method that needs images only.
+    github.com/FrancescoPinto/RegMixup) and of AugMix, and of any method that the standard step serves. With `clean_alpha`, that of MergeMix.
 
     The rows of a step are the mixtures, then the clean images. The loss is the weighted mean over all rows,
     `(sum of mixtures + clean_weight * clean) / (mixtures + clean_weight)`, so that a batch counts the same whether it is mixed or not. The
@@ -32,6 +32,8 @@ class KeepClean(Step):
         mixtures: of each image, drawn apart.
         one_pass: all rows pass together, as in the authors' code, so batch norms take the mean and variance of clean and mixed images
             together; False for a pass each.
+        clean_alpha: above 0, the images beside are not clean, but mixed with one another by Mixup: one share for the batch, of the Beta with
+            this parameter. 0.8 in the authors' code of MergeMix.
     """
 
     takes_others: ClassVar[bool] = True
@@ -39,15 +41,18 @@ class KeepClean(Step):
     clean_weight: float = 1.0
     mixtures: int = 1
     one_pass: bool = True
+    clean_alpha: float = 0.0
 
     def __post_init__(self):
         check_positive(clean_weight=self.clean_weight)
+        check_between(0, 1e6, clean_alpha=self.clean_alpha)
         check_count(1, mixtures=self.mixtures)
 
     @property
     def rows(self) -> tuple[bool, ...] | None:
         """A collator gives rows that weigh alike and pass together."""
-        return (True,) * self.mixtures + (False,) if self.clean_weight == 1 and self.one_pass else None
+        alike = self.clean_weight == 1 and self.one_pass and not self.clean_alpha
+        return (True,) * self.mixtures + (False,) if alike else None
 
     def run(
         self,
@@ -61,8 +66,9 @@ class KeepClean(Step):
     ) -> StepOutput:
         signals, rng = state.before(images, targets, others), key.own_rng()
         plans = [parts.plan(images, rng, signals) for _ in range(self.mixtures)]
-        rows = [*(blend(plan, images) for plan in plans), images]
-        beside = [*(mix_others(plan, others) for plan in plans), others]
+        plans.append(self.plan_beside(len(images), rng).to(images.device))
+        rows = [blend(plan, images) for plan in plans]
+        beside = [mix_others(plan, others) for plan in plans]
         logits, seen = [], []
         if self.one_pass:
             rows, beside = [torch.cat(rows)], [{name: torch.cat([part[name] for part in beside]) for name in others}]
@@ -74,18 +80,25 @@ class KeepClean(Step):
         # of every mixture what was seen of its own rows
         late = {name: torch.cat([part[name] for part in seen]).split(len(images)) for name in state.late}
         rows_logits = logits.split(len(images))
-        for k, plan in enumerate(plans):
+        for k, plan in enumerate(plans[:-1]):
             own = Signals(signals.device, **{**signals, **{name: of_rows[k] for name, of_rows in late.items()}})
             own.for_label = signals.for_label
             plans[k] = relabelled(parts, plan, rows_logits[k], targets, own)
-        mixed = [*(mix_targets(plan, targets) for plan in plans), targets.float()]
+        mixed = [mix_targets(plan, targets) for plan in plans]
         if parts.loss.views > 1:
             losses = parts.loss(logits, torch.cat(mixed))
         else:
-            losses = torch.cat([parts.loss(*of_one) for of_one in zip(rows_logits, mixed, [*plans, None], strict=True)])
+            pairs = plans if self.clean_alpha else [*plans[:-1], None]
+            losses = torch.cat([parts.loss(*of_one) for of_one in zip(rows_logits, mixed, pairs, strict=True)])
         weight = losses.new_ones(len(mixed), len(images))
         weight[-1] = self.clean_weight
         losses = losses * weight.flatten() * (len(mixed) / (self.mixtures + self.clean_weight))
         loss = losses.mean() if signals.loss is None else losses.mean() + signals.loss
-        lam = torch.cat([*(plan.weight[:, 0] for plan in plans), weight.new_ones(len(images))])
+        lam = torch.cat([plan.lam for plan in plans])
         return StepOutput(loss, losses, logits, torch.cat(mixed), lam, plans[0])
+
+    def plan_beside(self, batch: int, rng: torch.Generator) -> MixPlan:
+        """Of the last row of every image: nothing, or Mixup."""
+        if not self.clean_alpha:
+            return MixPlan.identity(batch)
+        return MixPlan.pair(partners(batch, "batch", rng).partner, None, beta(self.clean_alpha, 1, rng).expand(batch))

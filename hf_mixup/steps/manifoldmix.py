@@ -31,6 +31,10 @@ class ManifoldMix(Step):
     Of texts and sounds, what a layer gives is taken under each one's own attention mask, and what follows sees the union; that is a pass
     more where there are masks. Positions and the norm of embeddings come after words are mixed, once.
 
+    Deviations from the authors' code of TMix: it gives no attention masks, so padding is text too; it classifies the mean of all tokens, here
+    the network's own head does; alpha is 16 in their command, and 0.75 by default; MixText, for texts without labels, takes
+    `max(lam, 1 - lam)`, their TMix does not.
+
     Args:
         layers: which may be chosen, each as often: 0 for the images, or the embeddings of words, k for the output of stage k (of block k, in
             a transformer), a share of the depth such as 0.75, or the name of any module of the network.

@@ -24,7 +24,7 @@ class PatchUp(HiddenStep):
 
     Labels are mixed by the share of values that stayed, and of the rest by lam (soft), or wholly (hard). The authors' loss, a sum of three
     terms with weights 1, is linear in the targets and equals twice the loss of these labels; they take binary cross-entropy of the softmax.
-    Every image has blocks of its own (there, all of a batch share them); blocks are as large as the maps allow, at most `block`. Tokens
+    Every image has blocks, a box and a lam of its own (there, all of a batch share them); blocks are as large as the maps allow, at most `block`. Tokens
     before the patches, such as a class token, stay.
 
     Args:
