@@ -18,11 +18,10 @@ class ObjectLabels(LabelPolicy):
     The objects are masks that come with the data set, `object_masks` (B, h, w) of any size: 1 or 255 on the object, 0 elsewhere, or shares.
     For CutMix, and any sample policy that leaves pixels where they are.
 
-    Deviations from the authors' code:
-        1. Where no object of any source can be seen, labels keep the weights of the area. It gives each image a half (`absolute`), so that an
-           image without a mask would be half its partner's class even where nothing is pasted; or all to one of them (`relative`).
-        2. Masks of another size than the images are compared on their own grid. It resizes them to the images' first.
-        3. A kind between the two, and blurred masks, are not here.
+    Deviations from the authors' code: where no object of any source can be seen, labels keep the weights of the area, and there each image has
+    a half, so that one without a mask would be half its partner's class even where nothing is pasted, or one of them has all (`relative`);
+    masks of another size than the images are compared on their own grid, where it resizes them to the images' first; there are no kinds
+    between the two, and no blurred masks.
 
     Args:
         kind: `absolute` compares visible areas, `relative` the visible shares of each object, so that small objects count as much as large ones;

@@ -19,8 +19,9 @@ class ClassMix(SamplePolicy):
 
     Of n classes in the map n // 2 are kept, drawn uniformly, so an image of one class gives way to its partner. In the authors' code, which
     trains on images without labels, the map is what the network predicts; here it is the label map, as in their mixing of labelled images.
-    Pixels to be ignored are no class, and come from the partner. The label's weight is the area really kept. Partners are drawn; in the
-    authors' code every image is put on the next one of the batch.
+    Pixels to be ignored are no class, and come from the partner. The label's weight is the area really kept.
+
+    Deviation: partners are drawn, where the authors' code puts every image on the next one of the batch.
 
     Args:
         ignore_index: the number of pixels without a label: 255 or -100 in most data sets; all negative numbers are ignored too.

@@ -18,8 +18,9 @@ class GMix(SamplePolicy):
     """GMix (Park et al., NeurIPS 2022, arXiv:2208.09913; github.com/naver-ai/hmix-gmix): CutMix whose box is a Gaussian spot.
 
     The image with the smaller share is in the spot `exp(-pi d^2 / (share H W))` around a random pixel, whose integral over the plane is that
-    share; labels are by the mean of the mask. The authors' code has `H^2` in place of `H W` and takes square images. Partners are drawn; there,
-    the batch is reversed.
+    share; labels are by the mean of the mask.
+
+    Deviations: images need not be square, where the authors' code has `H^2` in place of `H W`; partners are drawn, where it reverses the batch.
 
     Args:
         alpha: both parameters of the Beta of lam.

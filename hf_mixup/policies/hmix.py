@@ -17,8 +17,9 @@ class HMix(SamplePolicy):
     """HMix (Park et al., NeurIPS 2022, arXiv:2208.09913; github.com/naver-ai/hmix-gmix): CutMix with a smaller box, and Mixup around it.
 
     The box has the area `ratio (1 - lam)` before it is clipped, and is the partner; outside, the own image has the share `lam / (1 - box)`,
-    so that it has lam of the whole. A ratio of 1 is CutMix but for clipped boxes, 0 is Mixup. Partners are drawn; the authors' code reverses
-    the batch.
+    so that it has lam of the whole. A ratio of 1 is CutMix but for clipped boxes, 0 is Mixup.
+
+    Deviation: partners are drawn, where the authors' code reverses the batch.
 
     Args:
         alpha: both parameters of the Beta of lam.

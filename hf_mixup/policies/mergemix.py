@@ -22,15 +22,12 @@ class MergeMix(SamplePolicy):
     (ToMe, arXiv:2210.09461), so that patches of one cluster are worth the same. `floor(lam N)` of N patches stay, and the label's weight is
     their share. In the catalogue its step is `KeepClean(clean_alpha=0.8)`: a Mixup batch beside the mixtures, the second loss of the authors.
 
-    Deviations from OpenMixup:
-        1. Attention and clusters are of the same block. It reads the attention of one block by the clusters of the last one.
-        2. Tokens are merged after a block, not between its attention and its MLP.
-        3. The counts of merged tokens fall on a straight line. It rounds that down, and the first block makes up for the difference.
-        4. The pass of the clean image is in evaluation mode and without gradients.
-        5. The labels' weights are not replaced by normal draws (`lam_scale`, in its settings for CIFAR-100).
-        6. The loss is the mean of both losses, not the sum, so that a batch counts the same whether it is mixed or not.
-        7. Partners are any permutation. It draws up to ten, to find one without an image that meets itself.
-        8. The loss of preferences for language models (`use_ranking`) is none of image classification, and is not here.
+    Deviations from OpenMixup: attention and clusters are of the same block, where it reads the attention of one block by the clusters of the
+    last one; tokens are merged after a block, not between its attention and its MLP; the counts of merged tokens fall on a straight line,
+    which it rounds down, so that the first block makes up for the rest; the pass of the clean image is in evaluation mode and has no gradient;
+    labels are not weighed by normal draws (`lam_scale`, in its settings for CIFAR-100); the loss is the mean of the mixture's and Mixup's,
+    where it adds them; partners are any permutation, where it draws up to ten to find one in which no image meets itself; the loss that ranks
+    answers of language models (`use_ranking`, in the authors' code for LLaVA) is none of image classification, and not here.
 
     Args:
         alpha: both parameters of the Beta of lam.

@@ -31,9 +31,9 @@ class ManifoldMix(Step):
     Of texts and sounds, what a layer gives is taken under each one's own attention mask, and what follows sees the union; that is a pass
     more where there are masks. Positions and the norm of embeddings come after words are mixed, once.
 
-    Deviations from the authors' code of TMix: it gives no attention masks, so padding is text too; it classifies the mean of all tokens, here
-    the network's own head does; alpha is 16 in their command, and 0.75 by default; MixText, for texts without labels, takes
-    `max(lam, 1 - lam)`, their TMix does not.
+    Deviations from the authors' code of TMix: attention masks are kept, where it gives none, so that padding is text too; the network's own
+    head classifies, where it takes the mean of all tokens; every text has a lam of its own, where a batch has one; alpha is their default, 0.75,
+    where their command has 16.
 
     Args:
         layers: which may be chosen, each as often: 0 for the images, or the embeddings of words, k for the output of stage k (of block k, in
