@@ -145,7 +145,7 @@ def test_every_page_is_in_the_menu():
 QUESTIONS = (
     ("What is mixing, and why would I do it?", "README.md", "blends of two images and of their labels"),
     ("How do I install it, and which versions do I need?", "README.md", "transformers 5.17 or newer"),
-    ("How do I train on my own folder of photographs?", "docs/guides/own-photos.md", "One folder a class"),
+    ("How do I train on my own folder of photographs?", "docs/guides/own-photos.md", "one folder for each class"),
     ("Which method, and which alpha?", "README.md", "| you have | use | alpha |"),
     ("What does it cost?", "docs/methods.md", "time of a step, without mixing = 1"),
     ("Did it help on my data?", "README.md", "--mix vanilla mixup cutmix mixup+cutmix --seeds 3"),

@@ -228,11 +228,11 @@ def catalogue() -> str:
 # what people have, what to use, and where its gain was published or measured; cost, gain and alpha follow from the files
 CHOICES: tuple[tuple[str, str, tuple[str, str, int] | str | None], ...] = (
     ("a vision transformer from scratch", "mixup+cutmix", ("imagenet1k", "DeiT-S", 300)),
-    ("the same, and want more", "mixup+transmix", ("imagenet1k", "DeiT-S", 300)),
+    ("the same, for more accuracy", "mixup+transmix", ("imagenet1k", "DeiT-S", 300)),
     ("a CNN from scratch, photos", "resizemix", ("imagenet1k", "ResNet-50", 300)),
     ("a CNN from scratch, small pictures", "cutmix", ("cifar10", "ResNet-18", 200)),
     ("a CNN from scratch, a hundred pictures", "resizemix", "digits"),
-    ("half more time", "puzzlemix", ("cifar10", "ResNet-18", 200)),
+    ("somewhat more time", "puzzlemix", ("cifar10", "ResNet-18", 200)),
     ("three times the time and twice the memory", "automix", ("cifar10", "ResNet-18", 200)),
     ("a pretrained network and few epochs", "mixup", None),
 )
