@@ -209,6 +209,7 @@ class MixupTrainingArguments(TrainingArguments):
         return self.lr_per_epoch or any(value is not None for value in (self.min_lr, self.mixer_min_lr, self.warmup_epochs))
 
     def distillation(self) -> Distillation | None:
+        """The settings of the teacher, or None without one."""
         return Distillation.of(self.distill_from, self.distillation_temperature, self.distillation_weight, self.hard_distillation)
 
     def method_choice(self, loss: Any = None) -> MethodChoice:

@@ -57,7 +57,11 @@ class Method:
 
     Attributes:
         name: its key in `METHODS`.
+        sample, label, loss, step: its parts, see `SamplePolicy`, `LabelPolicy`, `Loss` and `Step`.
         paper: arXiv number.
+
+    Raises:
+        ValueError: for a loss without classes if a part needs the number of images of each class.
     """
 
     name: str

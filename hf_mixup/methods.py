@@ -308,6 +308,7 @@ class MethodChoice:
         return self.methods[int(torch.multinomial(weights, 1, generator=rng))]
 
     def to_dict(self) -> dict[str, Any]:
+        """The choice as JSON-ready data for `from_dict`."""
         return {
             "methods": [method.to_dict() for method in self.methods],
             "mix_prob": list(map(as_json, self.probabilities)),
@@ -316,10 +317,12 @@ class MethodChoice:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> MethodChoice:
+        """Inverse of `to_dict`. Raises ValueError for unknown names or fields."""
         methods = [Method.from_dict(method) for method in data["methods"]]
         return cls.build(methods, data["mix_prob"], mix_rate=data.get("mix_rate", 1.0))
 
     def save_pretrained(self, folder: str | Path) -> None:
+        """Writes `mixup_config.json` into an existing folder."""
         Path(folder, CONFIG_NAME).write_text(json.dumps(self.to_dict(), indent=2) + "\n")
 
     @classmethod

@@ -25,7 +25,7 @@ from hf_mixup.steps import Standard
 
 ROOT = Path(__file__).parents[2]
 UNSAID = (AreaLabels(), CrossEntropy(), Standard())
-KINDS = {"sample": "how images are mixed", "label": "how labels are weighed", "loss": "the loss", "step": "the training step"}
+KINDS = {"sample": "how images are mixed", "label": "how labels are weighted", "loss": "the loss", "step": "the training step"}
 
 
 def parts(method: Method) -> dict[str, Any]:

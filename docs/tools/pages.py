@@ -61,7 +61,7 @@ def method_page(method: Method, drawn: dict[str, Any]) -> str:
 def _network(method: Method) -> str:
     """Which network the method looked at for the picture."""
     if (method.sample.needs | method.label.needs) - OF_THE_BATCH:
-        return " The network that the method looks at was trained for seconds, on pieces of these two photographs."
+        return " The network that the method looks at was trained for a few seconds, on pieces of these two photographs."
     return "" if facts.runs_in(method).startswith("any loop") else " The network is untrained here; a trained one gives other mixtures."
 
 
@@ -112,7 +112,7 @@ def _settings(name: str) -> list[str]:
                 rows.append(f"| `{recipe}` | `{key}` | {_cell(_words(values))} |")
     if not rows:
         return []
-    return ["## Settings of published tables", "", "The recipes that have a setting of their own for this method.", "",
+    return ["## Settings of published tables", "", "These recipes have special settings for this method.", "",
             "| recipe | methods | arguments |", "| --- | --- | --- |", *rows, ""]  # fmt: skip
 
 
@@ -131,15 +131,15 @@ def _results(name: str) -> list[str]:
     if not rows:
         return ["## Published numbers", "", "None in the tables that we have.", ""]
     header = [
-        "| data set | network | epochs | name there | alpha | top-1, % | against no mixing |",
+        "| data set | network | epochs | name there | alpha | top-1, % | gain over no mixing |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
-    told = "Of others, not measured here. The file `model_cards/published_results.csv` names the source of each row."
+    told = "These numbers were published by others, and not measured here. The file `model_cards/published_results.csv` names the source of each row."
     return ["## Published numbers", "", told, "", *header, *rows, ""]
 
 
 def _safe(text: str) -> str:
-    """Docstrings are plain text: what Markdown would take for emphasis or a tag is escaped outside of code."""
+    """Docstrings are plain text: outside of code, characters that mean emphasis or a tag in Markdown are escaped."""
     pieces = re.split(r"(`[^`]*`)", text)
     return "".join(piece if piece.startswith("`") else re.sub(r"([*_<>\[\]])", r"\\\1", piece) for piece in pieces)
 

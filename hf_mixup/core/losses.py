@@ -29,7 +29,7 @@ from hf_mixup.core.plan import MixPlan, onehot
 class Loss(ABC):
     """`loss(logits, targets, plan)` -> (B,) float32, one value per row, so that per-sample weights can be applied.
 
-    A loss also checks labels and turns them into targets.
+    A loss also checks labels and turns them into targets. Losses raise ValueError at construction, for fields out of their range.
 
     Attributes:
         multi_label: targets are any numbers in [0, 1], one for each class, instead of distributions.

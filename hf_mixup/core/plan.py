@@ -163,6 +163,7 @@ class MixPlan:
         return self.index[:, 1:]
 
     def to(self, device: torch.device | str) -> MixPlan:
+        """The same plan on a device."""
         match self.mask:
             case Boxes(edges, size):
                 mask = Boxes(edges.to(device, non_blocking=True), size)

@@ -49,6 +49,9 @@ class Policy:
         teacher_size: side in pixels to which images are resized for the signals; None for the images as they are.
         scores: what kind of evidence `token_scores` are: `attention` or `activation`.
         clean_lam: weight of the loss on the clean images; the input gradients then come from that loss too.
+
+    Raises:
+        ValueError: at construction, for fields out of their range.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()

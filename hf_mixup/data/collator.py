@@ -487,6 +487,9 @@ class MixupLoss:
     Args:
         label_smoothing: of the mixed target, 0 to 1. Use it instead of `label_smoothing_factor`, which is refused with mixing.
         loss: `CrossEntropy()` or another of `hf_mixup.core.losses`; if it has a `smoothing` field, set either that or `label_smoothing`.
+
+    Raises:
+        ValueError, TypeError: for smoothing that is given twice, and for a loss that is not an instance of `Loss`.
     """
 
     def __init__(self, label_smoothing: float = 0.0, loss: Loss | None = None):

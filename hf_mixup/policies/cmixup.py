@@ -26,7 +26,7 @@ class CMixup(SamplePolicy):
 
     Args:
         bandwidth: width of the kernel, in units of the labels. 1 in the authors' code; their commands use 0.05 to 20.
-        alpha: both parameters of the Beta; 2 in the authors' code.
+        alpha: both parameters of the Beta, above 0; 2 in the authors' code.
         mode: `sample` draws lam for every image, `batch` once (the authors' code).
     """
 

@@ -24,7 +24,7 @@ class CMO(SamplePolicy):
     never drawn (the authors draw from the whole training set).
 
     Args:
-        alpha: both parameters of the Beta of the area outside the box.
+        alpha: both parameters of the Beta of the area outside the box, above 0.
         class_counts: training images of each class. If None, MixupTrainer and MixupCallback read it from the data set,
             and others count the batch.
         mode: `sample` draws a box for every image, `batch` once (the authors' code).

@@ -19,7 +19,7 @@ class CutMix(SamplePolicy):
     The label's weight is the area that is kept, as in the authors' code.
 
     Args:
-        alpha: both parameters of the Beta. The paper uses 1.0; the published CIFAR tables of OpenMixup use 0.2.
+        alpha: both parameters of the Beta, above 0. The paper uses 1.0; the published CIFAR tables of OpenMixup use 0.2.
         margin: how far from the border the centre stays, as a share of the box's side, 0 to 0.5 (timm). 0 is the paper; 0.5 clips nothing.
         minmax: the smallest and largest side of the box, as shares of the image's, e.g. (0.2, 0.8) (timm). Height and width are
             drawn independently, the box is inside the image, and alpha is not used. None is the paper.

@@ -22,7 +22,7 @@ class FMix(SamplePolicy):
     kind of device, because their noise is drawn there.
 
     Args:
-        alpha: both parameters of the Beta. The paper uses 1.0; the published CIFAR tables of OpenMixup use 0.2.
+        alpha: both parameters of the Beta, above 0. The paper uses 1.0; the published CIFAR tables of OpenMixup use 0.2.
         decay_power: larger values give smoother shapes.
         max_soft: half the width of the soft edge between the images, as a share of the pixels, 0 to 0.5; 0 is a hard edge.
         as_published: the spectrum of the authors' code, which OpenMixup has too. It reads two frequency rows of the noise as the real and the

@@ -23,7 +23,7 @@ class GMix(SamplePolicy):
     Deviations: images need not be square (the authors' code has `H^2` instead of `H W`); partners are drawn (it reverses the batch).
 
     Args:
-        alpha: both parameters of the Beta of lam.
+        alpha: both parameters of the Beta of lam, above 0.
         mode: `sample` draws lam and the spot for every image, `pair` for every two that are swapped, `batch` once (the authors' code).
     """
 

@@ -21,7 +21,7 @@ class GridMix(SamplePolicy):
     cells at random and adds a local loss. No benchmark of OpenMixup uses that.)
 
     Args:
-        alpha: both parameters of the Beta. The published tables of OpenMixup use 0.2, and 1 for ViTs on CIFAR-100.
+        alpha: both parameters of the Beta, above 0. The published tables of OpenMixup use 0.2, and 1 for ViTs on CIFAR-100.
         n_holes: fewest and most cells across the cut. A cut that is too small for them gets fewer, so small images work.
         hole_aspect_ratio: height by width of a cell.
         cut_area_ratio: smallest and largest area of the cut, as shares of the image's.

@@ -22,7 +22,7 @@ class HMix(SamplePolicy):
     Deviation: partners are drawn, where the authors' code reverses the batch.
 
     Args:
-        alpha: both parameters of the Beta of lam.
+        alpha: both parameters of the Beta of lam, above 0.
         ratio: share of the partner's part that is cut, 0 to 1; the authors' class has 1.
         mode: `sample` draws lam and the box for every image, `pair` for every two that are swapped, `batch` once (the authors' code).
     """

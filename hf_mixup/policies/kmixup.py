@@ -24,7 +24,7 @@ class KMixup(SamplePolicy):
        random groups, in which an image can be paired with itself.
 
     Args:
-        alpha: both parameters of the Beta of lam; 10 in the authors' example for CIFAR-10.
+        alpha: both parameters of the Beta of lam, above 0; 10 in the authors' example for CIFAR-10.
         k: number of images in a group; 16 in that example.
         mode: `sample` draws lam for every image, `batch` once (the authors' code).
     """

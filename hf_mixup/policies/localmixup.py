@@ -21,7 +21,7 @@ class LocalMixup(SamplePolicy):
     in the mean, up to a constant. The distance is the root of the mean squared difference of pixels, so it does not depend on the image size.
 
     Args:
-        alpha: both parameters of the Beta of lam; 1 in the authors' scripts. In the notebook the partner has at least half.
+        alpha: both parameters of the Beta of lam, above 0; 1 in the authors' scripts. In the notebook the partner has at least half.
         locality: 0 is Mixup. 0.0554 is the authors' number for CIFAR-10, 0.001 times the Euclidean distance over 3072 values.
         mode: `sample` draws lam for every image, `batch` once (the authors' code).
     """

@@ -34,7 +34,7 @@ class MergeMix(SamplePolicy):
        is not here.
 
     Args:
-        alpha: both parameters of the Beta of lam.
+        alpha: both parameters of the Beta of lam, above 0.
         merged: share of the patches that is merged away over all blocks, more in early blocks; 0.25 on ImageNet in OpenMixup.
         depth: which block is read, as a share of the blocks: 0.75 is the ninth of twelve, 1 the last.
         pairing: `random`, or `overlap`: the partner is the image whose important patches overlap least with the own ones.

@@ -22,7 +22,7 @@ class MaskMix(SamplePolicy):
     the last ones are smaller. The label's weight is the area; the official code uses the share of the cells.
 
     Args:
-        alpha: both parameters of the Beta.
+        alpha: both parameters of the Beta, above 0.
         cells: number of cells on a side. 4 is the official value, 56 of 224 pixels; 7 gives cells of 32 pixels, two patches of 16.
         mode: which images share lam; `batch` is the official one. Every image draws its own cells.
     """

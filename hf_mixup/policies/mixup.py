@@ -17,7 +17,7 @@ class Mixup(SamplePolicy):
     `x = lam x_i + (1 - lam) x_j`, `y = lam y_i + (1 - lam) y_j`, with `lam ~ Beta(alpha, alpha)`.
 
     Args:
-        alpha: both parameters of the Beta. The paper's CIFAR value is 1.0; 0.2, used on ImageNet, mostly keeps one image nearly whole.
+        alpha: both parameters of the Beta, above 0. The paper's CIFAR value is 1.0; 0.2, used on ImageNet, mostly keeps one image nearly whole.
         mode: `sample` draws lam for every image, `pair` for every two that are swapped, `batch` once (the authors' code).
     """
 

@@ -18,7 +18,7 @@ class MultiMixup(SamplePolicy):
     from its own permutation, so an image may be mixed with itself, as in the authors' code.
 
     Args:
-        alpha: both parameters of the Beta.
+        alpha: both parameters of the Beta, above 0.
         mix_samples: images in a mixture; 3 in the paper's CIFAR and fine-grained runs, 2 on ImageNet.
         is_random: draws the number of images for every batch, from 2 to `mix_samples`.
         mode: `sample` draws shares for every image, `batch` once (the authors' code).

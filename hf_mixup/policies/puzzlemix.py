@@ -28,17 +28,15 @@ class PuzzleMix(SamplePolicy):
     the share `alpha ~ Beta` of the image. Then salient blocks that would be hidden move to visible places of their own image. The label's
     weight is the share of the mask.
 
-    Deviations from the authors' code:
+    Deviations from the authors' code, none of which changes what is minimised:
     1. The mask is solved by `solvers.solve_grid` instead of alpha-beta swap on integer costs, which overflow for sharp saliency.
     2. The prior is computed in log space, so that it stays convex if `alpha` is nearly 0 or 1.
     3. `neigh_size` and `t_size` are reduced to a divisor of the block if they do not divide it, instead of an error.
     4. A block that finds no place leaves its own image behind, not black.
     5. Where OpenMixup differs (alpha drawn inside, normalisation guessed from the image size), this follows the authors.
 
-    None of them changes what is minimised.
-
     Args:
-        alpha: both parameters of the Beta.
+        alpha: both parameters of the Beta, above 0.
         block_nums: how many blocks a side may have. One number is drawn for every batch among those that divide both sides; if none does,
             see `geometry.block_count`. Images whose sides have no common divisor stay unmixed. OpenMixup's tables use (2, 4, 8), except
             on CIFAR.

@@ -21,7 +21,7 @@ class ResizeMix(SamplePolicy):
     kept. With `mode="batch"` all images share tau, but each has its own place, as in the official code.
 
     Args:
-        alpha: with `use_alpha`, both parameters of the Beta that tau is drawn from. 1.0 is the uniform distribution.
+        alpha: with `use_alpha`, both parameters of the Beta from which tau is drawn, above 0. 1.0 is the uniform distribution.
         use_alpha: draw tau from the Beta; a draw outside `scope` is replaced by a uniform one from `scope` (OpenMixup's benchmarks).
         scope: smallest and largest tau.
         as_published: repeats a bug of OpenMixup. It clips a box that would cross the border, squeezes the partner into the rest, and with

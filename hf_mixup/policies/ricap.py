@@ -22,7 +22,7 @@ class RICAP(SamplePolicy):
     itself.
 
     Args:
-        alpha: both parameters of the Beta. The paper calls it beta and uses 0.3.
+        alpha: both parameters of the Beta, above 0. The paper calls it beta and uses 0.3.
         mode: `sample` draws the corner and the crops for every image, `batch` once (the authors' code).
     """
 

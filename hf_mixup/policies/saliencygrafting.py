@@ -23,7 +23,7 @@ class SaliencyGrafting(SamplePolicy):
     defaults are our reading, so you can set all of them. A partner without saliency is not pasted.
 
     Args:
-        alpha: both parameters of the Beta.
+        alpha: both parameters of the Beta, above 0.
         temperature: small values keep only the most salient cells, large values all cells above the mean saliency.
         block_nums: how many cells a side may have, drawn for every batch; see `geometry.block_count`. Sides without a common
             divisor stay unmixed.

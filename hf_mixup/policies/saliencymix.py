@@ -28,7 +28,7 @@ class SaliencyMix(SamplePolicy):
     from the 8-bit image. `as_published=True` with `mode="batch"` repeats what they ran.
 
     Args:
-        alpha: both parameters of the Beta. The paper uses 1.0; the published CIFAR tables of OpenMixup use 0.2.
+        alpha: both parameters of the Beta, above 0. The paper uses 1.0; the published CIFAR tables of OpenMixup use 0.2.
         as_published: repeats the bug above: the saliency of the bytes of floats (up to OpenCV's rounding of them).
         mean, std: of the images' normalisation, one value for each channel; they give the exact 8-bit values back.
             If None, each image is stretched from its smallest value to its largest, which moves few peaks.

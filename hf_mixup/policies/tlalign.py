@@ -20,7 +20,7 @@ class TokenCutMix(SamplePolicy):
     Small boxes vanish on a coarse grid; then the image stays whole.
 
     Args:
-        alpha: both parameters of the Beta that the area is drawn from.
+        alpha: both parameters of the Beta from which the area is drawn, above 0.
         mode: which images share a box; `batch` is the official one.
     """
 

@@ -25,7 +25,7 @@ class IMixup(SamplePolicy):
     the partner comes from a random permutation.
 
     Args:
-        alpha: both parameters of the Beta; 1 in the paper for images.
+        alpha: both parameters of the Beta, above 0; 1 in the paper for images.
     """
 
     alpha: float = 1.0
@@ -43,7 +43,7 @@ class ICutMix(SamplePolicy):
     """CutMix as in i-Mix (arXiv:2010.08887; github.com/kibok90/imix): one box for the batch, of at most half of the image.
 
     Args:
-        alpha: both parameters of the Beta; 1 in the paper.
+        alpha: both parameters of the Beta, above 0; 1 in the paper.
     """
 
     alpha: float = 1.0
@@ -63,7 +63,7 @@ class UnMix(SamplePolicy):
     share or by one box.
 
     Args:
-        alpha: both parameters of the Beta of the share and of the box; 1 in the paper.
+        alpha: both parameters of the Beta of the share and of the box, above 0; 1 in the paper.
         whole: probability of mixing whole images (`global` in the paper) instead of a box (`region`); 0.5 on CIFAR.
     """
 

@@ -28,7 +28,7 @@ class Paste(SamplePolicy):
     """Pastes the whole partner, shrunk, at a random place. The partners are the batch in reversed order.
 
     Args:
-        alpha: both parameters of the Beta of the own image's share, which is then clipped to 0.1 to 0.9.
+        alpha: both parameters of the Beta, above 0 of the own image's share, which is then clipped to 0.1 to 0.9.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"images"})

@@ -467,12 +467,14 @@ def write_evaluation(folder: str | Path, results: Mapping[str, Any]) -> None:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / EVALUATION_NAME).write_text(redacted(json.dumps(results, indent=2)) + "\n")
+    images, settings = results["dataset"]["images"], results.get("settings", {}).get("corruptions", {})
     plots.reliability(folder / "reliability.png", {f"bins of {key}": value for key, value in results["calibration"].items()})
     if "corruptions" in results:
-        plots.corruption_bars(folder / "corruptions.png", results["corruptions"]["top1"], results["clean"]["top1"])
+        count = None if settings.get("corrupted_dataset_name") else min(images, settings.get("max_samples") or images)
+        plots.corruption_bars(folder / "corruptions.png", results["corruptions"]["top1"], results["clean"]["top1"], count)
     if "occlusion" in results:
         occlusion = results["occlusion"]
-        plots.occlusion_curve(folder / "occlusion.png", occlusion["ratios"], occlusion["top1"], 1 / results["num_labels"])
+        plots.occlusion_curve(folder / "occlusion.png", occlusion["ratios"], occlusion["top1"], 1 / results["num_labels"], images)
     (folder / "evaluation.md").write_text(f"# Evaluation of {plain(results['model'])}\n\n{_section(results)}\n")
     if (folder / CARD_NAME).is_file():
         card = ModelCard.load(folder / CARD_NAME)

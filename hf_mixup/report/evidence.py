@@ -113,12 +113,16 @@ def evidence(networks: Mapping[str, Measured], rows: Sequence[Mapping[str, str]]
 
 def evidence_chart(path: str | Path, networks: Mapping[str, Measured]) -> None:
     """Draws the paired differences of accuracy and negative log-likelihood to vanilla, with their deviations; writes a PNG."""
-    panels: dict[str, dict[str, tuple[float, float]]] = {}
+    panels: dict[str, dict[str, tuple[float, float, int]]] = {}
     for network, found in networks.items():
         for method in found:
             for name, title in (("top1", "top-1, points"), ("nll", "log-likelihood loss")):
                 differences = paired(found, method, name)
                 if differences.values:
-                    panels.setdefault(method, {})[f"{network}: {title}"] = (differences.mean, differences.deviation or 0.0)
+                    panels.setdefault(method, {})[f"{network}: {title}"] = (
+                        differences.mean,
+                        differences.deviation or 0.0,
+                        len(differences.values),
+                    )
     if panels:
         benchmark_chart(path, panels, "difference to vanilla of the same seed")

@@ -18,8 +18,10 @@ COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
 
 VISIBLE = 0.005  # shares of labels below it are not drawn
 
-# in every picture of a mixture: the own image is blue, what it is mixed with orange
+# one meaning in every picture: the own image, and measured networks, are blue; the partner is orange; what is compared with is grey
 OWN, PARTNER = COLOURS[:2]
+REFERENCE = "#555555"
+KEY = "blue: own image, orange: partner"
 
 
 def _figure(**settings: Any) -> Any:
@@ -52,11 +54,13 @@ def gallery(path: str | Path, columns: list[dict], label_names: list[str], acros
             if name in mixture:
                 _show(axis, mixture, name)
             if column == 0:
-                axis.set_ylabel("mask\n(blue: own)" if name == "mask" else name, fontsize=11)
+                axis.set_ylabel(name, fontsize=11)
         cells[0].set_title(mixture["title"], fontsize=11)
         _bars(cells[-1], mixture["target"], label_names, bars, mixture.get("own_class"))
         if column == 0:
             cells[-1].set_ylabel("label", fontsize=11)
+    if "partner" in rows:
+        figure.supxlabel(KEY if across > 1 else KEY.replace(", ", "\n"), fontsize=9)
     figure.savefig(path)
 
 
@@ -79,12 +83,13 @@ def masks_by_lam(path: str | Path, columns: Sequence[Mapping[str, Any]], lams: S
             seen = {"mask": pair["masks"][row], "mixed": pair["mixed"][row]}
             for axis, name in ((left[row + 1], "mask"), (right[row + 1], "mixed")):
                 _show(axis, seen, name)
-            left[row + 1].set_title(f"mask, area {float(pair['masks'][row].mean()):.2f}", fontsize=9.5, pad=3)
+            left[row + 1].set_title(f"own area {float(pair['masks'][row].mean()):.2f}", fontsize=9.5, pad=3)
     for row, lam in enumerate(lams):
         axes[row + 1, 0].set_ylabel(f"lam {lam:.2f}", fontsize=11)
     for axis in axes.flat:
         axis.set(xticks=[], yticks=[])
         axis.spines[:].set_visible(False)
+    figure.supxlabel(f"masks: {KEY}", fontsize=9)
     figure.savefig(path)
 
 
@@ -150,10 +155,10 @@ def overview(path: str | Path, columns: Sequence[Mapping[str, Any]], label_names
 
 
 def _bars(axis, target: Tensor, label_names: list[str], rows: int, own: int | None = None) -> None:
-    """The classes of a mixed target, at most three, as horizontal bars with their names and shares: the own one blue, the next orange."""
+    """The classes of a mixed target, at most three, as horizontal bars with their names and shares: the own one blue, the next orange; neither if it is unknown."""
     shares, classes = target.topk(min(3, len(target)))
     shown = [(float(share), int(c)) for share, c in zip(shares, classes, strict=True) if share >= VISIBLE]
-    others = iter(COLOURS if own is None else COLOURS[1:])
+    others = iter(COLOURS[2:] if own is None else COLOURS[1:])
     for place, (share, number) in enumerate(shown):
         name = label_names[number]
         axis.barh(-place, share, color=OWN if number == own else next(others), height=0.36)
@@ -178,7 +183,7 @@ def training_curve(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> None:
         ("accuracy", (("train_accuracy", "training, mixed"), ("eval_top1", "evaluation"))),
     )
     for axis, (title, lines) in zip(figure.subplots(1, 2), panels, strict=True):
-        for colour, (key, label) in zip(COLOURS, lines, strict=False):
+        for colour, (key, label) in zip((COLOURS[4], COLOURS[0]), lines, strict=True):
             points = [(row["epoch"], row[key]) for row in rows if key in row]
             if points:
                 axis.plot(*zip(*points, strict=True), color=colour, label=label, marker="o", markersize=3)
@@ -190,8 +195,8 @@ def training_curve(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> None:
     figure.savefig(path)
 
 
-def benchmark_chart(path: str | Path, table: Mapping[str, Mapping[str, tuple[float, float]]], label: str) -> None:
-    """Draws `table[row][column]`, a mean and a deviation, as points with error bars, one panel for each column; writes a PNG.
+def benchmark_chart(path: str | Path, table: Mapping[str, Mapping[str, tuple[float, float, int]]], label: str) -> None:
+    """Draws `table[row][column]`, mean, deviation and number of runs, as points with error bars, one panel for each column; writes a PNG.
 
     Rows are sorted by their mean. A line marks the row `vanilla`, if there is one.
     """
@@ -205,15 +210,20 @@ def benchmark_chart(path: str | Path, table: Mapping[str, Mapping[str, tuple[flo
         axis.set_axis_off()
     for axis, column in zip(axes, columns, strict=False):
         found = sorted((cells[column], row) for row, cells in table.items() if column in cells)
-        for place, ((mean, deviation), row) in enumerate(found):
-            colour = COLOURS[1] if row == "vanilla" else COLOURS[0]
+        for place, ((mean, deviation, _), row) in enumerate(found):
+            colour = REFERENCE if row == "vanilla" else COLOURS[0]
             axis.errorbar(mean, place, xerr=deviation, fmt="o", color=colour, capsize=2, markersize=4)
             if row == "vanilla":
                 axis.axvline(mean, color=colour, linewidth=1, linestyle=":")
         axis.set_yticks(range(len(found)), [row for _, row in found])
         axis.set(xlabel=label, title=column, ylim=(-0.6, len(found) - 0.4))
+        axis.margins(x=0.1)
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(axis="x", alpha=0.3)
+    runs = sorted({number for cells in table.values() for _, _, number in cells.values()})
+    count = f"n = {runs[0]}" + (f" to {runs[-1]}" if len(runs) > 1 else "") + " runs"
+    dotted = "; grey: vanilla" if "vanilla" in table else ""
+    figure.supxlabel(f"point and bar: mean ± deviation, {count}{dotted}", fontsize=9)
     figure.savefig(path)
 
 
@@ -229,22 +239,28 @@ def reliability(path: str | Path, diagrams: Mapping[str, Any]) -> None:
         axis, histogram = axes[:, column]
         counts = np.asarray(bins["count"])
         accuracy, confidence = (np.asarray(bins[name])[counts > 0] for name in ("accuracy", "confidence"))
-        axis.plot([0, 1], [0, 1], color="grey", linestyle="--", linewidth=1, label="perfectly calibrated")
-        axis.vlines(confidence, confidence, accuracy, color=COLOURS[1], linewidth=3, label="gap")
+        axis.plot([0, 1], [0, 1], color=REFERENCE, linestyle="--", linewidth=1, label="perfectly calibrated")
+        axis.vlines(confidence, confidence, accuracy, color=COLOURS[5], linewidth=3, label="gap")
         axis.plot(confidence, accuracy, "o-", color=COLOURS[0], markersize=5, linewidth=1.2, label="accuracy of the bin")
         axis.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.04), title=f"{title}: ECE {bins['error']:.3f}")
         histogram.vlines(confidence, 0, counts[counts > 0] / counts.sum(), color=COLOURS[0], linewidth=4)
-        histogram.set(xlabel="confidence", ylim=(0, None))
+        histogram.set(xlabel=f"confidence (n = {counts.sum():,} images)", ylim=(0, None))
         axis.spines[["top", "right"]].set_visible(False)
         histogram.spines[["top", "right"]].set_visible(False)
     axes[0, 0].set_ylabel("accuracy")
-    axes[1, 0].set_ylabel("share")
+    axes[1, 0].set_ylabel("share of images")
     figure.legend(*axes[0, 0].get_legend_handles_labels(), frameon=False, loc="outside upper center", ncols=3)
     figure.savefig(path)
 
 
-def corruption_bars(path: str | Path, accuracies: Mapping[str, Sequence[float]], clean: float) -> None:
-    """Draws the top-1 accuracy under every corruption: a bar for the mean over severities, and a dot for each severity; writes a PNG."""
+def corruption_bars(path: str | Path, accuracies: Mapping[str, Sequence[float]], clean: float, images: int | None = None) -> None:
+    """Draws the top-1 accuracy under every corruption: a bar for the mean over severities, and a dot for each severity; writes a PNG.
+
+    Args:
+        accuracies: of each corruption by severity, 0 to 1.
+        clean: accuracy on clean images, 0 to 1.
+        images: number of images of each severity, if known.
+    """
     names = list(accuracies)
     figure = _figure(figsize=(8.8, 0.27 * len(names) + 1.1), dpi=100, layout="constrained")
     axis = figure.subplots()
@@ -254,25 +270,33 @@ def corruption_bars(path: str | Path, accuracies: Mapping[str, Sequence[float]],
         shades = np.linspace(0.65, 0, len(values))
         axis.scatter(values, np.full(len(values), place), c=[str(shade) for shade in shades], s=16, zorder=3, linewidths=0, clip_on=False)
         axis.text(1.02, place, f"{values.mean():.3f}", va="center", fontsize=9)
-    axis.axvline(clean, color=COLOURS[5], linewidth=1.5, linestyle="--")
+    axis.axvline(clean, color=REFERENCE, linewidth=1.5, linestyle="--")
     axis.set_yticks(range(len(names)), [name.replace("_", " ") for name in names])
     axis.set(
         xlim=(0, 1.0),
         ylim=(len(names) - 0.5, -0.5),
         xlabel="top-1 accuracy (bar: mean of severities; dots: severities, darker is stronger)",
     )
-    axis.set_title(f"dashed: clean images, {clean:.3f}", fontsize=10, color=COLOURS[5], loc="right")
+    axis.set_title(f"dashed: clean images, {clean:.3f}", fontsize=10, color=REFERENCE, loc="right")
+    if images is not None:
+        axis.set_title(f"n = {images:,} images", fontsize=10, loc="left")
     axis.spines[["top", "right"]].set_visible(False)
     figure.savefig(path)
 
 
-def occlusion_curve(path: str | Path, ratios: Sequence[float], accuracies: Sequence[float], chance: float) -> None:
-    """Draws the top-1 accuracy over the share of hidden patches; writes a PNG."""
+def occlusion_curve(path: str | Path, ratios: Sequence[float], accuracies: Sequence[float], chance: float, images: int) -> None:
+    """Draws the top-1 accuracy over the share of hidden patches; writes a PNG.
+
+    Args:
+        ratios, accuracies: shares of hidden patches, and the accuracy at each, 0 to 1.
+        chance: accuracy of a random guess, 0 to 1.
+        images: number of images measured.
+    """
     figure = _figure(figsize=(6, 3.6), dpi=100, layout="constrained")
     axis = figure.subplots()
-    axis.plot([100 * ratio for ratio in ratios], accuracies, "o-", color=COLOURS[0])
-    axis.axhline(chance, color="grey", linestyle="--", linewidth=1)
-    axis.text(50, chance + 0.015, "chance", fontsize=9, color="grey", va="bottom", ha="center")
+    axis.plot([100 * ratio for ratio in ratios], accuracies, "o-", color=COLOURS[0], label=f"network (n = {images:,} images)")
+    axis.axhline(chance, color=REFERENCE, linestyle="--", linewidth=1, label=f"chance, {chance:.3g}")
     axis.set(xlabel="patches hidden, %", ylabel="top-1 accuracy", ylim=(0, 1.03))
+    axis.legend(frameon=False)
     axis.spines[["top", "right"]].set_visible(False)
     figure.savefig(path)

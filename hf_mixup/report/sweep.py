@@ -260,7 +260,7 @@ def levels(
     caption = f"Top-1 accuracy in percent by the recipe {recipe}, {every[0].run.reported}: mean ± deviation (number of runs)"
     caption += " / published." if any(summary.published for cells in ordered.values() for summary in cells.values()) else "."
     (folder / "results.tex").write_text(latex_table(ordered, caption) + "\n")
-    measured = {row: {c: (s.mean, s.deviation or 0) for c, s in cells.items() if s.values} for row, cells in ordered.items()}
+    measured = {row: {c: (s.mean, s.deviation or 0, len(s.values)) for c, s in cells.items() if s.values} for row, cells in ordered.items()}
     if any(measured.values()):
         benchmark_chart(folder / "results.png", measured, "top-1 accuracy (%)")
     return markdown_table(ordered, caption)

@@ -141,6 +141,7 @@ def _differs(label: LabelPolicy, sample: SamplePolicy) -> bool:
 
 class Step(ABC):
     """From a clean batch to a loss. Subclasses are frozen dataclasses; what they learn or remember is in their state.
+    They raise ValueError at construction, for fields out of their range.
 
     Attributes:
         takes_tokens: whether it mixes inside a network for texts, whose input are token ids.

@@ -49,7 +49,13 @@ def push_folder(
     private: bool | None = None,
     repo_type: str = "model",
 ):
-    """Uploads a folder to an existing `model` or `dataset`, with up to four attempts if the network or the server fails.
+    """Uploads a folder to an existing repository, with up to four attempts if the network or the server fails.
+
+    Args:
+        repo: Hub id.
+        message: of the commit.
+        token, revision, private: as in `huggingface_hub`; `private` is only for the command in the error.
+        repo_type: `model` or `dataset`.
 
     Raises:
         ValueError: for a folder that does not exist.
@@ -106,7 +112,7 @@ def push_dataset(repo: str, folder: str | os.PathLike, message: str, *, token: s
 def by_hand(
     repo: str, folder: str | os.PathLike, *, revision: str | None = None, private: bool | None = None, repo_type: str = "model"
 ) -> str:
-    """The command that pushes a folder."""
+    """The shell command that pushes a folder to `repo`, with the same arguments as `push_folder`."""
     words = ["hf", "upload", repo, str(Path(folder).absolute()), "."]
     words += [word for pattern in NOT_PUSHED for word in ("--exclude", pattern)]
     words += ["--revision", revision] if revision else []

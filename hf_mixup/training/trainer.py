@@ -40,6 +40,7 @@ class MixupTrainer(Publishing, Resuming, Optimization, Evaluating, Course, Loade
         model_init: makes a new model for every `train()`.
         compute_loss_func: replaces the loss, for methods without further losses: `f(outputs, labels, num_items_in_batch)`. In training with
             mixing, labels are mixed, (B, num_labels); otherwise they are the data set's. Items are images. A MixupLoss sets `loss`.
+        train_dataset, eval_dataset, processing_class: as in `transformers.Trainer`.
         compute_metrics: by default `TrainerMetrics` of the loss.
         **kwargs: as in `transformers.Trainer`, plus `teacher`: the Hub id or folder of a classifier to learn from, like `distill_from` in `args`.
 

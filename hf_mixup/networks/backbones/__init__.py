@@ -331,7 +331,7 @@ def _timm_at(network: PreTrainedModel, image_size: int) -> PreTrainedModel:
 
 
 def check_takes(network: PreTrainedModel, channels: int, height: int, width: int) -> None:
-    """Raises ValueError for images that the network cannot take."""
+    """Raises ValueError if the network cannot take images of `channels` channels and `height` x `width` pixels."""
     training = network.training
     try:
         with torch.no_grad():
