@@ -383,7 +383,7 @@ def check_views(method: Method) -> None:
 
 
 def check_model_free(method: Method, where: str) -> None:
-    """Raises ValueError for a method that needs the model, where there is none."""
+    """Raises ValueError for a method that needs the model. `where` is the name of the place without a model, for the error."""
     wanted = needs_of_model(method)
     if wanted:
         raise ValueError(

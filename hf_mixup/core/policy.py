@@ -46,7 +46,7 @@ class Policy:
     Attributes:
         needs: names of signals.
         teacher: Hub id or folder of a frozen image classifier that gives the signals; None for the network in training.
-        teacher_size: side in pixels to which images are resized for the signals; None for the images as they are.
+        teacher_size: side in pixels to which images are resized for the signals; None does not resize.
         scores: what kind of evidence `token_scores` are: `attention` or `activation`.
         clean_lam: weight of the loss on the clean images; the input gradients then come from that loss too.
 

@@ -211,7 +211,7 @@ def tail_on_device(data: Any) -> Augmentation | None:
     tails = {inner.left for inner in unwrapped(data) if hasattr(inner, "left")}
     if len(tails) > 1:
         raise ValueError(
-            f"data sets that are joined must be augmented alike on the device, got {len(tails)} ways of it; make them with one transform, or on_device=False."
+            f"joined data sets must have the same augmentation on the device, got {len(tails)} different ones; make them with one transform, or on_device=False."
         )
     return next(iter(tails), None)
 

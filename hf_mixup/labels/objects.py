@@ -50,7 +50,7 @@ class ObjectLabels(LabelPolicy):
         shows = (seen > 0).any(1, keepdim=True)
         if self.kind == "relative":
             whole = objects.sum((1, 2))[plan.index]
-            # nothing hides what is not there: the own image is what others are pasted upon
+            # an image without an object counts 0, except the own image, which is the background: it counts as fully visible
             without = torch.zeros_like(seen)
             without[:, 0] = shows[:, 0]
             seen = torch.where(whole > 0, seen / whole, without)

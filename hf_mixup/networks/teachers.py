@@ -76,7 +76,7 @@ class Teacher(nn.Module):
     """A frozen image classifier from a folder or the Hub, which sees images in the normalisation of its own image processor.
 
     Attributes:
-        own: its normalisation; None if it has no image processor, and sees images as they are.
+        own: its normalisation; None if it has no image processor, and sees images without a change.
         given: the normalisation of the training images, set by `MixupModel`; None if unknown.
     """
 

@@ -101,7 +101,7 @@ def _classifies(network: PreTrainedModel) -> bool:
 def as_classifier(network: Any) -> PreTrainedModel:
     """The network in the form that MixupModel takes; the parameters are the same objects.
 
-    - a classifier of transformers, of images, videos, sounds or texts, or ours: as it is
+    - a classifier of transformers, of images, videos, sounds or texts, or ours: unchanged
     - a PEFT model: its base model, which holds the adapters, and is saved as adapters
     - a network that `torch.compile` returned: without that wrapper, but still compiled
     - a timm model: in transformers' wrapper, if it can be built from its name

@@ -230,11 +230,11 @@ def told_apart(support: Tensor) -> Tensor:
 def best_labels(costs: Tensor, blends: Tensor, beta: float, grid: tuple[int, int]) -> Tensor:
     """Labels (h * w, P) of low energy, for one output of every part: iterated conditional modes over the checkerboard.
 
-    Neighbours cost `beta` where they differ, a quarter of it where one is a blend of the other. Four sweeps from each of
-    four starts, the cheapest label of every block and the three labels cheapest everywhere; the best end counts.
+    Neighbours that differ cost `beta`, or a quarter of it if one is a blend of the other. It does four sweeps from each of four starts: the
+    cheapest label of every block, and one of the three cheapest labels everywhere. The best result is used.
 
     Args:
-        costs: (h * w, P, L), of labels: the images, then the blends.
+        costs: (h * w, P, L), of each label: first the images, then the blends.
         blends: (P, L - m, m), the shares of the images in each blend.
     """
     _, parts, number = costs.shape

@@ -113,8 +113,8 @@ def _some(data: Dataset, most: int | None, seed: int) -> Dataset:
 
 
 def _labels(parts: dict[str, Dataset], called: dict[str, str], args: DataArguments) -> tuple[str, dict[str, Labels], list[str]] | str:
-    """The label column, the labels of every split as numbers of the same classes, and the names of these; or, where neighbours could not be
-    counted right or wrong, what is missing. Raises ValueError for labels that cannot be read.
+    """The label column, the labels of every split with common class numbers, and the names of the classes. If kNN is not possible, a text that
+    says what is missing. Raises ValueError for labels that cannot be read.
     """
     train = parts["train"]
     try:
@@ -123,7 +123,7 @@ def _labels(parts: dict[str, Dataset], called: dict[str, str], args: DataArgumen
         if args.label_column_name is not None:
             raise
         column = None
-    # whole numbers of any other name, such as image_id, are no classes
+    # columns of whole numbers with another name, such as image_id, are not classes
     if column is None or not (args.label_column_name or column in LABEL_NAMES or isinstance(train.features[column], ClassLabel)):
         return f"no column of classes in {called['train']!r} ({', '.join(train.column_names)})"
     labels = {}

@@ -461,7 +461,7 @@ def _slug(name: str | None) -> str:
 
 
 def write_evaluation(folder: str | Path, results: Mapping[str, Any]) -> None:
-    """Writes the results of `run_evaluation.py` as `evaluation.json`, `evaluation.md` and pictures, and into the model card, where there is one."""
+    """Writes the results of `run_evaluation.py` as `evaluation.json`, `evaluation.md` and pictures, and into the model card if there is one."""
     from huggingface_hub import ModelCard
 
     folder = Path(folder)
@@ -483,7 +483,7 @@ def write_evaluation(folder: str | Path, results: Mapping[str, Any]) -> None:
 
 
 def weights_hash(folder: str | Path) -> str | None:
-    """Which weights a folder holds; None for one without."""
+    """A hash of the weights in a folder; None if it has none."""
     found = hashlib.sha256()
     files = sorted(Path(folder).glob("model*.safetensors"))
     for path in files:
@@ -493,7 +493,7 @@ def weights_hash(folder: str | Path) -> str | None:
 
 
 def evaluated(results: Mapping[str, Any]) -> list[tuple[str, str, float]]:
-    """The results in short: type of the metric, its name for people, value."""
+    """A summary of the results: type of the metric, its name for people, value."""
     clean = results["clean"]
     rows = [
         ("accuracy", "top-1 accuracy", clean["top1"]),

@@ -1,4 +1,4 @@
-"""Clean images beside their mixtures, or mixtures of another kind, in one training step."""
+"""Clean images, or mixtures of another kind, together with the mixtures in one training step."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from hf_mixup.steps.step import MethodState, Parts, Step, StepOutput
 
 @dataclass(frozen=True)
 class KeepClean(Step):
-    """Trains on every image as it is, and on its mixtures. This is the step of RegMixup (Pinto et al., NeurIPS 2022, arXiv:2206.14502, eq. 4;
+    """Trains on every clean image and on its mixtures. This is the step of RegMixup (Pinto et al., NeurIPS 2022, arXiv:2206.14502, eq. 4;
     github.com/FrancescoPinto/RegMixup) and of AugMix. With `clean_alpha` it is that of MergeMix. It works with any method that the standard
     step serves.
 
@@ -97,7 +97,7 @@ class KeepClean(Step):
         return StepOutput(loss, losses, logits, torch.cat(mixed), lam, plans[0])
 
     def plan_beside(self, batch: int, rng: torch.Generator) -> MixPlan:
-        """Of the last row of every image: nothing, or Mixup."""
+        """The plan of each image's last row: no mixing, or Mixup."""
         if not self.clean_alpha:
             return MixPlan.identity(batch)
         return MixPlan.pair(partners(batch, "batch", rng).partner, None, beta(self.clean_alpha, 1, rng).expand(batch))

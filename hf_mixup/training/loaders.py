@@ -26,7 +26,7 @@ _SWITCHES = {"labels", "return_dict", "output_attentions", "output_hidden_states
 
 @dataclass
 class CheckedCollator:
-    """A collator that also checks its input and its batch. It runs in a worker, where checks make nobody wait.
+    """A collator that also checks its input and its batch. It runs in a worker, where checks do not delay training.
 
     Attributes:
         base: makes the batch.

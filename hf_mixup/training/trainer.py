@@ -168,7 +168,7 @@ class MixupTrainer(Publishing, Resuming, Optimization, Evaluating, Course, Loade
             )
         return loss
 
-    # -- what is logged -------------------------------------------------------------------------------------------------
+    # -- logging ------------------------------------------------------------------------------------------------------
 
     def _start(self) -> None:
         self._tail = tail_on_device(self.train_dataset)
