@@ -1,4 +1,4 @@
-"""What the pages of the site say of a method. Everything is read: from its row, its docstrings, and the files of measurements."""
+"""Facts about a method for the pages of the site. All are read from its row, its docstrings and the files of measurements."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ def main_part(method: Method) -> Any:
 
 
 def paragraphs(part: Any) -> list[str]:
-    """Of a part's docstring, each on one line, without the arguments."""
+    """The paragraphs of a part's docstring, each on one line, without the arguments."""
     text = (inspect.getdoc(type(part)) or "").split("\nArgs:")[0]
     return [" ".join(paragraph.split()) for paragraph in text.strip().split("\n\n") if paragraph.strip()]
 
 
 def sentence(method: Method) -> str:
-    """What the method does in one sentence: that of `plain.yaml`, or, for a method that is not there, of its docstring."""
+    """What the method does, in one sentence: from `plain.yaml`, or else from its docstring."""
     plain = yaml.safe_load((Path(__file__).parent / "plain.yaml").read_text())
     if method.name in plain:
         return plain[method.name]
@@ -63,7 +63,7 @@ def sentence(method: Method) -> str:
 
 
 def deviations(part: Any) -> list[str]:
-    """What the paragraphs with "Deviation" list: the items of a numbered list, else every clause and sentence."""
+    """The deviations in a docstring, one each: the items of a numbered list after "Deviations", or else its clauses and sentences."""
     found = []
     for paragraph in paragraphs(part):
         place = re.search(r"Deviations?\b[^:]*: ", paragraph)
@@ -131,7 +131,7 @@ _STEPS = (
 
 
 def cost(name: str) -> tuple[float, str] | None:
-    """How many times as long a training step takes as without mixing, and where that was measured; None where it was not."""
+    """The time of a training step relative to one without mixing, and the network of that measurement; None if not measured."""
     for section, network, plain, pattern, where in _STEPS:
         found = _figures().get(section, {}).get("figures", {}).get(network, {})  # not all were measured everywhere
         if name != plain and pattern.format(name) in found:
@@ -150,7 +150,7 @@ def digits() -> dict[str, dict[str, list[dict[str, str]]]]:
 
 
 def whole_run(name: str) -> tuple[float, str] | None:
-    """The same of a whole run, evaluations and start included."""
+    """As `cost`, for a whole run with its start and evaluations."""
     cells = digits().get(name, {})
     for network, words in (("cifar_resnet20", "whole run on 100 digits, ResNet-20"), ("vit_mini", "whole run on 100 digits, small ViT")):
         if network in cells and name != "vanilla":
@@ -171,8 +171,8 @@ def published() -> list[dict[str, str]]:
 
 
 def published_of(name: str) -> list[dict[str, str]]:
-    """The published rows of a method, or of several that take turns, such as `mixup+cutmix`; of a method alone also those in which
-    it takes turns with mixup."""
+    """The published rows of a method, or of several that take turns, such as `mixup+cutmix`. A single method also has the rows in which it takes
+    turns with mixup."""
     wanted = {tuple(name.split("+")), ("mixup", name)} - {("mixup", "cutmix") if name == "cutmix" else ()}
     return [row for row in published() if TABLE_METHODS.get(row["method"]) in wanted]
 
@@ -208,7 +208,7 @@ def settings() -> list[tuple[str, dict[str, Any]]]:
 
 
 def _measured(recipe: str) -> str:
-    """The table of a sweep of ours from its CSV file."""
+    """The table of our own sweep, from its CSV file."""
     values: dict[str, dict[str, list[float]]] = {}
     with open(ROOT / f"docs/{recipe}.csv", newline="") as file:
         for row in csv.DictReader(file):
@@ -217,7 +217,7 @@ def _measured(recipe: str) -> str:
 
 
 def catalogue() -> str:
-    """Every method in a line. The site turns the names into links."""
+    """A table with one line for each method. The site turns the names into links."""
     lines = ["| method | what it does | runs in | time of a step, without mixing = 1 | paper |", "| --- | --- | --- | --- | --- |"]
     for name, method in METHODS.items():
         paper = f"[{method.paper}](https://arxiv.org/abs/{method.paper})" if method.paper else ""
@@ -267,7 +267,7 @@ def evidence() -> str:
 
 
 def speed() -> str:
-    """What collating and mixing a batch takes, in milliseconds, and how many JPEG files a loader brings, of `benchmarks/results/cpu.json`."""
+    """Milliseconds to collate and mix a batch, and JPEG files a second of a loader, from `benchmarks/results/cpu.json`."""
     figures = json.loads((ROOT / "benchmarks/results/cpu.json").read_text())
     batches = figures["collation"]["figures"]["batches"]
     lines = ["| milliseconds a batch | Mixup, 224 px | CutMix, 224 px | Mixup, 32 px | CutMix, 32 px |", "| --- | --- | --- | --- | --- |"]
@@ -310,7 +310,7 @@ def table_of(text: str, name: str) -> str:
 
 
 def main() -> None:
-    """Writes all of them again, from the files; and the chart of the kept runs, which the site can only show from docs."""
+    """Writes all tables again from the files, and copies the chart of the kept runs to docs/, because the site shows only files there."""
     shutil.copy(ROOT / "benchmarks/results/cifar10_500/results.png", ROOT / "docs/pictures/cifar10_500.png")
     for key, (file, make) in TABLES.items():
         name, path = key.strip(), ROOT / file

@@ -1,4 +1,4 @@
-"""What MkDocs is given beside the files in docs/: a page and a picture for each method, the reference, and files of the repository."""
+"""Adds to MkDocs: a page and a picture for each method, the API reference, and files of the repository."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from pages import method_page
 
 CACHE = ROOT / "build/docs-pictures"
 
-# pages of the reference: what they hold, by module
+# pages of the reference: their modules and names
 REFERENCE = {
     "methods": ("Methods", {"hf_mixup.method": ["Method"], "hf_mixup.methods": ["MethodChoice", "get_method"]}),
     "collator": ("Collator, loss, callback", {"hf_mixup.data.collator": ["MixupCollator", "MixupLoss", "MixupCallback"]}),
@@ -72,7 +72,7 @@ def on_page_markdown(markdown: str, page: Any, **kwargs: Any) -> str:
 
 
 def _drawn() -> dict[str, dict[str, Any]]:
-    """What the pages need to know of the pictures, which are drawn again when the code of the package changes."""
+    """Facts of the methods' pictures for their pages. The pictures are drawn again if the code of the package has changed."""
     code = hashlib.sha256()
     for path in [*sorted((ROOT / "hf_mixup").rglob("*.py")), Path(pictures.__file__)]:
         code.update(path.read_bytes())

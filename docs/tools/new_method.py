@@ -1,7 +1,7 @@
 """Makes the files of a new method: `make new-method NAME=checkermix`, or `python docs/tools/new_method.py checkermix`.
 
-What it makes works at once, and passes the laws: the left half of an image comes from the own image, the right half from the partner, at a
-drawn place. Then it is yours to change. CONTRIBUTING.md says what is left to do.
+The new method works at once and passes the laws: the left part of an image comes from the own image, the right part from the partner, and the
+column between them is random. Then change it into your method. CONTRIBUTING.md lists what else to do.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from hf_mixup.core.rng import beta, partners
 class {title}(SamplePolicy):
     """{title}: the partner fills the image from a column on.
 
-    The own image keeps a share `lam ~ Beta(alpha, alpha)` of the columns. The label's weight is the area really kept.
+    The own image keeps a share `lam ~ Beta(alpha, alpha)` of the columns. The label's weight is the area that is kept.
 
     Args:
-        alpha: both parameters of the Beta.
-        mode: `sample` draws a column for every image, `pair` for every two that change places, `batch` once.
+        alpha: both parameters of the Beta, above 0.
+        mode: `sample` draws a column for every image, `pair` for every two that are swapped, `batch` once.
     """
 
     alpha: float = 1.0
@@ -53,7 +53,7 @@ class {title}(SamplePolicy):
 
 
 def changed(path: Path, *changes: tuple[str, str]) -> None:
-    """Puts each text in front of the place that the pattern finds, which must be there."""
+    """Inserts each text before the match of its pattern, which must exist."""
     text = path.read_text()
     for pattern, added in changes:
         place = re.search(pattern, text, re.M)
@@ -68,13 +68,13 @@ def first_after(lines: list[str], name: str) -> str | None:
 
 
 def make(name: str, title: str, root: Path) -> list[str]:
-    """Writes the files; returns what was made or changed. Raises ValueError for a name that is taken or that is none."""
+    """Writes the files, and returns the paths that were made or changed. Raises ValueError for an invalid or used name."""
     if not re.fullmatch(r"[a-z][a-z0-9]*", name):
         raise ValueError(f"NAME must be lower-case letters and digits, got {name!r}; choose one such as checkermix.")
     policy, rooms = root / f"hf_mixup/policies/{name}.py", root / "hf_mixup/policies/__init__.py"
     catalogue, papers = root / "hf_mixup/methods.py", root / "hf_mixup/report/templates/papers.json"
     if policy.exists() or f'Method("{name}"' in catalogue.read_text():
-        raise ValueError(f"NAME must be new, got {name!r}, which is there already; choose another.")
+        raise ValueError(f"NAME must be new, got {name!r}, which exists already; choose another.")
     policy.write_text(POLICY.format(title=title))
 
     imported = re.findall(r"^from hf_mixup\.policies\.(\w+) import", rooms.read_text(), re.M)
@@ -105,7 +105,7 @@ def make(name: str, title: str, root: Path) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("name", help="lower-case letters and digits, such as checkermix")
-    parser.add_argument("--title", help="name of the class; the name with a capital if not given")
+    parser.add_argument("--title", help="name of the class. Default: the name with a capital letter")
     args = parser.parse_args()
     root = Path(__file__).parents[2]
     try:

@@ -59,7 +59,7 @@ show([*images, *mixed], ["cat", "coffee", *(f"cat {t[0]:.2f}, coffee {t[1]:.2f}"
 made = [get_method(name)(images, labels, num_labels=2, generator=keyed(5)) for name in methods]
 show([images[0] for images, _ in made], [f"{name}\\ncat {targets[0, 0]:.2f}" for name, (_, targets) in zip(methods, made)])""",
     ),
-    ("markdown", "What a method would do is a *plan*: partners, lam and a mask. Blue is the cat, orange the coffee."),
+    ("markdown", "A *plan* describes how a method mixes: partners, lam and a mask. Blue is the cat, orange the coffee."),
     (
         "code",
         """plan = get_method("fmix").plan(images, generator=keyed(5))
@@ -68,7 +68,7 @@ print("partners", plan.partners.tolist(), " lam", [round(float(x), 2) for x in p
 blue, orange = torch.tensor([0.0, 0.45, 0.70]), torch.tensor([0.90, 0.62, 0.0])
 show([mask[0, 0][None] * blue[:, None, None] + mask[0, 1][None] * orange[:, None, None], made[2][0][0]], ["mask", "mixture"])""",
     ),
-    ("markdown", "How alpha changes lam: the share of images of which less than a tenth is mixed in."),
+    ("markdown", "How alpha changes lam. An image is nearly whole if the other image has less than a tenth of it."),
     (
         "code",
         """many = torch.zeros(4000, 1, 2, 2)
@@ -83,8 +83,7 @@ HELP = [
     (
         "markdown",
         "# Did it help?\n\n"
-        "A network is trained on 1,000 real images without mixing, goes on (fine-tuning) with and without mixing, and both are compared. The images "
-        "are a part of CIFAR-10, from the Hub; a folder of its parquet files in `CIFAR10` does as well. On two CPU cores it takes some minutes.\n\n"
+        "A network is first trained on 1,000 real images without mixing. Then it is fine-tuned, once with and once without mixing, and both results are compared. The images are a part of CIFAR-10 from the Hub. Instead, the environment variable `CIFAR10` can name a folder with its parquet files. On two CPU cores it takes a few minutes.\n\n"
         "Do not expect a gain: few epochs are too few for mixing. The notebook shows how to find that out.",
     ),
     (
@@ -106,7 +105,7 @@ len(train), len(test)""",
     ),
     (
         "markdown",
-        "Two arms from the same start: 4 epochs without mixing, then 4 more with `vanilla` (no mixing) or with `mixup` + `cutmix`.",
+        "Two runs from the same start: 4 epochs without mixing, then 4 more with `vanilla` (no mixing) or with `mixup` + `cutmix`.",
     ),
     (
         "code",
@@ -142,7 +141,7 @@ print("seed  start  vanilla  mixup + cutmix   (top-1 accuracy, %)")
 for seed, start, plain, mixed in rows:
     print(f"{seed:4d}  {start:5.1f}  {plain:7.1f}  {mixed:14.1f}")""",
     ),
-    ("markdown", "Compare seed by seed. A gain counts when it is larger than what another seed changes."),
+    ("markdown", "Compare seed by seed. Trust a gain only if it is larger than the differences between seeds."),
     (
         "code",
         """gains = [mixed - plain for _, _, plain, mixed in rows]
@@ -158,8 +157,7 @@ print(f"gain by mixing: {sum(gains) / len(gains):+.1f} points, from {min(gains):
 AUTOMIX = [
     (
         "markdown",
-        "# AutoMix and its masks\n\nAutoMix trains a small mask network beside the classifier. Here both train for a while on the digits that come with "
-        "scikit-learn, and the masks are looked at before and after.",
+        "# AutoMix and its masks\n\nAutoMix trains a small mask network together with the classifier. Here both train for a short time on the digits of scikit-learn, and you see the masks before and after.",
     ),
     (
         "code",
@@ -181,7 +179,10 @@ train = [{"pixel_values": transform(row["image"]), "labels": row["label"]} for r
 model = MixupModel(from_scratch("cifar_resnet20", 10, 32), "automix", mix_args={"automix": {"mask_loss": 1.0}})
 len(train), train[0]["pixel_values"].shape""",
     ),
-    ("markdown", "The masks of three pairs, at lam 0.1 to 0.9, from the fresh mask network: grey, the same share everywhere."),
+    (
+        "markdown",
+        "The masks of three pairs at lam 0.1 to 0.9, from the untrained mask network. They are grey: every pixel has the same share.",
+    ),
     (
         "code",
         """import io
@@ -215,8 +216,7 @@ masks()""",
     ),
     (
         "markdown",
-        "So short a training only begins: the masks differ from place to place, and their `area`, the share of the own image, rises with lam. In a long "
-        "training they follow the shapes, and the area comes near lam. The label uses lam, not the area.\n\nOn your own images `hf-mixup train --mix automix` draws such pictures into `masks/` of the run, ten times.",
+        "This training is very short. The masks already differ from place to place, and their area, the share of the own image, rises with lam. In a long training they follow the shapes, and the area gets close to lam. The label uses lam, not the area.\n\nOn your own images `hf-mixup train --mix automix` draws such pictures into `masks/` of the run, up to ten times.",
     ),
 ]
 

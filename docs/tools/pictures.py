@@ -82,7 +82,7 @@ def _saved(figure: Figure, path: Path, colours: int = 256) -> None:
 
 @cache
 def network(architecture: str, size: int) -> PreTrainedModel:
-    """A small network that tells the cat from the coffee, trained on pieces of the two photographs: methods that look at one see something."""
+    """A small network that separates cat and coffee, trained on pieces of the two photographs, for methods that look at a network."""
     torch.manual_seed(0)
     made = from_scratch(architecture, 2, size).train()
     optimizer = torch.optim.AdamW(made.parameters(), 1e-3)
@@ -99,7 +99,7 @@ def network(architecture: str, size: int) -> PreTrainedModel:
 
 
 def pair_of(name: str) -> dict[str, Any]:
-    """The two photographs mixed by a method, as a column of `report.plots`, with the mask where one plan says it."""
+    """The two photographs mixed by a method, as a column of `report.plots`, with the mask if there is one plan."""
     size = 64  # small, or this would take minutes
     architecture = "vit_mini" if "transformers" in facts.runs_in(METHODS[name]) else "cifar_resnet20"
     form = ImageFormat(size)
@@ -133,7 +133,7 @@ def of_method(name: str, path: Path) -> dict[str, Any]:
 
 
 def first() -> None:
-    """The README's picture: two photographs, and what methods that need images alone make of them."""
+    """The README's picture: two photographs, and their mixtures by methods that need only images."""
     pixels = photographs(224)
     labels = torch.arange(2)
     names = ("mixup", "cutmix", "fmix", "resizemix")
@@ -143,7 +143,7 @@ def first() -> None:
     for place, axis in enumerate(axes[:2]):
         _shown(axis, pixels[place], NAMES[place], [float(place == 0), float(place == 1)], bold=True)
     for axis, name in zip(axes[2:], names, strict=True):
-        # a draw in which both can be seen, and that shows what is the method's own
+        # a draw in which both images are visible, and that is typical of the method
         wanted = {"resizemix": 0.72}.get(name, 0.55)
         draws = (get_method(name)(pixels, labels, 2, keyed(step)) for step in range(80))
         mixed, targets = min(draws, key=lambda made, share=wanted: abs(float(made[1][0, 0]) - share))
@@ -179,7 +179,7 @@ def faded() -> None:
 
 
 def _plan(name: str, lam: float, size: int) -> MixPlan:
-    """The plan of two images by a method at a lam, with everything else held still."""
+    """The plan of two images by a method at a lam, with all other draws fixed."""
     partner, share = torch.tensor([1, 0]), torch.tensor([lam, lam], dtype=torch.float64)
     if name == "mixup":
         return MixPlan.pair(partner, Share(torch.stack([share, 1 - share], 1).float()), share)
@@ -261,7 +261,7 @@ def walk() -> None:
 
 
 def gains() -> None:
-    """What methods cost and what they gained in one published table: CIFAR-10, ResNet-18, 200 epochs."""
+    """Cost and gain of methods in one published table: CIFAR-10, ResNet-18, 200 epochs."""
     where = ("cifar10", "ResNet-18", 200)
     figure = Figure(figsize=(8, 4.6), dpi=100, layout="constrained")
     axis = figure.subplots()
@@ -275,7 +275,7 @@ def gains() -> None:
     below = float("-inf")
     for points, time, name, measured in sorted(shown):
         axis.plot(time, points, "o", color=GREEN, markerfacecolor=GREEN if measured else "white")
-        crowded = time < 1.1  # names stand to the left there, and those that would lie on each other move up
+        crowded = time < 1.1  # there names are on the left, and overlapping names move up
         below = max(points, below + 0.055) if crowded else below
         place = {"xytext": (-8, -3), "ha": "right"} if crowded else {"xytext": (7, -3)}
         axis.annotate(name, (time, below if crowded else points), textcoords="offset points", fontsize=9, **place)
