@@ -20,7 +20,7 @@ class SpliceMix(SamplePolicy):
     images of the batch, side by side in a grid. The labels are those of all of them.
 
     Every label weight is 1, so labels are summed, and `BCE` takes the union. In a share of the batches some cells are empty; their labels are
-    left out. A grid that is not square is turned in every second batch. The authors' default is one grid for the batch, of 1 x 2, 2 x 2 or
+    left out. A grid that is not square is turned in half of the batches, at random. The authors' default is one grid for the batch, of 1 x 2, 2 x 2 or
     2 x 3 cells with probability 0.3, 0.4, 0.3.
 
     Deviations: every image is in a grid of its own, at a random place, and the step `KeepClean` weights clean images four times (the
