@@ -342,7 +342,9 @@ def needs_of_model(method: Method) -> list[str]:
     wanted = sorted((method.sample.needs | method.label.needs) - OF_THE_BATCH)
     if wanted or method.step.rows is not None:
         return wanted
-    return ["a weight or a pass of its own for clean images" if isinstance(method.step, KeepClean) else "a training step of its own"]
+    return [
+        "a weight, a pass or a mixture of its own for clean images" if isinstance(method.step, KeepClean) else "a training step of its own"
+    ]
 
 
 def are_maps(labels: Tensor | None) -> bool:

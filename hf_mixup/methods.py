@@ -121,7 +121,7 @@ METHODS: dict[str, Method] = {
         Method("gmix", GMix(), paper="2208.09913"),
         Method("kmixup", KMixup(), paper="2106.02933"),
         Method("localmixup", LocalMixup(), paper="2201.04368"),
-        Method("mergemix", MergeMix(), paper="2510.23479"),
+        Method("mergemix", MergeMix(), step=KeepClean(clean_alpha=0.8), paper="2510.23479"),
         Method("splicemix", SpliceMix(), loss=BCE(), step=KeepClean(clean_weight=4.0), paper="2311.15200"),
         Method("wordmixup", Mixup(), step=ManifoldMix(layers=(0,)), paper="1905.08941"),
         Method("tmix", Mixup(alpha=0.75), step=ManifoldMix(layers=(7 / 12, 0.75, 1.0)), paper="2004.12239"),

@@ -69,6 +69,37 @@ def regmixup(case):
     assert abs(apart.loss - case["loss"]) > 1e-4
 
 
+@dataclass(frozen=True)
+class Beside(KeepClean):
+    """The batch beside the mixtures that the reference drew."""
+
+    clean_alpha: float = 0.8
+    drawn: MixPlan | None = None
+
+    def plan_beside(self, batch, rng):
+        return self.drawn
+
+
+def mergemixloss(case):
+    """Both losses of MergeMix: of its mixtures, and of a Mixup batch. Ours is the mean, theirs the sum."""
+    batch, targets = len(case["x"]), onehot(case["y"].long(), len(case["head"]))
+    plan = MixPlan.pair(case["perm"].long(), dense_pair(case["stay"], torch.arange(batch)), case["stay"].double().mean((1, 2)))
+    beside = MixPlan.pair(case["base_perm"].long(), None, case["base_lam"].double().expand(batch))
+
+    def network(pixel_values):
+        return SimpleNamespace(logits=pixel_values.flatten(1) @ case["W"] @ case["head"].T + case["bias"])
+
+    parts = Parts("mergemix", Drawn(plan), AreaLabels(), CrossEntropy(float(case["smoothing"])))
+    done = Beside(drawn=beside).run(parts, MethodState(), network, case["x"], targets, KEY)
+    assert_close(blend(plan, case["x"]), case["mixed"], atol=1e-6, rtol=0)
+    assert_close(blend(beside, case["x"]), case["base_mixed"], atol=1e-6, rtol=1e-5)
+    assert_close(done.logits, torch.cat([case["logits"], case["base_logits"]]), atol=1e-5, rtol=1e-4)
+    assert_close(2 * done.loss.double(), case["loss"], atol=1e-5, rtol=1e-5)
+    own, other = (part.mean().double() for part in done.losses.chunk(2))
+    assert_close(own, case["loss_mix"], atol=1e-5, rtol=1e-5)
+    assert_close(other, case["loss_base"], atol=1e-5, rtol=1e-5)
+
+
 def augmix(case):
     # every transform by itself: by rounding, at most one of 255 is different, and nothing at the edge of what is black
     done = chained(case["images"].float(), *(case[name][None] for name in ("operation", "level", "sign")))
@@ -249,6 +280,7 @@ def objectlabels(case):
 CHECKS = {
     "objectlabels": objectlabels,
     "mergemix": mergemix,
+    "mergemixloss": mergemixloss,
     "kmixup": kmixup,
     "localmixup": localmixup,
     "splicemix": splicemix,

@@ -40,6 +40,33 @@ def test_the_loss_is_the_weighted_mean_of_mixed_and_clean(name, network, loss, w
     assert torch.equal(both.lam, torch.cat([mixed.lam, torch.ones(len(images))]))
 
 
+@pytest.mark.parametrize(("name", "network"), [("cutmix", resnet), ("mergemix", vit)])
+def test_a_mixup_batch_beside_the_mixtures(name, network):
+    """With `clean_alpha` the rows beside are those of Mixup with one lam, the second loss of MergeMix."""
+    images, labels = batch()
+    lams = []
+    for key in keys(4):
+        both = loss_of(name, still(network()), images, labels, key, step=KeepClean(clean_alpha=0.8, one_pass=False))
+        alone = loss_of(name, still(network()), images, labels, key, step={"name": "standard"})
+        (lam,) = set(both.lam[6:].tolist())
+        other = (both.targets[6:] - lam * torch.eye(4)[labels]) / (1 - lam)
+        assert_close(other.sum(0), torch.eye(4)[labels].sum(0), atol=1e-4, rtol=0)  # a permutation of the labels
+        assert_close(both.targets[:6], alone.targets)
+        assert_close(both.logits[:6], alone.logits, atol=1e-6, rtol=1e-5)
+        second = nn.functional.cross_entropy(both.logits[6:].float(), both.targets[6:])
+        assert_close(both.loss, (alone.loss + second) / 2)
+        lams.append(lam)
+    assert len(set(lams)) == 4
+    # of images of one colour, the mixture has its label's share of each
+    colours = torch.eye(4)[labels][:, :3, None, None].expand(-1, -1, 16, 16).contiguous()
+    seen = []
+    model = MixupModel(still(network()), get_method("cutmix", step=KeepClean(clean_alpha=0.8))).train()
+    handle = model.backbone.register_forward_pre_hook(lambda module, args, kwargs: seen.append(kwargs["pixel_values"]), with_kwargs=True)
+    out = model(colours, labels, KEY)
+    handle.remove()
+    assert_close(seen[0][6:].mean((2, 3)), out.targets[6:, :3], atol=1e-5, rtol=0)
+
+
 def test_one_pass_gives_batch_norms_all_rows():
     images, labels = batch()
     together, apart = (loss_of("regmixup", resnet(), images, labels, one_pass=one_pass) for one_pass in (True, False))
@@ -155,13 +182,15 @@ def test_a_plain_call_gives_the_clean_images_too():
 
 
 def test_what_a_collator_cannot_do_is_refused():
-    for fields in ({"clean_weight": 2.0}, {"one_pass": False}):
-        with refuses(r"got 'regmixup', which needs a weight or a pass of its own for clean images, so the model; use MixupTrainer"):
+    for fields in ({"clean_weight": 2.0}, {"one_pass": False}, {"clean_alpha": 0.8}):
+        with refuses(
+            r"got 'regmixup', which needs a weight, a pass or a mixture of its own for clean images, so the model; use MixupTrainer"
+        ):
             MixupCollator("regmixup", num_labels=4, mix_args={"regmixup": fields})
     two = get_method("cutmix", step=KeepClean(mixtures=2))
     with refuses(r"methods of a MixupCollator must keep the same number of clean images, got regmixup \+ cutmix; use one"):
         MixupCollator(["regmixup", two], num_labels=4)
-    for fields in ({"clean_weight": 0.0}, {"mixtures": 0}):
+    for fields in ({"clean_weight": 0.0}, {"mixtures": 0}, {"clean_alpha": -1.0}):
         with pytest.raises(ValueError, match=r"must be a"):
             get_method("regmixup", **fields)
 

@@ -242,3 +242,11 @@ def test_class_weights_reach_the_gradient(tmp_path):
     plain.train()
     weighted.train()
     assert losses(plain) != losses(weighted)
+
+
+def test_bce_smooths_the_union_of_summed_labels():
+    """SpliceMix sums labels: three images of a class are one label."""
+    logits, union = torch.randn(2, 4), torch.tensor([[1.0, 0, 1, 0], [0, 1, 0, 0]])
+    summed = union * torch.tensor([3.0, 2, 1, 1])
+    for loss in (BCE(), BCE(smoothing=0.1), BCE(target_threshold=0.2), BCE(pos_weight=(1.0, 2.0, 3.0, 1.0), smoothing=0.3)):
+        assert torch.equal(loss(logits, summed), loss(logits, union))

@@ -54,6 +54,13 @@ def test_what_can_be_seen_counts():
     # all of the own object and two thirds of the partner's; a third and all
     relative = ObjectLabels(kind="relative").weights(plan, Signals(object_masks=masks))
     assert_close(relative, torch.tensor([[0.6, 0.4], [0.25, 0.75], [0.5, 0.5]]))
+    # without an own object, nothing of it is hidden, but no pixel shows either; without one of the partner nothing was pasted
+    own, partner = masks.clone(), masks.clone()
+    own[0], partner[1] = 0, 0
+    assert_close(ObjectLabels(kind="relative").weights(plan, Signals(object_masks=own))[0], torch.tensor([0.6, 0.4]))
+    assert_close(ObjectLabels().weights(plan, Signals(object_masks=own))[0], torch.tensor([0.0, 1.0]))
+    for kind in ("absolute", "relative"):
+        assert_close(ObjectLabels(kind=kind).weights(plan, Signals(object_masks=partner))[0], torch.tensor([1.0, 0.0]))
     masks[0, :, 1] = 1  # a larger own object
     assert_close(ObjectLabels().weights(plan, Signals(object_masks=masks))[0], torch.tensor([2 / 3, 1 / 3]))
     assert_close(ObjectLabels(rho=1.0).weights(plan, Signals(object_masks=masks)), plan.weight)

@@ -4,21 +4,22 @@ import copy
 import json
 import math
 import sys
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import pytest
 import torch
 import yaml
 from transformers import AutoModelForImageClassification
 
-from hf_mixup import MixupModel, MixupTrainer
+from hf_mixup import METHODS, MixupModel, MixupTrainer
 from hf_mixup.arguments import MixupTrainingArguments, known_arguments
 from hf_mixup.data.processor import ImageFormat
 from hf_mixup.methods import MethodChoice
 from hf_mixup.networks.backbones import from_scratch
 from hf_mixup.networks.names import TABLE_NAMES, same_architecture
 from hf_mixup.recipes import read_recipe
-from hf_mixup.report.benchmark import TABLE_METHODS, published, resolve
+from hf_mixup.report.benchmark import TABLE_METHODS, about, published, resolve
+from hf_mixup.report.examples import default_architecture
 from run_script import ROOT
 from small import difference, resnet, trainer
 
@@ -135,6 +136,46 @@ def test_recipe_is_sound(name):
             arguments = read_recipe(name, RECIPES, mix=mix.split("+"))
             choice(mix.split("+"), arguments)
     assert set(read_recipe(name, RECIPES, mix=["vanilla"])) <= known_arguments()
+
+
+def test_a_recipe_stands_upon_its_base(tmp_path):
+    (tmp_path / "low.yaml").write_text(
+        "learning_rate: 1.0\nweight_decay: 0.1\nfor_method: {cutmix: {alpha: [0.2]}}\nbenchmark: {measure: best}\n"
+    )
+    (tmp_path / "high.yaml").write_text("base: low\nlearning_rate: 2.0\n")
+    assert read_recipe("high", tmp_path, mix=["cutmix"]) == {"learning_rate": 2.0, "weight_decay": 0.1, "alpha": [0.2]}
+    assert about("high", tmp_path) == {"measure": "best"}
+    own = tmp_path / "folder/own.yaml"
+    own.parent.mkdir()
+    own.write_text("base: low\nfor_method: {mixup: {alpha: [0.5]}}\n")  # a key is replaced whole
+    assert "alpha" not in read_recipe(str(own), tmp_path, mix=["cutmix"])
+    for base, message in (
+        ("high", "must be a recipe without a base, got one with the base 'low'"),
+        ("lwo", "got 'lwo'; did you mean 'low'"),
+    ):
+        (tmp_path / "higher.yaml").write_text(f"base: {base}\n")
+        with pytest.raises(ValueError, match=message):
+            read_recipe("higher", tmp_path)
+
+
+@pytest.mark.parametrize("data", ["digits100", "cifar10_500"])
+def test_what_people_compare_with_stands_beside_every_method(data):
+    """Label smoothing, RandAugment and random erasing, of any method, with all else alike; its loss keeps what it is."""
+    for name in METHODS:
+        plain, *others = (read_recipe(data + more, RECIPES, mix=[name]) for more in ("", "_smoothing", "_randaugment", "_erasing"))
+        assert others == [
+            plain | {"loss": {"smoothing": 0.1}}, plain | {"auto_augment": "rand-m9-mstd0.5-inc1"}, plain | {"random_erasing": 0.25}
+        ]  # fmt: skip
+        own, smoothed = (choice([name], arguments).methods[0].loss for arguments in (plain, others[0]))
+        assert smoothed == replace(own, smoothing=0.1)
+
+
+def test_what_the_small_transformer_trains_has_its_arguments_in_the_digits_recipe():
+    """No network is typed there, so no `for_backbone` matches. With the arguments of the CNN it hardly learns."""
+    written = yaml.safe_load((RECIPES / "digits.yaml").read_text())["for_method"]
+    wanted = {name for name in METHODS if default_architecture(MethodChoice.build(name)) == "vit_mini"}
+    assert "transmix" in wanted
+    assert {name for name in wanted if written.get(name) != written["transmix"]} == set()
 
 
 def choice(mix, arguments) -> MethodChoice:

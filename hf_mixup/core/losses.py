@@ -309,12 +309,12 @@ class BCE(Loss):
         check_class_weights(weight=self.weight, pos_weight=self.pos_weight)
 
     def __call__(self, logits: Tensor, targets: Tensor, plan: MixPlan | None = None) -> Tensor:
-        targets = smooth(targets, self.smoothing)
+        # summed labels become their union; rounding may also give two shares of one class a sum above 1
+        targets = smooth(targets.clamp(0, 1), self.smoothing)
         if self.target_threshold is not None:
             targets = (targets > self.target_threshold).float()
-        # two shares of one class may add up to a rounding error above 1
         positive = None if self.pos_weight is None else class_weights("pos_weight", self.pos_weight, logits)
-        losses = F.binary_cross_entropy_with_logits(logits.float(), targets.clamp(0, 1), reduction="none", pos_weight=positive)
+        losses = F.binary_cross_entropy_with_logits(logits.float(), targets, reduction="none", pos_weight=positive)
         losses = class_weights("weight", self.weight, logits) * losses
         return losses.mean(-1) if self.reduction == "mean" else losses.sum(-1)
 

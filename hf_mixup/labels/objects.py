@@ -18,11 +18,15 @@ class ObjectLabels(LabelPolicy):
     The objects are masks in the data set, `object_masks` (B, h, w) of any size: 1 or 255 on the object, 0 elsewhere, or shares. It works with
     CutMix, and any sample policy that leaves pixels in place.
 
-    Deviation: if no object of any source is visible, labels keep the weights of the area (the authors' code gives each a half, so an image
-    without a mask would be half its partner's class even if nothing is pasted).
+    Deviations from the authors' code:
+    1. If no object of any source is visible, labels keep the weights of the area. The authors' code gives each image a half (`absolute`), so an
+       image without a mask would be half its partner's class even if nothing is pasted, or one image has all (`relative`).
+    2. Masks of another size than the images are compared on their own grid (there: resized to the images first).
+    3. It has no kind between the two, and does not blur masks.
 
     Args:
         kind: `absolute` compares visible areas. `relative` compares the visible share of each object, so small objects count as much as large ones.
+            With `relative`, an own image without an object is wholly visible, as in the authors' code; a partner without one is not visible.
         rho: the share of the area in the weight, 0 to 1.
     """
 
@@ -43,8 +47,12 @@ class ObjectLabels(LabelPolicy):
             )
         objects = signals["object_masks"].float()
         seen = (plan.dense_mask(tuple(objects.shape[1:])) * objects[plan.index]).sum((2, 3))
+        shows = (seen > 0).any(1, keepdim=True)
         if self.kind == "relative":
             whole = objects.sum((1, 2))[plan.index]
-            seen = torch.where(whole > 0, seen / whole, 0.0)
+            # an own image without an object is wholly visible
+            without = torch.zeros_like(seen)
+            without[:, 0] = shows[:, 0]
+            seen = torch.where(whole > 0, seen / whole, without)
         total = seen.sum(1, keepdim=True)
         return self.rho * plan.weight + (1 - self.rho) * torch.where(total > 0, seen / total, plan.weight)

@@ -18,7 +18,7 @@ class CMO(SamplePolicy):
     """CMO, context-rich minority oversampling (Park et al., CVPR 2022, arXiv:2112.00412, algorithm 1; github.com/naver-ai/cmo): CutMix
     whose box comes from an image that is drawn by inverse class frequency. The other image comes from the plain batch.
 
-    The authors mix half of the batches (`mix_rate`), and none in the first and last three epochs.
+    The authors mix half of the batches (`mix_rate`), and none in the first four and the last three epochs.
 
     Deviations: the image of the box is drawn from the batch, with weight `1 / count` of its class, so a class that is missing in the batch is
     never drawn (the authors draw from the whole training set).

@@ -18,8 +18,11 @@ class GMix(SamplePolicy):
     """GMix (Park et al., NeurIPS 2022, arXiv:2208.09913; github.com/naver-ai/hmix-gmix): CutMix with a Gaussian spot instead of a box.
 
     The image with the smaller share is shown in the spot `exp(-pi d^2 / (share H W))` around a random pixel; the integral of the spot over the
-    plane is that share of the image. The label's weight is the mean of the mask. The authors' code has `H^2` instead of
-    `H W`, for square images.
+    plane is that share of the image. The label's weight is the mean of the mask.
+
+    Deviations:
+    1. Images need not be square (the authors' code has `H^2` instead of `H W`).
+    2. Partners are drawn (the authors' code reverses the batch).
 
     Args:
         alpha: both parameters of the Beta of lam.

@@ -1,4 +1,4 @@
-"""Clean images beside their mixtures, in one training step."""
+"""Clean images, or Mixup, beside mixtures in one training step."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from hf_mixup.core.checks import check_count, check_positive
-from hf_mixup.core.plan import blend, mix_others, mix_targets
+from hf_mixup.core.checks import check_between, check_count, check_positive
+from hf_mixup.core.plan import MixPlan, blend, mix_others, mix_targets
 from hf_mixup.core.policy import Signals
-from hf_mixup.core.rng import MixKey
+from hf_mixup.core.rng import MixKey, beta, partners
 from hf_mixup.networks.passes import logits_of
 from hf_mixup.steps.standard import relabelled
 from hf_mixup.steps.step import MethodState, Parts, Step, StepOutput
@@ -20,7 +20,7 @@ from hf_mixup.steps.step import MethodState, Parts, Step, StepOutput
 @dataclass(frozen=True)
 class KeepClean(Step):
     """Trains on every image as it is, and on its mixtures. This is the step of RegMixup (Pinto et al., NeurIPS 2022, arXiv:2206.14502, eq. 4;
-    github.com/FrancescoPinto/RegMixup) and of AugMix. It works with any method that needs images only.
+    github.com/FrancescoPinto/RegMixup) and of AugMix, and with `clean_alpha` of MergeMix. It works with any method of the standard step.
 
     The rows of a step are the mixtures, then the clean images. The loss is the weighted mean over all rows,
     `(sum of mixtures + clean_weight * clean) / (mixtures + clean_weight)`. So a batch counts the same whether it is mixed or not. The paper's
@@ -31,6 +31,8 @@ class KeepClean(Step):
         mixtures: number of mixtures of each image, drawn independently.
         one_pass: all rows pass together, as in the authors' code, so batch norms see clean and mixed images
             together. False gives each part its own pass.
+        clean_alpha: if above 0, the clean images are mixed with one another by Mixup, with one lam for the batch, drawn from the Beta with this
+            parameter. MergeMix has 0.8.
     """
 
     takes_others: ClassVar[bool] = True
@@ -38,15 +40,18 @@ class KeepClean(Step):
     clean_weight: float = 1.0
     mixtures: int = 1
     one_pass: bool = True
+    clean_alpha: float = 0.0
 
     def __post_init__(self):
         check_positive(clean_weight=self.clean_weight)
+        check_between(0, 1e6, clean_alpha=self.clean_alpha)
         check_count(1, mixtures=self.mixtures)
 
     @property
     def rows(self) -> tuple[bool, ...] | None:
-        """None if clean rows have another weight, or a pass of their own: a collator cannot do that."""
-        return (True,) * self.mixtures + (False,) if self.clean_weight == 1 and self.one_pass else None
+        """None if clean rows have another weight, a pass or a mixture of their own: a collator cannot do that."""
+        alike = self.clean_weight == 1 and self.one_pass and not self.clean_alpha
+        return (True,) * self.mixtures + (False,) if alike else None
 
     def run(
         self,
@@ -59,8 +64,9 @@ class KeepClean(Step):
     ) -> StepOutput:
         signals, rng = state.before(images, targets), key.own_rng()
         plans = [parts.plan(images, rng, signals) for _ in range(self.mixtures)]
-        rows = [*(blend(plan, images) for plan in plans), images]
-        beside = [*(mix_others(plan, signals.others) for plan in plans), signals.others]
+        plans.append(self.plan_beside(len(images), rng).to(images.device))
+        rows = [blend(plan, images) for plan in plans]
+        beside = [mix_others(plan, signals.others) for plan in plans]
         logits, seen = [], []
         if self.one_pass:
             rows, beside = [torch.cat(rows)], [{name: torch.cat([part[name] for part in beside]) for name in signals.others}]
@@ -72,18 +78,25 @@ class KeepClean(Step):
         # each mixture gets the signals of its own rows
         late = {name: torch.cat([part[name] for part in seen]).split(len(images)) for name in state.late}
         rows_logits = logits.split(len(images))
-        for k, plan in enumerate(plans):
+        for k, plan in enumerate(plans[:-1]):
             own = Signals(signals.device, **{**signals, **{name: of_rows[k] for name, of_rows in late.items()}})
             own.for_label = signals.for_label
             plans[k] = relabelled(parts, plan, rows_logits[k], targets, own)
-        mixed = [*(mix_targets(plan, targets) for plan in plans), targets.float()]
+        mixed = [mix_targets(plan, targets) for plan in plans]
         if parts.loss.views > 1:
             losses = parts.loss(logits, torch.cat(mixed))
         else:
-            losses = torch.cat([parts.loss(*of_one) for of_one in zip(rows_logits, mixed, [*plans, None], strict=True)])
+            pairs = plans if self.clean_alpha else [*plans[:-1], None]
+            losses = torch.cat([parts.loss(*of_one) for of_one in zip(rows_logits, mixed, pairs, strict=True)])
         weight = losses.new_ones(len(mixed), len(images))
         weight[-1] = self.clean_weight
         losses = losses * weight.flatten() * (len(mixed) / (self.mixtures + self.clean_weight))
         loss = losses.mean() if signals.loss is None else losses.mean() + signals.loss
-        lam = torch.cat([*(plan.weight[:, 0] for plan in plans), weight.new_ones(len(images))])
+        lam = torch.cat([plan.lam for plan in plans])
         return StepOutput(loss, losses, logits, torch.cat(mixed), lam, plans[0])
+
+    def plan_beside(self, batch: int, rng: torch.Generator) -> MixPlan:
+        """The plan of the last row of every image: the clean image, or Mixup."""
+        if not self.clean_alpha:
+            return MixPlan.identity(batch)
+        return MixPlan.pair(partners(batch, "batch", rng).partner, None, beta(self.clean_alpha, 1, rng).expand(batch))
