@@ -30,8 +30,9 @@ def read_recipe(
         for_method: {cutmix: {alpha: [0.2]}}
         for_backbone: {ResNeXt-50-32x4d: {learning_rate: 0.05, for_method: {cutmix: {alpha: [1.0]}}}}
 
-    `bf16: auto` is true if the hardware computes in bfloat16, and false if it would emulate it. A recipe with `base: NAME` has all keys of the
-    recipe of that name, except those that it sets itself.
+    A recipe with `base: NAME` has everything of the recipe NAME, except for the keys that it sets itself.
+
+    `bf16: auto` is true if the hardware computes in bfloat16, and false if it would emulate it.
 
     Later entries of this list override earlier ones: the recipe, `for_backbone`, `for_method`, `for_method` inside `for_backbone`. `benchmark`
     sets how results are reported; see `benchmark.py`.
@@ -81,13 +82,15 @@ def _overlays(values: dict[str, Any], key: str, recipe: str) -> dict[str, dict[s
 
 
 def load_recipe(name: str, folder: Path) -> dict[str, Any]:
-    """Reads a recipe, with the keys of its base: a YAML file, or the name of one in `folder`. Raises ValueError if there is none."""
+    """Reads a recipe, with its base: a YAML file, or the name of one in `folder`. Raises ValueError if there is none."""
     values = _written(name, folder)
     if BASE not in values:
         return values
     base = _written(str(values.pop(BASE)), folder)
     if BASE in base:
-        raise ValueError(f"the base of recipe {name!r} must be a recipe without a base, got one with base {base[BASE]!r}; name that one.")
+        raise ValueError(
+            f"the base of recipe {name!r} must be a recipe without a base, got one with the base {base[BASE]!r}; name that one."
+        )
     return base | values
 
 

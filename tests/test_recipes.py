@@ -149,7 +149,10 @@ def test_a_recipe_stands_upon_its_base(tmp_path):
     own.parent.mkdir()
     own.write_text("base: low\nfor_method: {mixup: {alpha: [0.5]}}\n")  # a key is replaced whole
     assert "alpha" not in read_recipe(str(own), tmp_path, mix=["cutmix"])
-    for base, message in (("high", "must be a recipe without a base, got one with base 'low'"), ("lwo", "got 'lwo'; did you mean 'low'")):
+    for base, message in (
+        ("high", "must be a recipe without a base, got one with the base 'low'"),
+        ("lwo", "got 'lwo'; did you mean 'low'"),
+    ):
         (tmp_path / "higher.yaml").write_text(f"base: {base}\n")
         with pytest.raises(ValueError, match=message):
             read_recipe("higher", tmp_path)

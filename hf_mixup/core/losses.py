@@ -309,7 +309,7 @@ class BCE(Loss):
         check_class_weights(weight=self.weight, pos_weight=self.pos_weight)
 
     def __call__(self, logits: Tensor, targets: Tensor, plan: MixPlan | None = None) -> Tensor:
-        # the union, of labels that are summed; two shares of one class may also add up to a rounding error above 1
+        # summed labels become their union; rounding may also give two shares of one class a sum above 1
         targets = smooth(targets.clamp(0, 1), self.smoothing)
         if self.target_threshold is not None:
             targets = (targets > self.target_threshold).float()

@@ -19,14 +19,14 @@ class ObjectLabels(LabelPolicy):
     CutMix, and any sample policy that leaves pixels in place.
 
     Deviations from the authors' code:
-    1. If no object of any source is visible, labels keep the weights of the area. The authors give each image a half, so an image without a
-       mask would be half its partner's class even if nothing is pasted; with `relative` one of them has all.
-    2. Masks of another size than the images are compared on their own grid. The authors resize them to the images' size first.
-    3. There are no kinds between the two, and no blurred masks.
+    1. If no object of any source is visible, labels keep the weights of the area. The authors' code gives each image a half (`absolute`), so an
+       image without a mask would be half its partner's class even if nothing is pasted, or one image has all (`relative`).
+    2. Masks of another size than the images are compared on their own grid (there: resized to the images first).
+    3. It has no kind between the two, and does not blur masks.
 
     Args:
-        kind: `absolute` compares visible areas. `relative` compares the visible share of each object, so small objects count as much as large ones;
-            an own image without an object then counts as completely visible, a partner without one does not.
+        kind: `absolute` compares visible areas. `relative` compares the visible share of each object, so small objects count as much as large ones.
+            With `relative`, an own image without an object is wholly visible, as in the authors' code; a partner without one is not visible.
         rho: the share of the area in the weight, 0 to 1.
     """
 
@@ -50,7 +50,7 @@ class ObjectLabels(LabelPolicy):
         shows = (seen > 0).any(1, keepdim=True)
         if self.kind == "relative":
             whole = objects.sum((1, 2))[plan.index]
-            # an image without an object counts 0, except the own image, which is the background: it counts as fully visible
+            # an own image without an object is wholly visible
             without = torch.zeros_like(seen)
             without[:, 0] = shows[:, 0]
             seen = torch.where(whole > 0, seen / whole, without)

@@ -21,7 +21,7 @@ class ClassMix(SamplePolicy):
     class; they come from the partner. The label's weight is the area that is kept. In the authors' code, which trains on images without
     labels, the map is the network's prediction. Here it is the label map, as in their mixing of labelled images.
 
-    Deviation: partners are drawn, where the authors' code puts every image on the next one of the batch.
+    Deviation: partners are drawn (the authors' code pastes every image onto the next one of the batch).
 
     Args:
         ignore_index: the value of pixels without a label, 255 or -100 in most data sets. All negative values are ignored too.

@@ -20,7 +20,9 @@ class GMix(SamplePolicy):
     The image with the smaller share is shown in the spot `exp(-pi d^2 / (share H W))` around a random pixel; the integral of the spot over the
     plane is that share of the image. The label's weight is the mean of the mask.
 
-    Deviations: images need not be square (the authors' code has `H^2` instead of `H W`); partners are drawn (it reverses the batch).
+    Deviations:
+    1. Images need not be square (the authors' code has `H^2` instead of `H W`).
+    2. Partners are drawn (the authors' code reverses the batch).
 
     Args:
         alpha: both parameters of the Beta of lam, above 0.

@@ -19,7 +19,7 @@ class HMix(SamplePolicy):
     Before clipping, the box has the area `ratio (1 - lam)` and shows the partner. Outside, the own image has the share `lam / (1 - box)`, so
     that its share of the whole image is lam. A ratio of 0 is Mixup; a ratio of 1 is CutMix, except for clipped boxes.
 
-    Deviation: partners are drawn, where the authors' code reverses the batch.
+    Deviation: partners are drawn (the authors' code reverses the batch).
 
     Args:
         alpha: both parameters of the Beta of lam, above 0.

@@ -20,18 +20,17 @@ class MergeMix(SamplePolicy):
 
     The importance of a patch is its attention to the class token, in a pass of the clean image that merges similar tokens block by block
     (ToMe, arXiv:2210.09461). So all patches of one cluster are equally important. `floor(lam N)` of the N patches stay. The label's weight is
-    their share. In the catalogue its step is `KeepClean(clean_alpha=0.8)`: a Mixup batch beside the mixtures, the second loss of the authors.
+    their share. The step of the method is `KeepClean(clean_alpha=0.8)`: a Mixup batch beside the mixtures, the second loss of the authors.
 
     Deviations from OpenMixup:
     1. Attention and clusters come from the same block (OpenMixup reads the attention of one block with the clusters of the last block).
     2. Tokens are merged after a block, not between its attention and its MLP.
-    3. The numbers of merged tokens lie on a straight line (OpenMixup rounds them down, and the first block merges the rest).
+    3. The numbers of merged tokens fall on a straight line from block to block (OpenMixup rounds them down, and corrects the first block).
     4. The pass of the clean image is in evaluation mode and has no gradient.
-    5. The label's weights are not replaced by normal draws (`lam_scale`, in its settings for CIFAR-100).
-    6. The loss is the mean of the mixture's and Mixup's (OpenMixup adds them).
+    5. The label's weights are not replaced by normal draws (`lam_scale`, in the settings for CIFAR-100).
+    6. The loss is the mean of both losses (OpenMixup adds them).
     7. Partners are any permutation (OpenMixup draws up to ten, to find one in which no image meets itself).
-    8. The loss that ranks answers of language models (`use_ranking`, in the authors' code for LLaVA) is not one of image classification, and
-       is not here.
+    8. The loss that ranks answers of language models (`use_ranking` in the authors' code for LLaVA) is not here: it is no image classification.
 
     Args:
         alpha: both parameters of the Beta of lam, above 0.

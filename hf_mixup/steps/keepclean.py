@@ -1,4 +1,4 @@
-"""Clean images, or mixtures of another kind, together with the mixtures in one training step."""
+"""Clean images, or Mixup, beside mixtures in one training step."""
 
 from __future__ import annotations
 
@@ -19,9 +19,8 @@ from hf_mixup.steps.step import MethodState, Parts, Step, StepOutput
 
 @dataclass(frozen=True)
 class KeepClean(Step):
-    """Trains on every clean image and on its mixtures. This is the step of RegMixup (Pinto et al., NeurIPS 2022, arXiv:2206.14502, eq. 4;
-    github.com/FrancescoPinto/RegMixup) and of AugMix. With `clean_alpha` it is that of MergeMix. It works with any method that the standard
-    step serves.
+    """Trains on every image as it is, and on its mixtures. This is the step of RegMixup (Pinto et al., NeurIPS 2022, arXiv:2206.14502, eq. 4;
+    github.com/FrancescoPinto/RegMixup) and of AugMix, and with `clean_alpha` of MergeMix. It works with any method of the standard step.
 
     The rows of a step are the mixtures, then the clean images. The loss is the weighted mean over all rows,
     `(sum of mixtures + clean_weight * clean) / (mixtures + clean_weight)`. So a batch counts the same whether it is mixed or not. The paper's
@@ -32,8 +31,8 @@ class KeepClean(Step):
         mixtures: number of mixtures of each image, drawn independently.
         one_pass: all rows pass together, as in the authors' code, so batch norms see clean and mixed images
             together. False gives each part its own pass.
-        clean_alpha: above 0, the images beside the mixtures are not clean, but mixed by Mixup, with one share for the batch from the Beta with
-            this parameter. 0.8 in the authors' code of MergeMix.
+        clean_alpha: if above 0, the clean images are mixed with one another by Mixup, with one lam for the batch, drawn from the Beta with this
+            parameter. MergeMix has 0.8.
     """
 
     takes_others: ClassVar[bool] = True
@@ -50,7 +49,7 @@ class KeepClean(Step):
 
     @property
     def rows(self) -> tuple[bool, ...] | None:
-        """None if clean rows have another weight, a pass of their own, or Mixup: a collator cannot do that."""
+        """None if clean rows have another weight, a pass or a mixture of their own: a collator cannot do that."""
         alike = self.clean_weight == 1 and self.one_pass and not self.clean_alpha
         return (True,) * self.mixtures + (False,) if alike else None
 
@@ -97,7 +96,7 @@ class KeepClean(Step):
         return StepOutput(loss, losses, logits, torch.cat(mixed), lam, plans[0])
 
     def plan_beside(self, batch: int, rng: torch.Generator) -> MixPlan:
-        """The plan of each image's last row: no mixing, or Mixup."""
+        """The plan of the last row of every image: the clean image, or Mixup."""
         if not self.clean_alpha:
             return MixPlan.identity(batch)
         return MixPlan.pair(partners(batch, "batch", rng).partner, None, beta(self.clean_alpha, 1, rng).expand(batch))

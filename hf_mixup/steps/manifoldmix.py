@@ -29,9 +29,11 @@ class ManifoldMix(Step):
     For texts and sounds, the output of a layer is computed under each input's own attention mask, and the later layers see the union of the
     masks. With masks this costs one pass more. Positions, and the norm of embeddings, are applied once, after words are mixed.
 
-    Deviations from the authors' code of TMix: attention masks are kept, where it gives none, so that padding is text too; the network's own
-    head classifies, where it takes the mean of all tokens; every text has a lam of its own, where a batch has one; alpha is their default, 0.75,
-    where their command has 16.
+    Deviations from the authors' code of TMix:
+    1. Attention masks are used (the authors' code has none, so padding counts as text).
+    2. The network's own head classifies (there: a head on the mean of all tokens).
+    3. Every text draws its own lam (there: one for the batch).
+    4. Alpha is the default of their script, 0.75 (their command has 16).
 
     Args:
         layers: one is chosen with equal chances: 0 for the images, or the embeddings of words; k for the output of stage k (of block k in a

@@ -26,7 +26,7 @@ class PatchUp(HiddenStep):
     loss, a sum of three terms with weights 1, is linear in the targets and equals twice the loss of these labels; they take binary
     cross-entropy of the softmax. Blocks are as large as the maps allow, at most `block`. Tokens before the patches, such as a class token, stay.
 
-    Deviation: every image draws its own blocks, box and lam (the authors share them in a batch).
+    Deviations: every image draws its own blocks, box and lam (the authors share them in a batch).
 
     Args:
         layers: one is chosen for each batch, with equal chances: 0 for the images, k for the output of stage k, or the name of any module. The
