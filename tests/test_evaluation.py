@@ -10,7 +10,6 @@ import torch
 from PIL import Image
 
 from run_script import run_mixup, run_script
-from test_script import TWO_PROCESSES
 
 FEW = ("--max_eval_samples", "50", "--batch_size", "16")
 
@@ -49,8 +48,8 @@ def numbers(value, path=""):
 @pytest.mark.parametrize("protocols", [("fgsm", "pgd", "occlusion"), pytest.param(("corruptions",), marks=pytest.mark.slow)], ids="+".join)
 def test_two_processes_measure_what_one_does(checkpoint, tmp_path, protocols):
     """50 images in batches of 16: the last batches are uneven."""
-    for name, launcher in (("one", ()), ("two", TWO_PROCESSES)):
-        evaluate(checkpoint, *FEW, "--protocols", *protocols, "--output_dir", tmp_path / name, "--use_cpu", launcher=launcher)
+    for name, processes in (("one", 1), ("two", 2)):
+        evaluate(checkpoint, *FEW, "--protocols", *protocols, "--output_dir", tmp_path / name, "--use_cpu", processes=processes)
     one, two = numbers(evaluation(tmp_path / "one")), numbers(evaluation(tmp_path / "two"))
     assert one.keys() == two.keys()
     assert len(one) > 80

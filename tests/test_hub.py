@@ -14,7 +14,7 @@ from transformers import AutoModelForImageClassification
 
 import hf_mixup.networks.backbones  # noqa: F401
 from hub_server import READ, USER, WRITE, LoopbackHub
-from run_script import ROOT
+from run_script import ROOT, forked
 
 SCRIPT = ROOT / "training_scripts/run_mixup.py"
 RUN = ("--max_train_samples", "128", "--max_eval_samples", "60", "--num_train_epochs", "2", "--mix", "automix", "--push_to_hub")
@@ -35,9 +35,11 @@ def process(hub, home, *words, token=WRITE, check=True, **environment) -> subpro
         "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
     }
-    done = subprocess.run(
-        list(map(str, words)), capture_output=True, text=True, timeout=280, check=False, cwd=home, env={**clean, **settings, **environment}
-    )
+    words, environment = list(map(str, words)), {**clean, **settings, **environment}
+    if words[0] == sys.executable:
+        done = forked(words, 280, environment, home, of_torch_alone=True)
+    else:
+        done = subprocess.run(words, capture_output=True, text=True, timeout=280, check=False, cwd=home, env=environment)
     assert not check or done.returncode == 0, done.stderr[-3000:]
     return done
 

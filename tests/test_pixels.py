@@ -1,6 +1,7 @@
 """Images of every depth, orientation and number of channels, as files and as arrays; sizes that follow from the set; bad images by name."""
 
 import io
+import struct
 
 import numpy as np
 import pytest
@@ -50,6 +51,72 @@ def test_32_bits_and_floats_are_scaled_or_refused():
     for bad in (-0.1, float("nan"), float("inf")):
         with refuses("an array of float32 must hold values from 0 to 1"):
             read_image(np.where(unit == unit[3, 3], np.float32(bad), unit))
+
+
+def with_tags(image, **values):
+    """The bytes of an uncompressed TIFF whose tags say otherwise, as others write them. `pixels` are written over its own."""
+    stream = io.BytesIO()
+    image.save(stream, "tiff", tiffinfo={274: 1, 339: 1})  # upright, as most programs say, and unsigned
+    file = bytearray(stream.getvalue())
+    numbers = {"bits": 258, "photometric": 262, "start": 273, "sample_format": 339}
+    places = {name: file.find(struct.pack("<HHI", number, 4 if name == "start" else 3, 1)) + 8 for name, number in numbers.items()}
+    for name in values.keys() - {"pixels"}:
+        file[places[name] : places[name] + 4] = struct.pack("<I", values[name])
+    start = struct.unpack("<I", file[places["start"] : places["start"] + 4])[0]
+    pixels = values.get("pixels", b"")
+    file[start : start + len(pixels)] = pixels
+    return bytes(file)
+
+
+def packed_12(values):
+    bits = "".join(f"{value:012b}" for value in np.asarray(values).ravel())
+    return bytes(int(bits[place : place + 8], 2) for place in range(0, len(bits), 8))
+
+
+DEEP = {
+    "12 bits": (with_tags(Image.fromarray(RAMP), bits=12, pixels=packed_12(RAMP >> 4)), RAMP >> 8),
+    "white is 0": (with_tags(Image.fromarray(RAMP), photometric=0), 255 - (RAMP >> 8)),
+    "floats, white is 0": (with_tags(Image.fromarray((RAMP / 65535).astype(np.float32)), photometric=0), 255 - (RAMP / 257).round()),
+    "8 bits, white is 0": (with_tags(Image.fromarray((RAMP >> 8).astype(np.uint8)), photometric=0), 255 - (RAMP >> 8)),
+    "PGM": (b"P5 24 24 65535 " + RAMP.astype(">u2").tobytes(), RAMP >> 8),
+    "PGM of 12 bits": (b"P5 24 24 4095 " + (RAMP >> 4).astype(">u2").tobytes(), RAMP >> 8),
+    "PGM, dark": (b"P5 24 24 65535 " + (RAMP >> 8).astype(">u2").tobytes(), RAMP >> 16),
+}
+CARD = f"{'SIMPLE  =                    T':80}{'BITPIX  =                   16':80}{'NAXIS   =                    2':80}"
+FITS = (
+    f"{CARD}{'NAXIS1  =                   24':80}{'NAXIS2  =                   24':80}{'END':80}".ljust(2880).encode()
+    + RAMP.astype(">u2").tobytes()
+)
+
+
+def in_a_data_set(file):
+    return Dataset.from_dict(
+        {"image": [{"bytes": file, "path": None}], "label": [0]}, features=Features({"image": ImageColumn(), "label": Value("int64")})
+    )
+
+
+@pytest.mark.parametrize("kind", DEEP)
+def test_a_file_says_how_it_counts(tmp_path, kind):
+    """As bytes, by its path, and in a data set, of a set of one's own too."""
+    file, expected = DEEP[kind]
+    (tmp_path / "file").write_bytes(file)
+    for source in (file, tmp_path / "file", Image.open(io.BytesIO(file))):
+        assert np.abs(np.asarray(read_image(source, 1)).astype(int) - expected).max() <= (kind == "PGM of 12 bits")
+    transform = ImageFormat.of_images(None, "", 24, channels=1).eval_transform(normalise=False)
+    seen = ImageDataset(in_a_data_set(file), "image", "label", transform)[0]["pixel_values"][0].mul(255).round().numpy()
+    assert np.abs(seen - expected).max() <= (kind == "PGM of 12 bits")
+
+
+def test_files_that_are_read_as_other_numbers_are_refused():
+    signed = with_tags(Image.fromarray((RAMP >> 8).astype(np.uint8)), sample_format=2)
+    for file, seen in ((signed, "signed numbers of 8 bits"), (FITS, "FITS of mode I;16")):
+        assert Image.open(io.BytesIO(file)).size == (24, 24)
+        with refuses(f"an image must hold numbers from 0 up, got {seen}.*; save it as PNG or as unsigned TIFF"):
+            read_image(file)
+        with refuses(f"got an error at row 0 \\(an image must hold numbers from 0 up, got {seen}"):
+            ImageDataset(in_a_data_set(file), "image", "label", ImageFormat(24).eval_transform())[0]
+        with refuses("every evaluation image must be readable, got 1 of 1 that are not"):
+            check_readable(in_a_data_set(file), "image", "evaluation")
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,7 @@ from pretrained import TwoViews, saves_every_step, trainer
 from refusals import refuses
 from run_script import ROOT, run_script
 from small import Images, difference, losses, weights
-from test_distributed import SCRIPTS, both, launch
+from test_distributed import both, of_two
 from test_hub import process, python
 
 SMALL = {"projector": (16, 8)}
@@ -767,7 +767,7 @@ def test_pushed_wiped_and_loaded(tmp_path):
 @pytest.mark.slow
 def test_two_processes_are_one_with_both_batches(tmp_path):
     """Without batch norms: losses and gradients are those of one process, candidates come from both, all queues are equal."""
-    one, two = both(tmp_path, launch("--multi_gpu", SCRIPTS / "two_pretraining.py", tmp_path))
+    one, two = both(tmp_path, of_two("two_pretraining.py", tmp_path))
     assert one["processes"] == 2
     for name, (loss, gradient, keys) in {k: v for k, v in one.items() if " " in k}.items():
         assert loss < 1e-5, name

@@ -16,7 +16,7 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
 
 from hf_mixup.core.rng import keyed
-from hf_mixup.data.pixels import read_image
+from hf_mixup.data.pixels import Photograph, read_image
 from hf_mixup.data.tail import Augmentation
 
 
@@ -26,7 +26,7 @@ class OneByOne:
 
     transform: Callable[[PIL.Image.Image | Tensor], PIL.Image.Image | Tensor]
 
-    def __call__(self, images: Iterable[PIL.Image.Image | Tensor], keys: Tensor) -> list[Tensor]:
+    def __call__(self, images: Iterable[PIL.Image.Image | Photograph | Tensor], keys: Tensor) -> list[Tensor]:
         """(C, H, W) for each image, of any size; uint8 if the transform gives bytes."""
         done = []
         with kept_streams():
@@ -47,19 +47,29 @@ class Transform:
         tail: function from a batch of pixels, and a key for each image, to the network's input. It can run on the device, on bytes.
         channels: number of channels of the images.
         each: the part between both: function from images and their keys to pixels of one size, image by image.
+        shrinks_to: (height, width), if `head` does nothing and `each` begins with a `ResizedCrop` to these sides.
     """
 
     head: Callable[[PIL.Image.Image | Tensor], PIL.Image.Image | Tensor]
     tail: Augmentation
     channels: int = 3
-    each: Callable[[Sequence[PIL.Image.Image | Tensor], Tensor], Sequence[Tensor]] | None = None
+    each: Callable[[Sequence[PIL.Image.Image | Photograph | Tensor], Tensor], Sequence[Tensor]] | None = None
+    shrinks_to: tuple[int, int] | None = None
 
-    def opened(self, image: Any) -> PIL.Image.Image | Tensor:
+    def opened(self, image: Any, unreadable: Callable[[Exception], Exception] | None = None) -> PIL.Image.Image | Photograph | Tensor:
         """The image after `head`, from any source that `read_image` takes. Pixels are from 0 to 255, float32 if a processor's resizing does not
-        give whole numbers."""
+        give whole numbers.
+
+        Args:
+            unreadable: function from the error of a file that cannot be decoded to the error to raise. With it, `drawn` may decode the file later.
+        """
+        if unreadable is not None and self.shrinks_to is not None:
+            photograph = Photograph.of(image, self.channels, self.shrinks_to, unreadable)
+            if photograph is not None:
+                return photograph
         return self.head(read_image(image, self.channels))
 
-    def drawn(self, images: Tensor | Sequence[PIL.Image.Image | Tensor], keys: Tensor) -> Tensor | Sequence[Tensor]:
+    def drawn(self, images: Tensor | Sequence[PIL.Image.Image | Photograph | Tensor], keys: Tensor) -> Tensor | Sequence[Tensor]:
         """The pixels (C, H, W) of each image, before `tail`."""
         if self.each is not None:
             return self.each(images, keys)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import logging
 import operator
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -21,7 +23,7 @@ from hf_mixup.core.checks import check_cached_size
 from hf_mixup.core.plan import LABEL_KEYS
 from hf_mixup.core.rng import hashed, keyed
 from hf_mixup.data.augment import Transform, as_pixels
-from hf_mixup.data.pixels import read_image
+from hf_mixup.data.pixels import Photograph, read_image
 from hf_mixup.data.tail import Augmentation
 
 logger = logging.getLogger(__name__)
@@ -80,7 +82,7 @@ class ImageDataset(Keyed, torch.utils.data.Dataset):
         cache: bool = False,
         on_device: bool = False,
     ):
-        self.data = data.select_columns([image_column, label_column])
+        self.data = with_files(data.select_columns([image_column, label_column]), image_column)
         from datasets import Array2D, Array3D, List  # here, because training on your own data set does not need `datasets`
 
         if isinstance(data.features[image_column], (Array2D, Array3D, List)):  # lists would lose the dtype, and so the range of the pixels
@@ -102,17 +104,20 @@ class ImageDataset(Keyed, torch.utils.data.Dataset):
         # of any integer type, because k-fold splits and samplers give numbers of numpy and torch
         rows, copies = zip(*((operator.index(row), copy) for row, copy in pairs), strict=True)
         if self._cache is None:
-            images, labels = zip(*map(self._read, rows), strict=True)
+            images, labels = zip(
+                *(self._read(row, functools.partial(unreadable, self.data, self.image_column, row)) for row in rows), strict=True
+            )
         else:
             images, labels = self._cache[0][list(rows)], [self._cache[1][row] for row in rows]
         epoch = keyed(self.seed, int(self._epoch)).initial_seed()
         keys = hashed(torch.tensor(rows) + (torch.tensor(copies) << 40), epoch)
         return examples_of(self.transform, images, labels, keys, self.on_device)
 
-    def _read(self, row: int) -> tuple[PIL.Image.Image | Tensor, Any]:
+    def _read(self, row: int, later: Callable[[Exception], Exception] | None = None) -> tuple[PIL.Image.Image | Photograph | Tensor, Any]:
+        """`later`: function that makes the error of a photograph that is decoded later; None decodes it now."""
         try:
             example = self.data[row]
-            image = self.transform.opened(example[self.image_column])
+            image = self.transform.opened(file_of(example[self.image_column]), later)
         except Exception as error:
             raise unreadable(self.data, self.image_column, row, error) from None
         return image, example[self.label_column]
@@ -131,8 +136,34 @@ class ImageDataset(Keyed, torch.utils.data.Dataset):
         return images, labels
 
 
+def with_files(data: Dataset, column: str) -> Dataset:
+    """The data set with files instead of decoded images, for `file_of`. `datasets` decodes whole photographs, and loses facts about the file."""
+    from datasets import Image
+
+    feature = data.features[column]
+    plain = isinstance(feature, Image) and feature.decode and feature.mode is None and data.format["type"] is None
+    return data.cast_column(column, Image(decode=False)) if plain else data
+
+
+def file_of(value: Any, tokens: dict[str, str | bool | None] | None = None) -> Any:
+    """A source for `read_image`, from a value of a column of `Image(decode=False)`: the bytes of the file. Other values stay.
+
+    Args:
+        tokens: by repository of the Hub, for files there.
+    """
+    if not (isinstance(value, dict) and set(value) == {"bytes", "path"}):
+        return value
+    if value["bytes"] is not None:
+        return value["bytes"]
+    if value["path"] is not None and "://" not in value["path"]:
+        return Path(value["path"]).read_bytes()
+    from datasets import Image
+
+    return Image().decode_example(value, tokens)
+
+
 def examples_of(
-    transform: Transform, images: Sequence[PIL.Image.Image | Tensor], labels: Sequence[Any], keys: Tensor, on_device: bool
+    transform: Transform, images: Sequence[PIL.Image.Image | Photograph | Tensor], labels: Sequence[Any], keys: Tensor, on_device: bool
 ) -> list[dict[str, Any]]:
     """Examples from images after the transform's head: finished, or with the keys for the tail on the device."""
     pixels = transform.drawn(images, keys)
@@ -223,7 +254,8 @@ def check_readable(data: Dataset, column: str, name: str, workers: int = 0) -> N
         name: name of the data set, for the message and the progress bar.
         workers: number of processes that read.
     """
-    found = torch.utils.data.DataLoader(_Faults(data.select_columns([column]), column), batch_size=None, num_workers=workers)
+    faults = _Faults(with_files(data.select_columns([column]), column), column)
+    found = torch.utils.data.DataLoader(faults, batch_size=None, num_workers=workers)
     broken = [fault for fault in tqdm(found, total=len(data), desc=f"checking {name}", disable=None) if fault]
     for fault in broken:
         logger.warning("%s", fault)
@@ -246,8 +278,8 @@ class _Faults(torch.utils.data.Dataset):
 
     def __getitem__(self, row: int) -> str:
         try:
-            value = self.data[row][self.column]
-            if value is None or isinstance(value, PIL.Image.Image):
+            value = file_of(self.data[row][self.column])
+            if value is None or isinstance(value, (bytes, PIL.Image.Image)):
                 read_image(value)
         except Exception as error:
             return f"{place(self.data, self.column, row)} ({one_line(error)})"

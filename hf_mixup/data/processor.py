@@ -20,6 +20,7 @@ from hf_mixup.core.checks import check_channel_values, check_known
 from hf_mixup.core.hub import told_plainly
 from hf_mixup.data.augment import OneByOne, Transform, posterized
 from hf_mixup.data.dataset import unreadable
+from hf_mixup.data.pixels import Photograph
 from hf_mixup.data.probe import is_timm, pixels_of, probe, processed
 from hf_mixup.data.tail import Augmentation
 
@@ -224,7 +225,10 @@ class ImageFormat:
         steps += [v2.RandomHorizontalFlip()] if horizontal_flip else []
         if auto_augment:
             steps.append(form._auto_augment(auto_augment, max(sides)))
-        return Transform(head_, form.normalisation(erasing=random_erasing), form.channels, OneByOne(v2.Compose(steps or [v2.Identity()])))
+        each = OneByOne(v2.Compose(steps or [v2.Identity()]))
+        # without a filter other pixels would be taken
+        shrinks = crop == "resized" and not resize and form.interpolation != "nearest"
+        return Transform(head_, form.normalisation(erasing=random_erasing), form.channels, each, sides if shrinks else None)
 
     def _auto_augment(self, policy: str, size: int) -> Callable:
         from timm.data.auto_augment import augment_and_mix_transform, auto_augment_transform, posterize, rand_augment_transform
@@ -375,11 +379,14 @@ class ResizedCrop:
     interpolation: InterpolationMode
     squash: bool
 
-    def __call__(self, image: PIL.Image.Image | Tensor) -> PIL.Image.Image | Tensor:
-        width, height = image.size if isinstance(image, PIL.Image.Image) else (image.shape[-1], image.shape[-2])
+    def __call__(self, image: PIL.Image.Image | Photograph | Tensor) -> PIL.Image.Image | Tensor:
+        width, height = (image.shape[-1], image.shape[-2]) if isinstance(image, Tensor) else image.size
         aspect = width / height if self.squash else self.sides[1] / self.sides[0]
-        ratio = (3 / 4 * aspect, 4 / 3 * aspect)
-        return v2.RandomResizedCrop(self.sides, self.scale, ratio, self.interpolation)(image)
+        ratio = [3 / 4 * aspect, 4 / 3 * aspect]
+        box = v2.RandomResizedCrop.get_params(torch.empty(()).expand(1, height, width), list(self.scale), ratio)
+        if isinstance(image, Photograph):
+            return image.resized_crop(*box, self.sides, FILTERS.index(self.interpolation.value))
+        return v2.functional.resized_crop(image, *box, list(self.sides), self.interpolation)
 
 
 def _median_side(dataset: Dataset, column: str) -> tuple[int, int]:

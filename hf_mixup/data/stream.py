@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import re
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from hf_mixup.arguments import DataArguments
 from hf_mixup.core.checks import check_known, needed
 from hf_mixup.core.rng import hashed, keyed
 from hf_mixup.data.augment import Transform
-from hf_mixup.data.dataset import Keyed, examples_of, one_line
+from hf_mixup.data.dataset import Keyed, examples_of, file_of, one_line
 from hf_mixup.data.labels import ONE_CLASS, Labels, listed, matched
 from hf_mixup.data.sources import (
     EVALUATION_SPLITS,
@@ -77,10 +78,10 @@ class StreamedSplit:
                 yield place, image, self._number(label, place, image)
 
     def image(self, value: dict[str, Any] | None) -> Any:
-        """The decoded image for a value of the image column."""
+        """A source for `read_image`, from a value of the image column."""
         if value is not None and value.get("bytes") is None and self.folder is not None:
             value = {**value, "path": in_folder(value["path"], self.folder)}
-        return Image().decode_example(value, self.tokens)
+        return file_of(value, self.tokens)
 
     def at(self, place: int, value: dict[str, Any] | None) -> str:
         """For a sentence."""
@@ -145,14 +146,16 @@ class ImageStream(Keyed, torch.utils.data.IterableDataset):
         for count, (place, value, label) in enumerate(self.split.rows(epoch % 2**32 if self.shuffle else None)):
             if count // self.batch_size % workers != worker:
                 continue
+            refused = functools.partial(self._unreadable, place, value)
             try:
-                image = self.transform.opened(self.split.image(value))
+                image = self.transform.opened(self.split.image(value), refused)
             except Exception as error:
-                raise ValueError(
-                    f"every row must hold a readable image, got an error at {self.split.at(place, value)} ({one_line(error)}); "
-                    "repair or drop that row."
-                ) from None
+                raise refused(error) from None
             yield from examples_of(self.transform, [image], [label], hashed(torch.tensor([place]), epoch), self.on_device)
+
+    def _unreadable(self, place: int, value: Any, error: Exception) -> ValueError:
+        where = self.split.at(place, value)
+        return ValueError(f"every row must hold a readable image, got an error at {where} ({one_line(error)}); repair or drop that row.")
 
 
 def load_stream(
