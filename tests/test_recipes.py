@@ -1,6 +1,7 @@
 """Recipes and networks of the published tables: every row of them has a configuration, and each builds as published."""
 
 import copy
+import functools
 import json
 import math
 import sys
@@ -137,6 +138,11 @@ def test_recipe_is_sound(name):
     assert set(read_recipe(name, RECIPES, mix=["vanilla"])) <= known_arguments()
 
 
+@functools.cache
+def written_in(recipe) -> dict:
+    return yaml.safe_load((RECIPES / f"{recipe}.yaml").read_text())
+
+
 def choice(mix, arguments) -> MethodChoice:
     build = {key: arguments.get(key) for key in ("mix_prob", "alpha", "mix_args", "mode", "loss")}
     return MethodChoice.build(mix, **build)
@@ -154,7 +160,7 @@ def test_every_published_row_resolves():
     for row in ROWS:
         run = resolve(row, RECIPES)
         recipes.add(run.recipe)
-        written = yaml.safe_load((RECIPES / f"{run.recipe}.yaml").read_text())
+        written = written_in(run.recipe)
         names = "+".join(run.mix)
         assert names in ("vanilla", "smoothmix") or names in written["for_method"], (run.recipe, names)  # SmoothMix has no alpha
         fine_tuned = row["setting"] == "finetune"
