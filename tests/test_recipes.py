@@ -1,6 +1,7 @@
 """Recipes and networks of the published tables: every row of them has a configuration, and each builds as published."""
 
 import copy
+import functools
 import json
 import math
 import sys
@@ -178,6 +179,11 @@ def test_what_the_small_transformer_trains_has_its_arguments_in_the_digits_recip
     assert {name for name in wanted if written.get(name) != written["transmix"]} == set()
 
 
+@functools.cache
+def written_in(recipe) -> dict:
+    return yaml.safe_load((RECIPES / f"{recipe}.yaml").read_text())
+
+
 def choice(mix, arguments) -> MethodChoice:
     build = {key: arguments.get(key) for key in ("mix_prob", "alpha", "mix_args", "mode", "loss")}
     return MethodChoice.build(mix, **build)
@@ -195,7 +201,7 @@ def test_every_published_row_resolves():
     for row in ROWS:
         run = resolve(row, RECIPES)
         recipes.add(run.recipe)
-        written = yaml.safe_load((RECIPES / f"{run.recipe}.yaml").read_text())
+        written = written_in(run.recipe)
         names = "+".join(run.mix)
         assert names in ("vanilla", "smoothmix") or names in written["for_method"], (run.recipe, names)  # SmoothMix has no alpha
         fine_tuned = row["setting"] == "finetune"

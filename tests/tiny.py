@@ -42,13 +42,13 @@ _OWN = {
     "moganet": ("MogaNet", {"depths": (1, 1, 1, 1), "widths": (8, 8, 16, 16)}),
 }
 _TIMM = {
-    "timm_resnet": ("resnet10t", {}),
-    "timm_vit": ("vit_tiny_patch16_224", {"img_size": SIDE, "depth": 2}),
+    "timm_resnet": ("resnet10t", {"channels": (8, 8, 16, 16), "stem_width": 8}),
+    "timm_vit": ("vit_tiny_patch16_224", {"img_size": SIDE, "depth": 2, "embed_dim": 48}),
     "timm_swin": (
         "swin_tiny_patch4_window7_224",
         {"img_size": SIDE, "depths": (1, 1, 1), "embed_dim": 12, "num_heads": (1, 1, 2), "window_size": 2},
     ),
-    "timm_convnext": ("convnext_atto", {}),
+    "timm_convnext": ("convnext_atto", {"dims": (8, 8, 16, 16), "depths": (1, 1, 1, 2)}),
     "timm_efficientnet": ("efficientnet_lite0", {}),
 }
 FAMILIES = [*_OWN, *_CONFIGS, *_TIMM]
