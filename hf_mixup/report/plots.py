@@ -221,9 +221,9 @@ def benchmark_chart(path: str | Path, table: Mapping[str, Mapping[str, tuple[flo
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(axis="x", alpha=0.3)
     runs = sorted({number for cells in table.values() for _, _, number in cells.values()})
-    count = f"n = {runs[0]}" + (f" to {runs[-1]}" if len(runs) > 1 else "") + " runs"
-    dotted = "; grey: vanilla" if "vanilla" in table else ""
-    figure.supxlabel(f"point and bar: mean ± deviation, {count}{dotted}", fontsize=9)
+    count = f"mean ± deviation, n = {runs[0]}" + (f" to {runs[-1]}" if len(runs) > 1 else "") + " runs"
+    grey = "; grey: vanilla" if "vanilla" in table else ""
+    figure.supxlabel(("single runs, n = 1" if runs == [1] else count) + grey, fontsize=9)
     figure.savefig(path)
 
 
