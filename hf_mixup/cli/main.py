@@ -21,6 +21,7 @@ SCRIPT_OF = {
     "visualize": ("visualize_mixup", "draw mixtures of images"),
     "convert": ("convert_openmixup", "convert a checkpoint of OpenMixup"),
 }
+HELP = ("-h", "--help", "--help-all", "--help_all")
 OTHERS = {"methods": "list the mixing methods", "env": "show versions, for bug reports"}
 LAUNCHED = ("train", "pretrain", "evaluate")  # commands that can use several processes
 PACKAGES = (
@@ -31,14 +32,17 @@ PACKAGES = (
 
 def main(argv: list[str] | None = None) -> int:
     """Runs a command and returns the exit status."""
-    argv = sys.argv[1:] if argv is None else argv
-    name, rest = (argv[0], argv[1:]) if argv else ("--help", [])
-    if name in ("-h", "--help", "--help-all", "--help_all", "help"):
+    words = sys.argv[1:] if argv is None else argv
+    name, rest = (words[0], words[1:]) if words else ("--help", [])
+    if name in (*HELP, "help"):
         print(usage())
         return 0
     if name == "--version":
         print(f"hf_mixup {__version__}")
         return 0
+    if argv is None and any(word in HELP for word in rest):
+        # this process shows a text and ends, and transformers would import peft, which takes longer than all else
+        sys.modules.setdefault("peft", None)  # type: ignore[arg-type]
     return run(lambda words, prog: command(name, words), rest, "hf-mixup")
 
 

@@ -23,12 +23,16 @@ def centred_boxes(side: Tensor, row: Tensor, col: Tensor, size: tuple[int, int])
         row, col: (n,) the centre, in pixels.
         size: (H, W) of the image.
     """
-    lengths = torch.tensor(size)
+    return _around(side, torch.stack([row, col], 1), torch.tensor(size))
+
+
+def _around(side: Tensor, centre: Tensor, lengths: Tensor) -> Tensor:
+    """The same for centres (n, 2) and the lengths (2,) of the image's sides."""
+    size = tuple(lengths.tolist())
     ratio = side.double() if min(size) > 1 else side.double() ** 2
-    half = ((ratio[:, None] * lengths).long() // 2).to(row.device, non_blocking=True)
-    centre = torch.stack([row, col], 1)
+    half = ((ratio[:, None] * lengths).long() // 2).to(centre.device, non_blocking=True)
     edges = torch.stack([centre - half, centre + half], 2).clamp_(min=0)  # (n, 2 axes, 2 ends)
-    edges = torch.minimum(edges, lengths[:, None].to(row.device, non_blocking=True)).flatten(1)
+    edges = torch.minimum(edges, lengths[:, None].to(centre.device, non_blocking=True)).flatten(1)
     return edges if min(size) > 1 else _whole_across(edges, size)
 
 
@@ -45,13 +49,11 @@ def random_boxes(area: Tensor, size: tuple[int, int], rng: torch.Generator, marg
 
     `margin` keeps centres away from the border, by this share of the box's side, so that less is clipped. At 0.5 nothing is clipped.
     """
-    side = area.sqrt()
+    side, lengths = area.sqrt(), torch.tensor(size)
     if margin == 0:  # nothing else to work out
-        places = torch.rand(len(side), 2, generator=rng, dtype=torch.float64) * torch.tensor(size)
-        return centred_boxes(side, *places.long().unbind(1), size)
-    lengths = torch.tensor(size)
+        return _around(side, (torch.rand(len(side), 2, generator=rng, dtype=torch.float64) * lengths).long(), lengths)
     away = (margin * (side[:, None] * lengths).floor()).long()
-    return centred_boxes(side, *integers(away, lengths - away, rng).unbind(1), size)
+    return _around(side, integers(away, lengths - away, rng), lengths)
 
 
 def minmax_boxes(minmax: tuple[float, float], count: int, size: tuple[int, int], rng: torch.Generator) -> Tensor:

@@ -163,7 +163,10 @@ class MixPlan:
         return self.index[:, 1:]
 
     def to(self, device: torch.device | str) -> MixPlan:
-        """The same plan on a device."""
+        """The same plan on a device; itself where it is there."""
+        parts = (self.index, self.weight, *(self.sources or ()), self.mask.edges if isinstance(self.mask, Boxes) else self.mask.value)
+        if {part.device for part in parts} == {torch.device(device)}:
+            return self
         match self.mask:
             case Boxes(edges, size):
                 mask = Boxes(edges.to(device, non_blocking=True), size)
@@ -174,7 +177,7 @@ class MixPlan:
 
     def reweighted(self, weight: Tensor) -> MixPlan:
         """The same plan with other label weights, (B, K)."""
-        return replace(self, weight=weight)
+        return self if weight is self.weight else replace(self, weight=weight)
 
     def dense_mask(self, size: Size) -> Tensor:
         """(B, K, h, w): the mask on a grid of any size, such as the tokens of a ViT."""
@@ -387,10 +390,10 @@ def is_mask(name: str) -> bool:
 def mix_others(plan: MixPlan, others: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The network's other inputs after mixing, by name, (B, ...) each. A mask, such as `attention_mask`, becomes the union over the images that
     are visible. All others keep the own row."""
-    index, seen = plan.index, plan.mask.seen()
+    index = plan.index
 
     def united(rows: Tensor) -> Tensor:
-        parts = rows[index.to(rows.device)]
+        parts, seen = rows[index.to(rows.device)], plan.mask.seen()
         shown = seen.to(rows.device).view(*seen.shape, *[1] * (rows.ndim - 1))
         return (parts * shown.to(rows.dtype)).amax(1)
 

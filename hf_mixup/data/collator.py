@@ -352,7 +352,8 @@ def _unpack(examples: list, every_column: bool, name: str | None) -> tuple[list[
     """Splits a list of examples into images, labels, other columns that can become tensors, and the name of the image column."""
     if not examples:
         check_examples(examples)
-    examples = [as_mapping(example, name or "pixel_values") for example in examples]
+    if {*map(type, examples)} != {dict}:
+        examples = [as_mapping(example, name or "pixel_values") for example in examples]
     first = examples[0]
     image_key, label_key = input_key(first, name), _label_key(first)
     others = {}
