@@ -1,6 +1,7 @@
 """Class names from folder to checkpoint and back, through both scripts: the same answer, whatever the order of the names."""
 
 import json
+import shutil
 import sys
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 import torch
 from datasets import Dataset, DatasetDict, Features, Image, List, Value
 from PIL import Image as Pillow
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import ImageClassificationPipeline, pipeline
 
 from hf_mixup.arguments import DataArguments
@@ -169,3 +170,14 @@ def test_pictures_are_of_the_checkpoints_classes(checkpoint, tmp_path):
     assert names == NAMES
     assert labels == pixels.mean((2, 3)).argmax(1).tolist()
     assert set(labels) == {0, 1, 2}
+
+
+def test_a_network_that_gives_nan_is_refused(checkpoint, tmp_path):
+    """It has no accuracy, where NaN would be sorted as some class."""
+    shutil.copytree(checkpoint, tmp_path / "nan")
+    path = tmp_path / "nan" / "model.safetensors"
+    weights = load_file(path)
+    weights["classifier.1.bias"][0] = float("nan")
+    save_file(weights, path, metadata={"format": "pt"})
+    with refuses("the network must give finite numbers, got NaN for 12 of 12 images"):
+        evaluation(tmp_path / "nan", folder(tmp_path / "data", {name: name for name in NAMES}), tmp_path / "out")

@@ -4,9 +4,10 @@ import evaluate
 import numpy as np
 import pytest
 import torch
+from transformers import EvalPrediction
 
 from hf_mixup.evaluation.measures import Brier, CalibrationError, NegativeLogLikelihood, TopK, all_measures
-from hf_mixup.evaluation.metrics import confidence_bins
+from hf_mixup.evaluation.metrics import classification_metrics, confidence_bins
 
 # ten predictions of two classes: confidence of class 0, and whether that is right
 CONFIDENCE = [0.95, 0.95, 0.85, 0.85, 0.85, 0.85, 0.65, 0.65, 0.55, 0.55]
@@ -124,3 +125,10 @@ def test_refuses_measures_of_nothing():
         CalibrationError(0)
     with pytest.raises(ValueError, match="k must be a whole number of at least 1, got 0"):
         TopK(0)
+
+
+def test_a_network_that_gives_nan_is_never_right():
+    scores = np.array([[np.nan, 1.0, 2.0], [np.nan] * 3, [0.0, 3.0, 1.0]], np.float32)
+    for classes in ([2, 0, 1], [0, 1, 1], [0, 2, 1]):
+        found = classification_metrics(EvalPrediction(scores, np.array(classes)))
+        assert (found["top1"], found["top5"]) == (pytest.approx(1 / 3), pytest.approx(1 / 3))

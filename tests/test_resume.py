@@ -13,7 +13,7 @@ import killed
 from hf_mixup import METHODS
 from hf_mixup.training.checkpoints import last_complete_checkpoint, what_is_wrong
 from refusals import refuses
-from small import Images, difference, trainer, vit, weights
+from small import Images, difference, resnet, trainer, vit, weights
 
 
 def test_row_35_changed_run(tmp_path):
@@ -179,3 +179,16 @@ OFTEN = ("cutmix", "puzzlemix", "recursivemix", "automix")
 @pytest.mark.parametrize("method", sorted(METHODS, key=lambda name: name not in OFTEN))
 def test_killed_anywhere_and_resumed_is_bit_identical(tmp_path, method, processes):
     killed.ends_alike(tmp_path, partial(killed.by, method=method), processes, 20 if method in OFTEN else 1)
+
+
+def test_classes_of_another_order_are_refused(tmp_path):
+    """The weights of the classifier would go on for other classes."""
+    network = resnet()
+    network.config.id2label = dict(enumerate(["ant", "bee", "cow", "dog"]))
+    trainer(tmp_path, network, max_steps=2, save_strategy="steps", save_steps=2).train()
+    for names in (["bee", "cow", "dog", "owl"], ["ant", "cow", "bee", "dog"]):
+        network = resnet()
+        network.config.id2label = dict(enumerate(names))
+        for changes in ({}, {"allow_method_change": True}):
+            with refuses("a resumed run must have the classes of before, got '(bee|cow)' in the place of '(ant|bee)', number [01]"):
+                trainer(tmp_path, network, max_steps=3, **changes).train(resume_from_checkpoint=True)

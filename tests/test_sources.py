@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import shutil
 import tarfile
 from pathlib import Path
 
@@ -14,7 +15,9 @@ from PIL import Image as Pillow
 
 from hf_mixup.arguments import DataArguments
 from hf_mixup.core.losses import BCE, CrossEntropy
+from hf_mixup.data.dataset import ImageDataset
 from hf_mixup.data.labels import matched, of_network
+from hf_mixup.data.processor import ImageFormat
 from hf_mixup.data.sources import KnownClasses, check_loss, digits, load_images
 from hf_mixup.report.run_folder import RunFolder, facts_of
 from refusals import refuses
@@ -465,6 +468,115 @@ def test_lists_are_several_classes(tmp_path):
         check_loss(images, [BCE()])
         with refuses("labels must fit the loss CrossEntropy, got lists of classes in column 'label'; pass --loss bce"):
             check_loss(images, [CrossEntropy()])
+
+
+def test_lists_are_read_alike_in_all_splits(tmp_path):
+    """Classes 0 and 1 of one split look like a share for each of two classes."""
+    classes, shares = [[0, 3], [1, 2], [0]], [[1, 0, 0], [0, 1, 0], [0, 0, 1]]
+    kind = List(Value("int64"))
+    images = load(dataset_name=saved(tmp_path / "a", train=table(classes, kind), test=table([[0, 1], [1, 0], [0, 1]], kind)))
+    assert images.label_names == ["0", "1", "2", "3"]
+    assert images.evaluation["label"][:] == [[1, 1, 0, 0]] * 3
+    for place, (other, message) in enumerate([
+        ([[1, 0], [0, 1], [0, 1]], "lists of shares must have one length in all splits, got 3 in 'train' and 2 in 'test' of column 'label'"),
+        ([[0], [1], [2]], "of one kind in all splits, got a share for each class in 'train' and class numbers in 'test' of column 'label'"),
+    ]):  # fmt: skip
+        with refuses(message):
+            load(dataset_name=saved(tmp_path / str(place), train=table(shares, kind), test=table(other, kind)))
+
+
+def test_whole_floats_are_read_alike_in_all_splits(tmp_path):
+    """`datasets` reads all splits of a table with the type of the first, whose hole makes it floats."""
+    holes, whole = (table(labels, Value("float64"), (*SHADES, "dog")) for labels in ([0, None, 2, 1], [0, 1, 2, 1]))
+    for place, splits in enumerate([{"train": holes, "test": whole}, {"train": whole, "test": holes}]):
+        images = load(dataset_name=saved(tmp_path / str(place), **splits))
+        assert images.label_names == ["0", "1", "2"]
+        for split in splits.values():
+            assert {(shade, label) for shade, label in seen(images.train) + seen(images.evaluation)} == {(40, 0), (120, 1), (200, 2)}, split
+
+
+@pytest.mark.parametrize("extension", ["parquet", "arrow"])
+def test_files_that_list_their_classes_otherwise_are_refused(tmp_path, extension):
+    """`datasets` would take the numbers of all files for those of the first."""
+    first, second = (table([0, 1, 2], ClassLabel(names=names)) for names in (["cat", "dog", "owl"], ["owl", "cat", "dog"]))
+
+    def write(data, name):
+        if extension == "parquet":
+            data.to_parquet(tmp_path / name)
+        else:
+            data.save_to_disk(tmp_path / "made")
+            os.replace(next((tmp_path / "made").glob("*.arrow")), tmp_path / name)
+            shutil.rmtree(tmp_path / "made")
+
+    write(first, f"train.{extension}"), write(first, f"validation.{extension}")
+    right(load(dataset_name=tmp_path), 1, SHADES, split="evaluation")
+    for name in ("validation", "train-00001"):
+        write(second, f"{name}.{extension}")
+        with refuses(
+            f"files of one data set must list their classes alike, got 'cat', .* in train.{extension} and 'owl', .*, column 'label'"
+        ):
+            load(dataset_name=tmp_path)
+        os.remove(tmp_path / f"{name}.{extension}")
+    with refuses("splits that are joined must have the same columns and classes, got ClassLabel"):
+        load(dataset_name=saved(tmp_path / "x", train=first, validation=second, test=first), train_split="train+validation")
+
+
+@pytest.mark.parametrize("beside", ["README.md", "classes.txt", "notes.xml", "labels.csv", "meta.json"])
+def test_a_file_beside_class_folders_changes_nothing(tmp_path, beside):
+    """`datasets` would read the folder, leave out links, and order numbers by their letters."""
+    folder(tmp_path / "data", ("10", "9", "1"), 2), folder(tmp_path / "elsewhere", ("11",), 2)
+    os.symlink(tmp_path / "elsewhere" / "11", tmp_path / "data" / "11")
+    (tmp_path / "data" / beside).write_text("{}" if beside.endswith("json") else "a,b\n")
+    images = load(dataset_name=tmp_path / "data", train_val_split=0.5)
+    assert images.label_names == ["1", "9", "10", "11"]
+    assert len(images.train) + len(images.evaluation) == 8
+
+
+@pytest.mark.parametrize("kind", ["torch", "numpy"])
+def test_a_format_that_was_saved_is_left_out(tmp_path, kind):
+    """It would give the numbers of a palette's colours as pixels, and hide columns."""
+    pictures = [Pillow.new("RGB", (6, 5), (shade, shade, shade)).quantize(8) for shade in SHADES.values()]
+    data = table([0, 1, 2], ClassLabel(names=list(SHADES)), images=pictures)
+    path = saved(tmp_path, train=data.with_format(kind), test=data.with_format(kind, columns=["image"]))
+    images = load(dataset_name=path)
+    right(images, 1, SHADES), right(images, 1, SHADES, split="evaluation")
+    transform = ImageFormat(8).eval_transform(normalise=False)
+    for given in (images.evaluation, data.with_format(kind)):
+        rows = ImageDataset(given, "image", "label", transform)
+        assert [round(float(row["pixel_values"].mean() * 255)) for row in rows] == list(SHADES.values())
+    changed = data.with_transform(lambda rows: {**rows, "image": [Pillow.new("L", (6, 5), 77) for _ in rows["image"]]})
+    assert round(float(ImageDataset(changed, "image", "label", transform)[0]["pixel_values"].mean() * 255)) == 77
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", None])
+def test_a_declared_mode_clips_nothing(tmp_path, mode):
+    deep = [Pillow.fromarray(np.full((6, 5), 256 * shade, np.uint16)) for shade in SHADES.values()]
+    features = Features({"image": Image(mode=mode), "label": ClassLabel(names=list(SHADES))})
+    coloured = Pillow.new("RGB", (6, 5), (200, 0, 0))
+    data = Dataset.from_dict({"image": [*deep, coloured], "label": [0, 1, 2, 0]}, features=features)
+    images = load(dataset_name=saved(tmp_path, train=data, test=data))
+    rows = ImageDataset(images.train, "image", "label", ImageFormat(8).eval_transform(normalise=False))
+    assert [round(float(rows[row]["pixel_values"].mean() * 255)) for row in range(3)] == list(SHADES.values())
+    channels = rows[3]["pixel_values"].mean((1, 2)) * 255
+    assert channels.round().tolist() == ([60, 60, 60] if mode == "L" else [200, 0, 0])
+
+
+def test_columns_that_can_be_mistaken_are_asked_for(tmp_path):
+    kinds = {"image": Image(), "sex": ClassLabel(names=["f", "m"]), "label": Value("int64"), "mask": Image()}
+    rows = {"image": [picture(shade) for shade in SHADES.values()], "sex": [0, 1, 0], "label": [0, 1, 2], "mask": [picture()] * 3}
+    data = Dataset.from_dict(rows, features=Features(kinds))
+    path = saved(tmp_path / "a", train=data, test=data)
+    with refuses("the label column must be known, got 'sex' of type label and 'label' of that name in 'train'; pass --label_column_name"):
+        load(dataset_name=path)
+    assert load(dataset_name=path, label_column_name="label").label_names == ["0", "1", "2"]
+    paths = [str(tmp_path / f"{name}.png") for name in SHADES]
+    for place, shade in zip(paths, SHADES.values(), strict=True):
+        picture(shade).save(place)
+    data = data.remove_columns(["image", "sex"]).add_column("image", paths)
+    path = saved(tmp_path / "b", train=data, test=data)
+    with refuses("the image column must be known, got 'mask' of type image and 'image' of that name"):
+        load(dataset_name=path)
+    assert seen(load(dataset_name=path, image_column_name="image").train) == [(40, 0), (120, 1), (200, 2)]
 
 
 def test_floats_are_a_regression(tmp_path):

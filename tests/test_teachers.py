@@ -102,6 +102,39 @@ def test_every_method_with_a_teacher_renormalises(name, tmp_path):
     assert METHODS[name]
 
 
+@pytest.mark.parametrize(("name", "fields"), [("supermix", {"target": "teacher", "max_iter": 2}), ("tokenmix", {"scores": "activation"})])
+def test_classes_of_a_teacher_are_matched_by_name(name, fields, tmp_path):
+    """A teacher that has the same classes in another order says the same."""
+    order = [3, 0, 4, 1, 2]  # the class of each output of the second teacher
+    found = []
+    for place in (range(tiny.NUM_LABELS), order):
+        teacher = tiny.network("resnet").eval()
+        with torch.no_grad():
+            for value in teacher.classifier.parameters():
+                value.copy_(value[list(place)])
+        teacher.config.id2label = {output: f"class {own}" for output, own in enumerate(place)}
+        teacher.save_pretrained(tmp_path / str(list(place)))
+        student = tiny.network("vit")
+        student.config.id2label = {number: f"class {number}" for number in range(tiny.NUM_LABELS)}
+        model = MixupModel(student, get_method(name, teacher=str(tmp_path / str(list(place))), **fields)).train()
+        found.append(model(*tiny.batch(), MixKey(1, 0, 0)).targets)
+    assert_close(*found)
+    assert not torch.equal(found[0], found[0][:, order])
+    student.config.id2label[2] = "other"
+    with refuses("a teacher must know the classes of the network by name, got .* without 'other'; rename"):
+        MixupModel(student, get_method(name, teacher=str(tmp_path / str(order)), **fields))
+
+
+def test_a_teacher_without_a_classifier_is_asked_for_features_only(tmp_path):
+    tiny.network("resnet").resnet.save_pretrained(tmp_path)
+    MixupModel(tiny.network("vit"), get_method("attentivemix", teacher=str(tmp_path)))
+    for name, fields in (("supermix", {}), ("tokenmix", {"scores": "activation"})):
+        with refuses("a teacher that is asked for classes must hold a classifier, got none in"):
+            MixupModel(tiny.network("vit"), get_method(name, teacher=str(tmp_path), **fields))
+    with refuses("a teacher that is asked for classes must hold a classifier, got none in"):
+        MixupModel(tiny.network("vit"), "cutmix", teacher=str(tmp_path))
+
+
 @dataclass(frozen=True)
 class SeenByAnother(LabelPolicy):
     """Keeps the features that it was given."""

@@ -33,8 +33,12 @@ def classes_of_checkpoint(model: ModelArguments, args: MixupTrainingArguments) -
     if model.model_name_or_path is None:
         return None
     names = network_classes(checkpoint_config(model.model_name_or_path, **hub_of(model)))
-    trains = args.do_train and (args.max_steps > 0 or args.num_train_epochs > 0)
-    return KnownClasses(names, fresh=model.ignore_mismatched_sizes, trains=trains)
+    return KnownClasses(names, fresh=model.ignore_mismatched_sizes, trains=trains(args))
+
+
+def trains(args: MixupTrainingArguments) -> bool:
+    """Whether the run takes a step."""
+    return args.do_train and (args.max_steps > 0 or args.num_train_epochs > 0)
 
 
 def build_model(
@@ -47,7 +51,7 @@ def build_model(
         processor = model.image_processor_name or model.model_name_or_path
         network = load_classifier(
             model.model_name_or_path, image_size=data.image_size, config_name=model.config_name, num_labels=len(images.label_names),
-            ignore_mismatched_sizes=model.ignore_mismatched_sizes, **labels, **hub,
+            ignore_mismatched_sizes=model.ignore_mismatched_sizes, fresh_classifier=trains(args), **labels, **hub,
         )  # fmt: skip
         return described(network, format_of_checkpoint(data, processor, channels_of(network), **hub), data.train_image_size)
     form = format_from_scratch(data, images.train, images.image_column)

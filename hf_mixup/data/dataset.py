@@ -32,6 +32,10 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 
+# of a column of images whose mode is declared, those without colours
+GREY_MODES = ("1", "L", "LA", "I", "F")
+
+
 class Keyed:
     """The base of data sets and streams: images with keyed augmentation, which may be left to the device."""
 
@@ -82,10 +86,15 @@ class ImageDataset(Keyed, torch.utils.data.Dataset):
         cache: bool = False,
         on_device: bool = False,
     ):
-        self.data = with_files(data.select_columns([image_column, label_column]), image_column)
-        from datasets import Array2D, Array3D, List  # here, because training on your own data set does not need `datasets`
+        from datasets import Array2D, Array3D, Image, List  # here, because training on your own data set does not need `datasets`
 
-        if isinstance(data.features[image_column], (Array2D, Array3D, List)):  # lists would lose the dtype, and so the range of the pixels
+        feature = data.features[image_column]
+        data = unformatted(data).select_columns([image_column, label_column])
+        self._grey = isinstance(feature, Image) and feature.mode in GREY_MODES
+        if isinstance(feature, Image) and feature.mode is not None:  # `datasets` would clip deeper pixels to it
+            data = data.cast_column(image_column, Image())
+        self.data = with_files(data, image_column)
+        if isinstance(feature, (Array2D, Array3D, List)):  # lists would lose the dtype, and so the range of the pixels
             self.data = self.data.with_format("numpy", columns=[image_column], output_all_columns=True)
         self.image_column, self.label_column = image_column, label_column
         super().__init__(transform, seed, on_device)
@@ -117,7 +126,8 @@ class ImageDataset(Keyed, torch.utils.data.Dataset):
         """`later`: function that makes the error of a photograph that is decoded later; None decodes it now."""
         try:
             example = self.data[row]
-            image = self.transform.opened(file_of(example[self.image_column]), later)
+            image = file_of(example[self.image_column])
+            image = self.transform.opened(read_image(image, 1) if self._grey else image, later)
         except Exception as error:
             raise unreadable(self.data, self.image_column, row, error) from None
         return image, example[self.label_column]
@@ -134,6 +144,12 @@ class ImageDataset(Keyed, torch.utils.data.Dataset):
             images[row] = pixels
             labels.append(label)
         return images, labels
+
+
+def unformatted(data: Dataset) -> Dataset:
+    """Without a format that was set, such as `torch`, which is saved with a data set and gives palettes as their numbers. A transform of one's
+    own stays."""
+    return data if data.format["type"] in (None, "custom") else data.with_format(None)
 
 
 def with_files(data: Dataset, column: str) -> Dataset:

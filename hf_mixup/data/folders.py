@@ -22,6 +22,8 @@ logger = logging.getLogger(__name__)
 # usual names of splits; they are not classes
 SPLITS = ("train", "training", "validation", "val", "valid", "dev", "eval", "evaluation", "test", "testing")
 ARCHIVES = {".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar"}
+# data that is read instead of images if there are more such files
+TABLES = (".csv", ".tsv", ".json", ".jsonl", ".parquet", ".arrow", ".feather", ".txt", ".xml", ".h5", ".hdf5", ".lance", ".npy", ".npz")
 # formats that Pillow lists, but reads only with another program or not at all
 UNREADABLE = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
 
@@ -188,6 +190,13 @@ def _tell(found: Listing, folder: str | os.PathLike, names: list[str]) -> None:
         logger.info("%s: files that are no images are left out: %s", folder, ", ".join(f"{n} {kind}" for kind, n in left.most_common(5)))
 
 
+def _says_more(file: Path) -> bool:
+    """Whether a file beside images says what they are, or holds more of them: a table of labels, a card with a configuration, an archive."""
+    if file.name == "README.md":
+        return bool(re.search(r"^(configs|dataset_info):", file.read_text(errors="replace"), re.M))
+    return (file.stem == "metadata" and file.suffix in TABLES) or file.suffix.lower() in ARCHIVES
+
+
 def split_folders(folder: str | os.PathLike, *, labelled: bool = True) -> dict[str, Dataset] | None:
     """The splits of a folder of images. `folder/train/CLASS/...` and other names of `SPLITS` are splits; `folder/CLASS/...` is all `train`.
 
@@ -195,11 +204,12 @@ def split_folders(folder: str | os.PathLike, *, labelled: bool = True) -> dict[s
     `class_folders`.
     """
     path = Path(folder)
-    names = [name for _, files in _walk(os.path.abspath(path), (os.path.realpath(path),)) for name in files if not name.startswith(".")]
-    data = re.compile(
-        r"\.(csv|tsv|jsonl?|parquet|arrow|feather|txt|xml|h5|hdf5|lance|py|npy|npz|zip|tar|gz|tgz|bz2|xz|7z|rar|zst|lz4)$", re.I
-    )
-    if not any(map(is_image, names)) or "README.md" in names or any(map(data.search, names)):
+    files = [Path(place, name) for place, names in _walk(os.path.abspath(path), (os.path.realpath(path),)) for name in names]
+    files = [file for file in files if not file.name.startswith(".")]
+    extensions = Counter(file.suffix.lower() for file in files)
+    images, tables = ({kind: extensions[kind] for kind in kinds if extensions[kind]} for kinds in (image_extensions(), TABLES))
+    # of several kinds `datasets` reads the most frequent one
+    if not images or max(images.values()) < max(tables.values(), default=0) or any(_says_more(file) for file in files):
         return None
     folders = sorted(child.name for child in path.iterdir() if child.is_dir() and not child.name.startswith("."))
     if folders and all(name.lower() in SPLITS for name in folders):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,24 +82,85 @@ def listed(names: Iterable[str], most: int = 3) -> str:
 
 
 def read_labels(data: Dataset, column: str, split: str, *, numbers: bool = False) -> Labels:
-    """Reads the label column of a split. Raises ValueError, with the row, for a value that is not a label.
+    """`read_splits` of one split; its name is for errors."""
+    return read_splits({split: data}, column, {split: split}, numbers=numbers)[split]
+
+
+def read_splits(parts: Mapping[str, Dataset], column: str, called: Mapping[str, str], *, numbers: bool = False) -> dict[str, Labels]:
+    """Reads the label column of every split. Raises ValueError, with the row, for a value that is not a label.
 
     Whole numbers, names, True and False are classes. A list of classes, or one share for each class, means several classes; shares that sum
-    to 1 mean one class. Other numbers are a regression.
+    to 1 mean one class. Other numbers are a regression. All splits together decide what is not clear in one, such as whether [0, 1] is a
+    list of shares or of classes.
 
     Args:
-        split: name of the split, for errors.
+        called: names of the splits, for errors.
         numbers: labels are targets of a regression, even if all are whole numbers.
     """
+    arrays = {role: _column(data, column) for role, data in parts.items()}
+    whole = _are_whole([array for array in arrays.values() if pa.types.is_floating(array.type)])
+    shares = _are_shares({called[role]: array for role, array in arrays.items() if _is_list(array.type)}, column)
+    return {
+        role: _read(array, parts[role].features[column], column, called[role], numbers, whole, shares) for role, array in arrays.items()
+    }
+
+
+def _column(data: Dataset, column: str) -> pa.Array:
     array = data.select_columns([column]).with_format("arrow")[:].column(0).combine_chunks()
-    feature = data.features[column]
-    if isinstance(array, pa.ChunkedArray):  # without rows
-        array = pa.array([], array.type)
+    return pa.array([], array.type) if isinstance(array, pa.ChunkedArray) else array  # of no rows
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    return pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
+
+
+def _are_whole(arrays: Sequence[pa.Array]) -> bool:
+    """Whether floats are class numbers: tables with holes keep whole numbers as floats."""
+    values = np.concatenate([np.zeros(0), *(array.to_numpy(zero_copy_only=False).astype(np.float64) for array in arrays)])
+    known = values[~np.isnan(values)]
+    return 0 < len(known) < len(values) and bool((known == np.round(known)).all())
+
+
+def _are_shares(arrays: Mapping[str, pa.Array], column: str) -> bool:
+    """Whether lists of numbers hold a share for each class, and not classes. Raises ValueError where that differs between splits."""
+    widths: dict[str, int] = {}
+    sure, classes = [], []
+    for split, array in arrays.items():
+        full = array.filter(array.is_valid())
+        flat, lengths = pc.list_flatten(full), pc.list_value_length(full).to_numpy(zero_copy_only=False)
+        if not len(full) or flat.null_count or not _is_number(flat.type):
+            continue
+        values, width = flat.cast(pa.float32()).to_numpy(zero_copy_only=False), int(lengths[0])
+        if width > 1 and (lengths == width).all() and ((values >= 0) & (values <= 1)).all():
+            widths[split] = width
+            # a list of classes is of whole numbers, and holds none twice
+            if width > 2 or not pa.types.is_integer(flat.type) or (values.reshape(-1, 2).sum(1) != 1).any():
+                sure.append(split)
+        elif pa.types.is_integer(flat.type):
+            classes.append(split)
+    if classes and sure:
+        raise ValueError(
+            f"lists of labels must be of one kind in all splits, got a share for each class in {sure[0]!r} and class numbers in {classes[0]!r} "
+            f"of column {column!r}; convert one."
+        )
+    if not classes and len(set(widths.values())) > 1:
+        lengths = " and ".join(f"{width} in {split!r}" for split, width in widths.items())
+        raise ValueError(
+            f"lists of shares must have one length in all splits, got {lengths} of column {column!r}; add the classes that lack."
+        )
+    return bool(widths) and not classes
+
+
+def _read(array: pa.Array, feature: Any, column: str, split: str, numbers: bool, whole: bool, shares: bool) -> Labels:
     kind = array.type
     if pa.types.is_null(kind):
         return Labels(ONE_CLASS, [], np.zeros(len(array), np.int64), np.zeros(len(array), bool))
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
-        return _of_lists(array, feature, column, split)
+    if _is_list(kind):
+        return _of_lists(array, feature, column, split, shares)
     if isinstance(feature, ClassLabel):
         return _of_numbers(array, column, split, feature.names or [str(n) for n in range(feature.num_classes)])
     if numbers and (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
@@ -111,12 +172,7 @@ def read_labels(data: Dataset, column: str, split: str, *, numbers: bool = False
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):
         return _of_names(array)
     if pa.types.is_floating(kind):
-        known = array.to_numpy(zero_copy_only=False)
-        known = known[~np.isnan(known.astype(np.float64))]
-        # tables with missing values store whole numbers as floats
-        if len(known) < len(array) and len(known) and (known == np.round(known)).all():
-            return _of_numbers(pc.if_else(pc.is_nan(array), None, array), column, split, None)
-        return _of_floats(array, column)
+        return _of_numbers(pc.if_else(pc.is_nan(array), None, array), column, split, None) if whole else _of_floats(array, column)
     raise ValueError(f"labels must be classes, lists of classes or numbers, got {feature} in column {column!r}; pass --label_column_name.")
 
 
@@ -152,7 +208,7 @@ def _of_floats(array: pa.Array, column: str) -> Labels:
     return Labels(NUMBER, [column], values, np.isfinite(values))
 
 
-def _of_lists(array: pa.Array, feature: List | LargeList, column: str, split: str) -> Labels:
+def _of_lists(array: pa.Array, feature: List | LargeList, column: str, split: str, shares: bool) -> Labels:
     labelled = array.is_valid().to_numpy(zero_copy_only=False)
     full = array.filter(array.is_valid())
     lengths = pc.list_value_length(full).to_numpy(zero_copy_only=False)
@@ -166,11 +222,10 @@ def _of_lists(array: pa.Array, feature: List | LargeList, column: str, split: st
         found = _of_numbers(flat, column, split, inner.names)
     elif pa.types.is_string(flat.type) or pa.types.is_large_string(flat.type):
         found = _of_names(flat)
-    elif pa.types.is_integer(flat.type) or pa.types.is_floating(flat.type) or pa.types.is_boolean(flat.type):
+    elif _is_number(flat.type):
         numbers = flat.cast(pa.float32()).to_numpy(zero_copy_only=False)
         width = int(lengths[0]) if len(lengths) else 0
-        shares = width > 1 and (lengths == width).all() and ((numbers >= 0) & (numbers <= 1)).all()
-        if shares:
+        if shares and width > 1 and (lengths == width).all() and ((numbers >= 0) & (numbers <= 1)).all():
             values = np.zeros((len(array), width), np.float32)
             values[labelled] = numbers.reshape(-1, width)
             one = np.allclose(values[labelled].sum(1), 1, atol=1e-3)

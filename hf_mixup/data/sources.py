@@ -15,10 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from hf_mixup.arguments import DataArguments
 from hf_mixup.core.checks import nearest, needed
 from hf_mixup.core.losses import Loss
+from hf_mixup.data.dataset import unformatted
 from hf_mixup.data.folders import ARCHIVES, SPLITS, class_folders, split_folders
 from hf_mixup.data.labels import (
     NUMBER,
@@ -31,7 +34,7 @@ from hf_mixup.data.labels import (
     moved,
     of_network,
     places,
-    read_labels,
+    read_splits,
     unnamed,
     with_labels,
 )
@@ -52,6 +55,7 @@ from datasets import (  # noqa: E402
     Value,
     concatenate_datasets,
     load_dataset,
+    load_dataset_builder,
     load_from_disk,
 )
 
@@ -166,7 +170,7 @@ def load_images(
                 )
     folder = folder_of(args)
     parts = {role: with_images(data, image_column, called[role], folder) for role, data in parts.items()}
-    labels = {role: read_labels(data, label_column, called[role], numbers=regression) for role, data in parts.items()}
+    labels = read_splits(parts, label_column, called, numbers=regression)
     _refuse_unlabelled(labels, called, training, label_column)
     labels, names = joined(labels, called, args.allow_unseen_classes or not training, label_column)
     first, numbered = next(iter(labels.values())), all(one.numbered for one in labels.values())
@@ -263,11 +267,47 @@ def load_splits(args: DataArguments, token: str | None = None, cache_dir: str | 
         return found
     if path.is_dir() and glob.escape(str(path.resolve())) != str(path.resolve()):
         raise ValueError(f"the path of a folder of data files must be free of *, ? and [, got {name!r}; rename the folder.")
+    if path.is_dir():
+        _refuse_other_classes(args, cache_dir)
     with told(args):
         found = load_dataset(
             name, args.dataset_config_name, revision=args.dataset_revision, token=token, cache_dir=cache_dir, streaming=args.streaming
         )
     return dict(found)
+
+
+def _refuse_other_classes(args: DataArguments, cache_dir: str | None) -> None:
+    """Raises ValueError for files of one folder whose columns of classes list them in different orders: `datasets` takes the first list for all."""
+    with told(args):
+        builder = load_dataset_builder(args.dataset_name, args.dataset_config_name, cache_dir=cache_dir)
+        files = [str(path) for paths in (builder.config.data_files or {}).values() for path in paths]
+        said = [("its card", builder.info.features or {})]
+        said += [(Path(path).name, _features_of(Path(path))) for path in files if "://" not in path]
+    first: dict[str, tuple[str, list[str]]] = {}
+    for where, features in said:
+        for column, feature in features.items():
+            if not isinstance(feature, ClassLabel):
+                continue
+            place, names = first.setdefault(column, (where, feature.names))
+            if names != feature.names:
+                raise ValueError(
+                    f"files of one data set must list their classes alike, got {listed(names)} in {place} and {listed(feature.names)} in {where}, "
+                    f"column {column!r}; convert one with cast_column, or write both by one DatasetDict."
+                )
+
+
+def _features_of(path: Path) -> Mapping[str, Any]:
+    """What a file of Parquet or Arrow says of its columns."""
+    if path.suffix == ".parquet":
+        return Features.from_arrow_schema(pq.read_schema(path))
+    if path.suffix == ".arrow":
+        with pa.memory_map(str(path)) as source:
+            try:
+                schema = pa.ipc.open_stream(source).schema
+            except pa.ArrowInvalid:
+                schema = pa.ipc.open_file(source).schema
+        return Features.from_arrow_schema(schema)
+    return {}
 
 
 def _without_configurations(args: DataArguments, path: Path, cache_dir: str | None, labelled: bool) -> dict[str, Dataset] | None:
@@ -382,6 +422,14 @@ def _absolute(instruction: str, splits: dict[str, Dataset], argument: str) -> li
 
 def _cut(splits: dict[str, Dataset], ranges: list[tuple[str, int, int]]) -> Dataset:
     parts = [splits[name].select(range(low, high)) for name, low, high in ranges if high > low]
+    columns = [part.features for part in parts]
+    for own in columns:
+        if own != columns[0]:
+            column = next((name for name in columns[0] if own.get(name) != columns[0][name]), next(iter(own)))
+            raise ValueError(
+                f"splits that are joined must have the same columns and classes, got {columns[0].get(column)} and {own.get(column)} in "
+                f"{column!r}; convert one with cast_column."
+            )
     return parts[0] if len(parts) == 1 else concatenate_datasets(parts)
 
 
@@ -428,6 +476,12 @@ def column_of(dataset: Dataset, name: str | None, kind: str, split: str) -> str:
     }[kind]
     names = {"image": IMAGE_NAMES, "label": LABEL_NAMES}[kind]
     fitting = [column for column, feature in dataset.features.items() if fits(feature)]
+    by_name = [column for column in names[:2] if column in dataset.column_names]
+    if fitting and by_name and not set(fitting) & set(names):
+        raise ValueError(
+            f"the {kind} column must be known, got {fitting[0]!r} of type {kind} and {by_name[0]!r} of that name in {split!r}; "
+            f"pass --{kind}_column_name."
+        )
     if not fitting:
         fitting = [column for column in names if column in dataset.column_names]
     if not fitting and kind == "label":  # as in WebDataset
@@ -449,6 +503,7 @@ def with_images(data: Dataset, column: str, split: str, folder: Path | None = No
     Raises:
         ValueError: for a column of another type.
     """
+    data = unformatted(data) if isinstance(data, Dataset) else data
     feature = data.features[column]
     if isinstance(feature, Image) and feature.decode:
         return data

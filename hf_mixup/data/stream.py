@@ -17,8 +17,9 @@ from hf_mixup.arguments import DataArguments
 from hf_mixup.core.checks import check_known, needed
 from hf_mixup.core.rng import hashed, keyed
 from hf_mixup.data.augment import Transform
-from hf_mixup.data.dataset import Keyed, examples_of, file_of, one_line
+from hf_mixup.data.dataset import GREY_MODES, Keyed, examples_of, file_of, one_line
 from hf_mixup.data.labels import ONE_CLASS, Labels, listed, matched
+from hf_mixup.data.pixels import read_image
 from hf_mixup.data.sources import (
     EVALUATION_SPLITS,
     ImageData,
@@ -52,6 +53,7 @@ class StreamedSplit:
         start, stop: the first row, and the row after the last one.
         folder: where relative paths of images may start, beside the working folder.
         tokens: tokens for repositories of the Hub.
+        grey: the column declares images without colours.
     """
 
     data: IterableDataset
@@ -64,6 +66,7 @@ class StreamedSplit:
     stop: int | None = None
     folder: Path | None = None
     tokens: dict[str, str | bool | None] = field(default_factory=dict)
+    grey: bool = False
     _known: dict[Any, int] = field(default_factory=dict, repr=False)
 
     def rows(self, shuffled_by: int | None = None) -> Iterator[tuple[int, dict[str, Any] | None, int]]:
@@ -81,7 +84,7 @@ class StreamedSplit:
         """A source for `read_image`, from a value of the image column."""
         if value is not None and value.get("bytes") is None and self.folder is not None:
             value = {**value, "path": in_folder(value["path"], self.folder)}
-        return file_of(value, self.tokens)
+        return read_image(file_of(value, self.tokens), 1) if self.grey else file_of(value, self.tokens)
 
     def at(self, place: int, value: dict[str, Any] | None) -> str:
         """For a sentence."""
@@ -201,7 +204,16 @@ def load_stream(
             raise ValueError(f"a stream must hold images, paths or bytes, got {feature} in {image_column!r}; leave out --streaming.")
         data = with_images(data, image_column, called[role]).cast_column(image_column, Image(decode=False)).select_columns(columns)
         parts[role] = split = StreamedSplit(
-            data, called[role], *columns, classes[role], numbered, start, stop, folder_of(args), {repository: token} if repository else {}
+            data,
+            called[role],
+            *columns,
+            classes[role],
+            numbered,
+            start,
+            stop,
+            folder_of(args),
+            {repository: token} if repository else {},
+            grey=isinstance(feature, Image) and feature.mode in GREY_MODES,
         )
         if next(split.rows(), None) is None:
             raise ValueError(

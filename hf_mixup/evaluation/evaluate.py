@@ -151,7 +151,13 @@ class Evaluator:
                     found[name].append([part.cpu().numpy() for part in gathered])
                     bar.update()
         for name, parts in found.items():
-            yield name, *(np.concatenate(part) for part in zip(*parts, strict=True))
+            probabilities, classes = (np.concatenate(part) for part in zip(*parts, strict=True))
+            if not np.isfinite(probabilities).all():
+                bad = int((~np.isfinite(probabilities)).any(1).sum())
+                raise ValueError(
+                    f"the network must give finite numbers, got NaN for {bad} of {len(classes)} images ({text}); take another checkpoint."
+                )
+            yield name, probabilities, classes
 
 
 def patch_of(sides: Sequence[int], args: EvaluationArguments) -> int:

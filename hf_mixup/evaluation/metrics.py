@@ -94,8 +94,10 @@ class TrainerMetrics:
         if scores.ndim == 1:  # from preprocess_logits_for_metrics
             accuracy = float((scores == references).mean())
             return {"accuracy": accuracy, "top1": accuracy}
-        # argpartition has no order for NaN
-        scores = np.nan_to_num(scores.astype(np.float32), nan=-np.inf)
+        # argpartition has no order for NaN, and a network that gives one is never right
+        scores = scores.astype(np.float32)
+        references = np.where(np.isnan(scores).any(1), -1, references)
+        scores = np.nan_to_num(scores, nan=-np.inf)
         top1, top5 = (top_k_accuracy(scores, references, k) for k in (1, 5))
         return {"accuracy": top1, "top1": top1, "top5": top5}
 

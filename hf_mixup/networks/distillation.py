@@ -94,7 +94,7 @@ class Distiller:
     def __init__(self, distillation: Distillation, student: nn.Module):
         self.how, self.teacher = distillation, Teacher(distillation.teacher)
         config = self.teacher.network.config
-        self.places = _places(distillation.teacher, _classes(config), _classes(student.config))
+        self.teacher.match(student)
         self.many = config.problem_type == "multi_label_classification"
         self.size = getattr(config, "image_size", None)
 
@@ -132,7 +132,7 @@ class Distiller:
             if isinstance(self.size, int) and seen.ndim == 4:
                 seen = resized(seen, self.size)
             told = network(**{**inputs, main: self.teacher.view(seen)}).logits.float()
-        return self._compared(logits.float(), told if self.places is None else told[:, self.places])
+        return self._compared(logits.float(), self.teacher.answers(told))
 
     def _compared(self, logits: Tensor, told: Tensor) -> Tensor:
         heat = self.how.temperature
@@ -150,27 +150,3 @@ class Distiller:
     def mixed_with(self, loss: Tensor, taught: Tensor) -> Tensor:
         """The loss on labels and the teacher's loss in one, (R,)."""
         return torch.lerp(loss.float(), taught, self.how.weight)
-
-
-def _classes(config: Any) -> list[str] | int:
-    """Names of the classes; their number if they only have transformers' default names."""
-    names = [str(config.id2label[number]) for number in range(config.num_labels)]
-    return config.num_labels if all(name == f"LABEL_{number}" for number, name in enumerate(names)) else names
-
-
-def _places(teacher: str, its: list[str] | int, own: list[str] | int) -> list[int] | None:
-    """The teacher's index of each class of the student; None for the same order."""
-    counts = [classes if isinstance(classes, int) else len(classes) for classes in (its, own)]
-    if counts[0] != counts[1]:
-        raise ValueError(
-            f"a teacher must know the {counts[1]} classes of the network, got {teacher} with {counts[0]}; fine-tune it on them first."
-        )
-    if its == own or isinstance(its, int) or isinstance(own, int):
-        return None
-    missing = [name for name in own if name not in its]
-    if missing:
-        raise ValueError(
-            f"a teacher must know the classes of the network by name, got {teacher} without {', '.join(map(repr, missing[:3]))}; rename the classes "
-            "in its config.json, or fine-tune it."
-        )
-    return [its.index(name) for name in own]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,6 +11,8 @@ from typing import Any
 import PIL.Image
 import torch
 from torch import Tensor, nn
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,7 @@ class Teacher(nn.Module):
     Attributes:
         own: its normalisation; None if it has no image processor, and sees images without a change.
         given: the normalisation of the training images, set by `MixupModel`; None if unknown.
+        places: index of its output for each class of the student; None for the same order, and before `match`.
     """
 
     def __init__(self, repo_or_folder: str):
@@ -87,8 +91,32 @@ class Teacher(nn.Module):
 
         super().__init__()
         self.name = repo_or_folder
-        self.network = load_classifier(repo_or_folder).requires_grad_(False).eval()
+        with torch.random.fork_rng(devices=[]):  # one that is asked for features only needs no classifier
+            self.network = load_classifier(repo_or_folder, fresh_classifier=True).requires_grad_(False).eval()
         self.own, self.given = normalisation_of(repo_or_folder), None
+        self.places: list[int] | None = None
+
+    def match(self, student: nn.Module) -> None:
+        """From here on its classes are the student's, by name. Raises ValueError for a teacher of other classes, or without a classifier."""
+        self.check_classifies()
+        self.places = _places(self.name, _classes(self.network.config), _classes(student.config))
+
+    def check_classifies(self) -> None:
+        """Raises ValueError where the checkpoint holds no classifier."""
+        if self.network.classifier_is_fresh:
+            raise ValueError(f"a teacher that is asked for classes must hold a classifier, got none in {self.name}; fine-tune it first.")
+
+    def answers(self, logits: Tensor) -> Tensor:
+        """Its logits (B, its classes) as (B, num_labels) of the student."""
+        return logits if self.places is None else logits[:, self.places]
+
+    def targets(self, targets: Tensor) -> Tensor:
+        """Targets (B, num_labels) of the student as its own, (B, its classes)."""
+        if self.places is None:
+            return targets
+        own = targets.new_zeros(len(targets), self.network.config.num_labels)
+        own[:, self.places] = targets
+        return own
 
     def view(self, images: Tensor) -> Tensor:
         """Training images (B, C, H, W) in the teacher's normalisation. Raises ValueError if that of the training images is unknown."""
@@ -114,3 +142,30 @@ def normalisation_of(repo_or_folder: str | os.PathLike) -> Normalisation | None:
         return Normalisation.of_processor(AutoImageProcessor.from_pretrained(repo_or_folder, trust_remote_code=False))
     except (OSError, ValueError):
         return None
+
+
+def _classes(config: Any) -> list[str] | int:
+    """Names of the classes; their number where they have none but transformers' own."""
+    names = [str(config.id2label[number]) for number in range(config.num_labels)]
+    return config.num_labels if all(name == f"LABEL_{number}" for number, name in enumerate(names)) else names
+
+
+def _places(teacher: str, its: list[str] | int, own: list[str] | int) -> list[int] | None:
+    """The teacher's place of each class of the student; None for the same order."""
+    counts = [classes if isinstance(classes, int) else len(classes) for classes in (its, own)]
+    if counts[0] != counts[1]:
+        raise ValueError(
+            f"a teacher must know the {counts[1]} classes of the network, got {teacher} with {counts[0]}; fine-tune it on them first."
+        )
+    if its == own:
+        return None
+    if isinstance(its, int) or isinstance(own, int):
+        logger.warning("the classes of the teacher %s and of the network are not known by name: they are taken to be in one order", teacher)
+        return None
+    missing = [name for name in own if name not in its]
+    if missing:
+        raise ValueError(
+            f"a teacher must know the classes of the network by name, got {teacher} without {', '.join(map(repr, missing[:3]))}; rename the classes "
+            "in its config.json, or fine-tune it."
+        )
+    return [its.index(name) for name in own]

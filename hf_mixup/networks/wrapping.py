@@ -270,7 +270,7 @@ def load_network(folder: str | os.PathLike, backbone: nn.Module | None = None, *
         labels = (
             {"id2label": {int(k): v for k, v in config["id2label"].items()}, "label2id": config["label2id"]} if "id2label" in config else {}
         )
-        return _with_adapters(load_classifier(base, **labels, ignore_mismatched_sizes=True, **kwargs), folder)
+        return _with_adapters(load_classifier(base, **labels, ignore_mismatched_sizes=True, fresh_classifier=True, **kwargs), folder)
     if config.get("model_type") == ModuleConfig.model_type:
         raise ValueError(
             f"{folder} was expected to hold a network of transformers, got the weights of a {config.get('architecture')}, whose code is not saved; give the network as backbone=."

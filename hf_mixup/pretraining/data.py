@@ -10,7 +10,7 @@ import numpy as np
 from datasets import ClassLabel, Dataset
 
 from hf_mixup.arguments import DataArguments
-from hf_mixup.data.labels import ONE_CLASS, Labels, listed, read_labels, with_labels
+from hf_mixup.data.labels import ONE_CLASS, Labels, listed, read_splits, with_labels
 from hf_mixup.data.sources import (
     LABEL_NAMES,
     ImageData,
@@ -126,11 +126,11 @@ def _labels(parts: dict[str, Dataset], called: dict[str, str], args: DataArgumen
     # columns of whole numbers with another name, such as image_id, are not classes
     if column is None or not (args.label_column_name or column in LABEL_NAMES or isinstance(train.features[column], ClassLabel)):
         return f"no column of classes in {called['train']!r} ({', '.join(train.column_names)})"
-    labels = {}
     for role, data in parts.items():
         if column not in data.column_names:
             return f"no column {column!r} in {called[role]!r}"
-        labels[role] = one = read_labels(data, column, called[role])
+    labels = read_splits(parts, column, called)
+    for role, one in labels.items():
         if not one.labelled.any():
             return f"no label in {called[role]!r}"
     labels, names = joined(labels, called, args.allow_unseen_classes, column)

@@ -90,6 +90,8 @@ class MethodState(nn.Module):
                 if ("sample", name) in state.early and not _differs(policy, parts.sample):
                     continue
                 signal = kind(source, policy)
+                if policy.teacher is not None and signal.of_classes:
+                    state.teachers[part].match(network)
                 if isinstance(signal, EarlySignal):
                     state.early[part, name] = signal
                 else:
@@ -101,9 +103,11 @@ class MethodState(nn.Module):
         signals = Signals(images.device, images=planes(images), targets=targets, **self.columns)
         signals.others = self.others
         for (part, name), signal in self.early.items():
-            seen = self.teachers[part].view(images) if part in self.teachers else images
+            seen, wanted = images, targets
+            if part in self.teachers:
+                seen, wanted = self.teachers[part].view(images), self.teachers[part].targets(targets)
             into = signals if part == "sample" else signals.for_label
-            into[name] = signal.take(seen, targets, signals)
+            into[name] = signal.take(seen, wanted, signals)
         return signals
 
     @contextmanager

@@ -79,6 +79,10 @@ class SuperMix(Step):
                 f"a teacher that gives labels must have the {classes} classes of the network, got {self.teacher} with "
                 f"{state.teacher.network.config.num_labels}; fine-tune it first, or set target='shares'."
             )
+        if state.teacher is not None:
+            state.teacher.check_classifies()
+        if self.target == "teacher":
+            state.teacher.match(network)
         return state
 
     def run(self, parts: Parts, state: SuperState, network: nn.Module, images: Tensor, targets: Tensor, key: MixKey) -> StepOutput:
@@ -95,7 +99,11 @@ class SuperMix(Step):
         with state.watching(signals, mixed_images):
             logits = logits_of(network, mixed_images)
         plan = relabelled(parts, plan, logits, targets, signals)
-        mixed = mix_targets(plan, targets) if self.target == "shares" else onehot(found.logits.argmax(1), targets.shape[1])
+        mixed = (
+            mix_targets(plan, targets)
+            if self.target == "shares"
+            else onehot(state.teacher.answers(found.logits).argmax(1), targets.shape[1])
+        )
         losses = parts.loss(logits, mixed, plan)
         loss = losses.mean()
         if self.clean_lam > 0:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from itertools import zip_longest
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -48,11 +49,26 @@ class Resuming:
         where = "device" if self._train_collator is None else "collator"
         return {**self.mixup_model.to_dict(), "mix_seed": self._mix_seed, "processes": self.args.world_size, "mixed_on": where}
 
+    @property
+    def _classes(self) -> list[str]:
+        """Names of the network's outputs, in their order."""
+        config = self.mixup_model.deployed.config
+        return [str((config.id2label or {}).get(number, number)) for number in range(config.num_labels)]
+
     def _refuse_another_run(self, checkpoint: str) -> None:
         path = Path(checkpoint, RUN_NAME)
-        if not path.is_file() or self.args.allow_method_change:
+        if not path.is_file():
             return
         old, new = json.loads(path.read_text()), json.loads(json.dumps(self._run_facts()))
+        classes = old.get("classes", self._classes)
+        for number, (before, now) in enumerate(zip_longest(classes, self._classes)):
+            if before != now:
+                raise ValueError(
+                    f"a resumed run must have the classes of before, got {now!r} in the place of {before!r}, number {number}; restore the names "
+                    "of the folders or labels, or start a new run with --model_name_or_path."
+                )
+        if self.args.allow_method_change:
+            return
         changed = [f"{key}: {json.dumps(old.get(key))} then, {json.dumps(new[key])} now" for key in new if old.get(key) != new[key]]
         if changed:
             raise ValueError(
@@ -63,7 +79,7 @@ class Resuming:
         super().save_model(output_dir, _internal_call=True)
         self._saved = self._saved or output_dir is None
         if self.args.should_save:
-            RunFolder(output_dir or self.args.output_dir).record(**self._run_facts())
+            RunFolder(output_dir or self.args.output_dir).record(**self._run_facts(), classes=self._classes)
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 

@@ -6,6 +6,7 @@ import copy
 import logging
 import math
 import os
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -37,6 +38,8 @@ from hf_mixup.networks.backbones.cifar_wide_resnet import CifarWideResNetConfig,
 from hf_mixup.networks.backbones.moganet import MogaNetConfig, MogaNetForImageClassification, MogaNetModel
 from hf_mixup.networks.families import classifier_of
 from hf_mixup.networks.names import TABLE_NAMES, architecture_of
+
+logger = logging.getLogger(__name__)
 
 for _config, _network, _headless in (
     (CifarConvNextConfig, CifarConvNextForImageClassification, CifarConvNextModel),
@@ -180,50 +183,118 @@ def checkpoint_config(repo_or_folder: str | os.PathLike, **kwargs: Any) -> PreTr
 
 
 def load_classifier(
-    repo_or_folder: str | os.PathLike, *, image_size: int | None = None, config_name: str | os.PathLike | None = None, **kwargs: Any
+    repo_or_folder: str | os.PathLike,
+    *,
+    image_size: int | None = None,
+    config_name: str | os.PathLike | None = None,
+    fresh_classifier: bool | None = None,
+    **kwargs: Any,
 ) -> PreTrainedModel:
     """Loads a classifier from a folder or the Hub, of transformers, timm or this library. The config decides whether it is one of images,
-    videos, sounds or texts. Only safetensors are loaded, and no code of the repository is run.
+    videos, sounds or texts. Only safetensors are loaded, and no code of the repository is run. Weights
+    are float32, unless `dtype` says otherwise.
+
+    Every weight comes from the checkpoint, except for those of a new classifier.
 
     Args:
         image_size: side of the square images, if not the checkpoint's; see `at_resolution`.
         config_name: folder or Hub id of another config.
+        fresh_classifier: allows a new classifier if the checkpoint contains none. By default if `num_labels` or names are given, as in training; a
+            network that is used as it is must have a classifier.
         **kwargs: arguments of `from_pretrained`, such as `num_labels`, `revision`, `ignore_mismatched_sizes`, `trust_remote_code`.
 
     Raises:
-        ValueError: if the checkpoint cannot be loaded, or has another number of classes, unless `ignore_mismatched_sizes` is set. A
-            checkpoint without classes gets a new classifier; all other weights must be there.
+        ValueError: if the checkpoint cannot be loaded, lacks weights, has weights that do not fit its config, or has another number of classes
+            and `ignore_mismatched_sizes` is not set.
     """
-    kwargs.setdefault("trust_remote_code", False)
+    folder = Path(repo_or_folder)
+    if (folder / "adapter_config.json").is_file() and not any(folder.glob("model*.safetensors")):
+        raise ValueError(
+            f"{repo_or_folder} must hold a whole network, got adapters of PEFT; merge them with merge_and_unload(), and save that with save_pretrained()."
+        )
+    kwargs = {"trust_remote_code": False, "dtype": torch.float32, **kwargs}
     config_kwargs = {key: kwargs.pop(key) for key in ("num_labels", "id2label", "label2id") if key in kwargs}
     hub_kwargs = {key: kwargs[key] for key in ("revision", "token", "cache_dir", "trust_remote_code") if key in kwargs}
     config = checkpoint_config(config_name or repo_or_folder, **config_kwargs, **hub_kwargs)
+    config.architectures = config.architectures or []  # transformers looks into it where a family has several classifiers
     if config.model_type == "timm_wrapper" and config.model_args:
         # timm writes num_classes there, and the wrapper would pass it a second time
         config.model_args.pop("num_classes", None)
-    headless = bool(config_kwargs) and checkpoint_config(repo_or_folder, **hub_kwargs).num_labels == 0
-    mismatches = kwargs.get("ignore_mismatched_sizes", False)
-    with told_plainly(repo_or_folder, kwargs.get("revision")), _quiet(mismatches or headless, missing=headless):
-        try:
-            network, report = TASKS[task_of(config.model_type)][1].from_pretrained(
-                repo_or_folder, config=config, use_safetensors=True, output_loading_info=True, **kwargs
-            )
-        except RuntimeError as error:
-            own_classes = checkpoint_config(repo_or_folder, **hub_kwargs).num_labels
-            if "ignore_mismatched_sizes" not in str(error) or config.num_labels == own_classes:
-                raise
-            raise ValueError(
-                f"the checkpoint and the data set must have as many classes, got {own_classes} in {repo_or_folder} and {config.num_labels} "
-                "in the data set; pass --ignore_mismatched_sizes to start with a new classifier."
-            ) from None
-    if headless:
-        head = next(name for name, module in network.named_modules() if module is classifier_of(network))
-        lost = sorted(name for name in report["missing_keys"] if not name.startswith(f"{head}."))
-        if lost:
-            raise ValueError(
-                f"{repo_or_folder} was expected to hold every weight of a backbone, got missing {', '.join(lost[:3])}; it is incomplete, or of another network."
-            )
+    mismatches = kwargs.pop("ignore_mismatched_sizes", False)
+    with told_plainly(repo_or_folder, kwargs.get("revision")), _quiet():
+        network, report = TASKS[task_of(config.model_type)][1].from_pretrained(
+            repo_or_folder, config=config, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
+        )
+    promised = checkpoint_config(repo_or_folder, **hub_kwargs).num_labels
+    _check_loaded(
+        network, report, str(repo_or_folder), promised, mismatches, bool(config_kwargs) if fresh_classifier is None else fresh_classifier
+    )
     return network if image_size is None else at_resolution(network, image_size)
+
+
+def _check_loaded(
+    network: PreTrainedModel, report: Mapping[str, Any], repo: str, promised: int, mismatches: bool, fresh_classifier: bool
+) -> None:
+    """Raises ValueError for weights that are not the checkpoint's, and may not be: transformers only warns of them.
+
+    Args:
+        report: what `from_pretrained` says beside the network.
+        promised: classes of the checkpoint.
+        mismatches: the classifier may have another number of classes.
+        fresh_classifier: it may be missing.
+    """
+    weights = network.state_dict()
+    # numbers that follow from the config, or count batches, are no weights
+    missing = sorted(name for name in report["missing_keys"] if name in weights and weights[name].is_floating_point())
+    lost = [name for name in missing if not _of_classifier(network, name)]
+    no_classifier = len(lost) < len(missing)
+    other = sorted((str(name), *map(tuple, shapes)) for name, *shapes in report.get("mismatched_keys") or ())
+    wrong = [one for one in other if not _of_classifier(network, one[0])]
+    if not lost and not wrong and other and network.config.num_labels != promised and not mismatches:
+        raise ValueError(
+            f"the checkpoint and the data set must have as many classes, got {promised} in {repo} and {network.config.num_labels} "
+            "in the data set; pass --ignore_mismatched_sizes to start with a new classifier."
+        )
+    wrong = wrong or ([] if mismatches else other)
+    if lost:
+        raise ValueError(
+            f"{repo} was expected to hold every weight of a backbone, got missing {', '.join(lost[:3])}; it is incomplete, or of another network."
+        )
+    if wrong:
+        name, *shapes = wrong[0]
+        raise ValueError(
+            f"{repo} was expected to hold weights of the shapes that its config says, got {name} of {' in place of '.join(map(str, shapes))}; "
+            "correct config.json, or take another checkpoint."
+        )
+    if no_classifier and not fresh_classifier:
+        raise ValueError(
+            f"{repo} was expected to hold a classifier, got missing {', '.join(missing[:3])}; fine-tune it first, or take another checkpoint."
+        )
+    patterns = {re.sub("[0-9]+", "#", name) for name in weights}
+    prefix = f"{network.base_model_prefix}."
+    left = sorted(name for name in report["unexpected_keys"] if {re.sub("[0-9]+", "#", one) for one in (name, prefix + name)} & patterns)
+    if left:
+        raise ValueError(
+            f"{repo} was expected to hold as many layers as its config says, got {', '.join(left[:3])} beside them; correct config.json."
+        )
+    network.classifier_is_fresh = bool(no_classifier or other)
+    if network.classifier_is_fresh:
+        logger.info("%s: starts with a new classifier", repo)
+
+
+def _of_classifier(network: PreTrainedModel, name: str) -> bool:
+    """Whether a weight is of what stands upon the backbone: the classifier, and what pools for it."""
+    if "pooler" in name.split("."):
+        return True
+    if network.config.model_type == "timm_wrapper":
+        found = network.timm_model.pretrained_cfg.get("classifier") or ()
+        heads = [f"timm_model.{head}." for head in ([found] if isinstance(found, str) else found)]
+        return name.startswith(tuple(heads))
+    prefix = network.base_model_prefix
+    if prefix and hasattr(network, prefix):
+        return not name.startswith(f"{prefix}.")
+    last = classifier_of(network)
+    return any(module is last and name.startswith(f"{head}.") for head, module in network.named_modules())
 
 
 def task_of(model_type: str) -> str:
@@ -348,22 +419,21 @@ def check_takes(network: PreTrainedModel, channels: int, height: int, width: int
 
 
 @contextmanager
-def _quiet(mismatches: bool, missing: bool = False) -> Iterator[None]:
-    """Context manager that keeps transformers quiet: it does not ask the Hub to convert pickled weights, and reports no mismatches, nor
-    `missing` weights, if those were requested."""
-    name, logger = "DISABLE_SAFETENSORS_CONVERSION", logging.getLogger("transformers.modeling_utils")
+def _quiet() -> Iterator[None]:
+    """Context manager that keeps transformers quiet: it does not ask the Hub to convert pickled weights, and prints no table of missing
+    weights; the caller checks those."""
+    name, library = "DISABLE_SAFETENSORS_CONVERSION", logging.getLogger("transformers.modeling_utils")
     before = os.environ.get(name)
 
     def wanted(record: logging.LogRecord) -> bool:
-        text = record.getMessage()
-        return not (mismatches and "LOAD REPORT" in text and (missing or "MISSING" not in text))
+        return "LOAD REPORT" not in record.getMessage()
 
     os.environ.setdefault(name, "1")
-    logger.addFilter(wanted)
+    library.addFilter(wanted)
     try:
         yield
     finally:
-        logger.removeFilter(wanted)
+        library.removeFilter(wanted)
         if before is None:
             del os.environ[name]
 
@@ -377,7 +447,7 @@ def load_strictly(model: nn.Module, folder: str | os.PathLike, unsaved: frozense
     if not any(Path(folder).glob("*.safetensors")):
         raise ValueError(f"{folder} was expected to hold a model in safetensors, got none; give the folder of a complete checkpoint.")
     # on the CPU, and without a change of the run's random streams
-    with torch.random.fork_rng(devices=[]), _quiet(bool(unsaved), missing=True):
+    with torch.random.fork_rng(devices=[]), _quiet():
         loaded, report = type(model).from_pretrained(
             folder, config=model.config, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True
         )

@@ -185,7 +185,7 @@ class TokenScores(EarlySignal):
     def __init__(self, network: nn.Module, policy: Policy):
         self.network, self.policy = network, policy
         self.source = Activation(network, policy) if policy.scores == "activation" else GridAttention(network, "importance")
-        self.modules = self.source.modules
+        self.modules, self.of_classes = self.source.modules, isinstance(self.source, Activation)
 
     def take(self, images: Tensor, targets: Tensor, signals: Signals) -> Tensor:
         if isinstance(self.source, Activation):

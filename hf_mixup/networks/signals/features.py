@@ -79,6 +79,8 @@ class Features(EarlySignal):
 class Activation(EarlySignal):
     """(B, h, w) float32: the class activation map of every clean image for its own label."""
 
+    of_classes = True
+
     def __init__(self, network: nn.Module, policy: Policy):
         classifier_of(network)
         self.network, self.features = network, Features(network, policy)

@@ -63,6 +63,8 @@ def _gradient(network: nn.Module, images: Tensor, targets: Tensor, others: Mappi
 class InputGradient(EarlySignal):
     """(B, C, H, W). With the policy's `clean_lam` above 0, it also gives the loss on the clean images."""
 
+    of_classes = True
+
     def __init__(self, network: nn.Module, policy: Policy):
         self.network, self.policy = network, policy
 
@@ -76,6 +78,8 @@ class InputGradient(EarlySignal):
 
 class Saliency(EarlySignal):
     """(B, H, W): how strongly the loss reacts to every pixel."""
+
+    of_classes = True
 
     def __init__(self, network: nn.Module, policy: Policy):
         self.gradient = InputGradient(network, policy)

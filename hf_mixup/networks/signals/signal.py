@@ -25,9 +25,11 @@ class Signal(ABC):
 
     Attributes:
         modules: modules of the network that are watched.
+        of_classes: True if the signal depends on which class each output of the network is.
     """
 
     modules: Sequence[nn.Module] = ()
+    of_classes: bool = False
 
     @abstractmethod
     def __init__(self, network: nn.Module, policy: Policy): ...
