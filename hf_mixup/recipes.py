@@ -15,7 +15,7 @@ from hf_mixup.networks.names import same_architecture
 # keys of a recipe that are not arguments
 OVERLAYS = ("for_method", "for_backbone")
 ABOUT = "benchmark"
-BASE = "base"
+EXTENDS = "extends"
 
 
 def read_recipe(
@@ -30,7 +30,7 @@ def read_recipe(
         for_method: {cutmix: {alpha: [0.2]}}
         for_backbone: {ResNeXt-50-32x4d: {learning_rate: 0.05, for_method: {cutmix: {alpha: [1.0]}}}}
 
-    A recipe with `base: NAME` has everything of the recipe NAME, except for the keys that it sets itself.
+    A recipe with `extends: NAME` has everything of the recipe NAME, except for the keys that it sets itself.
 
     `bf16: auto` is true if the hardware computes in bfloat16, and false if it would emulate it.
 
@@ -82,15 +82,13 @@ def _overlays(values: dict[str, Any], key: str, recipe: str) -> dict[str, dict[s
 
 
 def load_recipe(name: str, folder: Path) -> dict[str, Any]:
-    """Reads a recipe, with its base: a YAML file, or the name of one in `folder`. Raises ValueError if there is none."""
+    """Reads a recipe, with what it extends: a YAML file, or the name of one in `folder`. Raises ValueError if there is none."""
     values = _written(name, folder)
-    if BASE not in values:
+    if EXTENDS not in values:
         return values
-    base = _written(str(values.pop(BASE)), folder)
-    if BASE in base:
-        raise ValueError(
-            f"the base of recipe {name!r} must be a recipe without a base, got one with the base {base[BASE]!r}; name that one."
-        )
+    base = _written(str(values.pop(EXTENDS)), folder)
+    if EXTENDS in base:
+        raise ValueError(f"recipe {name!r} must extend a recipe that extends none, got one that extends {base[EXTENDS]!r}; name that one.")
     return base | values
 
 

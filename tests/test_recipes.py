@@ -139,22 +139,22 @@ def test_recipe_is_sound(name):
     assert set(read_recipe(name, RECIPES, mix=["vanilla"])) <= known_arguments()
 
 
-def test_a_recipe_stands_upon_its_base(tmp_path):
+def test_a_recipe_extends_another(tmp_path):
     (tmp_path / "low.yaml").write_text(
         "learning_rate: 1.0\nweight_decay: 0.1\nfor_method: {cutmix: {alpha: [0.2]}}\nbenchmark: {measure: best}\n"
     )
-    (tmp_path / "high.yaml").write_text("base: low\nlearning_rate: 2.0\n")
+    (tmp_path / "high.yaml").write_text("extends: low\nlearning_rate: 2.0\n")
     assert read_recipe("high", tmp_path, mix=["cutmix"]) == {"learning_rate": 2.0, "weight_decay": 0.1, "alpha": [0.2]}
     assert about("high", tmp_path) == {"measure": "best"}
     own = tmp_path / "folder/own.yaml"
     own.parent.mkdir()
-    own.write_text("base: low\nfor_method: {mixup: {alpha: [0.5]}}\n")  # a key is replaced whole
+    own.write_text("extends: low\nfor_method: {mixup: {alpha: [0.5]}}\n")  # a key is replaced whole
     assert "alpha" not in read_recipe(str(own), tmp_path, mix=["cutmix"])
     for base, message in (
-        ("high", "must be a recipe without a base, got one with the base 'low'"),
+        ("high", "must extend a recipe that extends none, got one that extends 'low'"),
         ("lwo", "got 'lwo'; did you mean 'low'"),
     ):
-        (tmp_path / "higher.yaml").write_text(f"base: {base}\n")
+        (tmp_path / "higher.yaml").write_text(f"extends: {base}\n")
         with pytest.raises(ValueError, match=message):
             read_recipe("higher", tmp_path)
 

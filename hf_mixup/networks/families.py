@@ -301,7 +301,7 @@ def blocks_of(network: nn.Module) -> tuple[Blocks, list[nn.Module]]:
     if row is None:
         name = network.config.architecture if is_timm(network) else kind
         raise ValueError(
-            f"the network must have attention that can be read, as these have:  {', '.join(BLOCKS)}, and timm's vit, deit and swin; got "
+            f"the network must have attention that can be read, as these have: {', '.join(BLOCKS)}, and timm's vit, deit and swin; got "
             f"{name!r}, which can give saliency, and features if it is convolutional; use one of those, or another method."
         )
     return row, [module_of(network, name) for name in numbered(network, row.path)]
