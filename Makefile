@@ -3,12 +3,13 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow test-oldest lint docs docs-tables new-method help
+.PHONY: demo test test-slow test-oldest test-oldest-all lint docs docs-tables new-method help
 help:
 	@echo "make demo       install into .venv and train on the embedded digits (about two minutes after installing)"
 	@echo "make test       install into .venv and run the tests"
-	@echo "make test-slow  the long tests as well"
+	@echo "make test-slow  the long tests as well, and test-oldest-all"
 	@echo "make test-oldest  some tests with the oldest versions that setup.py allows"
+	@echo "make test-oldest-all  all tests of make test with them"
 	@echo "make lint       ruff, and mypy over the public API"
 	@echo "make docs       the documentation as a site, in build/site"
 	@echo "make docs-tables  write the tables of README.md and docs/ again, from the files of measurements"
@@ -33,6 +34,7 @@ test: $(VENV)/installed
 
 test-slow: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "slow or not slow"
+	$(MAKE) test-oldest-all
 
 # the oldest versions that setup.py allows, laid over the installed ones
 OLDEST := .venv-oldest
@@ -46,6 +48,9 @@ $(OLDEST)/installed: setup.py
 test-oldest: $(VENV)/installed $(OLDEST)/installed
 	OMP_NUM_THREADS=1 PYTHONPATH=$(OLDEST) $(BIN)/python -m pytest -n 2 tests/test_versions.py tests/test_collator.py tests/test_structure.py \
 	  "tests/test_data.py::test_augmentation_on_the_device_is_the_same[{}-pad]"
+
+test-oldest-all: $(VENV)/installed $(OLDEST)/installed
+	OMP_NUM_THREADS=1 PYTHONPATH=$(OLDEST) $(BIN)/python -m pytest -n 2
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

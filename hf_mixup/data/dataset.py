@@ -224,7 +224,7 @@ def labels_of(data: Any, attributes: bool = False) -> np.ndarray | None:
     if datasets is not None and isinstance(data, datasets.Dataset):
         column = column or next((name for name in LABEL_KEYS if name in data.column_names), None)
         if column is not None:
-            return np.asarray(data.select_columns([column]).with_format("numpy")[:][column])
+            return np.asarray(data.select_columns([column]).with_format(None)[:][column])
     if attributes and hasattr(data, "__len__") and getattr(data, "target_transform", None) is None:
         found = (getattr(data, name, None) for name in ("labels", "targets"))
         return next((np.asarray(labels) for labels in found if hasattr(labels, "__len__") and len(labels) == len(data)), None)

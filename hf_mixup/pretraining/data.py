@@ -102,7 +102,7 @@ def load_pretraining_images(
     else:
         evaluation = of("evaluation", all_rows=False)
     train, evaluation = _some(train, args.max_train_samples, seed), _some(evaluation, args.max_eval_samples, seed)
-    known = np.asarray(train.select_columns([column]).with_format("numpy")[:][column]) != -1
+    known = np.asarray(train.select_columns([column]).with_format(None)[:][column]) != -1
     bank = train if known.all() else train.select(np.flatnonzero(known))
     images = ImageData(name, train, evaluation, split, image_column, column, names, repository=repository, held_out=taken)
     return PreTrainingImages(images, bank)
