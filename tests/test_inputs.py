@@ -343,7 +343,7 @@ def test_a_step_is_the_plan_the_blend_and_the_network(name):
 
 def test_methods_that_need_maps_of_images_say_so():
     for name in ("manifoldmix", "automix", "attentivemix", "transmix", "snapmix"):
-        with pytest.raises(ValueError, match="^the network must have "):
+        with pytest.raises(ValueError, match=r"^the network must have "):
             MixupModel(videomae(), name)
     with refuses("feature maps are known for networks of images, got VideoMAEForVideoClassification"):
         MixupModel(videomae(), METHODS["patchup"].replaced(layers=("videomae",)))
