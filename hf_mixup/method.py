@@ -18,7 +18,7 @@ from hf_mixup.core.checks import check_images, check_labels, check_rows, check_s
 from hf_mixup.core.hub import download
 from hf_mixup.core.losses import CrossEntropy, Loss, smooth
 from hf_mixup.core.plan import MixPlan, blend, check_moves_maps, mix_targets, move_maps, onehot
-from hf_mixup.core.planes import plane_shape, planes
+from hf_mixup.core.planes import frames_of, plane_shape, planes
 from hf_mixup.core.policy import COLUMNS, NOTHING, OF_THE_BATCH, AreaLabels, LabelPolicy, SamplePolicy, Signals
 from hf_mixup.core.rng import fresh, keyed
 from hf_mixup.steps.keepclean import KeepClean
@@ -173,6 +173,7 @@ class Method:
         columns = self.taken(columns, len(images), images.device)
         for mixture in self.step.rows:
             signals = Signals(images.device, images=planes(images), **columns)
+            signals.frames = frames_of(images.shape)
             if are_maps(labels):
                 signals["maps"] = labels
             elif self.needs_targets:
@@ -370,6 +371,12 @@ def check_without_maps(method: Method) -> None:
     """Raises ValueError for a method of label maps, if labels are not maps."""
     if "maps" in method.sample.needs:
         raise ValueError(f"{method.name} mixes by label maps, (B, H, W), got labels of whole images; use another method, such as cutmix.")
+
+
+def check_without_frames(method: Method) -> None:
+    """Refuses a method that mixes videos alone, for a network of other inputs."""
+    if "frames" in method.sample.needs:
+        raise ValueError(f"{method.name} mixes videos, got a network of other inputs; use another method, such as cutmix.")
 
 
 def check_views(method: Method) -> None:

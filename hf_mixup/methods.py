@@ -54,6 +54,7 @@ from hf_mixup.policies import (
     TokenCutMix,
     TokenMix,
     Vanilla,
+    VideoMix,
 )
 from hf_mixup.steps import (
     AdversarialMixing,
@@ -141,11 +142,13 @@ METHODS: dict[str, Method] = {
 
 # methods for label maps only; a network for whole images cannot use them. They are found by name like the others
 OF_MAPS: dict[str, Method] = {"classmix": Method("classmix", ClassMix(), paper="2007.07936")}
+# methods of videos alone
+OF_VIDEOS: dict[str, Method] = {"videomix": Method("videomix", VideoMix(), paper="2012.03457")}
 
 
 def get_method(name: str, **fields: Any) -> Method:
-    """A method by its name in `METHODS` or `OF_MAPS`, with changed hyper-parameters: `get_method("cutmix", alpha=0.2)`. Raises ValueError."""
-    known = {**METHODS, **OF_MAPS}
+    """A method by its name in `METHODS`, `OF_MAPS` or `OF_VIDEOS`, with other hyper-parameters where given: `get_method("cutmix", alpha=0.2)`."""
+    known = {**METHODS, **OF_MAPS, **OF_VIDEOS}
     check_known("method", name, known)
     return known[name].replaced(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
 

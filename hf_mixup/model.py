@@ -21,13 +21,13 @@ from hf_mixup.core.checks import check_between, check_count, check_images, check
 from hf_mixup.core.hub import download_all, told_plainly
 from hf_mixup.core.losses import CrossEntropy, Loss, MultiHead
 from hf_mixup.core.rng import MixKey
-from hf_mixup.method import CONFIG_NAME, Method, check_views, check_without_maps, read_config
+from hf_mixup.method import CONFIG_NAME, Method, check_views, check_without_frames, check_without_maps, read_config
 from hf_mixup.methods import METHODS, MethodChoice
 from hf_mixup.mixers.mixer import Mixer
 from hf_mixup.networks.average import Average, rising_decay
 from hf_mixup.networks.backbones import describe_for_timm, load_classifier
 from hf_mixup.networks.distillation import Distillation, Distiller
-from hf_mixup.networks.families import bare, is_timm, keep_frozen, main_input_of, reads_tokens, takes_pictures
+from hf_mixup.networks.families import bare, is_decoder, is_timm, keep_frozen, main_input_of, reads_tokens, takes_pictures
 from hf_mixup.networks.passes import check_changeable, compile_around, logits_of
 from hf_mixup.networks.signals.signal import gathered
 from hf_mixup.networks.teachers import Normalisation, Teacher, normalisation_of
@@ -133,6 +133,8 @@ class MixupModel(PreTrainedModel):
         for method in mix.methods:
             check_views(method)
             check_without_maps(method)
+            if self.flat or (self.flat is False and not self.main_input_name.startswith("pixel_values")):
+                check_without_frames(method)
         self.tokens = reads_tokens(backbone)
         if self.tokens:
             check_text(backbone, mix.methods)
@@ -525,8 +527,7 @@ def check_text(network: nn.Module, methods: Sequence[Method]) -> None:
             raise ValueError(
                 f"texts are mixed inside the network, got {method.name!r}, which mixes its input; use 'wordmixup', 'tmix' or 'manifoldmix'."
             )
-    # heads of decoders are named score; they read the last token of the own text, but the mixture may be longer
-    if hasattr(bare(network), "score") or getattr(network.config, "is_encoder_decoder", False):
+    if is_decoder(network):
         raise ValueError(
             f"mixing texts needs an encoder, whose classifier sees the whole text, got {type(bare(network)).__name__}; use one such as BERT."
         )

@@ -89,7 +89,8 @@ def test_laws_hold_for_every_input(name, shape):
 @pytest.mark.parametrize("name", IMAGE_ONLY)
 def test_calls_and_collators_mix_every_input(name, shape):
     x, labels = torch.randn(shape, generator=keyed(3)), torch.arange(shape[0])
-    if not fits(name, plane_shape(x.shape)):
+    frames = len(shape) == 5 and shape[2] <= 4 and name == "saliencymix"  # which looks at each frame, and so at its channels
+    if not frames and not fits(name, plane_shape(x.shape)):
         with refuses("use another method, such as CutMix"):
             METHODS[name](x, labels, 5)
         return
@@ -369,3 +370,36 @@ def test_networks_that_do_not_classify_whole_inputs_are_refused():
     boxes = [{"pixel_values": torch.randn(3, 32, 32), "labels": {"boxes": torch.zeros(1, 4), "class_labels": torch.tensor([0])}}] * 4
     with refuses("got boxes, class_labels of every image, annotations that cannot be mixed", TypeError):
         MixupCollator("cutmix")(boxes)
+
+
+@pytest.mark.parametrize("method", ["comixup", "puzzlemix", "guidedmixup"])
+def test_saliency_of_waveforms_is_taken_in_training_too(method):
+    """Networks for waveforms mark their input in training, which torch forbids for an input that has a gradient already."""
+    network, _ = made("wav2vec2")
+    model = MixupModel(network, METHODS[method]).train()
+    encoder = network.wav2vec2.feature_extractor
+    out = model(input_values=torch.randn(4, 400, generator=keyed(0)), labels=torch.arange(4), mix_key=MixKey(3, 0, 1))
+    out.loss.backward()
+    assert torch.isfinite(out.loss)
+    assert encoder.conv_layers[0].conv.weight.grad.abs().sum() > 0
+    assert encoder._requires_grad is True, "as it was"
+
+
+def test_saliency_of_a_video_is_the_mean_over_its_frames():
+    """A video that stands still has the box of its picture, one whose frames differ that of all of them; one box for all frames."""
+    pictures = torch.randn(6, 3, 16, 12, generator=keyed(4))
+    method = METHODS["saliencymix"]
+    still = method.plan(pictures[:, None].expand(-1, 4, -1, -1, -1).contiguous(), generator=keyed(1))
+    assert torch.equal(still.mask.edges, method.plan(pictures, generator=keyed(1)).mask.edges)
+    from hf_mixup.policies.saliencymix import blur8, bytes_of, fine_grained, gray8, peaks
+
+    x = torch.randn(6, 4, 3, 16, 12, generator=keyed(5))
+    plan = method.replaced(alpha=1.0).plan(x, generator=keyed(1))
+    mean = torch.stack([fine_grained(blur8(gray8(bytes_of(frame, None, None)))) for frame in x.unbind(1)]).float().mean(0)
+    row, col = (place[plan.partners[:, 0]] for place in peaks(mean))
+    top, bottom, left, right = plan.mask.edges.unbind(1)
+    some = (bottom > top) & (right > left)
+    assert some.any()
+    assert ((top <= row) & (row < bottom) & (left <= col) & (col < right))[some].all()
+    mixed = blend(plan, x)
+    assert torch.equal(mixed, torch.where(plan.mask.inside((16, 12))[:, None, None], x[plan.partners[:, 0]], x))

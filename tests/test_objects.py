@@ -1,5 +1,6 @@
 """Labels by object masks that come with the data set: OA-CutMix."""
 
+import pytest
 import torch
 from torch.testing import assert_close
 from torch.utils.data import DataLoader
@@ -145,6 +146,20 @@ def test_a_stock_trainer_takes_it(tmp_path):
         callbacks=[MixupCallback(MixupCollator(METHOD, num_labels=4))],
     ).train()  # fmt: skip
     assert difference(before, weights(model)) > 0
+
+
+def test_a_stock_trainer_evaluates_a_set_that_has_the_column_too(tmp_path):
+    """`remove_unused_columns=False`, which training needs, keeps it in the evaluation, where the network knows no such input."""
+    run = Trainer(
+        resnet(), plain_arguments(tmp_path, max_steps=2, remove_unused_columns=False, eval_strategy="steps", eval_steps=1),
+        train_dataset=WithObjects(16), eval_dataset=WithObjects(8), compute_loss_func=MixupLoss(),
+        callbacks=[MixupCallback(MixupCollator(METHOD, num_labels=4))],
+    )  # fmt: skip
+    before = run.evaluate()["eval_loss"]
+    plain = Trainer(run.model, plain_arguments(tmp_path), eval_dataset=Images(8), compute_loss_func=MixupLoss())
+    assert before == pytest.approx(plain.evaluate()["eval_loss"])
+    run.train()
+    assert run.evaluate()["eval_loss"] == pytest.approx(plain.evaluate()["eval_loss"])
 
 
 def test_workers_and_repeats_and_clean_rows():

@@ -330,3 +330,79 @@ def test_blocks_of_the_guide(tmp_path, monkeypatch):
     names = run_blocks("docs/guides/text.md", model=network(), train=sentences(), test=sentences(8, 1), tokenizer=tokenizer())
     assert names["trainer"].state.global_step == 2
     assert AutoModelForSequenceClassification.from_pretrained("runs/text").config.num_labels == 4
+
+
+# -- further networks -------------------------------------------------------------------------------------------------------
+
+
+def of_family(name, **fields):
+    torch.manual_seed(0)
+    still = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    config = getattr(transformers, f"{name}Config")(vocab_size=WORDS, num_labels=4, pad_token_id=0, **{**_BERT, **still, **fields})
+    made = getattr(transformers, f"{name}ForSequenceClassification")(config)
+    for parameter in made.parameters():
+        if parameter.ndim > 1:
+            nn.init.normal_(parameter, std=0.3)
+    return made
+
+
+@pytest.mark.parametrize("name", ["Roberta", "MPNet", "XLMRoberta"])
+def test_positions_that_are_counted_from_words_are_those_of_the_mixture(name):
+    """The tail of the longer text has positions too, though the own text has no words there; the network alone gives those of padding."""
+    net, (tokens, mask, labels) = of_family(name), texts()
+    method = get_method("wordmixup")
+    out = step(MixupModel(net, method), tokens, mask, labels)
+    plan = planned(method, len(tokens))
+    united = mask | mask[plan.partners[:, 0]]
+    assert bool((united != mask).any())
+    table = next(module for part, module in net.named_modules() if part.endswith("position_embeddings"))
+    places = united.cumsum(1) * united + table.padding_idx
+    with torch.no_grad():
+        logits = net(inputs_embeds=words_mixed(net, plan, tokens), attention_mask=united, position_ids=places).logits
+    assert_close(out.logits, logits)
+
+
+@pytest.mark.parametrize("name", ["DebertaV2", "Albert", "Electra", "ConvBert", "RoFormer"])
+def test_words_of_other_families_are_mixed_as_by_hand(name):
+    special = {"DebertaV2": {"relative_attention": True, "pos_att_type": ["c2p", "p2c"], "position_buckets": 8, "pooler_dropout": 0.0}}
+    fields = {"embedding_size": 16, **({"classifier_dropout_prob": 0.0} if name == "Albert" else {}), **special.get(name, {})}
+    net, (tokens, mask, labels) = of_family(name, **fields), texts()
+    net = net.requires_grad_()
+    out = step(MixupModel(net, "wordmixup"), tokens, mask, labels)
+    plan = planned(get_method("wordmixup"), len(tokens))
+    with torch.no_grad():
+        logits = net(inputs_embeds=words_mixed(net, plan, tokens), attention_mask=mask | mask[plan.partners[:, 0]]).logits
+    assert_close(out.logits, logits)
+
+
+def test_networks_that_classify_by_the_last_word_are_refused():
+    """Those of the next word alone, whatever they call their classifier; with XLNet, whose layers have words first and texts second."""
+    small = {"vocab_size": WORDS, "num_labels": 4, "pad_token_id": 0}
+    for name, fields in (
+        ("GPT2", {"n_embd": 16, "n_layer": 1, "n_head": 2}), ("CTRL", {"n_embd": 16, "n_layer": 1, "n_head": 2, "dff": 16}),
+        ("XLNet", {"d_model": 16, "n_layer": 1, "n_head": 2, "d_inner": 16}), ("ModernBertDecoder", _MODERN),
+        ("T5", {"d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2}),
+        ("Llama", {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}),
+    ):  # fmt: skip
+        net = getattr(transformers, f"{name}ForSequenceClassification")(getattr(transformers, f"{name}Config")(**{**fields, **small}))
+        for method in ("wordmixup", "tmix"):
+            with refuses(f"mixing texts needs an encoder, whose classifier sees the whole text, got {name}ForSequenceClassification"):
+                MixupModel(net, method)
+
+
+def test_layers_without_a_row_for_each_text_are_refused():
+    """Labels would be mixed, and nothing else."""
+    from hf_mixup.steps.manifoldmix import mixed_layer
+
+    partner, lam = torch.tensor([1, 0, 2]), torch.full((3,), 0.5)
+    for output in (torch.randn(7, 3, 4), (torch.randn(7, 3, 4), None), torch.arange(3)):
+        with refuses("a layer that is mixed must give a row for each of the 3 inputs, got shapes"):
+            mixed_layer(output, partner, lam)
+    assert mixed_layer((torch.ones(3, 2), None), partner, lam)[1] is None
+    chars = transformers.CanineForSequenceClassification(
+        transformers.CanineConfig(
+            hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, num_labels=4, num_hash_buckets=32, num_hash_functions=2
+        )
+    )  # fmt: skip
+    with refuses("needs a network with one table of word embeddings, got CanineForSequenceClassification; use 'tmix'"):
+        MixupModel(chars, "wordmixup")

@@ -1,6 +1,7 @@
 """Draws mixtures of images: `hf-mixup visualize --mix mixup cutmix`, or `--all`.
 
-Each column is a mixture: the two images, the mask, the network's input, the mixed label. Default: mixtures of two photographs.
+A column a mixture: the two images, the mask, what the network is shown, the mixed label. Without images of yours, of two photographs; with
+`--inputs videos`, `spectrograms` or `waveforms`, of small data sets that are made here.
 """
 
 from __future__ import annotations
@@ -20,13 +21,14 @@ from hf_mixup.cli.parser import Parser
 from hf_mixup.cli.refusals import log_to_screen, run
 from hf_mixup.data.dataset import ImageDataset
 from hf_mixup.data.labels import network_classes
+from hf_mixup.data.made import MELODIES, RATE, digit_pictures, digit_videos, melodies
 from hf_mixup.data.pixels import read_image
 from hf_mixup.data.processor import ImageFormat, format_from_scratch, format_of_checkpoint
 from hf_mixup.data.sources import KnownClasses, load_images
 from hf_mixup.method import CONFIG_NAME
 from hf_mixup.methods import METHODS, MethodChoice
 from hf_mixup.networks.backbones import channels_of, check_takes, checkpoint_config, from_scratch, load_classifier
-from hf_mixup.report.examples import LAMS, default_architecture, drawn, masks_of_mixers, pairs_of_every_method, varied
+from hf_mixup.report.examples import LAMS, Recordings, default_architecture, drawn, masks_of_mixers, pairs_of_every_method, varied
 from hf_mixup.report.plots import gallery, masks_by_lam, overview
 from hf_mixup.report.run_folder import RunFolder
 
@@ -46,6 +48,7 @@ class PictureArguments:
     all: bool = field(default=False, metadata={"help": "One picture of the same two images mixed by every method."})
     alpha: list[float] | None = field(default=None, metadata={"help": "Alpha of each method, or one value for all."})
     mix_args: str | None = field(default=None, metadata={"help": "Other hyper-parameters by method, as JSON."})
+    inputs: str = field(default="images", metadata={"help": "What is mixed.", "choices": ["images", "videos", "spectrograms", "waveforms"]})
     images: list[str] | None = field(default=None, metadata={"help": "Image files, at least two, instead of a data set."})
     checkpoint: str | None = field(
         default=None,
@@ -104,6 +107,31 @@ def read(data: DataArguments, args: PictureArguments, form: ImageFormat | None) 
     return pixels, list(range(len(names))), names, form
 
 
+def made(inputs: str, count: int, seed: int) -> tuple[torch.Tensor, list[int], list[str], Recordings]:
+    """Moving digits, or sounds whose pitch follows a melody: inputs, their classes, the classes' names, and how they are shown."""
+    if inputs == "videos":
+        pictures, classes = digit_pictures()[0]
+        videos, shown = digit_videos(pictures, count, seed, frames=6, side=16)
+        return torch.from_numpy(videos), classes[shown].tolist(), list(map(str, range(10))), Recordings()
+    sounds, classes = melodies(count, seed)
+    if inputs == "waveforms":
+        return torch.from_numpy(sounds), classes.tolist(), list(MELODIES), Recordings()
+    from transformers import ASTFeatureExtractor
+
+    extractor = ASTFeatureExtractor(num_mel_bins=64, max_length=48, mean=1.5, std=1.6)
+    return extractor(list(sounds), sampling_rate=RATE, return_tensors="pt")["input_values"], classes.tolist(), list(MELODIES), Recordings()
+
+
+def draw_recordings(args: PictureArguments, choice: MethodChoice) -> int:
+    """Draws mixtures of sounds or videos; returns how many."""
+    inputs, labels, names, form = made(args.inputs, max(args.count, 8), args.seed)
+    torch.manual_seed(args.seed)
+    model = MixupModel(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(inputs[0].numel(), len(names))), choice)
+    columns = drawn(model, inputs, torch.tensor(labels), form, args.seed, args.count, masks=True)
+    gallery(args.output, columns, names)
+    return len(columns)
+
+
 def parser(prog: str = "visualize_mixup.py") -> Parser:
     data = ["dataset_name", "dataset_config_name", "train_dir", "validation_dir", "image_column_name", "label_column_name", "image_size"]
     groups = {"picture": list(PictureArguments.__dataclass_fields__), "data": data}
@@ -124,6 +152,15 @@ def main(argv: list[str], prog: str = "visualize_mixup.py") -> None:
 
 def draw(data: DataArguments, args: PictureArguments) -> None:
     """Draws the picture that the arguments ask for."""
+    if args.inputs != "images":
+        asked = [name for name in ("all", "masks", "activations", "images", "checkpoint") if getattr(args, name)]
+        asked += [name for name in ("dataset_name", "train_dir", "validation_dir") if getattr(data, name)]
+        if asked:
+            raise ValueError(f"--inputs {args.inputs} draws data that is made here, got --{asked[0]} too; leave one of them out.")
+        choice = MethodChoice.build(args.mix or ["mixup", "cutmix"], alpha=args.alpha, mix_args=parse_json("mix_args", args.mix_args))
+        Path(args.output).parent.mkdir(parents=True, exist_ok=True)
+        logger.info("%s holds %d mixtures", args.output, draw_recordings(args, choice))
+        return
     if args.activations and args.checkpoint is None:
         raise ValueError("activation maps need a trained network, got no checkpoint; pass --checkpoint.")
     if args.masks and (args.checkpoint is None or not Path(args.checkpoint, CONFIG_NAME).is_file()):

@@ -293,7 +293,21 @@ def speed() -> str:
     return "\n".join(lines)
 
 
+def tasks() -> str:
+    """What mixing did for other tasks than classes of images, of `benchmarks/results/tasks.json`."""
+    lines = ["| task | way | measure | mean of three seeds | difference to plain, seed by seed |", "| --- | --- | --- | ---: | ---: |"]
+    for row in json.loads((ROOT / "benchmarks/results/tasks.json").read_text()):
+        scale, places = (1, 3) if row["measure"] == "mse" else (100, 1)
+        measure = {"top1": "top-1, %", "mean_iou": "mean IoU, %", "mse": "squared error, less is better"}[row["measure"]]
+        mean, by, spread = (
+            f"{scale * row[name]:{form}{places}f}" for name, form in (("mean", "."), ("to_plain", "+."), ("to_plain_sd", "."))
+        )
+        lines.append(f"| {row['task']} | {row['way']} | {measure} | {mean} | {'' if row['way'] == 'plain' else f'{by} ± {spread}'} |")
+    return "\n".join(lines)
+
+
 TABLES = {
+    "tasks": ("docs/benchmarks.md", tasks),
     "speed": ("docs/benchmarks.md", speed),
     "catalogue": ("docs/methods.md", catalogue),
     "which": ("README.md", which),

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import torch
 from torch.utils.data import Dataset as Examples
 from transformers import Trainer, set_seed
 from transformers.utils import logging as transformers_logging
@@ -20,7 +21,11 @@ from hf_mixup.cli.parser import Parser
 from hf_mixup.cli.refusals import log_to_screen
 from hf_mixup.cli.train import DEFAULTS, TOLD
 from hf_mixup.data.labels import listed
+from hf_mixup.report.examples import Recordings, mixed_examples, varied
+from hf_mixup.report.plots import gallery
+from hf_mixup.report.run_folder import GALLERY_NAME
 from hf_mixup.training.callbacks import AtTheStart
+from hf_mixup.training.trainer import MixupTrainer
 
 logger = logging.getLogger("run_mixup")
 
@@ -173,6 +178,7 @@ def train(
         trainer.save_state()
         metrics = trainer.evaluate()
         trainer.save_metrics("eval", metrics)
+        draw_examples(trainer, folder.path)
         trainer.create_model_card(model_name=folder.path.name, dataset=name)
     told = ", ".join(
         f"{key.removeprefix('eval_')} {metrics[key]:.4f}" for key in ("eval_top1", "eval_mean_iou", "eval_loss") if key in metrics
@@ -180,6 +186,18 @@ def train(
     logger.info("%s on %s", told, name)
     logger.info("everything is in %s", args.output_dir)
     return metrics
+
+
+def draw_examples(trainer: Trainer, folder: Path) -> None:
+    """Leaves a picture of mixtures of the evaluation set's inputs in the folder, for its card; not of texts, nor of inputs of several sizes."""
+    if not isinstance(trainer, MixupTrainer) or not trainer.is_world_process_zero():
+        return
+    model: Any = trainer.mixup_model
+    data: Any = trainer.eval_dataset
+    if model.tokens or len({torch.as_tensor(row[model.main_input_name]).shape for row in varied(data, 6)}) > 1:
+        return
+    form = Recordings.of(model, trainer.processing_class, torch.as_tensor(data[0][model.main_input_name]))
+    gallery(folder / GALLERY_NAME, mixed_examples(model, data, form, trainer.args.seed), list(model.config.id2label.values()))
 
 
 def script(main: Callable[[list[str], str], Any], file: str) -> None:

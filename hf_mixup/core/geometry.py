@@ -44,6 +44,14 @@ def _whole_across(edges: Tensor, size: tuple[int, int]) -> Tensor:
     return edges
 
 
+def centred_spans(share: Tensor, length: int, rng: torch.Generator) -> Tensor:
+    """Parts of a line, `share` (n,) of its length in whole steps, with centres uniform over it and clipped at its ends: (n, 2) int64, the first
+    and the one after the last."""
+    steps = (share * length).round().long()
+    first = integers(torch.zeros_like(steps), torch.full_like(steps, length), rng) - steps // 2
+    return torch.stack([first, first + steps], 1).clamp_(0, length)
+
+
 def random_boxes(area: Tensor, size: tuple[int, int], rng: torch.Generator, margin: float = 0.0) -> Tensor:
     """Boxes with the given areas (n,), as shares of the image before clipping, and centres uniform over the pixels: (n, 4) int64.
 

@@ -34,10 +34,14 @@ class Boxes:
     """The partner inside one box, the own image outside (CutMix).
 
     `edges`: (B, 4) int64, `[top, bottom, left, right]` in pixels, bottom and right exclusive. `size`: (H, W) of the image.
+    A box in time (VideoMix) goes through some of the `depth` planes C of (B, C, H, W) alone: `through` (B, 2) int64, the first one and the one after
+    the last. None: through all. On a grid (h, w) such a box has the share of planes that it goes through.
     """
 
     edges: Tensor
     size: Size
+    through: Tensor | None = None
+    depth: int = 1
 
     def crossed(self, size: Size) -> tuple[Tensor, Tensor]:
         """(B, h) and (B, w) bool: the rows and the columns that cross the box. On a grid of another size, each cell samples the pixel at
@@ -51,6 +55,11 @@ class Boxes:
         rows, cols = self.crossed(size)
         return rows[:, :, None] & cols[:, None, :]
 
+    def planes(self, depth: int) -> Tensor:
+        """(B, depth, 1, 1) bool: which planes a box in time goes through."""
+        at = _nearest(depth, self.depth, self.edges.device)
+        return ((at >= self.through[:, :1]) & (at < self.through[:, 1:]))[:, :, None, None]
+
     def share(self, dtype: torch.dtype) -> Tensor:
         """(B, H, W): 1 inside the box and 0 outside, on the image's own grid. Faster than `inside`."""
         height, width = self.size
@@ -58,9 +67,19 @@ class Boxes:
         spans = ((pixels >= self.edges[:, ::2, None]) & (pixels < self.edges[:, 1::2, None])).to(dtype)  # (B, 2 axes, pixels)
         return spans[:, 0, :height, None] * spans[:, 1, None, :width]
 
+    def voxels(self, dtype: torch.dtype) -> Tensor:
+        """(B, C, H, W), or (B, 1, H, W) where all planes are alike, as 1 and 0."""
+        share = self.share(dtype)[:, None]
+        return share if self.through is None else share * self.planes(self.depth).to(dtype)
+
     def dense(self, size: Size) -> Tensor:
-        inside = self.inside(size)
-        return torch.stack([~inside, inside], 1).float()
+        inside = self.inside(size).float()
+        if self.through is not None:
+            inside = inside * self._part_of_planes().float()[:, None, None]
+        return torch.stack([1 - inside, inside], 1)
+
+    def _part_of_planes(self) -> Tensor:
+        return (self.through[:, 1] - self.through[:, 0]).double() / self.depth
 
     def seen(self) -> Tensor:
         """(B, K) bool: which images are visible anywhere."""
@@ -68,9 +87,10 @@ class Boxes:
         return torch.stack([area < 1, area > 0], 1)
 
     def area(self) -> Tensor:
-        """(B,) float64: the share of the image that the box covers."""
+        """(B,) float64: the share of the image that the box covers; of a video, of its voxels."""
         top, bottom, left, right = self.edges.unbind(1)
-        return ((bottom - top) * (right - left)).double() / (self.size[0] * self.size[1])
+        area = ((bottom - top) * (right - left)).double() / (self.size[0] * self.size[1])
+        return area if self.through is None else area * self._part_of_planes()
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,8 +188,9 @@ class MixPlan:
         if {part.device for part in parts} == {torch.device(device)}:
             return self
         match self.mask:
-            case Boxes(edges, size):
-                mask = Boxes(edges.to(device, non_blocking=True), size)
+            case Boxes(edges, _, through):
+                through = None if through is None else through.to(device, non_blocking=True)
+                mask = replace(self.mask, edges=edges.to(device, non_blocking=True), through=through)
             case Share(value) | Dense(value):
                 mask = type(self.mask)(value.to(device, non_blocking=True))
         sources = None if self.sources is None else tuple(source.to(device) for source in self.sources)
@@ -223,10 +244,11 @@ def _mix_two(mask: Mask, own: Tensor, partner: Tensor, out: Tensor | None = None
     """The masked mixture of two batches (B, C, H, W); `out` may be one of them."""
     size = tuple(own.shape[2:])
     if isinstance(mask, Boxes) and (own.device.type != "cpu" or size != mask.size):
-        return torch.where(mask.inside(size)[:, None], partner, own)
+        inside = mask.inside(size)[:, None]
+        return torch.where(inside if mask.through is None else inside & mask.planes(own.shape[1]), partner, own)
     if isinstance(mask, Boxes):
-        # on the CPU lerp is five times as fast as where, with the same result for finite numbers
-        return torch.lerp(own, partner, mask.share(own.dtype)[:, None], out=out)
+        # on the CPU lerp is five times as fast as where, and the same for finite numbers
+        return torch.lerp(own, partner, mask.voxels(own.dtype), out=out)
     share = mask.value[:, :1, None, None] if isinstance(mask, Share) else mask.dense(size)[:, :1]
     # at weights 0 and 1 lerp returns one image exactly; a sum of products may not
     return torch.lerp(partner, own, share.to(own.dtype), out=out)
@@ -293,10 +315,12 @@ def _pasted(
     out: Tensor,
     written: Callable[[Tensor], object] = lambda part: None,
 ) -> Tensor:
-    """Pastes image by image, so that each is read once."""
-    for mixed, one, other, (top, bottom, left, right) in zip(out, own, partner, mask.edges.tolist(), strict=True):
+    """Image by image, each read once."""
+    spans = [(0, out.shape[1])] * len(out) if mask.through is None else mask.through.tolist()
+    for mixed, one, other, (top, bottom, left, right), span in zip(out, own, partner, mask.edges.tolist(), spans, strict=True):
+        box = (slice(*span), slice(top, bottom), slice(left, right))
         mixed.copy_(one)
-        mixed[:, top:bottom, left:right] = other[:, top:bottom, left:right]
+        mixed[box] = other[box]
         written(mixed)
     return out
 
@@ -312,8 +336,8 @@ def _blend_bytes(plan: MixPlan, examples: Sequence[Tensor] | Tensor, out: Tensor
         return out.copy_(blend(replace(plan, sources=sources), images.float()).round_())
     own, partner = _both(plan, examples, out, small)
     if isinstance(plan.mask, Boxes) and small and size == plan.mask.size:
-        # selects by bit operations, because where takes five times as long
-        inside = plan.mask.share(torch.uint8).neg_()[:, None]
+        # the bits of one or the other: where is five times as slow
+        inside = plan.mask.voxels(torch.uint8).neg_()
         return torch.bitwise_xor(own, (own ^ partner).bitwise_and_(inside), out=out)
     if isinstance(plan.mask, Boxes):
         return _pasted(plan.mask, own, partner, out)
@@ -371,6 +395,8 @@ def check_moves_maps(plan: MixPlan, name: str = "the method") -> None:
         raise ValueError(
             f"label maps need a method that tells where each pixel comes from, got {name}, which moves or changes pixels first; use cutmix or resizemix."
         )
+    if isinstance(plan.mask, Boxes) and plan.mask.through is not None:
+        raise ValueError(f"label maps need one mask for all frames, got {name}, which cuts videos in time; use cutmix.")
     values = None if isinstance(plan.mask, Boxes) else plan.mask.value
     if values is not None and values.device.type == "cpu" and bool(((values > 0) & (values < 1)).any()):
         raise ValueError(

@@ -24,3 +24,8 @@ def planes(inputs: Tensor) -> Tensor:
     - a video (B, T, C, H, W), a volume (B, C, D, H, W): (B, T * C, H, W), so all frames or slices share one mask
     """
     return inputs if inputs.ndim == 4 else inputs.reshape(plane_shape(inputs.shape))
+
+
+def frames_of(shape: torch.Size) -> int | None:
+    """T of videos (B, T, C, H, W) with 1 to 4 channels; None for all other inputs, volumes (B, C, D, H, W) among them."""
+    return shape[1] if len(shape) == 5 and shape[2] <= 4 else None

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from hf_mixup.core.plan import MixPlan
 
-# signals that the batch itself holds, so they need no model
-OF_THE_BATCH = frozenset({"images", "targets", "maps", "object_masks"})
-# those that are columns of the data set, beside images and labels
+# signals that a batch holds itself, so that no model is needed for them
+OF_THE_BATCH = frozenset({"images", "targets", "maps", "object_masks", "frames"})
+# of those, the ones that are columns of the data set beside images and labels
 COLUMNS = frozenset({"object_masks"})
 NOTHING: Mapping[str, Tensor] = MappingProxyType({})
 
@@ -24,10 +24,11 @@ class Signals(dict[str, Tensor]):
     """Evidence by name: `images`, `targets` (B, num_labels), `saliency`, `attention`, ...
 
     Attributes:
-        device: where image-sized noise is drawn; numbers and boxes are always drawn on the CPU.
-        loss: an extra loss on the clean images, if a policy trains on them too (`clean_lam`); it is added to the loss of the step.
-        others: the network's other inputs, (B, ...) each, such as an `attention_mask`.
-        for_label: signals for the label policy only, such as those of its own teacher.
+        device: where image-sized noise is to be drawn; numbers and boxes are always drawn on the CPU.
+        loss: an extra loss on the clean images, where a policy trains on those too (`clean_lam`); added to that of the step.
+        others: what the network takes beside its main input, (B, ...) each, such as an `attention_mask`.
+        frames: T of a batch of videos (B, T, C, H, W), which policies see as (B, T * C, H, W); None for other inputs.
+        for_label: signals that the label policy alone takes in its own way, such as from a teacher of its own.
     """
 
     def __init__(self, device: torch.device | str = "cpu", **values: Tensor):
@@ -35,6 +36,7 @@ class Signals(dict[str, Tensor]):
         self.device = torch.device(device)
         self.loss: Tensor | None = None
         self.others = NOTHING
+        self.frames: int | None = None
         self.for_label: dict[str, Tensor] = {}
 
 
@@ -64,8 +66,8 @@ class Policy:
 class SamplePolicy(Policy, ABC):
     """Plans what is mixed with what. Subclasses are frozen dataclasses whose fields are the hyper-parameters.
 
-    `needs` names the signals that `plan` reads; a policy that needs at most `images`, `targets` and `maps`, the label maps (B, H, W), can be
-    used in a collator.
+    `needs` names the signals that `plan` reads, and `frames` where it takes videos alone; a policy that needs at most that, `images`, `targets` and
+    `maps`, the label maps (B, H, W), can be used in a collator.
     """
 
     @abstractmethod

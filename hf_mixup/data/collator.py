@@ -33,11 +33,11 @@ from hf_mixup.core.checks import (
 )
 from hf_mixup.core.losses import CrossEntropy, Loss, MultiHead
 from hf_mixup.core.plan import LABEL_KEYS, ONE_PASS_FROM, MixPlan, blend_examples, mix_others, mix_targets, move_maps, onehot
-from hf_mixup.core.planes import plane_shape, planes
+from hf_mixup.core.planes import frames_of, plane_shape, planes
 from hf_mixup.core.policy import Signals
 from hf_mixup.core.rng import keyed
 from hf_mixup.data.tail import Augmentation
-from hf_mixup.method import Method, are_maps, check_maps, check_model_free, check_without_maps
+from hf_mixup.method import Method, are_maps, check_maps, check_model_free, check_without_frames, check_without_maps
 from hf_mixup.methods import MethodChoice
 from hf_mixup.networks.families import main_input_of
 
@@ -264,6 +264,7 @@ class MixupCollator:
                 plans.append(MixPlan.identity(len(images)))
                 continue
             signals = Signals(**columns, **({"maps": labels} if are_maps(labels) else {}))
+            signals.frames = frames_of(part.shape)
             if "images" in method.sample.needs:
                 seen = images if isinstance(images, Tensor) else torch.stack(images, out=part)
                 signals["images"] = planes(look.normalised(seen) if seen.dtype == torch.uint8 else seen)
@@ -557,9 +558,10 @@ class MixupCallback(TrainerCallback):
         if mix_off_epoch is not None:
             check_count(0, mix_off_epoch=mix_off_epoch)
         self.collator, self.mix_off_epoch = collator, mix_off_epoch
-        self._loader = self._bytes = None
+        self._loader = self._bytes = self._spared = None
 
     def on_init_end(self, args, state, control, model=None, **kwargs):
+        self._spare_columns(model)
         if self.collator.normalisation is not None:
             self._take_bytes(model, self.collator.normalisation)
 
@@ -571,8 +573,9 @@ class MixupCallback(TrainerCallback):
         if args.per_device_train_batch_size < 2:
             raise ValueError("mixing needs at least 2 images in a batch, got per_device_train_batch_size=1; raise it.")
         check_labels_of(model, self.collator.choice.methods)
-        self._restore()  # an earlier run may have ended with an error
-        # accelerate wraps the loader in its own class, whose attribute is not read in the iteration
+        self._spare_columns(model)
+        self._restore()  # a run before this one may have ended in an error
+        # accelerate puts its own class around the loader, whose attribute the iteration does not read
         loader = getattr(train_dataloader, "base_dataloader", train_dataloader)
         if not callable(getattr(loader, "collate_fn", None)):
             raise TypeError(
@@ -625,6 +628,19 @@ class MixupCallback(TrainerCallback):
             self._guard.remove()
             self._loader = None
 
+    def _spare_columns(self, model: nn.Module | None) -> None:
+        """From now on the model is not given the columns of a data set that the methods read, which evaluation sets may have too; once for each
+        model."""
+        columns = self.collator.choice.columns
+        if model is None or not columns or (self._spared is not None and self._spared() is model):
+            return
+        self._spared = weakref.ref(model)
+
+        def without(module, args, kwargs):
+            return args, {name: value for name, value in kwargs.items() if name not in columns}
+
+        model.register_forward_pre_hook(without, with_kwargs=True)
+
     def _take_bytes(self, model: nn.Module | None, normalisation: Augmentation | None) -> None:
         """Makes the model normalise images as bytes, once for each model."""
         if model is None or normalisation is None or (self._bytes is not None and self._bytes() is model):
@@ -668,6 +684,8 @@ def check_labels_of(model: nn.Module, methods: Sequence[Method]) -> None:
             check_maps(method)
         elif "Classification" in name:
             check_without_maps(method)
+        if re.search("For(Image|Audio|Sequence)Classification|ForSemanticSegmentation", name):
+            check_without_frames(method)
 
 
 def is_default_collator(collate_fn: Any) -> bool:

@@ -50,6 +50,36 @@ def reads_tokens(network: nn.Module) -> bool:
     return main_input_of(network) == "input_ids"
 
 
+def is_decoder(network: nn.Module) -> bool:
+    """Whether the network for texts reads from left to right, and classifies by the last word of the own text, where a mixture may go on."""
+    # here, because importing hf_mixup must not import transformers
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+    kind = network.config.model_type
+    # transformers knows decoders as language models of the next word, and encoders as those of hidden words; some are both
+    known = kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and kind not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    return known or hasattr(bare(network), "score") or getattr(network.config, "is_encoder_decoder", False)
+
+
+def word_embeddings(network: nn.Module) -> nn.Module:
+    """Those of a network for texts. Raises ValueError where it has none."""
+    try:
+        return bare(network).get_input_embeddings()
+    except NotImplementedError:
+        raise ValueError(
+            f"mixing words needs a network with one table of word embeddings, got {type(bare(network)).__name__}; use 'tmix', or another network."
+        ) from None
+
+
+def first_position(network: nn.Module) -> int | None:
+    """The number before the first word's position, of networks that count positions from the words that are no padding, as RoBERTa does; None for
+    others."""
+    if "position_ids" not in inspect.signature(bare(network).forward).parameters:
+        return None
+    tables = (module for name, module in bare(network).named_modules() if name.endswith("position_embeddings"))
+    return next((table.padding_idx for table in tables if isinstance(table, nn.Embedding)), None)
+
+
 # -- stages -----------------------------------------------------------------------------------------------------------------
 
 

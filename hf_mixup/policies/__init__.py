@@ -34,6 +34,7 @@ from hf_mixup.policies.splicemix import SpliceMix
 from hf_mixup.policies.tlalign import TokenCutMix
 from hf_mixup.policies.tokenmix import TokenMix
 from hf_mixup.policies.vanilla import Vanilla
+from hf_mixup.policies.videomix import VideoMix
 
 __all__ = [
     "CMO",
@@ -70,4 +71,5 @@ __all__ = [
     "TokenCutMix",
     "TokenMix",
     "Vanilla",
+    "VideoMix",
 ]

@@ -27,10 +27,13 @@ class SaliencyMix(SamplePolicy):
     rounding noise. They also use one box for the whole batch, from the first image's partner. Here every image has the box of its own partner,
     from the 8-bit image. `as_published=True` with `mode="batch"` repeats what they ran.
 
+    Of videos (B, T, C, H, W), which the paper does not have, the saliency is the mean over the frames, each an image of its own, and the box is the
+    same in all of them.
+
     Args:
-        alpha: both parameters of the Beta, above 0. The paper uses 1.0; the published CIFAR tables of OpenMixup use 0.2.
-        as_published: repeats the bug above: the saliency of the bytes of floats (up to OpenCV's rounding of them).
-        mean, std: of the images' normalisation, one value for each channel; they give the exact 8-bit values back.
+        alpha: both parameters of the Beta. The paper uses 1.0; the published CIFAR tables of OpenMixup use 0.2.
+        as_published: saliency of the bytes of floats (up to OpenCV's own rounding of them), the bug above.
+        mean, std: what the images, or frames, were normalised with, a value for each channel, so that their 8-bit values come back exactly.
             If None, each image is stretched from its smallest value to its largest, which moves few peaks.
         mode: `sample` draws lam and takes a box for every image. Two swapped images (`pair`), or the whole `batch`
             (the authors' code), share lam and the box of the first of them.
@@ -60,17 +63,19 @@ class SaliencyMix(SamplePolicy):
         source = pairing.partner[first].to(images.device, non_blocking=True)
         # if partners are a permutation, it is cheaper to permute peaks than images
         alone = len(source) < len(images)
-        row, col = self._peaks(images[source] if alone else images)
+        row, col = self._peaks(images[source] if alone else images, signals.frames or 1)
         edges = centred_boxes((1 - lam).sqrt(), *((row, col) if alone else (row[source], col[source])), size)
         return box_plan(pairing.partner, pairing.spread(edges), size)
 
-    def _peaks(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """The peaks of the images, in portions that fit into the CPU's cache."""
-        few = max(1, 2**18 // images[0, 0].numel()) if images.device.type == "cpu" else len(images)
-        rows, cols = zip(*(peaks(self._saliency(part)) for part in images.split(few)), strict=True)
+    def _peaks(self, images: Tensor, frames: int) -> tuple[Tensor, Tensor]:
+        """On the CPU of as many images at a time as stay in its cache."""
+        few = max(1, 2**18 // (frames * images[0, 0].numel())) if images.device.type == "cpu" else len(images)
+        rows, cols = zip(*(peaks(self._saliency(part, frames)) for part in images.split(few)), strict=True)
         return torch.cat(rows), torch.cat(cols)
 
-    def _saliency(self, images: Tensor) -> Tensor:
+    def _saliency(self, images: Tensor, frames: int) -> Tensor:
+        if frames > 1:
+            return self._saliency(images.unflatten(1, (frames, -1)).flatten(0, 1), 1).unflatten(0, (-1, frames)).float().mean(1)
         if self.as_published:
             return published_saliency(images)
         return fine_grained(blur8(gray8(bytes_of(images, self.mean, self.std))))

@@ -21,7 +21,7 @@ from hf_mixup.core.losses import CrossEntropy
 from hf_mixup.core.policy import AreaLabels
 from hf_mixup.core.secrets import redacted
 from hf_mixup.method import CONFIG_NAME, needs_of_model
-from hf_mixup.methods import METHODS
+from hf_mixup.methods import METHODS, get_method
 from hf_mixup.networks.backbones import ARCHITECTURES, TASKS, task_of
 from hf_mixup.report import plots
 from hf_mixup.report.run_folder import CARD_NAME, CURVE_NAME, EVALUATION_NAME, GALLERY_NAME, LOG_NAME, RESULTS_NAME
@@ -210,7 +210,7 @@ def _saved(card: ModelCard, folder: Path) -> Path:
 def bibtex(method: str) -> str | None:
     """The BibTeX entry of a method's paper, or None."""
     papers = json.loads((TEMPLATES / "papers.json").read_text())
-    return _bibtex(method, *papers[method], METHODS[method].paper) if method in papers else None
+    return _bibtex(method, *papers[method], get_method(method).paper) if method in papers else None
 
 
 def _bibtex(key: str, authors: str, title: str, venue: str, year: int, arxiv: str | None) -> str:
@@ -239,7 +239,7 @@ def _papers(network: Mapping[str, Any], methods: Sequence[str]) -> dict[str, str
     titles = {name: entry[1] for name, entry in json.loads((TEMPLATES / "papers.json").read_text()).items()}
     found = _family(network)
     papers = {"the network": (found[1][1], found[1][4])} if found else {}
-    papers |= {name: (titles[name], METHODS[name].paper) for name in methods if name in titles}
+    papers |= {name: (titles[name], get_method(name).paper) for name in methods if name in titles}
     return {name: f"[{title}](https://arxiv.org/abs/{number})" if number else title for name, (title, number) in papers.items()}
 
 

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset
 from transformers import PreTrainedModel, TrainerCallback
 
-from hf_mixup.core.plan import onehot
+from hf_mixup.core.plan import MixPlan, blend, onehot
+from hf_mixup.core.planes import planes
 from hf_mixup.core.rng import MixKey
 from hf_mixup.data.processor import ImageFormat
 from hf_mixup.methods import METHODS, MethodChoice
@@ -31,17 +34,51 @@ LAMS = (0.1, 0.3, 0.5, 0.7, 0.9)  # lam of the pictures of mixers' masks
 TOKEN_SIGNALS = {"attention", "patch_attention", "token_grid", "attention_layers", "token_scores", "merged_attention"}
 
 
+@dataclass(frozen=True)
+class Recordings:
+    """How sounds and videos are shown, as `ImageFormat` says it of images.
+
+    Attributes:
+        mean, std: what the frames of videos (B, T, C, H, W) were normalised with, a value for each channel; None shows them as they are.
+        frequency_first: spectrograms are (F, T), as Whisper takes them, and not (T, F).
+    """
+
+    mean: Sequence[float] | None = None
+    std: Sequence[float] | None = None
+    frequency_first: bool = False
+
+    @classmethod
+    def of(cls, model: MixupModel, processor: Any, example: Tensor) -> Recordings:
+        """By what the processor normalises with, and by the axis of an example (...) that has as many places as the network has frequencies."""
+        bins = getattr(model.config, "num_mel_bins", None)
+        first = example.ndim == 2 and bins == example.shape[0] != example.shape[1]
+        return cls(getattr(processor, "image_mean", None), getattr(processor, "image_std", None), first)
+
+    def unnormalised(self, inputs: Tensor) -> Tensor:
+        """Videos (B, T, 3, H, W) in [0, 1]; spectrograms (B, T, F) and waveforms (B, T) with their own values."""
+        inputs = inputs.cpu().float()
+        if inputs.ndim < 5:
+            return inputs.mT if self.frequency_first and inputs.ndim == 3 else inputs
+        if self.mean is not None and self.std is not None:
+            mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
+            inputs = inputs * std + mean
+        frames = inputs.clamp(0, 1)
+        return frames[:, :, :3] if frames.shape[2] >= 3 else frames[:, :, :1].expand(-1, -1, 3, -1, -1)
+
+
 def default_architecture(choice: MethodChoice) -> str:
     """A small network of this library that the methods can use."""
     wanted = set().union(*(method.sample.needs | method.label.needs for method in choice.methods))
     return "vit_mini" if wanted & TOKEN_SIGNALS else "cifar_resnet20"
 
 
-def mixed_examples(model: MixupModel, images: ImageDataset | ImageStream, form: ImageFormat, seed: int, count: int = 6) -> list[dict]:
-    """Columns for `plots.gallery`: `count` mixtures, at least one of each method, from images spread over the data set."""
+def mixed_examples(
+    model: MixupModel, images: ImageDataset | ImageStream | Dataset, form: ImageFormat | Recordings, seed: int, count: int = 6
+) -> list[dict]:
+    """Columns for `plots.gallery`: `count` mixtures, one of each method at least, of images spread over the data set."""
     count = max(count, len(model.choice.methods))
     batch = varied(images, count)
-    pixels = torch.stack([example["pixel_values"] for example in batch])
+    pixels = torch.stack([torch.as_tensor(example[model.main_input_name]) for example in batch])
     return drawn(model, pixels, torch.tensor([example["labels"] for example in batch]), form, seed, count)
 
 
@@ -49,7 +86,7 @@ def drawn(
     model: MixupModel,
     pixels: Tensor,
     labels: Tensor,
-    form: ImageFormat,
+    form: ImageFormat | Recordings,
     seed: int,
     count: int,
     *,
@@ -79,7 +116,14 @@ def drawn(
 
 
 def mixtures(
-    model: MixupModel, pixels: Tensor, labels: Tensor, form: ImageFormat, key: MixKey, *, masks: bool = False, activations: bool = False
+    model: MixupModel,
+    pixels: Tensor,
+    labels: Tensor,
+    form: ImageFormat | Recordings,
+    key: MixKey,
+    *,
+    masks: bool = False,
+    activations: bool = False,
 ) -> dict[str, list[dict]]:
     """By method, the mixture of every image of a batch, as columns for `plots.gallery`.
 
@@ -87,8 +131,8 @@ def mixtures(
     mix inside the network it is the clean image.
 
     Args:
-        pixels, labels: (B, 3, H, W) normalised; (B,) class numbers, or (B, num_labels).
-        masks: add `mask`, the pixels' share of the own image (H, W), and lam to the title.
+        pixels, labels: (B, 3, H, W) normalised, or sounds and videos as the network takes them; (B,) class numbers, or (B, num_labels).
+        masks: add `mask`, the share of the own image in every pixel (H, W), frame (T, H, W), bin (T, F) or sample (T,), and lam to the title.
         activations: add `activation` (h, w), the class activation map of the mixed image for the heaviest class of its target.
     """
     targets = onehot(labels, model.num_labels)
@@ -103,7 +147,7 @@ def mixtures(
             state.remember(**method.step.run(method.parts, state, one.backbone, pixels.flip(0), targets.flip(0), key).memory)
         seen: list[Tensor] = []
         hook = one.backbone.register_forward_pre_hook(
-            lambda module, args, kwargs, seen=seen: seen.append(kwargs["pixel_values"].detach()), with_kwargs=True
+            lambda module, args, kwargs, seen=seen: seen.append(kwargs[model.main_input_name].detach()), with_kwargs=True
         )
         step = method.step.run(method.parts, one.states[method.name], one.backbone, pixels, targets, key)
         hook.remove()
@@ -125,16 +169,27 @@ def mixtures(
             for i, column in enumerate(columns):
                 column["partner"] = partners[int(step.plan.index[i, heaviest[i]])]
         if masks:
-            for i, column in enumerate(columns):
+            shares = [None] * len(columns) if step.plan is None else _masks(step.plan, pixels, form)
+            for i, (column, share) in enumerate(zip(columns, shares, strict=True)):
                 column["title"] = f"{method.name}\nlam {float(step.lam[i]):.2f}"
-                if step.plan is not None:
-                    column["mask"] = step.plan.dense_mask(tuple(pixels.shape[2:]))[i, 0].detach().float().cpu()
+                if share is not None:
+                    column["mask"] = share
         if activations:
             heaviest_class = onehot(step.targets.argmax(1), model.num_labels)
             maps = class_activation(one.backbone, last_feature_map(one.backbone, shown), heaviest_class).detach()
             for column, activation in zip(columns, maps, strict=True):
                 column["activation"] = activation
     return made
+
+
+def _masks(plan: MixPlan, inputs: Tensor, form: ImageFormat | Recordings) -> Tensor:
+    """The share of the own image, (B, H, W), (B, T, H, W) of videos, (B, T, F) of spectrograms, (B, T) of waveforms."""
+    ones = torch.ones_like(planes(inputs).detach(), dtype=torch.float32, device="cpu")
+    alone = replace(plan.to("cpu"), sources=(ones, *[torch.zeros_like(ones)] * (plan.index.shape[1] - 1)), moves=None)
+    share = blend(alone, ones.view(inputs.shape)).detach()
+    if inputs.ndim > 3:
+        return share.select(-3, 0)  # channels are alike
+    return form.unnormalised(share)
 
 
 def masks_of_mixers(model: MixupModel, pixels: Tensor, form: ImageFormat) -> dict[str, list[dict]]:
@@ -228,8 +283,8 @@ def pairs_of_every_method(
     return columns
 
 
-def varied(images: ImageDataset | ImageStream, count: int) -> list[dict]:
-    """Examples of as many classes as possible, spread over the data set; for a stream, from its first images."""
+def varied(images: ImageDataset | ImageStream | Dataset, count: int) -> list[dict]:
+    """Examples of as many classes as there are, from all over the data set; of a stream, of its first images."""
     found: list[dict] = []
     spare: list[dict] = []
     if isinstance(images, torch.utils.data.IterableDataset):

@@ -28,21 +28,34 @@ def _figure(**settings: Any) -> Any:
     return needed("matplotlib.figure", "pictures").Figure(**settings)
 
 
-def gallery(path: str | Path, columns: list[dict], label_names: list[str], across: int = 6) -> None:
-    """Draws mixed images below their sources, with bars of the mixed target, `across` mixtures in a row; writes a PNG.
+# by the axes of an input: inches of width and height, and how many stand beside each other
+CELLS = {3: (1.35, 1.55, 6), 4: (4.2, 0.0, 2), 2: (2.7, 1.7, 3), 1: (4.2, 1.0, 2)}
+FRAMES = 8  # of a video, at most, are drawn
+
+
+def gallery(path: str | Path, columns: list[dict], label_names: list[str], across: int | None = None) -> None:
+    """Draws mixed images under their sources, with bars of the mixed target, `across` beside each other; writes a PNG.
+
+    Videos (T, 3, H, W) are drawn as a row of frames, spectrograms (T, F) with time to the right and low frequencies at the bottom, waveforms (T,)
+    as lines.
 
     Args:
-        columns: one mixture each: `title`; `own`, `mixed` and, if there is one, `partner`, (3, H, W) in [0, 1]; `target` (num_labels,).
-            Optional: `mask` (H, W), the share of the own image; `activation` (h, w), a class activation map of the mixed image;
-            `own_class`, whose bar is blue like the own image in the mask.
-        label_names: names of the classes.
+        columns: one mixture each: `title`; `own`, `mixed` and, where there is one, `partner`, (3, H, W) in [0, 1], or of the shapes above;
+            `target` (num_labels,); where wanted, `mask` (H, W), (T, H, W), (T, F) or (T,), the share of the own image, and `activation` (h, w), a
+            class activation map of the mixed one; `own_class`, whose bar is blue as the own image is in the mask.
+        label_names: of the classes.
+        across: None for as many as fit.
     """
+    wide, high, most = CELLS[columns[0]["own"].ndim]
+    if columns[0]["own"].ndim == 4:
+        frames, _, height, width = columns[0]["own"].shape
+        high = max(wide * height / (width * min(frames, FRAMES)), 0.4) + 0.35
     rows = [name for name in ("own", "partner", "mask", "mixed", "activation") if any(name in column for column in columns)]
     bars = max(int((column["target"] >= VISIBLE).sum().clamp(max=3)) for column in columns)
-    across = min(across, len(columns))
+    across = min(across or most, len(columns))
     bands, tall = -(-len(columns) // across), len(rows) + 1
-    figure = _figure(figsize=(1.35 * across + 0.6, bands * (1.55 * len(rows) + 0.5 * bars)), dpi=100, layout="constrained")
-    heights = [1.0] * len(rows) + [0.28 * bars]
+    figure = _figure(figsize=(wide * across + 0.6, bands * (high * len(rows) + 0.5 * bars)), dpi=100, layout="constrained")
+    heights = [1.0] * len(rows) + [0.434 * bars / high]
     axes = figure.subplots(bands * tall, across, squeeze=False, gridspec_kw={"height_ratios": heights * bands})
     for axis in axes.flat:
         axis.set(xticks=[], yticks=[])
@@ -99,14 +112,56 @@ def mask_colours() -> Any:
 
 
 def _show(axis, mixture: dict, name: str) -> None:
-    if name == "mask":
-        axis.imshow(mixture[name].numpy(), cmap=mask_colours(), vmin=0, vmax=1, interpolation="nearest")
+    if mixture["mixed" if "mixed" in mixture else "own"].ndim < 3:
+        _show_sound(axis, mixture, name)
+    elif name == "mask":
+        axis.imshow(_strip(mixture[name]), cmap=mask_colours(), vmin=0, vmax=1, interpolation="nearest")
     elif name == "activation":
         height, width = mixture["mixed"].shape[1:]
         axis.imshow(_pixels(mixture["mixed"]).mean(2), cmap="gray", vmin=0, vmax=1, extent=(0, width, height, 0))
         axis.imshow(mixture[name].numpy(), cmap="cividis", alpha=0.6, interpolation="bilinear", extent=(0, width, height, 0))
+    elif mixture[name].ndim == 4:
+        axis.imshow(_strip(_pixels(mixture[name])), interpolation="nearest")
     else:
         axis.imshow(_pixels(mixture[name]), interpolation="nearest")
+
+
+def _strip(video: np.ndarray | Tensor) -> np.ndarray:
+    """Frames (T, H, W, 3) beside each other, evenly chosen, with gaps that nothing is drawn in; an image as it is, and masks (T, H, W) too."""
+    video = np.asarray(video)
+    if video.ndim == 2:
+        return video
+    chosen = video[np.linspace(0, len(video) - 1, min(len(video), FRAMES)).round().astype(int)]
+    gap = max(1, round(0.06 * chosen.shape[2]))
+    empty = {3: np.nan, 4: 1.0}[chosen.ndim]  # masks: no colour; pixels: white
+    padded = np.pad(chosen, [(0, 0), (0, 0), (0, gap), (0, 0)][: chosen.ndim], constant_values=empty)
+    return np.concatenate(list(padded), 1)[:, :-gap]
+
+
+def _show_sound(axis, mixture: dict, name: str) -> None:
+    """A spectrogram with the low frequencies at the bottom, or a waveform; all of a mixture on one scale."""
+    drawn = [mixture[part] for part in ("own", "partner", "mixed") if part in mixture]
+    low, high = min(float(part.min()) for part in drawn), max(float(part.max()) for part in drawn)
+    values = mixture[name].detach().cpu().float().numpy()
+    if values.ndim == 2:
+        colours = {"cmap": mask_colours(), "vmin": 0, "vmax": 1} if name == "mask" else {"cmap": "magma", "vmin": low, "vmax": high}
+        axis.imshow(values.T, origin="lower", aspect="auto", interpolation="nearest", **colours)
+        axis.spines[:].set_visible(True)
+        top = values.shape[1] - 1
+        axis.set_yticks([0, top / 2, top], ["low", "frequency", "high"], fontsize=8, rotation=90, va="center")
+        axis.tick_params(axis="y", length=0)
+        axis.set_xticks([0, values.shape[0] - 1], ["0", f"{values.shape[0]}"], fontsize=8)
+        axis.set_xlabel("time (frames)", fontsize=8, labelpad=-8)
+        return
+    if name == "mask":
+        axis.imshow(
+            values[None], cmap=mask_colours(), vmin=0, vmax=1, interpolation="nearest", aspect="auto", extent=(0, len(values), 0, 1)
+        )
+        return
+    axis.plot(values, color={"own": OWN, "partner": PARTNER}.get(name, "#444444"), linewidth=0.6)
+    axis.set(xlim=(0, len(values)), ylim=(low, high))
+    axis.set_xticks([0, len(values)], ["0", f"{len(values)}"], fontsize=8)
+    axis.set_xlabel("time (samples)", fontsize=8, labelpad=-8)
 
 
 def overview(path: str | Path, columns: Sequence[Mapping[str, Any]], label_names: Sequence[str], across: int = 6) -> None:
@@ -169,7 +224,7 @@ def _bars(axis, target: Tensor, label_names: list[str], rows: int, own: int | No
 
 
 def _pixels(image: Tensor) -> np.ndarray:
-    return image.detach().cpu().float().clamp(0, 1).permute(1, 2, 0).numpy()
+    return image.detach().cpu().float().clamp(0, 1).movedim(-3, -1).numpy()
 
 
 def training_curve(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> None:

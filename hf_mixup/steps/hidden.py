@@ -14,7 +14,7 @@ from hf_mixup.core.checks import check_between, check_counts, check_known
 from hf_mixup.core.plan import MixPlan, mix_others
 from hf_mixup.core.planes import plane_shape, planes
 from hf_mixup.core.rng import MixKey
-from hf_mixup.networks.families import Layout, bare, module_of, reads_tokens, stage_names
+from hf_mixup.networks.families import Layout, bare, module_of, reads_tokens, stage_names, word_embeddings
 from hf_mixup.networks.passes import changing, check_changeable, logits_of
 from hf_mixup.steps.standard import check_whole_images, finish
 from hf_mixup.steps.step import MethodState, Parts, Step, StepOutput
@@ -123,7 +123,7 @@ def layer_of(network: nn.Module, layer: int | float | str) -> nn.Module | None:
     """The module of a layer. 0 is the input: None for images, the word embeddings for texts. k is stage k. A share between 0 and 1 is the stage
     at that share of the depth. A string is a module's name. Raises ValueError for a layer that does not exist."""
     if layer == 0:
-        return bare(network).get_input_embeddings() if reads_tokens(network) else None
+        return word_embeddings(network) if reads_tokens(network) else None
     if isinstance(layer, str):
         check_known("layer", layer, [name for name, _ in bare(network).named_modules() if name])
         return module_of(network, layer)

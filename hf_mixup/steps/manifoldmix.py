@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from hf_mixup.core.plan import blend, is_mask, mix_others
 from hf_mixup.core.rng import MixKey
+from hf_mixup.networks.families import first_position
 from hf_mixup.networks.passes import changing, check_changeable, logits_of
 from hf_mixup.steps.hidden import HiddenState, check_layers, layer_of
 from hf_mixup.steps.standard import check_whole_images, finish
@@ -73,10 +74,32 @@ class ManifoldMix(Step):
             if self.layers[place] != 0 and any(map(is_mask, signals.others)):
                 with changing(layer, lambda output: hidden.append(output) or output):
                     logits_of(network, images, signals.others)
-            change = changing(layer, lambda output: mixed_output(hidden.pop() if hidden else output, partner, lam))
+            change = changing(layer, lambda output: mixed_layer(hidden.pop() if hidden else output, partner, lam))
+        beside = mix_others(plan, signals.others)
+        if layer is not None and self.layers[place] == 0:
+            beside = with_positions(network, beside)
         with change, state.watching(signals, images):
-            logits = logits_of(network, images, mix_others(plan, signals.others))
+            logits = logits_of(network, images, beside)
         return finish(parts, plan, logits, targets, signals)
+
+
+def with_positions(network: nn.Module, others: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Beside mixed words, their positions, where the network would count those of the own text, which may be the shorter one."""
+    before, mask = first_position(network), others.get("attention_mask")
+    if before is None or mask is None or "position_ids" in others:
+        return others
+    return {**others, "position_ids": mask.long().cumsum(1) * mask.long() + before}
+
+
+def mixed_layer(output: Any, partner: Tensor, lam: Tensor) -> Any:
+    """As `mixed_output`. Raises ValueError for a layer without such a tensor, which would leave all but the labels unmixed."""
+    mixed = mixed_output(output, partner, lam)
+    if mixed is output or (isinstance(output, (tuple, list)) and all(one is other for one, other in zip(mixed, output, strict=True))):
+        shapes = [tuple(part.shape) for part in (output if isinstance(output, (tuple, list)) else [output]) if isinstance(part, Tensor)]
+        raise ValueError(
+            f"a layer that is mixed must give a row for each of the {len(partner)} inputs, got shapes {shapes}; name another one."
+        )
+    return mixed
 
 
 def mixed_output(output: Any, partner: Tensor, lam: Tensor) -> Any:

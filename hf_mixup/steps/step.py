@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from hf_mixup.core.losses import Loss
 from hf_mixup.core.plan import MixPlan
-from hf_mixup.core.planes import plane_shape, planes
+from hf_mixup.core.planes import frames_of, plane_shape, planes
 from hf_mixup.core.policy import LabelPolicy, SamplePolicy, Signals
 from hf_mixup.core.rng import MixKey
 from hf_mixup.networks.passes import watching
@@ -101,7 +101,7 @@ class MethodState(nn.Module):
     def before(self, images: Tensor, targets: Tensor) -> Signals:
         """The signals of the clean images."""
         signals = Signals(images.device, images=planes(images), targets=targets, **self.columns)
-        signals.others = self.others
+        signals.others, signals.frames = self.others, frames_of(images.shape)
         for (part, name), signal in self.early.items():
             seen, wanted = images, targets
             if part in self.teachers:

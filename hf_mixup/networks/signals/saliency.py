@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from hf_mixup.core.planes import planes
 from hf_mixup.core.policy import NOTHING, Policy, Signals
 from hf_mixup.networks.passes import logits_of
-from hf_mixup.networks.signals.signal import EarlySignal, evaluating
+from hf_mixup.networks.signals.signal import EarlySignal, evaluating, with_input_gradient
 
 
 def input_gradient(network: nn.Module, images: Tensor, targets: Tensor, others: Mapping[str, Tensor] = NOTHING) -> Tensor:
@@ -31,7 +31,7 @@ def clean_gradient(network: nn.Module, images: Tensor, targets: Tensor, others: 
     The loss on the clean images is then trained too, and batch statistics are updated twice a step, as in the official code with
     `clean_lam > 0`.
     """
-    with torch.enable_grad():
+    with torch.enable_grad(), with_input_gradient(network):
         gradient, losses = _gradient(network, images, targets, others, keep=True)
     return gradient, losses.mean()
 

@@ -71,6 +71,19 @@ def evaluating(network: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
+def with_input_gradient(network: nn.Module) -> Iterator[None]:
+    """Inside, the input may have a gradient in training too: networks for waveforms ask for one themselves, which torch forbids for what has it."""
+    asking = [module for module in network.modules() if getattr(module, "_requires_grad", False) is True]
+    try:
+        for module in asking:
+            module._requires_grad = False
+        yield
+    finally:
+        for module in asking:
+            module._requires_grad = True
+
+
+@contextmanager
 def reading(network: nn.Module) -> Iterator[None]:
     """Context manager: the network in evaluation mode, without gradients."""
     with torch.no_grad(), evaluating(network):
