@@ -46,7 +46,8 @@ class Resuming:
     def _run_facts(self) -> dict[str, Any]:
         """What must be the same for a resumed run to go on as the old one."""
         where = "device" if self._train_collator is None else "collator"
-        return {**self.mixup_model.to_dict(), "mix_seed": self._mix_seed, "processes": self.args.world_size, "mixed_on": where}
+        facts = {**self.mixup_model.to_dict(), "mix_seed": self._mix_seed, "processes": self.args.world_size, "mixed_on": where}
+        return {**facts, "mix_off_epoch": self.args.mix_off_epoch, "compute_loss_func": _name(self._loss_func)}
 
     def _refuse_another_run(self, checkpoint: str) -> None:
         path = Path(checkpoint, RUN_NAME)
@@ -92,3 +93,7 @@ class Resuming:
             super()._load_best_model()
         else:
             self.mixup_model.restore(self.state.best_model_checkpoint)
+
+
+def _name(function: Any) -> str | None:
+    return None if function is None else getattr(function, "__name__", type(function).__name__)
