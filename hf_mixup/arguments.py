@@ -9,7 +9,17 @@ import torch
 from transformers import TrainingArguments
 from transformers.utils import is_torch_tf32_available
 
-from hf_mixup.core.checks import check_between, check_count, check_known, check_range, from_json
+from hf_mixup.core.checks import (
+    check_between,
+    check_count,
+    check_decay,
+    check_known,
+    check_listed,
+    check_patterns,
+    check_range,
+    check_switch,
+    from_json,
+)
 from hf_mixup.core.losses import Loss
 from hf_mixup.core.rng import MODES
 from hf_mixup.core.schedule import as_json, schedule_of
@@ -125,10 +135,12 @@ class MixupTrainingArguments(TrainingArguments):
 
     def __post_init__(self):
         self.mix = [self.mix] if isinstance(self.mix, (str, Method)) else self.mix
+        check_listed("mix", self.mix, "of methods, whose shares mix_prob names")
         self.mix_args = parse_json("mix_args", self.mix_args)
         # the command line gives numbers as text
         self.mix_rate = as_json(schedule_of("mix_rate", 1.0 if self.mix_rate is None else self.mix_rate))
         if self.mix_prob is not None:
+            check_listed("mix_prob", self.mix_prob, "with a probability for each method")
             self.mix_prob = [as_json(schedule_of("mix_prob", value)) if isinstance(value, str) else value for value in self.mix_prob]
         if isinstance(self.loss, str) and self.loss.lstrip().startswith("{"):
             self.loss = parse_json("loss", self.loss)
@@ -140,8 +152,15 @@ class MixupTrainingArguments(TrainingArguments):
         self.distillation()
         check_count(1, repeated_augmentation=self.repeated_augmentation)
         check_between(0, 1, warmup_start=self.warmup_start)
+        check_between(0, 1e6, ema_warmup_epochs=self.ema_warmup_epochs)
+        check_switch(fast=self.fast, lr_per_epoch=self.lr_per_epoch, allow_method_change=self.allow_method_change)
+        if self.mix_seed is not None:
+            check_count(0, mix_seed=self.mix_seed)
+        if self.no_weight_decay is not None:
+            self.no_weight_decay = [self.no_weight_decay] if isinstance(self.no_weight_decay, str) else self.no_weight_decay
+            check_patterns(no_weight_decay=self.no_weight_decay)
         if self.ema_decay is not None:
-            check_between(0, 1, ema_decay=self.ema_decay)
+            check_decay(ema_decay=self.ema_decay)
         for name in ("min_lr", "mixer_learning_rate", "mixer_weight_decay", "mixer_momentum", "mixer_min_lr", "warmup_epochs"):
             if getattr(self, name) is not None:
                 check_between(0, 1e6, **{name: getattr(self, name)})
@@ -164,6 +183,11 @@ class MixupTrainingArguments(TrainingArguments):
         if self.own_schedule and self.lr_scheduler_type != "cosine":
             raise ValueError(
                 f"min_lr, mixer_min_lr, lr_per_epoch and warmup_epochs are for lr_scheduler_type='cosine', got {str(self.lr_scheduler_type)!r}; set it."
+            )
+        if self.own_schedule and self.lr_scheduler_kwargs:
+            raise ValueError(
+                f"lr_scheduler_kwargs are for the Trainer's own schedules, got {self.lr_scheduler_kwargs} with min_lr, mixer_min_lr, lr_per_epoch or "
+                "warmup_epochs; leave them out."
             )
         if self.warmup_start and not self.warmup_epochs:
             raise ValueError(f"warmup_start is for warmup_epochs, got {self.warmup_start} without it; set warmup_epochs.")

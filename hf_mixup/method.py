@@ -295,10 +295,14 @@ def _with(part: Any, values: Mapping[str, Any]) -> Any:
 
 def _part(kind: str, value: Any, current: Any) -> Any:
     """A part from data: a name, `{"name": ..., fields}`, or only fields of the current part."""
+    if not isinstance(value, (str, Mapping)):
+        raise ValueError(
+            f"{kind} must be a name, a dictionary or a {KINDS[kind].__name__}, got {value!r}; give one of these, such as an instance instead of a class."
+        )
     value = {"name": value} if isinstance(value, str) else dict(value)
     name = value.pop("name", type(current).__name__.lower())
     known = parts_of(kind)
-    if name not in known:
+    if not isinstance(name, str) or name not in known:
         raise ValueError(
             f"{kind} must be a known name, got {name!r}; {nearest(name, known)} If it is your own, import the file that defines it first."
         )

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_mixup.core.checks import check_known, check_num_labels, check_probabilities, nearest
+from hf_mixup.core.checks import check_known, check_listed, check_mapping, check_num_labels, check_probabilities, nearest
 from hf_mixup.core.jensenshannon import JensenShannon
 from hf_mixup.core.losses import BCE, Decoupled, Loss
 from hf_mixup.core.policy import NOTHING
@@ -237,6 +237,8 @@ class MethodChoice:
         """
         if num_labels is not None:
             check_num_labels(num_labels)
+        if not isinstance(mix, (str, Method)):
+            check_listed("mix", mix, "of methods, whose shares mix_prob names")
         named = [mix] if isinstance(mix, (str, Method)) else list(mix)
         if not named:
             raise ValueError(f"mix needs at least one method, got none; {nearest('', METHODS)}")
@@ -252,7 +254,9 @@ class MethodChoice:
             raise ValueError(
                 f"alpha needs one value, or one for each of the {len(methods)} methods, got {len(alphas)}; give {len(methods)}."
             )
-        mix_args = dict(mix_args or {})
+        mix_args = {} if mix_args is None else mix_args
+        for what, own in (("mix_args", mix_args), *(mix_args.items() if isinstance(mix_args, Mapping) else ())):
+            check_mapping(what if own is mix_args else f"mix_args of {what}", own, '{"cutmix": {"alpha": 0.2}}')
         for name in mix_args:
             if name not in names:
                 raise ValueError(f"mix_args must be for the methods in use, got {name!r}; {nearest(name, names)}")
@@ -269,6 +273,8 @@ class MethodChoice:
             method = method.replaced(**fields)
             own = {k: tuple(v) if isinstance(v, list) else v for k, v in mix_args.get(method.name, {}).items()}
             built.append(method.replaced(**own))
+        if mix_prob is not None:
+            check_listed("mix_prob", mix_prob, "with a probability for each method")
         probabilities = [1 / len(built)] * len(built) if mix_prob is None else list(mix_prob)
         if any(isinstance(value, (str, list, tuple, dict, Schedule)) for value in probabilities):
             probabilities = [schedule_of("mix_prob", value) for value in probabilities]

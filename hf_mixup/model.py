@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import ImageClassifierOutput
 
-from hf_mixup.core.checks import check_between, check_count, check_images, check_tokens
+from hf_mixup.core.checks import check_count, check_decay, check_images, check_tokens
 from hf_mixup.core.hub import download_all, told_plainly
 from hf_mixup.core.losses import CrossEntropy, Loss, MultiHead
 from hf_mixup.core.rng import MixKey
@@ -121,6 +121,8 @@ class MixupModel(PreTrainedModel):
                     f"{kinds[method.step.views]}; use {'PreTrainingModel' if self.views == 1 else 'MixupModel'}."
                 )
         self.choice = mix
+        # by MixupTrainer, where methods ask for the images of each class: before and after it told them
+        self.uncounted = self.counted = mix
         self.mix_repeat = mix_repeat
         self.backbone = backbone
         self.main_input_name = main_input_of(backbone)
@@ -141,7 +143,7 @@ class MixupModel(PreTrainedModel):
         self.states = nn.ModuleDict({method.name: method.step.build(method.parts, backbone) for method in mix.methods})
         self.ema_decay, self.ema = ema_decay, None
         if ema_decay is not None:
-            check_between(0, 1, ema_decay=ema_decay)
+            check_decay(ema_decay=ema_decay)
             if self.deployed is not self.backbone:
                 raise ValueError(
                     f"ema_decay must be left out for {mix}, whose teacher already is an average of the weights, got {ema_decay}; set the "

@@ -5,7 +5,8 @@ from __future__ import annotations
 import difflib
 import json
 import math
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import import_module
 from types import ModuleType
 from typing import Any
@@ -44,6 +45,27 @@ def check_known(what: str, name: Any, options: Iterable[str]) -> None:
         raise ValueError(f"{what} must be a known name, got {name!r}; {nearest(name, options)}")
 
 
+def check_listed(what: str, value: Any, each: str) -> None:
+    """Refuses what has no order, such as a set, and dictionaries, whose values would be lost."""
+    if isinstance(value, (str, bytes, Mapping)) or not (hasattr(value, "__len__") and hasattr(value, "__getitem__")):
+        raise ValueError(f"{what} must be a list {each}, got {value!r}; write them in an order, as [..., ...].")
+
+
+def check_mapping(what: str, value: Any, example: str) -> None:
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{what} must be a dictionary, got {value!r}; write it as {example}.")
+
+
+def check_patterns(**values: Sequence[str]) -> None:
+    for name, patterns in values.items():
+        check_listed(name, patterns, "of regular expressions")
+        for pattern in patterns:
+            try:
+                re.compile(pattern)
+            except (TypeError, re.error) as error:
+                raise ValueError(f"{name} must hold regular expressions, got {pattern!r} ({error}); correct it.") from None
+
+
 def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
@@ -58,6 +80,13 @@ def check_between(low: float, high: float, **values: float) -> None:
     for name, value in values.items():
         if not (_is_number(value) and low <= value <= high):
             raise ValueError(f"{name} must be a number from {low} to {high}, got {value!r}; give one in that range.")
+
+
+def check_decay(**values: float) -> None:
+    """Of an average: at 1 it would stay where it began."""
+    for name, value in values.items():
+        if not (_is_number(value) and 0 <= value < 1):
+            raise ValueError(f"{name} must be a number from 0 to below 1, got {value!r}; give one such as 0.999.")
 
 
 def check_range(low: float, high: float, **values: tuple[float, float]) -> None:

@@ -131,6 +131,12 @@ class MixupCollator:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_rank": process_rank()}
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        for shared in (self._off, self._when, self._made):  # a copy is not in shared memory, where workers see it
+            shared.share_memory_()
+        _collators.add(self)
+
     @property
     def outputs(self) -> int | None:
         """Length of the soft labels, or None without `num_labels`."""
@@ -164,7 +170,7 @@ class MixupCollator:
             images, labels, others, name = _unpack(examples, self.every_column, name)
             images = _checked(images, name)
         else:
-            others = dict(self.base_collator(examples))
+            others = dict(as_mapping(self.base_collator(examples), name or "pixel_values"))
             name = input_key(others, name)
             images, labels = others.pop(name), others.pop(_label_key(others))
             check_images(images, name=name, finite=False, raw=True)
@@ -534,6 +540,17 @@ def logits_of(outputs: Any) -> Tensor:
     return outputs.logits if hasattr(outputs, "logits") else outputs[0]
 
 
+@dataclass
+class _Run:
+    """A training that a `MixupCallback` mixes: its loader, the collator that this had, the one that mixes, and the next epoch."""
+
+    loader: Any
+    plain: Any
+    mixing: MixupCollator
+    epoch: int
+    guard: Any = None
+
+
 class MixupCallback(TrainerCallback):
     """Mixes only the training batches of an unmodified `Trainer`: `Trainer(..., callbacks=[MixupCallback(collator)])`.
 
@@ -558,7 +575,9 @@ class MixupCallback(TrainerCallback):
         if mix_off_epoch is not None:
             check_count(0, mix_off_epoch=mix_off_epoch)
         self.collator, self.mix_off_epoch = collator, mix_off_epoch
-        self._loader = self._bytes = self._spared = None
+        self._runs: dict[int, _Run] = {}  # by model: one training may run inside another
+        self._bytes: weakref.ref | None = None
+        self._spared: weakref.ref | None = None
 
     def on_init_end(self, args, state, control, model=None, **kwargs):
         self._spare_columns(model)
@@ -570,11 +589,12 @@ class MixupCallback(TrainerCallback):
             raise ValueError(
                 f"label_smoothing_factor must be 0 when mixing, got {args.label_smoothing_factor}; use MixupLoss(label_smoothing=...)."
             )
-        if args.per_device_train_batch_size < 2:
-            raise ValueError("mixing needs at least 2 images in a batch, got per_device_train_batch_size=1; raise it.")
+        size = state.train_batch_size or args.per_device_train_batch_size  # which auto_find_batch_size makes smaller
+        if size < 2:
+            raise ValueError(f"mixing needs at least 2 images in a batch, got per_device_train_batch_size={size}; raise it.")
         check_labels_of(model, self.collator.choice.methods)
         self._spare_columns(model)
-        self._restore()  # a run before this one may have ended in an error
+        self._restore(model)  # an earlier run may have ended in an error
         # accelerate puts its own class around the loader, whose attribute the iteration does not read
         loader = getattr(train_dataloader, "base_dataloader", train_dataloader)
         if not callable(getattr(loader, "collate_fn", None)):
@@ -595,10 +615,9 @@ class MixupCallback(TrainerCallback):
                 "on_device=False, or use MixupTrainer."
             )
         self._take_bytes(model, self.collator.normalisation if tail is None else tail)
-        self._loader, self._plain = loader, loader.collate_fn
         changes = {"every_column": True, "input_name": self.collator.input_name or main_input_of(model)}
-        if self.collator.base_collator is None and not is_default_collator(self._plain):
-            changes["base_collator"] = self._plain
+        if self.collator.base_collator is None and not is_default_collator(loader.collate_fn):
+            changes["base_collator"] = loader.collate_fn
         outputs = getattr(getattr(model, "config", None), "num_labels", None)
         if self.collator.num_labels is None and isinstance(outputs, int) and outputs > 1:
             changes["num_labels"] = outputs
@@ -606,27 +625,29 @@ class MixupCallback(TrainerCallback):
             raise ValueError(
                 f"the collator and the model must agree on num_labels, got {self.collator.outputs} and {outputs}; make them equal."
             )
-        self._mixing = loader.collate_fn = dataclasses.replace(self.collator, **changes)
-        counts = class_counts_of(loader.dataset, self._mixing.outputs or 0) if self._mixing.choice.counting else None
+        mixing = dataclasses.replace(self.collator, **changes)
+        counts = class_counts_of(loader.dataset, mixing.outputs or 0) if mixing.choice.counting else None
         if counts is not None:
-            self._mixing.choice = self._mixing.choice.with_class_counts(counts)
+            mixing.choice = mixing.choice.with_class_counts(counts)
         # epochs are counted here, because for a stream without length state.epoch is not whole when they begin
-        self._epoch = int(state.epoch or 0)
-        self._guard = model.register_forward_pre_hook(self._first_batch, with_kwargs=True)
+        run = self._runs[id(model)] = _Run(loader, loader.collate_fn, mixing, int(state.epoch or 0))
+        self._mixing = loader.collate_fn = mixing
+        run.guard = model.register_forward_pre_hook(functools.partial(self._first_batch, run), with_kwargs=True)
 
-    def on_epoch_begin(self, args, state, control, **kwargs):
-        self._mixing.set_epoch(self._epoch, state.num_train_epochs)
-        self._mixing.mix_until_now(self.mix_off_epoch is not None and self._epoch >= self.mix_off_epoch)
-        self._epoch += 1
+    def on_epoch_begin(self, args, state, control, model=None, **kwargs):
+        run = self._runs[id(model)]
+        run.mixing.set_epoch(run.epoch, state.num_train_epochs)
+        run.mixing.mix_until_now(self.mix_off_epoch is not None and run.epoch >= self.mix_off_epoch)
+        run.epoch += 1
 
-    def on_train_end(self, args, state, control, **kwargs):
-        self._restore()
+    def on_train_end(self, args, state, control, model=None, **kwargs):
+        self._restore(model)
 
-    def _restore(self) -> None:
-        if self._loader is not None:
-            self._loader.collate_fn = self._plain
-            self._guard.remove()
-            self._loader = None
+    def _restore(self, model: nn.Module) -> None:
+        run = self._runs.pop(id(model), None)
+        if run is not None:
+            run.loader.collate_fn = run.plain
+            run.guard.remove()
 
     def _spare_columns(self, model: nn.Module | None) -> None:
         """From now on the model is not given the columns of a data set that the methods read, which evaluation sets may have too; once for each
@@ -654,11 +675,12 @@ class MixupCallback(TrainerCallback):
 
         model.register_forward_pre_hook(normalised, with_kwargs=True)
 
-    def _first_batch(self, module, args, kwargs):
+    @staticmethod
+    def _first_batch(run: _Run, module, args, kwargs):
         if not module.training:
             return  # an evaluation before the first step
-        self._guard.remove()
-        images = kwargs.get(self._mixing.input_name)
+        run.guard.remove()
+        images = kwargs.get(run.mixing.input_name)
         if isinstance(images, Tensor) and images.dtype == torch.uint8:
             raise TypeError(
                 "images must be normalised before the network sees them, got uint8; give the MixupCollator the image processor as processor."

@@ -44,6 +44,10 @@ class Keyed:
         # in shared memory, because persistent workers keep the copy of the data set that they started with
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._epoch.share_memory_()  # a copy is not
+
     def set_epoch(self, epoch: int) -> None:
         self._epoch.fill_(epoch)
 
@@ -201,39 +205,46 @@ def unwrapped(data: Any) -> Iterator[Any]:
         seen.add(id(outer))
         yield outer
         for value in getattr(outer, "__dict__", {}).values():
+            value = list(value.values()) if isinstance(value, dict) else value
             parts = value if isinstance(value, (list, tuple)) and value and isinstance(value[0], torch.utils.data.Dataset) else [value]
             waiting += [part for part in parts if isinstance(part, torch.utils.data.Dataset)]
 
 
-def labels_of(data: Any, attributes: bool = False) -> np.ndarray | None:
+def labels_of(data: Any, attributes: bool = False, names: Sequence[str] | None = None) -> np.ndarray | None:
     """The labels (N,) of a data set, read without its images. It works for those of hf_mixup and `datasets`, and parts of them; else None.
 
     Args:
         attributes: look for `labels` and `targets` too, as torchvision's data sets have them.
+        names: the columns that are the labels (`label_names`), where a batch does not call them so.
     """
     datasets = sys.modules.get("datasets")  # a data set of `datasets` has imported it; nothing else here needs it
     if isinstance(data, torch.utils.data.Subset):
-        inner = labels_of(data.dataset, attributes)
+        inner = labels_of(data.dataset, attributes, names)
         return None if inner is None else inner[np.asarray(data.indices, dtype=np.int64)]
     if isinstance(data, torch.utils.data.ConcatDataset):
-        parts = [labels_of(part, attributes) for part in data.datasets]
+        parts = [labels_of(part, attributes, names) for part in data.datasets]
         return None if any(part is None for part in parts) else np.concatenate(parts)
     column = None
     if isinstance(data, ImageDataset):
         data, column = data.data, data.label_column
     if datasets is not None and isinstance(data, datasets.Dataset):
-        column = column or next((name for name in LABEL_KEYS if name in data.column_names), None)
+        known = [name for name in names or () if name in data.column_names] if column is None else []
+        if len(known) > 1:
+            return None  # of several heads
+        column = column or next((name for name in [*known, *LABEL_KEYS] if name in data.column_names), None)
         if column is not None:
             return np.asarray(data.select_columns([column]).with_format(None)[:][column])
+    if names and not {*names} <= {*LABEL_KEYS}:
+        return None
     if attributes and hasattr(data, "__len__") and getattr(data, "target_transform", None) is None:
         found = (getattr(data, name, None) for name in ("labels", "targets"))
         return next((np.asarray(labels) for labels in found if hasattr(labels, "__len__") and len(labels) == len(data)), None)
     return None
 
 
-def class_counts_of(data: Any, num_labels: int) -> tuple[int, ...] | None:
+def class_counts_of(data: Any, num_labels: int, names: Sequence[str] | None = None) -> tuple[int, ...] | None:
     """Number of rows of each class; for soft labels their rounded sums. None if `labels_of` gives none, or other than `num_labels` classes."""
-    labels = labels_of(data, attributes=True)
+    labels = labels_of(data, attributes=True, names=names)
     if labels is None or len(labels) == 0 or labels.dtype.kind not in "biuf":
         return None
     if labels.ndim == 2 and labels.shape[1] == num_labels:

@@ -66,13 +66,22 @@ class TrainerMetrics:
         self.loss = CrossEntropy() if loss is None else loss
         self._batches: list[tuple[Any, Any]] = []
 
-    def __call__(self, prediction: Any, compute_result: bool = True) -> dict[str, float]:
+    def __call__(self, prediction: Any, compute_result: bool | None = None) -> dict[str, float]:
+        """`compute_result` is given with `batch_eval_metrics` alone: whether this is the last batch. None for a whole evaluation."""
+        if compute_result is None:
+            self.forget()
         self._batches.append((_arrays(prediction.predictions), _arrays(prediction.label_ids)))
-        if not compute_result:
+        if compute_result is False:
             return {}
-        scores, references = (np.concatenate(parts) for parts in zip(*self._whole(), strict=True))
-        self._batches = []
+        try:
+            scores, references = (np.concatenate(parts) for parts in zip(*self._whole(), strict=True))
+        finally:
+            self.forget()
         return self.measure(scores, references)
+
+    def forget(self) -> None:
+        """Drops the batches of an evaluation that was broken off."""
+        self._batches = []
 
     def _whole(self) -> list[tuple[np.ndarray, np.ndarray]]:
         """All batches, one by one, also with `eval_do_concat_batches=False`."""

@@ -77,6 +77,7 @@ def write_model_card(
     tags: Sequence[str] = (),
     hyperparameters: Mapping[str, Any] | None = None,
     rows: Sequence[Mapping[str, Any]] | None = None,
+    results: Mapping[str, Any] | None = None,
 ) -> Path:
     """Writes `README.md`, and `training_curve.png`, into the folder of a run.
 
@@ -94,6 +95,7 @@ def write_model_card(
         tags: further tags.
         hyperparameters: the most important settings, by name.
         rows: one for each epoch; those of `train_log.jsonl` if None.
+        results: measures of these weights, by the names of a Trainer; those of the files if None.
 
     Returns:
         the path of the card.
@@ -103,7 +105,7 @@ def write_model_card(
     folder = Path(folder)
     config, network = (json.loads((folder / name).read_text()) for name in (CONFIG_NAME, "config.json"))
     rows = _rows(folder) if rows is None else rows
-    results = _results(folder, rows)
+    results = _results(folder, rows, results)
     methods = [method["name"] for method in config["methods"]]
     labels = len(network.get("id2label") or network.get("label_names") or ()) or network.get("num_classes") or 2
     measured = [(key, *_measure(key), value) for key, value in results.items() if key != "eval_top5" or labels > 5]
@@ -310,10 +312,11 @@ def _rows(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
 
 
-def _results(folder: Path, rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    path = folder / RESULTS_NAME
-    last = next((row for row in reversed(rows) if "eval_loss" in row), {})
-    found = json.loads(path.read_text()) if path.is_file() else last
+def _results(folder: Path, rows: Sequence[Mapping[str, Any]], found: Mapping[str, Any] | None) -> dict[str, float]:
+    if found is None:
+        path = folder / RESULTS_NAME
+        last = next((row for row in reversed(rows) if "eval_loss" in row), {})
+        found = json.loads(path.read_text()) if path.is_file() else last
     wanted = {key: value for key, value in found.items() if key.startswith("eval_") and not key.endswith(NO_MEASURES)}
     if "eval_top1" in wanted:
         wanted.pop("eval_accuracy", None)  # the same number under the name of other Trainers

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -21,6 +22,7 @@ from hf_mixup.data.dataset import class_counts_of
 from hf_mixup.method import needs_of_model
 from hf_mixup.methods import MethodChoice
 from hf_mixup.model import MixupModel
+from hf_mixup.networks.distillation import Distillation
 from hf_mixup.networks.wrapping import as_classifier
 
 logger = logging.getLogger(__name__)
@@ -35,10 +37,10 @@ def changed(args: MixupTrainingArguments, *names: str) -> list[str]:
     return [name for name in names if getattr(args, name) != defaults[name]]
 
 
-def counted(choice: MethodChoice, data: Any, num_labels: int) -> MethodChoice:
+def counted(choice: MethodChoice, data: Any, num_labels: int, label_names: Sequence[str] | None = None) -> MethodChoice:
     """The choice with the class counts of the training set, if a method needs them. Raises ValueError if a loss needs them and they are unknown."""
     asking = choice.counting
-    counts = class_counts_of(data, num_labels) if asking and data is not None else None
+    counts = class_counts_of(data, num_labels, label_names) if asking and data is not None else None
     if counts is not None:
         return choice.with_class_counts(counts)
     if asking and data is not None:
@@ -60,6 +62,7 @@ def agreed(
     collator: MixupCollator | None = None,
     loss_func: Callable | None = None,
     data: Any = None,
+    distillation: Distillation | None = None,
 ) -> MixupModel:
     """The MixupModel to train on `data`. It holds the settings that are used.
 
@@ -73,24 +76,28 @@ def agreed(
         loss = loss_func.loss
     network = network if isinstance(network, MixupModel) else as_classifier(network)
     num_labels = network.num_labels if isinstance(network, MixupModel) else network.config.num_labels
+    count = functools.partial(counted, data=data, num_labels=num_labels, label_names=args.label_names)
     if isinstance(network, MixupModel):
-        network.choice = counted(network.choice, data, num_labels)
+        # counts that it was told by a Trainer were those of another data set
+        asked = network.uncounted if network.choice is network.counted else network.choice
+        network.uncounted, network.choice = asked, count(asked)
+        network.counted = network.choice
+    taught = {} if distillation is None else distillation.arguments()
     if collator is not None:
-        collator.choice = counted(collator.choice, data, num_labels)
-        model = _with_collator(network, args, collator, loss, data)
+        collator.choice = count(collator.choice)
+        model = _with_collator(network, args, collator, loss, count, taught)
     elif isinstance(network, MixupModel):
         model = network
-        wanted = counted(args.method_choice(loss), data, num_labels)
+        wanted = count(args.method_choice(loss))
         if (changed(args, *CHOICE) or loss is not None) and wanted != model.choice:
             _refuse(model.choice.to_dict(), wanted.to_dict())
         if changed(args, "mix_repeat") and args.mix_repeat != model.mix_repeat:
             _refuse(model.mix_repeat, args.mix_repeat, "mix_repeat")
     else:
-        choice = counted(args.method_choice(loss), data, num_labels)
-        model = MixupModel(network, choice, mix_repeat=args.mix_repeat, ema_decay=args.ema_decay, **_taught(args))
+        model = MixupModel(network, count(args.method_choice(loss)), mix_repeat=args.mix_repeat, ema_decay=args.ema_decay, **taught)
     if args.ema_decay is not None and args.ema_decay != model.ema_decay:
         _refuse(model.ema_decay, args.ema_decay, "ema_decay")
-    distillation, known = args.distillation(), None if model.distiller is None else model.distiller.how
+    known = None if model.distiller is None else model.distiller.how
     if distillation is not None and distillation != known:
         _refuse(None if known is None else dataclasses.asdict(known), dataclasses.asdict(distillation), "distillation")
     if args.ema_warmup_epochs and model.ema_decay is None:
@@ -110,18 +117,19 @@ def agreed(
     return model
 
 
-def _taught(args: MixupTrainingArguments) -> dict[str, Any]:
-    distillation = args.distillation()
-    return {} if distillation is None else distillation.arguments()
-
-
-def _with_collator(network: nn.Module, args: MixupTrainingArguments, collator: MixupCollator, loss: Any, data: Any) -> MixupModel:
-    num_labels = network.num_labels if isinstance(network, MixupModel) else network.config.num_labels
+def _with_collator(
+    network: nn.Module,
+    args: MixupTrainingArguments,
+    collator: MixupCollator,
+    loss: Any,
+    count: Callable[[MethodChoice], MethodChoice],
+    taught: dict[str, Any],
+) -> MixupModel:
     choice = MethodChoice.build(collator.choice.methods, collator.choice.probabilities, loss=loss, mix_rate=collator.choice.rate)
-    choice = counted(choice, data, num_labels)  # with the counts in the loss
+    choice = count(choice)  # with the counts in the loss
     dead = changed(args, *CHOICE, "mix_seed", "mix_repeat")
     dead = [name for name in dead if not (name == "loss" or (name == "mix_repeat" and args.mix_repeat == collator.mix_repeat))]
-    if dead and (set(dead) - set(CHOICE) or counted(args.method_choice(loss), data, num_labels) != choice):
+    if dead and (set(dead) - set(CHOICE) or count(args.method_choice(loss)) != choice):
         raise ValueError(
             f"mixing must be set once, got a MixupCollator and {dead[0]}={getattr(args, dead[0])!r}; set it in the collator, "
             "or leave out the collator, so that MixupTrainer mixes on the device."
@@ -135,7 +143,7 @@ def _with_collator(network: nn.Module, args: MixupTrainingArguments, collator: M
             _refuse(own, other)
         model = network
     else:
-        model = MixupModel(network, choice, mix_repeat=collator.mix_repeat, ema_decay=args.ema_decay, **_taught(args))
+        model = MixupModel(network, choice, mix_repeat=collator.mix_repeat, ema_decay=args.ema_decay, **taught)
     if collator.outputs not in (None, model.num_labels):
         raise ValueError(
             f"the collator and the model must agree on num_labels, got {collator.outputs} and {model.num_labels}; make them equal."
@@ -218,13 +226,27 @@ def check_fsdp(plugin: Any, args: MixupTrainingArguments) -> None:
         )
 
 
+def check_functions(**functions: Any) -> None:
+    """Refuses what cannot be called; classes too, where a call would make another instance."""
+    for name, function in functions.items():
+        if function is not None and (isinstance(function, type) or not callable(function)):
+            way_out = f"write {function.__name__}(...)" if isinstance(function, type) else "give one"
+            raise TypeError(f"{name} must be a function, or an object that can be called, got {function!r}; {way_out}.")
+
+
+def check_callback(callback: Any) -> None:
+    if isinstance(callback, MixupCallback) or callback is MixupCallback:
+        raise ValueError("MixupTrainer mixes by itself, got a MixupCallback too; leave it out, or give its MixupCollator as data_collator.")
+
+
 def check_callable(loss_func: Callable | None) -> None:
     if loss_func is None or isinstance(loss_func, MixupLoss):
         return
-    parameters = inspect.signature(loss_func).parameters.values()
+    called = loss_func.forward if isinstance(loss_func, nn.Module) else loss_func
+    parameters = inspect.signature(called).parameters.values()
     if "num_items_in_batch" not in {p.name for p in parameters} and not any(p.kind is p.VAR_KEYWORD for p in parameters):
         raise ValueError(
-            f"compute_loss_func must take (outputs, labels, num_items_in_batch), got {list(inspect.signature(loss_func).parameters)}; "
+            f"compute_loss_func must take (outputs, labels, num_items_in_batch), got {list(inspect.signature(called).parameters)}; "
             "add num_items_in_batch=None, and divide the sum by it if it is given."
         )
 
@@ -237,10 +259,10 @@ def check_no_processor(collator: MixupCollator) -> None:
         )
 
 
-def name_teacher(args: MixupTrainingArguments, teacher: str | os.PathLike | None) -> None:
-    """Copies the teacher from the Trainer's argument into `args`."""
+def distillation_of(args: MixupTrainingArguments, teacher: str | os.PathLike | None) -> Distillation | None:
+    """The distillation from the teacher of the Trainer, or of its arguments, which stay unchanged: another Trainer may share them."""
     if teacher is None:
-        return
+        return args.distillation()
     if isinstance(teacher, nn.Module):
         raise TypeError(
             f"teacher must be the Hub id or folder of a classifier, which a checkpoint can record by name, got {type(teacher).__name__}; save it with "
@@ -248,7 +270,7 @@ def name_teacher(args: MixupTrainingArguments, teacher: str | os.PathLike | None
         )
     if args.distill_from not in (None, str(teacher)):
         raise ValueError(f"the teacher must be given once, got {str(teacher)!r} and distill_from={args.distill_from!r}; drop one.")
-    args.distill_from = str(teacher)
+    return Distillation.of(str(teacher), args.distillation_temperature, args.distillation_weight, args.hard_distillation)
 
 
 def loss_of(model: MixupModel) -> Loss:
@@ -272,8 +294,11 @@ def check_arguments(args: Any, data: Any, callbacks: list | None) -> None:
         raise ValueError(
             f"one process drives one GPU, got {args.n_gpu} GPUs in one process; start the script with `accelerate launch`, or set CUDA_VISIBLE_DEVICES."
         )
-    if any(isinstance(callback, MixupCallback) or callback is MixupCallback for callback in callbacks or []):
-        raise ValueError("MixupTrainer mixes by itself, got a MixupCallback too; leave it out, or give its MixupCollator as data_collator.")
+    for callback in callbacks or []:
+        check_callback(callback)
+    if isinstance(data, (str, Mapping)):
+        found = f"{type(data).__name__} of {', '.join(map(str, data))}" if isinstance(data, Mapping) else repr(data)
+        raise TypeError(f"train_dataset must be one data set, got {found}; give a split of it, such as data['train'].")
     if data is not None and not has_length(data) and args.max_steps <= 0:
         raise ValueError(f"a data set without length needs max_steps, got {type(data).__name__} and {args.max_steps}; set max_steps.")
     if args.hub_strategy == HubStrategy.ALL_CHECKPOINTS:

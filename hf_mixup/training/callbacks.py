@@ -34,12 +34,12 @@ class BesideSteps(TrainerCallback):
     failure draw the same numbers as a fresh run.
     """
 
-    def __init__(self, start: Callable[[], None], follow: Callable[[], None]):
+    def __init__(self, start: Callable[[Any], None], follow: Callable[[], None]):
         self.start, self.follow = start, follow
         self.micro_step = 0
 
-    def on_train_begin(self, args, state, control, **kwargs):
-        self.start()
+    def on_train_begin(self, args, state, control, train_dataloader=None, **kwargs):
+        self.start(train_dataloader)
 
     def on_step_begin(self, args, state, control, **kwargs):
         self.micro_step = 0
@@ -106,9 +106,10 @@ class EpochLog(TrainerCallback):
 
 
 def epoch_rows(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One row for each epoch, from the `log_history` of a Trainer: means of the training logs, and the last evaluation."""
+    """One row for each epoch, from the `log_history` of a Trainer: means over the steps of the training logs, and the last evaluation."""
     rows: dict[int, dict[str, Any]] = {}
-    training: dict[int, list[dict[str, Any]]] = {}
+    training: dict[int, list[tuple[int, dict[str, Any]]]] = {}
+    logged, over = 0, False
     for entry in history:
         if "epoch" not in entry:
             continue
@@ -116,12 +117,28 @@ def epoch_rows(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
         row = rows.setdefault(epoch, {"epoch": epoch})
         row["step"] = entry.get("step", row.get("step"))
         if "loss" in entry:
-            training.setdefault(epoch, []).append(entry)
-        row.update({key: value for key, value in entry.items() if key.startswith("eval_")})
+            steps = entry.get("step", logged + 1) - logged
+            training.setdefault(epoch, []).append((max(steps, 1), entry))
+            logged = entry.get("step", logged + 1)
+        found = {key: value for key, value in entry.items() if key.startswith("eval_")}
+        row.update({**found, **row} if over else found)  # what is measured after the training may be of the best weights
+        over = "train_runtime" in entry or (over and "loss" not in entry)
     for epoch, entries in training.items():
         for name, key in (("train_loss", "loss"), ("train_accuracy", "train_accuracy"), ("lam", "lam")):
-            values = [entry[key] for entry in entries if key in entry]
+            values = [(steps, entry[key]) for steps, entry in entries if key in entry]
             if values:
-                rows[epoch][name] = sum(values) / len(values)
-        rows[epoch]["learning_rate"] = entries[-1].get("learning_rate")
+                rows[epoch][name] = sum(steps * value for steps, value in values) / sum(steps for steps, _ in values)
+        rows[epoch]["learning_rate"] = entries[-1][1].get("learning_rate")
     return [rows[epoch] for epoch in sorted(rows)]
+
+
+def results(history: list[dict[str, Any]], best_step: int | None = None) -> dict[str, float]:
+    """What was measured of the weights that a training left: after it, or else at `best_step`, where the best ones were taken, or at last."""
+    end = max((place for place, entry in enumerate(history) if "train_runtime" in entry), default=len(history))
+    measured = [{key: value for key, value in entry.items() if key.startswith("eval_") or key == "step"} for entry in history]
+    after = [entry for entry in measured[end:] if len(entry) > 1]
+    if not after:
+        before = [entry for entry in measured[:end] if len(entry) > 1]
+        step = best_step if best_step is not None else before[-1].get("step") if before else None
+        after = [entry for entry in before if entry.get("step") == step]
+    return {key: value for entry in after for key, value in entry.items() if key != "step"}

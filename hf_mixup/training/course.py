@@ -17,8 +17,9 @@ class Course:
             self.control.should_training_stop = True
             return
         self._epoch = epoch
-        # with several processes accelerate calls set_epoch of the sampler but not of the data set, whose augmentation needs it
-        set_epoch(self.train_dataset, epoch)
+        # with several processes accelerate calls set_epoch on the sampler but not on the data set, whose augmentation needs it
+        for data in (self.train_dataset, getattr(kwargs.get("train_dataloader"), "dataset", None)):
+            set_epoch(data, epoch)
         if self._train_collator is not None:
             self._train_collator.mix_until_now(self._mixing_is_over())
             self._train_collator.set_epoch(epoch, self.state.num_train_epochs)

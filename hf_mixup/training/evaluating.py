@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
 
 from hf_mixup.core.losses import CrossEntropy
-from hf_mixup.data.collator import as_mapping
 from hf_mixup.data.dataset import tail_on_device
 from hf_mixup.data.tail import Augmentation
+from hf_mixup.evaluation.metrics import TrainerMetrics
 
 
 class Evaluating:
@@ -18,6 +19,8 @@ class Evaluating:
     _left: Augmentation | None = None  # the part of the augmentation that remains for the batches of the current evaluation
 
     def evaluation_loop(self, dataloader, *args, **kwargs):
+        if isinstance(self.compute_metrics, TrainerMetrics):
+            self.compute_metrics.forget()
         self._left = tail_on_device(getattr(dataloader, "dataset", None))
         return super().evaluation_loop(dataloader, *args, **kwargs)
 
@@ -29,11 +32,17 @@ class Evaluating:
             return CrossEntropy(smoothing)(outputs.logits, self._loss.targets(labels, self.mixup_model.num_labels)).mean()
         return outputs.loss
 
+    def _finished(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """A batch of an evaluation as the network sees it: with what its data set left to the device."""
+        named = dict(inputs)
+        keys = named.pop("augmentation_keys", None)
+        if self._left is not None and keys is not None:
+            named["pixel_values"] = self._left(named["pixel_values"], keys)
+        return named
+
     def prediction_step(self, model, inputs, *args, **kwargs):
         # drops other columns, such as the number of an image
-        named = dict(as_mapping(self._prepare_inputs(inputs)))
-        if self._left is not None and "augmentation_keys" in named:
-            named["pixel_values"] = self._left(named["pixel_values"], named["augmentation_keys"])
+        named = self._finished(self._prepare_inputs(inputs))
         return super().prediction_step(
             model, {name: value for name, value in named.items() if name in self._inputs or name == "labels"}, *args, **kwargs
         )

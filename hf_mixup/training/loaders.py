@@ -5,17 +5,18 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.trainer_utils import has_length
 
 from hf_mixup.core.checks import check_examples, check_images, check_tokens
 from hf_mixup.core.losses import Loss
 from hf_mixup.core.plan import LABEL_KEYS, is_mask
-from hf_mixup.data.collator import MixedBatch, MixupCollator
+from hf_mixup.data.collator import MixedBatch, MixupCollator, as_mapping
 from hf_mixup.data.dataset import ImageDataset, RepeatedAugmentation, labels_of, tail_on_device
 from hf_mixup.data.tail import Augmentation
 from hf_mixup.networks.families import main_input_of
@@ -54,8 +55,8 @@ class CheckedCollator:
         pixels = [example[self.main] for example in examples if isinstance(example, Mapping) and self.main in example]
         if pixels and all(isinstance(image, Tensor) for image in pixels) and self.main != "input_ids":  # texts are padded to one length
             check_examples(pixels, self.main)
-        batch = dict(self.base(examples))
-        self._name_labels(batch)
+        batch = dict(as_mapping(self.base(examples), self.main))
+        name_labels(batch, self.label_names)
         columns = sorted(self.columns) if self.training else []
         wanted = [self.main, *(["labels"] if self.training else []), *(["augmentation_keys"] if self.tail else []), *columns]
         if not all(name in batch for name in wanted):
@@ -77,14 +78,16 @@ class CheckedCollator:
             self.loss.check(batch["labels"], len(batch[self.main]), self.num_labels)
         return batch
 
-    def _name_labels(self, batch: dict[str, Any]) -> None:
-        if self.label_names is not None and all(name in batch for name in self.label_names):
-            columns = [torch.as_tensor(batch.pop(name)) for name in self.label_names]
-            batch["labels"] = columns[0] if len(columns) == 1 else torch.stack(columns, 1)
-        elif "labels" not in batch:
-            found = next((name for name in LABEL_KEYS if name in batch), None)
-            if found is not None:
-                batch["labels"] = batch.pop(found)
+
+def name_labels(batch: dict[str, Any], label_names: Sequence[str] | None) -> None:
+    """Calls the labels of a batch `labels`; several columns of them lie beside each other."""
+    if label_names is not None and all(name in batch for name in label_names):
+        columns = [torch.as_tensor(batch.pop(name)) for name in label_names]
+        batch["labels"] = columns[0] if len(columns) == 1 else torch.stack(columns, 1)
+    elif "labels" not in batch:
+        found = next((name for name in LABEL_KEYS if name in batch), None)
+        if found is not None:
+            batch["labels"] = batch.pop(found)
 
 
 @dataclass
@@ -115,11 +118,20 @@ class Loaders:
         network = self.mixup_model.backbone
         return masks_of(network) | {self.mixup_model.main_input_name} | ({"token_type_ids"} & other_inputs(network))
 
+    def _prepare_inputs(self, inputs: Any) -> dict[str, Any]:
+        # loaders of one's own come without the collator that names labels
+        batch = super()._prepare_inputs(as_mapping(inputs, self.mixup_model.main_input_name))
+        batch = batch if isinstance(batch, dict) else dict(batch)
+        name_labels(batch, self.args.label_names)
+        return batch
+
     def get_train_dataloader(self):
         if self.mixes and self._train_batch_size < 2:
             raise ValueError(
                 f"mixing needs at least 2 images in a batch, got {self._train_batch_size} from auto_find_batch_size; use smaller images, or gradient checkpointing."
             )
+        if has_length(self.train_dataset) and len(self.train_dataset) == 0:
+            raise ValueError(f"training needs images, got a {type(self.train_dataset).__name__} without any; check where it is made.")
         if self._train_collator is not None:
             model = self.mixup_model
             tail = tail_on_device(self.train_dataset)
@@ -127,7 +139,13 @@ class Loaders:
         else:
             collator = self._checked(training=True, tail=tail_on_device(self.train_dataset))
         with self._collating(collator):
-            return super().get_train_dataloader()
+            loader = super().get_train_dataloader()
+        if has_length(loader) and len(loader) == 0:
+            raise ValueError(
+                f"training needs a whole batch of {self._train_batch_size} for every process, got {len(self.train_dataset)} images; make batches smaller, or set "
+                "dataloader_drop_last=False."
+            )
+        return loader
 
     def get_eval_dataloader(self, eval_dataset=None):
         if not (eval_dataset is None or isinstance(eval_dataset, str)):
@@ -188,6 +206,10 @@ class Loaders:
         repeats = self.args.repeated_augmentation
         if repeats == 1:
             return super()._get_train_sampler(train_dataset)
+        if getattr(self.args, "train_sampling_strategy", "random") != "random":
+            raise ValueError(
+                f"repeated_augmentation shows images in an order of its own, got train_sampling_strategy={self.args.train_sampling_strategy!r}; leave out one."
+            )
         if not isinstance(data, ImageDataset):
             raise ValueError(
                 f"repeated_augmentation is for a hf_mixup.data.dataset.ImageDataset, got {type(data).__name__}; leave it at 1."

@@ -25,6 +25,9 @@ MIXER_FIELDS = ("mixer_learning_rate", "mixer_weight_decay", "mixer_momentum", "
 class Optimization:
     """The part of MixupTrainer that makes its optimizer and its schedule."""
 
+    _updates: int | None = None  # optimizer steps of an epoch, once there is a loader
+    _made_optimizer = False
+
     @staticmethod
     def get_optimizer_cls_and_kwargs(args, model=None):
         """As the Trainer's, plus timm's LAMB, which clips the norm of all gradients at 1. `fast` uses torch's fused kernels."""
@@ -48,27 +51,36 @@ class Optimization:
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """As the Trainer's, with separate groups for learned mixers if the arguments set other values for them."""
         first = self.optimizer is None  # in a second `train()` the optimizer exists already
-        if not first:
-            self._refuse_missing_parameters()
         optimizer = super().create_optimizer(model)
+        self._made_optimizer |= first
         own = {"lr": self.args.mixer_learning_rate, "momentum": self.args.mixer_momentum}
         own = {key: value for key, value in own.items() if value is not None}
         mixers = {id(p) for name, p in (model or self.model).named_parameters() if name.startswith("states.") and ".mixer." in name}
         if first and mixers and (own or self.args.mixer_weight_decay is not None or self.args.mixer_min_lr is not None):
+            names, decay = {*self.get_decay_parameter_names(model or self.model)}, self.args.mixer_weight_decay
+            # by name: where weight_decay is 0, the groups do not tell
+            decaying = {id(p) for name, p in (model or self.model).named_parameters() if name in names}
             for group in list(optimizer.param_groups):
+                if "momentum" in own and "momentum" not in group:
+                    raise ValueError(
+                        f"mixer_momentum is for optimizers that have a momentum, got {type(optimizer).__name__}; leave it out, or set optim='sgd'."
+                    )
                 moved = [p for p in group["params"] if id(p) in mixers]
                 group["params"] = [p for p in group["params"] if id(p) not in mixers]
-                decay = self.args.mixer_weight_decay if group["weight_decay"] and self.args.mixer_weight_decay is not None else None
-                changed = {**own, "mixer": True, **({} if decay is None else {"weight_decay": decay})}
-                if moved:
-                    optimizer.add_param_group({**{k: v for k, v in group.items() if k != "params"}, "params": moved, **changed})
+                for decays in (True, False):
+                    part = [p for p in moved if (id(p) in decaying) == decays]
+                    changed = {**own, "mixer": True, **({"weight_decay": decay} if decays and decay is not None else {})}
+                    if part:
+                        optimizer.add_param_group({**{k: v for k, v in group.items() if k != "params"}, "params": part, **changed})
         return optimizer
 
     def _refuse_missing_parameters(self) -> None:
-        """Raises ValueError for an optimizer that was made before the model was wrapped, so it lacks the parameters of the methods."""
+        """Raises ValueError for an optimizer of the user, or one made before the model was wrapped, that lacks the parameters of the methods."""
+        if self._made_optimizer or self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            return
         held = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
         missing = [name for name, p in self.mixup_model.named_parameters() if p.requires_grad and id(p) not in held]
-        if missing and not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+        if missing:
             raise ValueError(
                 f"the optimizer must hold every parameter that is trained, got one that lacks {len(missing)}, such as {', '.join(missing[:3])}; "
                 "make it over the parameters of a MixupModel, built first, use optimizer_cls_and_kwargs, or freeze them with requires_grad_(False)."
@@ -80,16 +92,19 @@ class Optimization:
             return super().create_scheduler(num_training_steps, optimizer)
         optimizer = self.optimizer if optimizer is None else optimizer
         every = self._steps_per_epoch() if self.args.lr_per_epoch else 1
-        warmup, start = self.args.get_warmup_steps(num_training_steps), None
-        if self.args.warmup_epochs:
-            warmup, start = round(self.args.warmup_epochs * self._steps_per_epoch()), self.args.warmup_start
+        warmup, start = self._warmup_steps(num_training_steps), self.args.warmup_start if self.args.warmup_epochs else None
 
         def factor_of(group: dict[str, Any]) -> Callable[[int], float]:
             floor = self.args.mixer_min_lr if group.get("mixer") else self.args.min_lr
+            top = group.get("initial_lr", group["lr"])  # a second `train()` finds the rate where the first one left it
+            if floor and floor > top:
+                raise ValueError(
+                    f"min_lr and mixer_min_lr are where a learning rate ends, got {floor:g} for one that starts at {top:g}; lower it, or raise the learning rate."
+                )
             return functools.partial(
                 cosine,
                 total=num_training_steps,
-                floor=(floor or 0.0) / group["lr"],
+                floor=(floor or 0.0) / top if top else 0.0,
                 warmup=warmup,
                 every=every,
                 start=start,
@@ -99,11 +114,50 @@ class Optimization:
         self._created_lr_scheduler = True
         return self.lr_scheduler
 
+    def _optimization(self) -> dict[str, Any]:
+        """What trained, for the card: of the optimizer and the schedule that there are, whoever made them."""
+        args = self.args
+        optimizer = getattr(self.optimizer, "optimizer", self.optimizer)
+        scheduler = getattr(self.lr_scheduler, "scheduler", self.lr_scheduler)
+        groups = [{"lr": args.learning_rate, "weight_decay": args.weight_decay}] if optimizer is None else optimizer.param_groups
+        groups = [group for group in groups if group.get("params", True)]
+        rates = [group.get("initial_lr", group["lr"]) for group in groups]
+        decays = [group.get("weight_decay", 0.0) for group in groups]
+        own = optimizer is None or (self._made_optimizer and self.optimizer_cls_and_kwargs is None)
+        schedule = type(scheduler).__name__
+        if scheduler is None or self._created_lr_scheduler:
+            floor = f" to {args.min_lr:g}" if args.min_lr else ""
+            warmup = self._warmup_steps(self.state.max_steps)
+            schedule = f"{getattr(args.lr_scheduler_type, 'value', args.lr_scheduler_type)}{floor}, {warmup} steps of warm-up"
+        return {
+            "learning rate": _numbers(rates),
+            "schedule": schedule,
+            "optimizer": f"{getattr(args.optim, 'value', args.optim) if own else type(optimizer).__name__}, weight decay "
+            f"{_numbers([decay for decay in decays if decay] or [0.0])}",
+        }
+
+    def _warmup_steps(self, num_training_steps: int) -> int:
+        if self.args.warmup_epochs:
+            return round(self.args.warmup_epochs * self._steps_per_epoch())
+        return self.args.get_warmup_steps(num_training_steps)
+
+    def set_initial_training_values(self, args: Any, dataloader: Any) -> tuple:
+        values = super().set_initial_training_values(args, dataloader)
+        self._updates = values[1]
+        return values
+
     def _steps_per_epoch(self) -> int:
-        """Optimizer steps."""
+        """Optimizer steps: of the loader, whose sampler may draw more rows than the data set has; of the data set where there is none yet."""
+        if self._updates is not None:
+            return self._updates
         batches = len(self.train_dataset) / (self._train_batch_size * self.args.world_size)
         drop = self.args.dataloader_drop_last or self.args.repeated_augmentation > 1
         return math.ceil((math.floor(batches) if drop else math.ceil(batches)) / self.args.gradient_accumulation_steps)
+
+
+def _numbers(values: list[float]) -> str:
+    """Each once, in their order."""
+    return " and ".join(f"{value:g}" for value in dict.fromkeys(map(float, values)))
 
 
 def check_optimization(args: MixupTrainingArguments, model: MixupModel, data: Any, optimizers: tuple) -> None:

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch
 from huggingface_hub import HfApi
 from transformers.trainer_utils import HubStrategy
 
@@ -21,7 +22,7 @@ from hf_mixup.methods import taught_by_the_network
 from hf_mixup.model import STATE_FOLDER
 from hf_mixup.networks.distillation import Distiller
 from hf_mixup.report.card import write_model_card
-from hf_mixup.training.callbacks import epoch_rows
+from hf_mixup.training.callbacks import epoch_rows, results
 from hf_mixup.training.hub import check_token, push_folder, without_secrets
 
 logger = logging.getLogger(__name__)
@@ -29,6 +30,8 @@ logger = logging.getLogger(__name__)
 
 class Publishing:
     """The part of MixupTrainer that writes its card and pushes."""
+
+    _weights: torch.dtype | None = None  # of the network, as training began
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
         """As in the Trainer. It also checks the token, and creates the branch of `hub_revision`, before training."""
@@ -85,32 +88,41 @@ class Publishing:
             Path(self.args.output_dir, CONFIG_NAME).write_text(json.dumps(self.mixup_model.to_dict(), indent=2) + "\n")
             self.mixup_model.deployed.config.save_pretrained(self.args.output_dir)
         base_model = base_model or self.mixup_model.config.name_or_path or None
-        write_model_card(self.args.output_dir, base_model=base_model, rows=epoch_rows(self.state.log_history), **facts)
+        history, loaded = self.state.log_history, self.args.load_best_model_at_end
+        measured = results(history, self.state.best_global_step if loaded else None)
+        # files of the folder may be of a run before this one
+        measured = measured if measured or self.state.global_step else None
+        write_model_card(self.args.output_dir, base_model=base_model, rows=epoch_rows(history), results=measured, **facts)
 
     def _hyperparameters(self) -> dict[str, Any]:
         """The most important settings; the command in the card has all of them."""
-        args = self.args
-        precision = "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32"
-        parts = args.gradient_accumulation_steps * args.world_size
-        total, data = args.train_batch_size * parts, self.train_dataset
+        args, data = self.args, self.train_dataset
+        split = args.world_size if self.accelerator.split_batches else 1
+        parts, batch = args.gradient_accumulation_steps * args.world_size, self._train_batch_size // split
         return {
             **({"images": _images(data)} if isinstance(data, ImageDataset) else {}),
-            "learning rate": args.learning_rate,
-            "schedule": f"{getattr(args.lr_scheduler_type, 'value', args.lr_scheduler_type)}, {args.get_warmup_steps(self.state.max_steps)} steps of warm-up",
-            "optimizer": f"{getattr(args.optim, 'value', args.optim)}, weight decay {args.weight_decay:g}",
-            "batch size": f"{total}, as {parts} of {args.train_batch_size}" if parts > 1 else total,
+            **self._optimization(),
+            "batch size": f"{batch * parts}, as {parts} of {batch}" if parts > 1 else batch,
             "processes": args.world_size,
             "epochs": round(self.state.epoch or 0, 2),
             "steps": self.state.global_step,
-            "precision": precision,
+            "precision": self._precision,
             "seed": args.seed,
             "seed of mixing": self._mix_seed,
             **{f"teacher of {name}": "the network in training" for name in taught_by_the_network(self.mixup_model.choice)},
             **_teacher(self.mixup_model.distiller),
             **({"mixtures of each batch": self.mixup_model.mix_repeat} if self.mixup_model.mix_repeat > 1 else {}),
-            **({"loss": getattr(self._loss_func, "__name__", type(self._loss_func).__name__)} if self._loss_func is not None else {}),
+            **({"loss": self._run_facts()["compute_loss_func"]} if self._loss_func is not None else {}),
             **({"unmixed from epoch": args.mix_off_epoch} if args.mix_off_epoch is not None else {}),
         }
+
+    @property
+    def _precision(self) -> str:
+        """As it was, not as it was asked for: without an accelerator fp16 has no effect."""
+        names = {"no": "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
+        mixed = self.accelerator.mixed_precision if self.accelerator.native_amp or self.is_deepspeed_enabled else "no"
+        weights = names.get(self._weights or self.mixup_model.backbone.dtype, str(self._weights))
+        return names.get(mixed, mixed) if weights == "fp32" else f"{weights} weights"
 
     def push_to_hub(
         self,

@@ -47,7 +47,8 @@ class Resuming:
     def _run_facts(self) -> dict[str, Any]:
         """Settings that must be equal, so that the resumed run repeats the old one."""
         where = "device" if self._train_collator is None else "collator"
-        return {**self.mixup_model.to_dict(), "mix_seed": self._mix_seed, "processes": self.args.world_size, "mixed_on": where}
+        facts = {**self.mixup_model.to_dict(), "mix_seed": self._mix_seed, "processes": self.args.world_size, "mixed_on": where}
+        return {**facts, "mix_off_epoch": self.args.mix_off_epoch, "compute_loss_func": _name(self._loss_func)}
 
     @property
     def _classes(self) -> list[str]:
@@ -108,3 +109,7 @@ class Resuming:
             super()._load_best_model()
         else:
             self.mixup_model.restore(self.state.best_model_checkpoint)
+
+
+def _name(function: Any) -> str | None:
+    return None if function is None else getattr(function, "__name__", type(function).__name__)

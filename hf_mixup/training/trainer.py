@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from hf_mixup.core.checks import check_transformers
 from hf_mixup.data.collator import MixedBatch, MixupCollator, MixupLoss, as_mapping, is_default_collator, stack_examples
 from hf_mixup.data.dataset import tail_on_device
 from hf_mixup.evaluation.metrics import TrainerMetrics, classification_metrics, training_accuracy
-from hf_mixup.training.agreement import check_arguments, check_callable, check_fsdp, check_no_processor, name_teacher
+from hf_mixup.training.agreement import check_arguments, check_callable, check_fsdp, check_functions, check_no_processor
 from hf_mixup.training.callbacks import BesideSteps, EpochLog, Tally
 from hf_mixup.training.course import Course
 from hf_mixup.training.evaluating import Evaluating
@@ -49,6 +50,7 @@ class MixupTrainer(Publishing, Resuming, Optimization, Evaluating, Course, Loade
     """
 
     _epoch = -1  # whole epochs done
+    _items: Tensor | int | None = None  # images of the accumulated batch that is trained on
 
     def __init__(
         self,
@@ -66,11 +68,17 @@ class MixupTrainer(Publishing, Resuming, Optimization, Evaluating, Course, Loade
         check_transformers()
         args = MixupTrainingArguments("runs/trainer") if args is None else args
         check_arguments(args, train_dataset, kwargs.get("callbacks"))
-        name_teacher(args, kwargs.pop("teacher", None))
+        self._teacher = kwargs.pop("teacher", None)
+        preprocess = kwargs.get("preprocess_logits_for_metrics")
+        check_functions(data_collator=data_collator, compute_metrics=compute_metrics, preprocess_logits_for_metrics=preprocess)
         check_callable(compute_loss_func)
         self._loss_func = None if isinstance(compute_loss_func, MixupLoss) else compute_loss_func
         self._given_loss = compute_loss_func
-        self._train_collator = data_collator if isinstance(data_collator, MixupCollator) else None
+        # its own: epochs, and counts of classes, are those of this run
+        self._train_collator = None
+        if isinstance(data_collator, MixupCollator):
+            self._train_collator = replace(data_collator)
+            self._train_collator.choice = data_collator.choice
         self._processor = processing_class
         self._data, self._optimizers = train_dataset, kwargs.get("optimizers") or (None, None)
         if self._train_collator is not None:
@@ -112,30 +120,42 @@ class MixupTrainer(Publishing, Resuming, Optimization, Evaluating, Course, Loade
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Tensor | int | None:
         """Number of images of an accumulated batch, on all processes."""
-        counted = [batch for batch in map(as_mapping, batch_samples) if "labels" in batch]
-        rows = [{"labels": torch.zeros(len(batch["labels"]), dtype=torch.int64)} for batch in counted]
+        main = self.mixup_model.main_input_name
+        counted = [batch for batch in (as_mapping(batch, main) for batch in batch_samples) if main in batch]
+        rows = [{"labels": torch.zeros(len(batch[main]), dtype=torch.int64)} for batch in counted]
         return super()._get_num_items_in_batch(rows, device) if len(rows) == len(batch_samples) else None
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        inputs = as_mapping(inputs)
+        if num_items_in_batch is None and model.training:  # of an override that does not pass it on
+            num_items_in_batch = self._items
+        main = self.mixup_model.main_input_name
+        inputs = as_mapping(inputs, main)
+        inputs = inputs if model.training else self._finished(inputs)
         given = {name: value for name, value in inputs.items() if name in self._inputs}
-        main, labels = self.mixup_model.main_input_name, inputs.get("labels")
+        labels = inputs.get("labels")
+        if main not in given:
+            raise ValueError(f"a batch must have {main!r} and 'labels', got {sorted(inputs)}; rename the columns in the loader.")
         if not model.training:
             outputs = model(**given, labels=labels if self._loss_func is None else None)
             loss = self._evaluated(outputs, labels, num_items_in_batch)
             return (loss, outputs) if return_outputs else loss
         if self._train_collator is not None and not isinstance(inputs, MixedBatch):
             raise ValueError("batches must come from the MixupCollator, got others; let it make them, or leave the MixupCollator out.")
-        if self._tail is not None and not isinstance(inputs, MixedBatch):
+        mixed_before = isinstance(inputs, MixedBatch)
+        if mixed_before and self._train_collator is None:
+            raise ValueError(
+                "MixupTrainer mixes by itself, got batches that a MixupCollator of the loader has mixed; pass it as data_collator, or leave it out."
+            )
+        if self._tail is not None and not mixed_before and "augmentation_keys" in inputs:
             given[main] = self._tail(given[main], inputs["augmentation_keys"])
-        elif self._tail is not None and given[main].dtype == torch.uint8:
+        elif self._tail is not None and mixed_before and given[main].dtype == torch.uint8:
             given[main] = self._tail.normalised(given[main])  # a MixupCollator has done the rest
         self._last_key = self._next_key()
-        mixed = self._train_collator.choice.rows if isinstance(inputs, MixedBatch) else int(self._mixing_is_over())
+        mixed = self._train_collator.choice.rows if mixed_before else int(self._mixing_is_over())
         columns = {name: inputs[name] for name in self.mixup_model.choice.columns & inputs.keys()}
         rows, outputs = len(given[main]), model(**given, **columns, labels=labels, mix_key=self._last_key, mixed=mixed)
         self._last_methods = outputs.methods
-        several = labels.ndim == 2 and not isinstance(inputs, MixedBatch)
+        several = labels.ndim == 2 and not mixed_before
         accuracy = training_accuracy(self._loss, outputs.logits.detach(), outputs.targets, several)
         self._tally.add(inputs.get("mix_method", outputs.methods), accuracy, inputs.get("mix_lam", outputs.lam))
         if self._loss_func is not None:
@@ -152,7 +172,12 @@ class MixupTrainer(Publishing, Resuming, Optimization, Evaluating, Course, Loade
         return 1 if items is None or not self.args.average_tokens_across_devices else self.accelerator.num_processes // self.get_tp_size()
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch=None) -> Tensor:
-        self._last_key = None
+        if self._beside not in self.callback_handler.callbacks:
+            raise RuntimeError(
+                f"MixupTrainer counts steps and moves averages by its own BesideSteps, got callbacks without it: {self.callback_handler.callback_list.split()}; "
+                "leave it in when others are removed."
+            )
+        self._last_key, self._items = None, num_items_in_batch
         loss = super().training_step(model, inputs, num_items_in_batch)
         if self._last_key is None:
             raise RuntimeError(
@@ -170,8 +195,10 @@ class MixupTrainer(Publishing, Resuming, Optimization, Evaluating, Course, Loade
 
     # -- logging ------------------------------------------------------------------------------------------------------
 
-    def _start(self) -> None:
-        self._tail = tail_on_device(self.train_dataset)
+    def _start(self, loader: Any) -> None:
+        self._refuse_missing_parameters()
+        self._tail = tail_on_device(getattr(loader, "dataset", None)) or tail_on_device(self.train_dataset)
+        self._weights = self.mixup_model.backbone.dtype  # an evaluation in half precision changes it
         self._tally = Tally([method.name for method in self.mixup_model.choice.methods])
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:

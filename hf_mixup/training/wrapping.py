@@ -9,7 +9,7 @@ from torch import nn
 from hf_mixup.arguments import MixupTrainingArguments
 from hf_mixup.model import MixupModel
 from hf_mixup.networks.teachers import Normalisation
-from hf_mixup.training.agreement import agreed, loss_of
+from hf_mixup.training.agreement import agreed, check_callback, distillation_of, loss_of
 from hf_mixup.training.optimization import check_optimization
 
 
@@ -18,7 +18,9 @@ class Wrapping:
 
     def _ready(self, model: nn.Module, args: MixupTrainingArguments) -> MixupModel:
         """The MixupModel of a network. `self.model` may be wrapped, and unwrapping it can take as long as a forward pass."""
-        self.mixup_model = model = agreed(model, args, self._train_collator, self._given_loss, self._data)
+        self.mixup_model = model = agreed(
+            model, args, self._train_collator, self._given_loss, self._data, distillation_of(args, self._teacher)
+        )
         self._loss = loss_of(model)
         if model.teachers and self._processor is not None:
             model.normalisation = Normalisation.of_processor(self._processor)
@@ -36,6 +38,10 @@ class Wrapping:
         if trial is not None:
             self._hp_search_setup(trial)  # the Trainer does it later; then mixing would have the settings of the previous trial
         return self._ready(super().call_model_init(trial), self.args)
+
+    def add_callback(self, callback: Any) -> None:
+        check_callback(callback)
+        super().add_callback(callback)
 
     def _build_accelerator_args(self, **kwargs) -> dict[str, Any]:
         from accelerate.utils import TorchDynamoPlugin
