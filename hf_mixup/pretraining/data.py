@@ -24,6 +24,7 @@ from hf_mixup.data.sources import (
     share_and_seed,
     with_images,
 )
+from hf_mixup.data.stream import load_unlabelled_stream
 
 logger = logging.getLogger(__name__)
 
@@ -33,8 +34,8 @@ class PreTrainingImages:
     """What a pre-training reads.
 
     Attributes:
-        images: to train on, in `train`, of which some or all have the class number -1, which is none. `evaluation` has labels; it is empty
-            where there is no kNN monitor.
+        images: to train on, in `train`, of which some or all have the class number -1, which is none; a `StreamedSplit` with `streaming`.
+            `evaluation` has labels; it is empty where there is no kNN monitor.
         bank: those of the training images that have a label; empty where there is no kNN monitor.
     """
 
@@ -47,7 +48,8 @@ def load_pretraining_images(
 ) -> PreTrainingImages:
     """The data set that the arguments name: folders of classes, one folder without classes, or a data set with or without labels.
 
-    The kNN monitor needs one class for each image of two splits, of at least two classes. Where it cannot be had, the log says why.
+    The kNN monitor needs one class for each image of two splits, of at least two classes, which lie here. Where it cannot be had, the log says
+    why.
 
     Args:
         seed: of the split, where evaluation images are held out of the training images, and of `max_train_samples`.
@@ -57,6 +59,16 @@ def load_pretraining_images(
         ValueError: where the data set cannot be had, lacks images, or where kNN is asked for and cannot be had.
     """
     asked = [*asked, *(name for name in ("validation_dir", "eval_split", "label_column_name") if getattr(args, name) is not None)]
+    if args.streaming:
+        if asked:
+            raise ValueError(
+                f"the kNN monitor, which --{asked[0]} asks for, compares all images of two splits, got --streaming, which reads them once as they "
+                f"come; leave out --{asked[0]} or --streaming."
+            )
+        logger.warning("no kNN monitor: it compares all images of two splits, and a stream is read once as it comes")
+        name, stream, repository = load_unlabelled_stream(args, token=token, cache_dir=cache_dir)
+        column, nothing = stream.image_column, Dataset.from_dict({})
+        return PreTrainingImages(ImageData(name, stream, nothing, "", column, "", ["0", "1"], repository=repository), nothing)
     splits, (name, repository) = load_splits(args, token, cache_dir, labelled=False), name_of(args)
     train, evaluation, split = chosen_splits(splits, args, True)
     called = {"train": args.train_split or "train", "evaluation": split}
