@@ -1,6 +1,7 @@
 """Pre-training without labels: laws of every pretext, states, checkpoints, the trainer, views, the script."""
 
 import json
+import re
 import shutil
 import sys
 import warnings
@@ -12,11 +13,11 @@ import pytest
 import timm
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModel, AutoModelForImageClassification
+from transformers import AutoModel, AutoModelForImageClassification, TrainerCallback
 from transformers.utils import logging as transformers_logging
 
 import killed
-from hf_mixup import MixupModel, PreTrainingModel, pretext
+from hf_mixup import MixupModel, MixupPreTrainer, PreTrainingArguments, PreTrainingModel, pretext
 from hf_mixup.cli.pretrain import parse
 from hf_mixup.core.plan import MixPlan, Share, blend, mix_targets
 from hf_mixup.core.policy import Signals
@@ -27,6 +28,7 @@ from hf_mixup.methods import METHODS
 from hf_mixup.networks.backbones import from_scratch, load_classifier
 from hf_mixup.networks.backbones.cifar_resnet import CifarResNetConfig, CifarResNetForImageClassification
 from hf_mixup.networks.families import classifier_of, freeze_backbone
+from hf_mixup.pretraining.clusters import Clusters
 from hf_mixup.pretraining.contrast import Mixture
 from hf_mixup.pretraining.pretexts import BASES, PRETEXTS
 from hf_mixup.pretraining.samix import SAMix
@@ -338,6 +340,11 @@ def test_input_mixing_changes_views_not_targets():
         ("imix", "byol", {"projector": (16, 4)}, "projector's width"),
         ("imix", "moco", {"momentum": 1.0, "end_momentum": 0.5}, "end_momentum must be at least"),
         ("resizemix", "barlowtwins", {}, "moves pixels itself"),
+        ("samix", "moco", {"mixer_loss": "cluster"}, "clusters must be at least 2 with mixer_loss='cluster'"),
+        ("samix", "moco", {"clusters": 4}, "and 0 without, got 4 with 'infonce'"),
+        ("samix", "moco", {"mixer_loss": "cluster", "clusters": 40, "queue_size": 20}, "clusters must be at most queue_size"),
+        ("samix", "moco", {"mixer_loss": "cluster", "clusters": 4, "mixer": "x"}, "clusters are to train a mixer, got a trained one"),
+        ("samix", "moco", {"mixer_loss": "ce"}, "mixer_loss must be"),
     ],
 )
 def test_refusals_of_pretexts(mix, base, settings, match):
@@ -363,6 +370,11 @@ def test_refusals_of_pretexts(mix, base, settings, match):
         ({"dataloader_drop_last": False}, "batches of one size"),
         ({"predictor_constant_lr": True}, "bases with a predictor"),
         ({"eval_strategy": "epoch"}, "kNN evaluation needs"),
+        ({"base_args": {"bn_splits": 3}}, "bn_splits must divide a batch into parts of at least 2 images, got 3 and 8"),
+        ({"base_args": {"bn_splits": 8}}, "bn_splits must divide a batch into parts of at least 2 images, got 8 and 8"),
+        ({"bf16_full_eval": True}, "bf16_full_eval has no effect on pre-training"),
+        ({"base": "simsiam", "predictor_constant_lr": True, "lr_scheduler_type": "reduce_lr_on_plateau"}, "functions of the step"),
+        ({"load_best_model_at_end": True, "metric_for_best_model": "loss"}, "best model is that of knn_top1"),
     ],
 )
 def test_refusals_of_the_trainer(tmp_path, settings, match):
@@ -555,6 +567,109 @@ def test_features_are_in_order_and_leave_no_trace(tmp_path):
     assert difference(before, weights(run.mixup_model)) == 0
 
 
+# -- what was silent --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+def test_lars_adapts_with_and_without_weight_decay(weight_decay, tmp_path):
+    """One step at a trust coefficient of 0.01 moves a weight by a hundredth of its length, a bias or norm by its gradient."""
+    run = trainer(
+        tmp_path, "simsiam", ["vanilla"], evaluate=False, optim="lars", optim_args="momentum=0.9, trust_coeff=0.01", weight_decay=weight_decay,
+        max_steps=1, save_strategy="no", learning_rate=1.0, lr_scheduler_type="constant", max_grad_norm=0,
+    )  # fmt: skip
+    before = {name: p.detach().clone() for name, p in run.mixup_model.named_parameters() if p.requires_grad}
+    gradients = {}
+
+    class Kept(TrainerCallback):
+        def on_pre_optimizer_step(self, args, state, control, **kwargs):
+            gradients.update({name: p.grad.clone() for name, p in run.mixup_model.named_parameters() if p.grad is not None})
+
+    run.add_callback(Kept())
+    run.train()
+    for name, p in run.mixup_model.named_parameters():
+        if name in before and p.ndim > 1:
+            moved = (p - before[name]).norm() / before[name].norm()
+            assert 0.0099 / (1 + weight_decay * before[name].norm() / gradients[name].norm()) < moved < 0.0101, name
+        elif name in before:
+            torch.testing.assert_close(p.detach(), before[name] - gradients[name])
+
+
+@pytest.mark.parametrize(
+    ("optim_args", "match"),
+    [
+        ("momentum=0.9,eta=0.001", "optim_args of lars must be .*, got 'eta'"),
+        ("momentum", "must give momentum a number, got ''"),
+        ("momentum=0.9,nesterov=maybe", "must give nesterov True or False, got 'maybe'"),
+    ],
+)
+def test_options_of_lars_are_refused(optim_args, match):
+    with refuses(match):
+        PreTrainingArguments("runs/x", optim="lars", optim_args=optim_args, report_to="none")
+    assert PreTrainingArguments("runs/x", optim="lars", optim_args="momentum=0.9,nesterov=True").lars_options() == {
+        "momentum": 0.9,
+        "nesterov": True,
+    }
+
+
+def test_images_without_a_label_neither_vote_nor_count(tmp_path):
+    run = trainer(tmp_path, save_strategy="no", knn_neighbours=5)
+    measured = run.evaluate()["eval_knn_top1"]
+    both_sets = []
+    for data in (run.eval_dataset, run.bank_dataset):
+        more = Images(len(data) + 9, seed=7)
+        more.pixels[9:], more.labels[9:], more.labels[:9] = data.pixels, data.labels, -100
+        both_sets.append(more)
+    run.bank_dataset = both_sets[1]
+    assert run.evaluate(both_sets[0])["eval_knn_top1"] == measured
+    named = run.evaluate({"one": both_sets[0], "two": run.eval_dataset})
+    assert named["eval_one_knn_top1"] == named["eval_two_knn_top1"] == measured
+    both_sets[0].labels[:] = -1
+    with refuses("eval_dataset must hold images with a label, got none of 25 .*; give some a label"):
+        run.evaluate(both_sets[0])
+    with refuses("no classifier to predict by, got a call of predict; call features"):
+        run.predict(run.eval_dataset)
+
+
+def test_a_given_optimizer_or_schedule_keeps_no_predictor_apart(tmp_path):
+    model = model_of("simsiam", "vanilla")
+    args = PreTrainingArguments(
+        str(tmp_path), base="simsiam", mix=["vanilla"], base_args={"projector": [16, 8], "predictor": [16, 8]}, predictor_constant_lr=True,
+        report_to="none", per_device_train_batch_size=8,
+    )  # fmt: skip
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 0.1)
+    with refuses("is for the Trainer's own optimizer and schedule, got optimizer given as optimizers"):
+        MixupPreTrainer(model, args, train_dataset=TwoViews(), optimizers=(optimizer, None))
+
+
+def test_heads_are_synchronised_where_the_backbone_is():
+    network = torch.nn.SyncBatchNorm.convert_sync_batchnorm(from_scratch("cifar_resnet20", 2, 16))
+    state = state_of(PreTrainingModel(network, made("byol", "imix")))
+    for head in (state.projector, state.predictor, state.key_projector, state.key):
+        norms = [module for module in head.modules() if isinstance(module, torch.nn.modules.batchnorm._BatchNorm)]
+        assert norms
+        assert all(isinstance(module, torch.nn.SyncBatchNorm) for module in norms)
+    assert not any(isinstance(module, torch.nn.SyncBatchNorm) for module in model_of("byol").modules())
+
+
+@pytest.mark.parametrize("count", [2, 3, 7])
+def test_no_image_of_mocomix_is_its_own_partner(count):
+    policy = pretext("mocomix").sample
+    for seed in range(50):
+        rng = torch.Generator().manual_seed(seed)
+        plan = policy.plan(torch.Size([count, 3, 8, 8]), rng, Signals(torch.device("cpu")))
+        assert sorted(plan.index[:, 1].tolist()) == list(range(count))
+        assert not (plan.index[:, 1] == plan.index[:, 0]).any()
+        assert (plan.weight == plan.weight[0]).all()
+
+
+def test_icutmix_has_one_box_of_at_most_half():
+    policy = pretext("icutmix").sample
+    for seed in range(20):
+        plan = policy.plan(torch.Size([5, 3, 16, 16]), torch.Generator().manual_seed(seed), Signals(torch.device("cpu")))
+        assert (plan.mask.edges == plan.mask.edges[0]).all()
+        assert (plan.weight[:, 0] >= 0.5).all()
+
+
 # -- a linear probe ---------------------------------------------------------------------------------------------------------
 
 
@@ -664,6 +779,23 @@ def test_the_script_is_thin():
     assert len((ROOT / "training_scripts/run_pretraining.py").read_text().splitlines()) < 250
 
 
+def test_the_guide_says_what_was_measured_and_what_there_is():
+    text = " ".join((ROOT / "docs/guides/pretraining.md").read_text().split())
+    figures = json.loads((ROOT / "benchmarks/results/cpu.json").read_text())["pretraining"]["figures"]
+    ratio = {(base.split(",")[0], mix): row["ratio"][1] for base, rows in figures.items() for mix, row in rows.items()}
+    assert all(ratio[base, "imix"] == pytest.approx(1, abs=0.06) for base in ("moco", "mocov3", "byol"))
+    told = re.search(
+        r"(\S+) times as much for SimSiam and (\S+) for SimCLR. Un-Mix costs (\S+) to (\S+) times as much, SAMix (\S+) \(", text
+    )
+    unmix = sorted(value for (_, mix), value in ratio.items() if mix == "unmix")
+    wanted = ratio["simsiam", "imix"], ratio["simclr", "imix"], unmix[0], unmix[-1], ratio["moco", "samix"]
+    assert [float(number) for number in told.groups()] == pytest.approx(wanted, abs=0.051)
+    kinds = [pretext("samix", "moco", **json.loads(settings)).step for settings in re.findall(r"--base_args '(.*?)'", text)]
+    assert [kind.mixer_loss for kind in kinds] == ["pair", "infonce", "cluster"]
+    names = re.search(r"`--mix` takes (.*?), or the name", text).group(1)
+    assert set(re.findall(r"`(\w+)`", names)) == set(PRETEXTS)
+
+
 def test_arguments_of_labels_are_refused():
     with pytest.raises(ValueError, match="--views sets how images are augmented"):
         parse(["--auto_augment", "rand-m9"])
@@ -710,7 +842,7 @@ LOAD = """
 import json, torch
 from hf_mixup import MixupModel, PreTrainingModel
 from huggingface_hub import ModelCard
-from transformers import AutoModel, AutoModelForImageClassification
+from transformers import AutoModel, AutoModelForImageClassification, TrainerCallback
 import hf_mixup.networks.backbones
 repo = "tester/backbone"
 x = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(1))
@@ -861,6 +993,96 @@ def test_samix_resumes_to_the_bit(tmp_path):
     whole.train()
     parts.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
     assert difference(weights(whole.mixup_model), weights(parts.mixup_model)) == 0
+
+
+# -- SAMix-C ----------------------------------------------------------------------------------------------------------------
+
+CLUSTERED = {"mixer_loss": "cluster", "clusters": 4, "cluster_interval": 2}
+
+
+def test_clusters_are_found_again_from_where_they_are():
+    """Of keys around five directions: every cluster is one of them, also after it lost all its keys; rarer ones weigh more."""
+    torch.manual_seed(0)
+    directions, sizes = torch.eye(5, 16), torch.tensor([14, 10, 20, 10, 26])
+    keys = torch.nn.functional.normalize(directions.repeat_interleave(sizes, 0) + 0.05 * torch.randn(80, 16), dim=1)
+    found = Clusters(5, 16)
+    found.seen.fill_(3)
+    found.find(keys)
+    assert not found.weight.any()  # fewer keys than clusters
+    found.seen.fill_(200)
+    found.find(keys)
+    nearest = (directions @ found.centroids.T).max(1)
+    assert (nearest.values > 0.99).all()
+    assert sorted(nearest.indices.tolist()) == list(range(5))
+    rarity = sizes.float() ** -0.5
+    torch.testing.assert_close(found.weight[nearest.indices], rarity / rarity.mean())
+    before = found.centroids.clone()
+    found.find(keys[torch.randperm(80)])
+    torch.testing.assert_close(found.centroids, before)
+    found.centroids[0] = -torch.nn.functional.normalize(keys.mean(0), dim=0)
+    found.find(keys)
+    torch.testing.assert_close(found.centroids, before)
+
+
+def test_the_losses_of_clusters_are_the_formula():
+    torch.manual_seed(0)
+    found = Clusters(3, 8)
+    found.centroids.copy_(torch.nn.functional.normalize(torch.randn(3, 8), dim=1))
+    found.weight.copy_(torch.tensor([0.5, 1.0, 1.5]))
+    torch.nn.init.normal_(found.fixed.weight)
+    lam, partner = torch.rand(6), torch.tensor([1, 2, 0, 4, 5, 3])
+    mixtures, clean, keys = (
+        torch.randn(6, 8, requires_grad=True),
+        torch.randn(6, 8),
+        torch.nn.functional.normalize(torch.randn(6, 8), dim=1),
+    )
+    mixer, head = found.losses(mixtures, clean, keys, MixPlan.pair(partner, None, lam))
+    classes = (keys @ found.centroids.T).argmax(1)
+    assert len(classes.unique()) > 1
+
+    def entropy(scores, numbers):
+        return torch.nn.functional.cross_entropy(scores, numbers, found.weight, reduction="none")
+
+    for scores, loss, other in ((found.fixed(mixtures), mixer, 0), (found.head(mixtures), head, entropy(found.head(clean), classes))):
+        torch.testing.assert_close(loss, lam * entropy(scores, classes) + (1 - lam) * entropy(scores, classes[partner]) + other)
+    head.sum().backward()
+    assert mixtures.grad is None  # the classifier's loss does not teach the mixer
+    assert found.head.weight.grad.abs().sum() > 0
+    found.head.weight.grad = None
+    mixer.sum().backward()
+    assert mixtures.grad.abs().sum() > 0
+    assert found.head.weight.grad is None
+    assert found.fixed.weight.grad is None
+
+
+def test_samix_c_resumes_to_the_bit(tmp_path):
+    """Clusters are found after steps 2, 4 and 6; the copy of the classifier is that of the last step; checkpoints have all of it."""
+    settings = {**CLUSTERED, "extra": 0.5}
+    whole, parts = (trainer(tmp_path, "moco", ["samix"], base_args=settings, evaluate=False) for _ in range(2))
+    whole.train()
+    parts.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+    assert difference(weights(whole.mixup_model), weights(parts.mixup_model)) == 0
+    clusters = state_of(whole.mixup_model).clusters
+    assert int(clusters.seen) == 6 * 8
+    torch.testing.assert_close(clusters.weight.mean(), torch.tensor(1.0))
+    assert difference(weights(clusters.head), weights(clusters.fixed)) == 0
+    assert clusters.head.bias.abs().sum() > 0
+    model = PreTrainingModel.from_pretrained(tmp_path / "checkpoint-6")
+    assert difference(weights(state_of(model).clusters), weights(clusters)) == 0
+
+
+def test_samix_c_teaches_the_mixer_once_there_are_clusters():
+    model = model_of("moco", "samix", mask_loss=0.0, **CLUSTERED)
+    state = state_of(model)
+    norms = []
+    for _ in range(2):
+        model.zero_grad()
+        model(views(), mix_key=KEY).loss.backward()
+        assert all(p.grad is not None for p in [*state.mixer.parameters(), *state.clusters.head.parameters()])
+        norms.append(sum(float(p.grad.norm()) for p in state.mixer.parameters()))
+        torch.nn.init.normal_(state.clusters.head.weight)
+        model.after_optimizer_step(1, 10)  # the second
+    assert norms[0] == 0 < norms[1]
 
 
 # -- SDMP -------------------------------------------------------------------------------------------------------------------

@@ -2,18 +2,26 @@
 
 import json
 import logging
+import shutil
 
 import datasets
 import numpy as np
 import pytest
 import torch
+from datasets import ClassLabel, Dataset, Features, Image, Value
+from safetensors.torch import load_file
 from transformers import AutoModel
 
 from hf_mixup.arguments import DataArguments
 from hf_mixup.cli.pretrain import parse
+from hf_mixup.data.processor import ImageFormat
 from hf_mixup.data.sources import load_images
+from hf_mixup.data.stream import ImageStream
 from hf_mixup.pretraining.data import load_pretraining_images
+from hf_mixup.pretraining.trainer import ViewCollator
+from hf_mixup.pretraining.views import view_transform
 from images import COLOURS, folder, picture, script
+from pretrained import TwoViews, trainer
 from refusals import refuses
 
 
@@ -169,9 +177,9 @@ def test_no_images_are_refused(tmp_path):
         loaded(train_dir=tmp_path / "empty")
 
 
-@pytest.mark.parametrize("words", [["--streaming"], ["--report_dir", "reports"]])
+@pytest.mark.parametrize("words", [["--repeated_augmentation", "2"], ["--report_dir", "reports"]])
 def test_arguments_without_effect_are_refused(words):
-    with refuses(f"{words[0]} has no effect on pre-training, got"):
+    with refuses(f"{words[0].removeprefix('--')} has no effect on pre-training, got"):
         parse(words)
 
 
@@ -199,3 +207,106 @@ def test_the_script_trains_on_a_folder_without_classes(tmp_path, caplog):
     assert "12 of 16 x 16" in card
     with torch.no_grad():
         assert AutoModel.from_pretrained(out).eval()(torch.randn(2, 3, 16, 16)).pooler_output.flatten(1).shape == (2, 64)
+
+
+# -- streams ----------------------------------------------------------------------------------------------------------------
+
+
+def stored(folder, count=11, labelled=False, files=2):
+    """Parquet files of images, with a class or a caption beside them."""
+    folder.mkdir()
+    for part in range(files):
+        images = [picture(20, 20 + row % 3, seed=100 * part + row) for row in range(count)]
+        other = {"label": [row % 2 for row in range(count)]} if labelled else {"caption": ["a picture"] * count}
+        features = Features({"image": Image(), **({"label": ClassLabel(names=["a", "b"])} if labelled else {"caption": Value("string")})})
+        Dataset.from_dict({"image": images, **other}, features=features).to_parquet(folder / f"train-{part:05d}-of-{files:05d}.parquet")
+    return folder
+
+
+def streamed(folder, seed=3, batch=4, epoch=0, **arguments):
+    found = load_pretraining_images(DataArguments(dataset_name=str(folder), streaming=True, **arguments))
+    assert not len(found.bank) + len(found.images.evaluation)
+    stream = ImageStream(found.images.train, view_transform(ImageFormat(16), "simclr"), seed, shuffle=True, batch_size=batch)
+    stream.set_epoch(epoch)
+    return stream
+
+
+@pytest.mark.parametrize("labelled", [False, True])
+def test_views_of_a_stream_follow_from_seed_epoch_and_place(tmp_path, labelled, monkeypatch):
+    monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0, raising=False)
+    folder = stored(tmp_path / "data", labelled=labelled)
+
+    def of(batch=4, workers=0, **changes):
+        loader = torch.utils.data.DataLoader(streamed(folder, **changes), batch, num_workers=workers)
+        return torch.cat([one["pixel_values"] for one in loader])
+
+    whole = of()
+    assert whole.shape == (22, 2, 3, 16, 16)
+    assert not torch.equal(whole[:, 0], whole[:, 1])
+    assert torch.equal(of(workers=2), whole)
+    assert torch.equal(of(batch=7), whole)
+    for changes in ({"seed": 4}, {"epoch": 1}):
+        assert not torch.equal(of(**changes), whole)
+    assert of(train_split="train[2:9]").shape[0] == 7
+    assert of(max_train_samples=5).shape[0] == 5
+
+
+def test_what_a_stream_cannot_serve_is_refused(tmp_path):
+    folder = stored(tmp_path / "data", labelled=True)
+    with refuses("the kNN monitor, which --eval_split asks for, compares all images of two splits, got --streaming"):
+        streamed(folder, eval_split="train[:2]")
+    words = ["--dataset_name", str(folder), "--streaming", "--image_size", "16"]
+    with refuses("streaming needs max_steps"):
+        parse(words)
+    with refuses("streaming needs image_size"):
+        parse([*words[:3], "--max_steps", "2"])
+    with refuses("warmup_epochs needs a data set whose length is known"):
+        script("run_pretraining").main(
+            [
+                *words,
+                "--max_steps",
+                "2",
+                "--warmup_epochs",
+                "1",
+                "--lr_scheduler_type",
+                "cosine",
+                "--output_dir",
+                str(tmp_path / "run"),
+                "--use_cpu",
+            ]
+        )
+
+
+def test_a_resumed_pretraining_on_a_stream_is_the_run(tmp_path, monkeypatch):
+    """22 images are 5 batches of 4: what does not fill a batch is left out, and pixels of the second pass are others."""
+    monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0, raising=False)
+    folder, sizes = stored(tmp_path / "data"), []
+    words = [
+        "--dataset_name", folder, "--streaming", "--image_size", 16, "--architecture", "cifar_resnet20", "--per_device_train_batch_size", 4,
+        "--base_args", '{"projector": [16, 8], "queue_size": 16, "bn_splits": 2}', "--use_cpu", "--disable_tqdm", "true", "--save_strategy", "steps",
+        "--save_steps", 2, "--save_only_model", "false", "--save_total_limit", "9", "--logging_strategy", "steps", "--logging_steps", 1, "--mix", "unmix",
+    ]  # fmt: skip
+    collate = ViewCollator.__call__
+    monkeypatch.setattr(ViewCollator, "__call__", lambda self, examples: sizes.append(len(examples)) or collate(self, examples))
+
+    def run(name, steps, *more):
+        script("run_pretraining").main(list(map(str, ["--output_dir", tmp_path / name, *words, "--max_steps", steps, *more])))
+        history = json.loads((tmp_path / name / "trainer_state.json").read_text())["log_history"]
+        return [row["loss"] for row in history if "loss" in row], load_file(tmp_path / name / "mixup/state.safetensors")
+
+    whole, weights = run("whole", 5)
+    shutil.copytree(tmp_path / "whole/checkpoint-2", tmp_path / "half/checkpoint-2")
+    parts, again = run("half", 5, "--resume_from_checkpoint", "true")
+    assert parts == whole
+    assert all(torch.equal(again[name], value) for name, value in weights.items())
+    assert len(run("long", 7)[0]) == 7
+    assert set(sizes) == {4}
+
+
+def test_a_stream_of_less_than_a_batch_is_refused(tmp_path):
+    class Few(torch.utils.data.IterableDataset):
+        def __iter__(self):
+            yield from (TwoViews(7)[row] for row in range(7))
+
+    with refuses("needs a whole batch of 8 images, got 7 in a pass over the stream; make batches smaller"):
+        trainer(tmp_path, data=Few(), evaluate=False).train()

@@ -1,6 +1,7 @@
 """Pre-training formulas on the inputs, weights and drawn randomness of the reference implementations: one test a file of
 `golden/selfsup`. A file that no check knows fails."""
 
+import itertools
 from collections import OrderedDict
 from unittest.mock import patch
 
@@ -395,10 +396,18 @@ def samix_ssl(case):
     """The step, but for the reference's wrong pairing of features, and where it says so for its weight of the backbone's loss."""
     extended = "extension_mask" in case
     adjusts = not torch.equal(case["mask_bb"], case["mask_bb_before_adjust"])
-    for kind in ("infonce", "pair"):
+    between = torch.zeros(6, 8)
+    if extended:
+        keys, wanted = (case["key_2"], case["key_1"]), case["mix_pos_q"]
+        ways = case["extension_mask"].float(), case["extension_mask"].float() + 1  # interpolation, and extrapolation
+        off = [(nn.functional.normalize(way * keys[0] + (1 - way) * keys[1]) - wanted).abs().max() for way in ways]
+        between = ways[int(off[1] < off[0])]
+        close(nn.functional.normalize(between * keys[0] + (1 - between) * keys[1]), wanted)
+    # the reference's weight of the mixer's loss acts on the backbone's too
+    for kind, weight in itertools.product(("infonce", "pair"), (1.0, 2.0)):
         step = SAMix(
             temperature=float(case["temperature"]), queue_size=12, projector=(8,), mixer_loss=kind, extra=0.5 * extended,
-            mask_margin=0.1 if adjusts else 1.0, stage=0,
+            mask_margin=0.1 if adjusts else 1.0, stage=0, mixed=weight, mixer_weight=weight,
         )  # fmt: skip
         with patch_stages():
             run = Case(case, step, Separate(), "encoder_q.", "neck_q.mlp.", "encoder_k.", "neck_k.mlp.")
@@ -408,16 +417,15 @@ def samix_ssl(case):
         first = case["idx_shuffle_bb"].long()
         state.mixer = TwicePermuted(mixer, first, masks)
         plans = [MixPlan.pair(case[f"idx_shuffle_{name}"].long(), None, case[f"lam_{name}"].double().expand(6)) for name in ("bb", "mb")]
-        between = case["extension_mask"].float() if extended else torch.zeros(6, 8)
         out = step.learned(run.parts, state, run.network, [case["x1"], case["x2"]], plans, between)
         close(out.plan.mask.value[:, 0], case["mask_bb"][:, 0])
         close(masks[0][:, 0], case["mask_bb_before_adjust"][:, 0])
         close(masks[1][:, 0], case["mask_mb"][:, 0])
         close(blend(out.plan, case["x1"]), case["im_mixed_bb"])
-        close(out.losses.mean(), case["loss_bb"])
         close(out.memory["keys"], case["key_2"])
         if abs(float(out.loss.detach() - case["loss"])) < 1e-4:
             break
+    close(weight * out.losses.mean(), case["loss_bb"])
     out.loss.backward()
     run.check(out)
     for name, gradient in from_openmixup(part(case, "grad.mix_block.")).items():

@@ -25,6 +25,7 @@ from hf_mixup.cli.refusals import log_to_screen, run
 from hf_mixup.core.precision import prefers_channels_last
 from hf_mixup.core.secrets import without_secrets
 from hf_mixup.data.dataset import ImageDataset, check_readable
+from hf_mixup.data.stream import ImageStream
 from hf_mixup.pretraining.data import load_pretraining_images
 from hf_mixup.pretraining.views import view_transform
 from hf_mixup.report.examples import MaskPictures, varied
@@ -66,7 +67,13 @@ def work(
     network, form = build_model(model_args, data_args, args, images)
     flip = data_args.dataset_name != "digits" if data_args.horizontal_flip is None else data_args.horizontal_flip
     columns, how = (images.image_column, images.label_column), {"cache": data_args.cache_images, "on_device": True}
-    train = ImageDataset(images.train, *columns, view_transform(form, args.views, flip), seed=args.seed, **how)
+    views = view_transform(form, args.views, flip)
+    if data_args.streaming:
+        train = ImageStream(images.train, views, args.seed, shuffle=True, batch_size=args.train_batch_size, on_device=True)
+        clean, count = ImageStream(images.train, form.eval_transform()), "a stream of"
+    else:
+        train = ImageDataset(images.train, *columns, views, seed=args.seed, **how)
+        clean, count = ImageDataset(images.train, *columns, form.eval_transform()), str(len(train))
     bank, evaluation = (
         ImageDataset(data, *columns, form.eval_transform(), **how) if monitored else None for data in (found.bank, images.evaluation)
     )
@@ -77,7 +84,7 @@ def work(
         network = network.to(memory_format=torch.channels_last)
     name = network.config.to_dict().get("architecture") or type(network).__name__
     logger.info("recipe   %s", run_args.recipe or "none")
-    logger.info("data     %s: %d training images, %d to classify by their neighbours", images.name, len(train), len(images.evaluation))
+    logger.info("data     %s: %s training images, %d to classify by their neighbours", images.name, count, len(images.evaluation))
     logger.info("network  %s, %.2f M parameters, %s px", name, sum(p.numel() for p in network.parameters()) / 1e6, form.sides[0])
     logger.info("pretext  %s on %s", args.mix[0], args.base)
     logger.info("folder   %s", folder.path)
@@ -85,7 +92,7 @@ def work(
         network, args, train_dataset=train, eval_dataset=evaluation, bank_dataset=bank, processing_class=form.processor()
     )
     EpochTable.replace(trainer, "eval_knn_top1", "kNN")
-    looked_at = torch.stack([example["pixel_values"] for example in varied(ImageDataset(images.train, *columns, form.eval_transform()), 3)])
+    looked_at = torch.stack([example["pixel_values"] for example in varied(clean, 3)])
     trainer.add_callback(MaskPictures(args.output_dir, looked_at, form))
     facts = {
         "seed": args.seed, "command": command, "license": run_args.license, "recipe": run_args.recipe, "recipe_hash": run_args.recipe_hash,

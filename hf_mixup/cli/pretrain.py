@@ -6,7 +6,7 @@ from dataclasses import fields
 
 from hf_mixup.arguments import DataArguments, MixupTrainingArguments, ModelArguments, RunArguments
 from hf_mixup.cli.parser import Parser
-from hf_mixup.cli.train import DEFAULTS, TOLD
+from hf_mixup.cli.train import DEFAULTS, TOLD, check_streaming
 from hf_mixup.core.places import RECIPES
 from hf_mixup.pretraining.arguments import PreTrainingArguments
 from hf_mixup.recipes import read_recipe
@@ -26,7 +26,6 @@ OF_LABELS = {
     "train_image_size": "views have image_size",
     "do_predict": "there is no classifier",
     "report_dir": "the card and the pictures are in output_dir",
-    "streaming": "all images are read first",
 }
 OF_KNN = ("eval_strategy", "eval_steps", "load_best_model_at_end", "metric_for_best_model", "knn_neighbours", "knn_temperature")
 GROUPS = {
@@ -77,5 +76,7 @@ def parse(argv: list[str], prog: str = "run_pretraining.py") -> tuple[ModelArgum
     if "output_dir" not in values:
         args.output_dir = None
     run.recipe_hash = hash_of(recipe)
+    if data.streaming:
+        check_streaming(model, data, args, training=True)
     args.knn_asked_by = [name for name in OF_KNN if name in typed]
     return model, data, run, args

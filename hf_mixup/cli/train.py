@@ -112,13 +112,13 @@ def parse(argv: list[str], prog: str = "run_mixup.py") -> Arguments:
         args.output_dir = None
     run.recipe_hash = recipe_hash
     if data.streaming:
-        check_streaming(model, data, args)
+        check_streaming(model, data, args, training=args.do_train)
     return model, data, run, args
 
 
-def check_streaming(model: ModelArguments, data: DataArguments, args: MixupTrainingArguments) -> None:
+def check_streaming(model: ModelArguments, data: DataArguments, args: MixupTrainingArguments, training: bool) -> None:
     """Raises ValueError for settings that do not work with a stream, which has no length and is read in order."""
-    if args.do_train and args.max_steps <= 0:
+    if training and args.max_steps <= 0:
         raise ValueError(f"streaming needs max_steps, got {args.max_steps}; pass --max_steps.")
     if model.model_name_or_path is None and data.image_size is None:
         raise ValueError("streaming needs image_size, got neither that nor a checkpoint that has it; pass --image_size.")

@@ -43,7 +43,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class StreamedSplit:
-    """The rows of a split that have a label, in the order of the stream.
+    """The rows of a split that have a label, in the order of the stream. Without a label column: all rows, with class number -1.
 
     Attributes:
         data: the stream, with the image column, of `Image(decode=False)`, and the label column.
@@ -59,7 +59,7 @@ class StreamedSplit:
     data: IterableDataset
     name: str
     image_column: str
-    label_column: str
+    label_column: str | None
     classes: list[int] | list[str]
     numbered: bool = False
     start: int = 0
@@ -76,7 +76,11 @@ class StreamedSplit:
         data = data if shuffled_by is None else data.shuffle(shuffled_by)
         # by `iter`, because `datasets` itself gives whole files to workers, and some workers get none if there are too few
         for place, row in enumerate(data.iter(1)):
-            label, image = row[self.label_column][0], row[self.image_column][0]
+            image = row[self.image_column][0]
+            if self.label_column is None:
+                yield place, image, -1
+                continue
+            label = row[self.label_column][0]
             if label not in (None, "") and (label != -1 or isinstance(label, str)):
                 yield place, image, self._number(label, place, image)
 
@@ -192,35 +196,51 @@ def load_stream(
             raise ValueError(
                 f"every split must have the column {lacking[0]!r}, got {parts[role].column_names} in {called[role]!r}; rename the column."
             )
-    image_column, label_column = columns
+    label_column = columns[1]
     classes, names, numbered = _classes(parts, label_column, called, known, args.allow_unseen_classes or not training)
     most = {"train": args.max_train_samples, "evaluation": args.max_eval_samples}
     for role, data in parts.items():
-        _, start, stop = ranges[role]
-        if most[role] is not None:
-            stop = min(start + most[role], start + most[role] if stop is None else stop)
-        feature = data.features[image_column]
-        if not isinstance(feature, (Image, Value, dict)):
-            raise ValueError(f"a stream must hold images, paths or bytes, got {feature} in {image_column!r}; leave out --streaming.")
-        data = with_images(data, image_column, called[role]).cast_column(image_column, Image(decode=False)).select_columns(columns)
-        parts[role] = split = StreamedSplit(
-            data,
-            called[role],
-            *columns,
-            classes[role],
-            numbered,
-            start,
-            stop,
-            folder_of(args),
-            {repository: token} if repository else {},
-            grey=isinstance(feature, Image) and feature.mode in GREY_MODES,
-        )
+        where = args, called[role], *ranges[role][1:], most[role], token
+        parts[role] = split = _streamed(data, *where, *columns, classes=classes[role], numbered=numbered)
         if next(split.rows(), None) is None:
             raise ValueError(
                 f"a stream must hold images with labels, got none in {called[role]!r} (-1 or None in column {label_column!r}); "
                 f"choose another split with --{'train' if role == 'train' else 'eval'}_split."
             )
     return ImageData(name, parts.get("train"), parts["evaluation"], chosen, *columns, names, ONE_CLASS, False, repository)
+
+
+def load_unlabelled_stream(
+    args: DataArguments, *, token: str | None = None, cache_dir: str | None = None
+) -> tuple[str, StreamedSplit, str | None]:
+    """The name, the images to train on, whatever labels they have, and the repository on the Hub. Raises ValueError as `load_stream`."""
+    splits, (name, repository) = load_splits(args, token, cache_dir, labelled=False), name_of(args)
+    called = args.train_split or ("train" if "train" in splits else "training")
+    split, start, stop = _range(called, splits, "train_split")
+    with told(args):
+        data = splits[split]._resolve_features()
+    column = column_of(data, args.image_column_name, "image", called)
+    found = _streamed(data, args, called, start, stop, args.max_train_samples, token, column, None, classes=[])
+    if next(found.rows(), None) is None:
+        raise ValueError(f"a split to train on must hold images, got none in {called!r}; choose another with --train_split.")
+    return name, found, repository
+
+
+def _streamed(
+    data: IterableDataset, args: DataArguments, called: str, start: int, stop: int | None, most: int | None, token: str | None, image: str,
+    label: str | None, **labels: Any,
+) -> StreamedSplit:  # fmt: skip
+    """The rows from `start` to `stop`, of which the first `most`, of the columns `image` and `label`."""
+    if most is not None:
+        stop = min(start + most, start + most if stop is None else stop)
+    feature = data.features[image]
+    if not isinstance(feature, (Image, Value, dict)):
+        raise ValueError(f"a stream must hold images, paths or bytes, got {feature} in {image!r}; leave out --streaming.")
+    columns = [image] if label is None else [image, label]
+    data = with_images(data, image, called).cast_column(image, Image(decode=False)).select_columns(columns)
+    tokens = {repository: token} if (repository := name_of(args)[1]) else {}
+    grey = isinstance(feature, Image) and feature.mode in GREY_MODES
+    return StreamedSplit(data, called, image, label, **labels, start=start, stop=stop, folder=folder_of(args), tokens=tokens, grey=grey)
 
 
 def _range(text: str, splits: dict[str, IterableDataset], argument: str) -> tuple[str, int, int | None]:

@@ -16,8 +16,14 @@ from hf_mixup.pretraining.views import STYLES
 # arguments of training with labels that have no meaning here
 WITHOUT_EFFECT = (
     "mix_prob", "mode", "loss", "mix_rate", "mix_repeat", "mix_off_epoch", "ema_decay", "ema_warmup_epochs", "repeated_augmentation",
-    "label_smoothing_factor", "label_names", "distill_from", "distillation_weight", "distillation_temperature", "hard_distillation",
+    "label_smoothing_factor", "label_names", "bf16_full_eval", "fp16_full_eval", "distill_from", "distillation_weight", "distillation_temperature", "hard_distillation",
 )  # fmt: skip
+# options of timm's LARS, but for those that have arguments of their own
+SWITCHES = ("nesterov", "trust_clip")
+LARS = {
+    **dict.fromkeys(("momentum", "dampening", "trust_coeff", "eps"), float),
+    **dict.fromkeys(SWITCHES, {"true": True, "false": False}.__getitem__),
+}
 
 
 @dataclass
@@ -59,6 +65,14 @@ class PreTrainingArguments(MixupTrainingArguments):
                 raise ValueError(f"{name} has no effect on pre-training, got {getattr(self, name)!r}; leave it out.")
         if self.load_best_model_at_end and self.metric_for_best_model is None:
             self.metric_for_best_model = "knn_top1"  # not the loss, which evaluation does not have
+        if self.load_best_model_at_end and self.metric_for_best_model.removeprefix("eval_").split("_knn")[0] == "loss":
+            raise ValueError(
+                "the best model is that of knn_top1, got metric_for_best_model='loss', which evaluation does not have; leave it out."
+            )
+        if self.predictor_constant_lr and self.lr_scheduler_type == "reduce_lr_on_plateau":
+            raise ValueError(
+                "predictor_constant_lr is for schedules that are functions of the step, got lr_scheduler_type='reduce_lr_on_plateau'; choose another."
+            )
         # transformers has no LARS, and refuses unknown names
         lars, options = self.optim == "lars", self.optim_args
         if lars:
@@ -66,10 +80,24 @@ class PreTrainingArguments(MixupTrainingArguments):
         super().__post_init__()
         if lars:
             self.optim, self.optim_args = "lars", options
+            self.lars_options()
         if not self.dataloader_drop_last:
             raise ValueError("pre-training needs batches of one size, got dataloader_drop_last=False; leave it out.")
         if self.predictor_constant_lr and getattr(self.method_choice().methods[0].step, "predictor", None) is None:
             raise ValueError(f"predictor_constant_lr is for bases with a predictor, got {self.base!r}; leave it out.")
+
+    def lars_options(self) -> dict[str, Any]:
+        """What `optim_args` says of timm's LARS, such as `momentum=0.9,trust_coeff=0.001`."""
+        found: dict[str, Any] = {}
+        for pair in filter(None, (self.optim_args or "").replace(" ", "").split(",")):
+            name, _, value = pair.partition("=")
+            check_known("optim_args of lars", name, LARS)
+            try:
+                found[name] = LARS[name](value.lower())
+            except (KeyError, ValueError):
+                kind = "True or False" if name in SWITCHES else "a number"
+                raise ValueError(f"optim_args of lars must give {name} {kind}, got {value!r}; write such as momentum=0.9.") from None
+        return found
 
     def method_choice(self, loss: Any = None) -> MethodChoice:
         """The pretext, as a choice of one method."""

@@ -24,6 +24,7 @@ from hf_mixup.data.sources import (
     share_and_seed,
     with_images,
 )
+from hf_mixup.data.stream import load_unlabelled_stream
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +34,8 @@ class PreTrainingImages:
     """The images of a pre-training.
 
     Attributes:
-        images: the training images in `train`; class number -1 means no label. `evaluation` has labels; it is empty without a kNN monitor.
+        images: the training images in `train`; class number -1 means no label. It is a `StreamedSplit` with `streaming`. `evaluation` has
+            labels; it is empty without a kNN monitor.
         bank: the training images with a label; empty without a kNN monitor.
     """
 
@@ -46,7 +48,8 @@ def load_pretraining_images(
 ) -> PreTrainingImages:
     """The data set that the arguments name: folders of classes, one folder without classes, or a data set with or without labels.
 
-    The kNN monitor needs one class for each image of two splits, with at least two classes. If it is not possible, the log says why.
+    The kNN monitor needs one class for each image of two splits, with at least two classes, and no stream. If it is not possible, the log says
+    why.
 
     Args:
         seed: for splitting evaluation images from the training images, and for `max_train_samples`.
@@ -56,6 +59,16 @@ def load_pretraining_images(
         ValueError: if the data set cannot be loaded, has no images, or kNN is requested but not possible.
     """
     asked = [*asked, *(name for name in ("validation_dir", "eval_split", "label_column_name") if getattr(args, name) is not None)]
+    if args.streaming:
+        if asked:
+            raise ValueError(
+                f"the kNN monitor, which --{asked[0]} asks for, compares all images of two splits, got --streaming, which reads them once as they "
+                f"come; leave out --{asked[0]} or --streaming."
+            )
+        logger.warning("no kNN monitor: it compares all images of two splits, and a stream is read once as it comes")
+        name, stream, repository = load_unlabelled_stream(args, token=token, cache_dir=cache_dir)
+        column, nothing = stream.image_column, Dataset.from_dict({})
+        return PreTrainingImages(ImageData(name, stream, nothing, "", column, "", ["0", "1"], repository=repository), nothing)
     splits, (name, repository) = load_splits(args, token, cache_dir, labelled=False), name_of(args)
     train, evaluation, split = chosen_splits(splits, args, True)
     called = {"train": args.train_split or "train", "evaluation": split}

@@ -72,6 +72,7 @@ class Queued(Momentum):
     def keys_of(self, state: QueueState, images: Tensor, rng: torch.Generator) -> Tensor:
         if self.bn_splits == 1:
             return state.keys(images)
+        check_splits(len(images), self.bn_splits)
         order = torch.randperm(len(images), generator=rng).to(images.device)
         keys = torch.cat([state.keys(some) for some in images[order].chunk(self.bn_splits)])
         return torch.empty_like(keys).index_copy_(0, order, keys)
@@ -96,6 +97,14 @@ class Queued(Momentum):
                 f"queue_size must be at least the keys of one step, got {self.queue_size} and {len(made)} keys; raise it, or lower the batch size."
             )
         return {"keys": made}
+
+
+def check_splits(batch: int, splits: int) -> None:
+    """Every pass over a part of the batch needs statistics of two images, and all of them those of as many."""
+    if splits > 1 and (batch % splits or batch == splits):
+        raise ValueError(
+            f"bn_splits must divide a batch into parts of at least 2 images, got {splits} and {batch} images; change one of them."
+        )
 
 
 @dataclass(frozen=True)

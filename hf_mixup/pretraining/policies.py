@@ -100,6 +100,26 @@ class Halves(SamplePolicy):
         return MixPlan.pair(partner, None, torch.cat([lam, 1 - lam, lam.new_ones(odd)]))
 
 
+@dataclass(frozen=True)
+class Strangers(SamplePolicy):
+    """Mixup as OpenMixup's MoCoMix draws it (github.com/Westlake-AI/openmixup): one share for the batch, and a partner for every image that is
+    never the image itself, but in a batch of one.
+
+    Args:
+        alpha: both parameters of the Beta; 2 there.
+    """
+
+    alpha: float = 2.0
+
+    def __post_init__(self):
+        check_positive(alpha=self.alpha)
+
+    def plan(self, shape: torch.Size, rng: torch.Generator, signals: Signals) -> MixPlan:
+        order = torch.randperm(shape[0], generator=rng)
+        partner = torch.empty_like(order).index_copy_(0, order, order.roll(1))  # round a circle in random order
+        return MixPlan.pair(partner, None, beta(self.alpha, 1, rng).expand(shape[0]))
+
+
 def first_half(plan: MixPlan, images: Tensor) -> MixPlan:
     """The mixtures of the first half of the batch (B, C, H, W); for `Halves` these are all mixtures.
 

@@ -17,7 +17,7 @@ from hf_mixup.pretraining.byol import BYOL
 from hf_mixup.pretraining.losses import Agreement, LogOfMean, Separate
 from hf_mixup.pretraining.moco import MoCo
 from hf_mixup.pretraining.mocov3 import MoCoV3
-from hf_mixup.pretraining.policies import Halves, IMixup, UnMix
+from hf_mixup.pretraining.policies import Halves, ICutMix, IMixup, Strangers, UnMix
 from hf_mixup.pretraining.samix import SAMix
 from hf_mixup.pretraining.sdmp import SDMP, Paste
 from hf_mixup.pretraining.simclr import SimCLR
@@ -63,12 +63,13 @@ _MIXCO = {"halved": True, "one_pass": True}
 PRETEXTS: dict[str, Row] = {
     "vanilla": Row(Vanilla(), fields={"mixed": 0.0}, also={"barlowtwins": {"mix_scale": 0.0}}, bases=(*_CONTRASTIVE, "barlowtwins")),
     "imix": Row(IMixup(), "2010.08887", fields={"clean": 0.0}),
+    "icutmix": Row(ICutMix(), "2010.08887", fields={"clean": 0.0}),
     "unmix": Row(UnMix(), "2003.05438", Separate()),
     "mixco": Row(
         Halves(), "2010.06300", fields=_MIXCO, bases=("simclr", "moco"),
         also={"moco": {"mix_temperature": 0.05}, "simclr": {"temperature": 0.5, "mixed_within_view": False}},
     ),
-    "mocomix": Row(Mixup(alpha=2.0, mode="batch"), "", Separate(), {"positives": "same"}, bases=("moco",)),
+    "mocomix": Row(Strangers(), "", Separate(), {"positives": "same"}, bases=("moco",)),
     # every image has its own lam: with one lam, each step moves the area of all masks in one direction, and the value neck's norm removes lam
     "samix": Row(Mixup(alpha=2.0), "2111.15454", Separate(), bases=("moco",), steps={"moco": SAMix(value_neck=True, mask_loss=1.0)}),
     "sdmp": Row(Paste(), "2206.07692", LogOfMean(), bases=("mocov3",), steps={"mocov3": SDMP()}),

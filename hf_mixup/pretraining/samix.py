@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from hf_mixup.core.checks import check_between, check_known
+from hf_mixup.core.checks import check_between, check_count, check_known
 from hf_mixup.core.losses import CrossEntropy, Loss
 from hf_mixup.core.plan import Dense, MixPlan, blend, mix_targets
 from hf_mixup.core.policy import Signals
@@ -17,6 +17,7 @@ from hf_mixup.core.rng import MixKey, beta
 from hf_mixup.mixers.masks import MASK_LOSSES, adjust_mask, check_mixer, mask_loss
 from hf_mixup.networks.passes import input_of, watched
 from hf_mixup.networks.signals.features import Stages
+from hf_mixup.pretraining.clusters import Clusters
 from hf_mixup.pretraining.contrast import hide
 from hf_mixup.pretraining.losses import Separate
 from hf_mixup.pretraining.moco import Queued, QueueState
@@ -27,7 +28,7 @@ from hf_mixup.steps.learned.state import choose_stage
 from hf_mixup.steps.standard import check_whole_images
 from hf_mixup.steps.step import Parts, StepOutput
 
-MIXER_LOSSES = ("infonce", "pair")
+MIXER_LOSSES = ("infonce", "pair", "cluster")
 MIXBLOCK = ("reduction", "lam_input", "lam_mul_k", "value_neck", "value_norm", "x_qk_concat", "upsampling")
 
 
@@ -37,13 +38,15 @@ class SAMixState(QueueState):
     Args:
         stage: stage of the key network, see `MixerStep`.
         make_mixer: function from the number of channels to a mixer.
+        clusters: number of clusters of SAMix-C; 0 for none.
     """
 
-    def __init__(self, stage: int | str | None, make_mixer: Callable[[int], nn.Module], *args):
+    def __init__(self, stage: int | str | None, make_mixer: Callable[[int], nn.Module], clusters: int, *args):
         super().__init__(*args)
         name, channels = choose_stage(self.key.network, stage)
         self.stages = Stages(self.key.network, [name])
         self.mixer = make_mixer(channels)
+        self.clusters = Clusters(clusters, self.queue.shape[1]) if clusters else None
 
     @property
     def mixer_learns(self) -> bool:
@@ -55,11 +58,16 @@ class SAMixState(QueueState):
             self.mixer.eval()  # a frozen mixer keeps its statistics too
         return self
 
+    def remember(self, keys: Tensor) -> None:
+        super().remember(keys)
+        if self.clusters is not None:
+            self.clusters.seen.add_(len(keys))
+
     def embedded(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """The key network's embeddings (B, d), of length 1, and features (B, C, h, w). Its weights get no gradients; the images may."""
+        """The key network's projections (B, d), and features (B, C, h, w). Its weights get no gradients; the images may."""
         taps = [input_of(self.classifiers[1]), *self.stages.taps(tuple(images.shape[2:]))]
         _, (rows, features) = watched(self.key, images, taps)
-        return unit(through(self.key_projector.network, rows)), features
+        return through(self.key_projector.network, rows), features
 
     @torch.no_grad()
     def masks(self, images: Tensor, index: Tensor, weight: Tensor) -> Tensor:
@@ -75,7 +83,8 @@ class SAMix(Queued):
     network learns from clean images, and from mixtures by masks without gradients. The mixer learns through the key network, whose weights
     stay, from mixtures with other pairs. Its loss is `infonce`, against the queue (SAMix's global term), or `pair`, the two sources against each
     other (its local term). The other term has weight `extra`, with positives drawn between both views (`r ~ Beta(2, 2)` for every channel).
-    SAMix-P is this with `mixer`, a trained mixer.
+    SAMix-P is this with `mixer`, a trained mixer. SAMix-C is this with `mixer_loss="cluster"`: clusters of the keys are classes. A classifier of
+    them learns from clean images and mixtures. A copy of it, from after the last step, teaches the mixer, and `extra` is the weight of `pair`.
 
     The sample policy of the catalogue draws a lam for every image, and the loss on the masks' area is computed for each image. Only then does
     the mixer get lam in training: batch norm in its value neck divides by the spread of the batch, which removes a lam that all images share.
@@ -86,13 +95,20 @@ class SAMix(Queued):
     3. Positives are not extrapolated.
     4. The catalogue has one lam for every image, a value neck as in SAMix with labels, and weight 1 on the masks' area. (There: one lam for the
        batch, no neck, weight 0.1. With these, all masks end with one area, whatever lam is.)
+    5. SAMix-C clusters the keys in the queue, again every `cluster_interval` steps. So it needs no pass over the data set, and a resumed run is
+       exact. (There: k-means of the whole data set's features, or ODC.)
+    6. In SAMix-C the mixer learns only from the copy of the classifier. (There: from the classifier's loss too.) We have not seen accuracies of
+       SAMix-C.
 
     Args:
         temperature, queue_size: see `Queued`; keys are made in one pass, so `bn_splits` is 1.
         stage: of the network whose features the mixer sees, see `MixerStep`.
         mixer: folder or Hub id of a trained mixer, used frozen; its own settings then replace those of the step.
         reduction, lam_input, lam_mul_k, value_neck, value_norm, x_qk_concat, upsampling: settings of the mixer, see `MixBlock`.
-        mixer_loss: `infonce` or `pair`.
+        mixer_loss: `infonce`, `pair` or `cluster`.
+        mixer_weight: its weight.
+        clusters: number of clusters with `cluster`, 0 without. An experiment on ImageNet in OpenMixup 0.2.9 has 500, found again every 250 updates.
+        cluster_interval: steps after which the clusters are found again. Before the first time, the mixer learns from the other terms only.
         extra: weight of the other one; 0.5 in OpenMixup, if used.
         mask_loss, mask_loss_mode, mask_loss_margin: weight and kind of the loss on the masks' area.
         mask_margin: the query network's masks are scaled to the area lam if they differ from it by more than this; 1 means never.
@@ -110,6 +126,9 @@ class SAMix(Queued):
     x_qk_concat: bool = True
     upsampling: str = "bilinear"
     mixer_loss: str = "infonce"
+    mixer_weight: float = 1.0
+    clusters: int = 0
+    cluster_interval: int = 250
     extra: float = 0.0
     mask_loss: float = 0.1
     mask_loss_mode: str = "L1+Variance"
@@ -120,9 +139,21 @@ class SAMix(Queued):
         super().__post_init__()
         check_mixer(attention_norm="none", **{name: getattr(self, name) for name in MIXBLOCK if name != "value_neck"})
         check_known("mixer_loss", self.mixer_loss, MIXER_LOSSES)
+        check_count(0, clusters=self.clusters)
+        check_count(1, cluster_interval=self.cluster_interval)
+        if (self.clusters > 1) != (self.mixer_loss == "cluster"):
+            raise ValueError(
+                f"clusters must be at least 2 with mixer_loss='cluster', and 0 without, got {self.clusters} with {self.mixer_loss!r}; set both."
+            )
+        if self.clusters > self.queue_size:
+            raise ValueError(
+                f"clusters must be at most queue_size, whose keys they are of, got {self.clusters} and {self.queue_size}; raise it."
+            )
+        if self.clusters and self.mixer is not None:
+            raise ValueError(f"clusters are to train a mixer, got a trained one, {self.mixer!r}; leave one of them out.")
         check_known("mask_loss_mode", self.mask_loss_mode, MASK_LOSSES)
         check_between(0, 1, mask_loss_margin=self.mask_loss_margin, mask_margin=self.mask_margin)
-        check_between(0, 1e3, extra=self.extra, mask_loss=self.mask_loss)
+        check_between(0, 1e3, extra=self.extra, mask_loss=self.mask_loss, mixer_weight=self.mixer_weight)
         fixed = {
             "positives": "other",
             "both_ways": False,
@@ -139,7 +170,9 @@ class SAMix(Queued):
     def make_state(self, parts: Parts, network: nn.Module, layers: list[nn.Module | None]) -> SAMixState:
         check_whole_images(parts, "samix")
         projector = self.projector, self.projector_norm
-        return SAMixState.for_parts(parts, network, self.stage, self.make_mixer, self.queue_size, network, projector, None, layers)
+        return SAMixState.for_parts(
+            parts, network, self.stage, self.make_mixer, self.clusters, self.queue_size, network, projector, None, layers
+        )
 
     def make_mixer(self, channels: int) -> nn.Module:
         from hf_mixup.mixers import MixBlock
@@ -165,8 +198,8 @@ class SAMix(Queued):
         size, one_lam = tuple(first.shape[2:]), bool((plans[1].weight == plans[1].weight[:1]).all())  # read on the CPU
         for_query, for_mixer = (plan.to(first.device) for plan in plans)
         with torch.no_grad():
-            embedded, features = state.embedded(torch.cat(views))
-            keys, maps = embedded.chunk(2), features.chunk(2)
+            projected, features = state.embedded(torch.cat(views))
+            keys, maps = unit(projected).chunk(2), features.chunk(2)
             mask = state.mixer(maps[0], for_query.index, for_query.weight, size, others=maps[1])
             lam = for_query.weight[:, 0]
             far = (mask[:, 0].mean((1, 2)) - lam).abs() > self.mask_margin
@@ -182,16 +215,30 @@ class SAMix(Queued):
             mask = state.mixer(maps[0], for_mixer.index, for_mixer.weight, size, others=maps[1])
             area = mask_loss(mask, for_mixer.weight[:, 0], self.mask_loss_mode, self.mask_loss_margin, per_sample=not one_lam)
             sources = first, second[for_mixer.index[:, 1]]
-            rows, _ = state.embedded(blend(replace(for_mixer, mask=Dense(mask), sources=sources), first))
-            kinds = {
+            made, _ = state.embedded(blend(replace(for_mixer, mask=Dense(mask), sources=sources), first))
+            rows = unit(made)
+            kinds: dict[str, Callable[..., Tensor]] = {
                 "infonce": lambda *keys: self._infonce(state, rows, *keys, for_mixer)[0],
                 "pair": lambda *keys: self._pair(rows, *keys, for_mixer),
             }
-            loss = loss + self.mask_loss * area + kinds.pop(self.mixer_loss)(own, partners).mean()
+            if state.clusters is None:
+                main = kinds.pop(self.mixer_loss)(own, partners)
+            else:
+                del kinds["infonce"]
+                main, head = state.clusters.losses(made, projected.chunk(2)[0], own, for_mixer)
+                loss = loss + head.mean()
+            loss = loss + self.mask_loss * area + self.mixer_weight * main.mean()
             if self.extra:
                 (other,) = kinds.values()
                 loss = loss + self.extra * other(*(unit(between * a + (1 - between) * b) for a, b in (keys[::-1], keys))).mean()
         return StepOutput(loss, losses, scores, targets, lam, plan, {"keys": everyone(own)})
+
+    def after_optimizer_step(self, state: SAMixState, network: nn.Module, step: int, total_steps: int) -> None:
+        super().after_optimizer_step(state, network, step, total_steps)
+        if state.clusters is not None:
+            state.clusters.follow()
+            if (step + 1) % self.cluster_interval == 0:
+                state.clusters.find(state.queue)
 
     def _infonce(self, state: SAMixState, rows: Tensor, own: Tensor, partners: Tensor, plan: MixPlan) -> tuple[Tensor, Tensor, Tensor]:
         """(B,) losses, similarities and targets (B, M): each source against the queue. `own` and `partners` (B, d) are the keys of both."""

@@ -64,6 +64,8 @@ class Batch:
 class ContrastState(MethodState):
     """Projector and predictor, on the input of the backbone's classifier. The classifier is not trained.
 
+    Their batch norms are over all processes where the backbone's are `SyncBatchNorm`.
+
     Args:
         projector, predictor: widths and norms of `mlp`; None for no predictor.
         layers: modules of the backbone whose outputs may be mixed; None means the images.
@@ -82,6 +84,8 @@ class ContrastState(MethodState):
         self.layers = tuple(layers)
         self.projector = mlp(classifier.in_features, *projector)
         self.predictor = None if predictor is None else mlp(projector[0][-1], *predictor)
+        if any(isinstance(module, nn.SyncBatchNorm) for module in network.modules()):
+            nn.SyncBatchNorm.convert_sync_batchnorm(self)  # in place: the heads' statistics are those of all processes too
 
     @property
     def changed(self) -> list[nn.Module]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,14 +15,14 @@ from transformers import PreTrainedModel
 
 from hf_mixup.core.checks import check_images
 from hf_mixup.data.collator import as_mapping, stack_examples
-from hf_mixup.data.dataset import ImageDataset, tail_on_device
+from hf_mixup.data.dataset import Keyed, tail_on_device
 from hf_mixup.networks.families import is_timm
 from hf_mixup.networks.signals.signal import reading
 from hf_mixup.networks.wrapping import as_classifier
 from hf_mixup.pretraining.arguments import PreTrainingArguments
 from hf_mixup.pretraining.card import write_card
 from hf_mixup.pretraining.knn import knn_classes
-from hf_mixup.pretraining.moco import Queued
+from hf_mixup.pretraining.moco import Queued, check_splits
 from hf_mixup.pretraining.model import PreTrainingModel
 from hf_mixup.pretraining.processes import everyone, processes
 from hf_mixup.training.agreement import loss_of
@@ -54,6 +54,32 @@ class ViewCollator:
         return {name: batch[name] for name in ("pixel_values", "augmentation_keys") if name in batch}
 
 
+class WholeBatches(torch.utils.data.IterableDataset):
+    """A stream without what does not fill a batch at the end of a pass, which loaders leave out of other data sets by themselves.
+
+    Args:
+        stream: the examples of a pass, in every worker its own.
+        size: images that all processes see in a step.
+    """
+
+    def __init__(self, stream: torch.utils.data.IterableDataset, size: int):
+        super().__init__()
+        self.stream, self.size = stream, size
+
+    def __iter__(self) -> Iterator[Any]:
+        rows, whole = [], False
+        for example in self.stream:
+            rows.append(example)
+            if len(rows) == self.size:
+                yield from rows
+                rows, whole = [], True
+        worker = torch.utils.data.get_worker_info()
+        if not whole and (worker is None or worker.id == 0):  # the first worker has the most
+            raise ValueError(
+                f"pre-training needs a whole batch of {self.size} images, got {len(rows)} in a pass over the stream; make batches smaller."
+            )
+
+
 class MixupPreTrainer(MixupTrainer):
     """Pre-trains an image network without labels, with mixing. Otherwise it is a MixupTrainer.
 
@@ -64,7 +90,8 @@ class MixupPreTrainer(MixupTrainer):
     Args:
         model: any image classifier, whose classifier layer is not trained, or a PreTrainingModel.
         args: PreTrainingArguments, with the pretext.
-        train_dataset: gives `pixel_values` (2, C, H, W), such as an ImageDataset with a `view_transform`.
+        train_dataset: gives `pixel_values` (2, C, H, W), such as an ImageDataset or an ImageStream with a `view_transform`. Images that do not
+            fill a batch at the end of a pass are left out.
         eval_dataset, bank_dataset: give `pixel_values` (C, H, W) and `labels`, of the images that are classified and of their neighbours:
             the training images without augmentation.
         **kwargs: as in `transformers.Trainer`.
@@ -97,6 +124,11 @@ class MixupPreTrainer(MixupTrainer):
         images, step = getattr(train_dataset, "__len__", lambda: None)(), args.train_batch_size * args.world_size
         if images is not None and images < step:
             raise ValueError(f"pre-training needs a whole batch of {step} images, got {images} in all; lower the batch size.")
+        given = [name for name, part in zip(("optimizer", "scheduler"), self._optimizers, strict=True) if part is not None]
+        if args.predictor_constant_lr and given:
+            raise ValueError(
+                f"predictor_constant_lr is for the Trainer's own optimizer and schedule, got {given[0]} given as optimizers; leave one of them out."
+            )
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             raise ValueError("pre-training needs the whole network in each process, got FSDP or DeepSpeed; use DistributedDataParallel.")
 
@@ -117,6 +149,7 @@ class MixupPreTrainer(MixupTrainer):
                 f"{args.gradient_accumulation_steps}; use more processes, or the base moco, byol or simsiam."
             )
         if isinstance(step, Queued):
+            check_splits(args.train_batch_size, step.bn_splits)
             keys = args.train_batch_size * args.world_size * (1 + step.both_ways)
             if keys > step.queue_size:
                 raise ValueError(
@@ -132,6 +165,16 @@ class MixupPreTrainer(MixupTrainer):
 
     def _checked(self, training: bool = False, tail: Any = None) -> Callable:
         return ViewCollator(self.data_collator, tail is not None) if training else self.data_collator
+
+    def get_train_dataloader(self):
+        data = self.train_dataset
+        if not isinstance(data, torch.utils.data.IterableDataset):
+            return super().get_train_dataloader()
+        try:
+            self.train_dataset = WholeBatches(data, self._train_batch_size * self.args.world_size)
+            return super().get_train_dataloader()
+        finally:
+            self.train_dataset = data
 
     def _check_evaluation_labels(self) -> None:
         """Nothing to check, because there is no classifier."""
@@ -158,8 +201,7 @@ class MixupPreTrainer(MixupTrainer):
             return MixupTrainer.get_optimizer_cls_and_kwargs(args, model)
         from timm.optim import Lars
 
-        pairs = [pair.split("=") for pair in (args.optim_args or "").replace(" ", "").split(",") if pair]
-        return Lars, {"lr": args.learning_rate, **{name: float(value) for name, value in pairs}}
+        return Lars, {"lr": args.learning_rate, **args.lars_options()}
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """As MixupTrainer's. For LARS: all except biases and norms, which LARS then does not scale either."""
@@ -170,6 +212,12 @@ class MixupPreTrainer(MixupTrainer):
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         first = self.optimizer is None
         optimizer = super().create_optimizer(model)
+        if first and self.args.optim == "lars":
+            # timm adapts the groups that decay, so without decay none
+            decaying = set(self.get_decay_parameter_names(self.mixup_model))
+            adapted = {id(p) for name, p in self.mixup_model.named_parameters() if name in decaying}
+            for group in optimizer.param_groups:
+                group["always_adapt"] = any(id(p) in adapted for p in group["params"])
         if first and self.args.predictor_constant_lr:
             own = {id(p) for name, p in self.mixup_model.named_parameters() if ".predictor." in name}
             for group in list(optimizer.param_groups):
@@ -192,12 +240,18 @@ class MixupPreTrainer(MixupTrainer):
     # -- evaluation -----------------------------------------------------------------------------------------------------
 
     def evaluate(self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval") -> dict[str, float]:
-        """`eval_knn_top1`: the share of images whose nearest neighbours in the bank vote for their class, 0 to 1."""
+        """`eval_knn_top1`: the share of images whose nearest neighbours in the bank vote for their class, 0 to 1. Images with a label below 0 are
+        left out. A dictionary of data sets gives `eval_NAME_knn_top1` for each."""
         data = self.eval_dataset if eval_dataset is None else eval_dataset
+        if isinstance(data, str):
+            data = self.eval_dataset[data]
+        if isinstance(data, dict):
+            each = [self.evaluate(one, ignore_keys, f"{metric_key_prefix}_{name}") for name, one in data.items()]
+            return {name: value for one in each for name, value in one.items()}
         if data is None or self.bank_dataset is None:
             raise ValueError("kNN evaluation needs eval_dataset and bank_dataset, got one or none; give both.")
         began = time.perf_counter()
-        (bank, known), (queries, labels) = self.features(self.bank_dataset), self.features(data)
+        (bank, known), (queries, labels) = self._labelled("bank_dataset", self.bank_dataset), self._labelled("eval_dataset", data)
         classes = int(max(known.max(), labels.max())) + 1
         found = knn_classes(bank, known, queries, classes, self.args.knn_neighbours, self.args.knn_temperature)
         seconds = time.perf_counter() - began
@@ -208,6 +262,21 @@ class MixupPreTrainer(MixupTrainer):
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def predict(self, *args: Any, **kwargs: Any) -> None:
+        """Refused, as there is no classifier."""
+        raise ValueError(
+            "a pre-training has no classifier to predict by, got a call of predict; call features(data) for features, or evaluate()."
+        )
+
+    def _labelled(self, name: str, data: Any) -> tuple[Tensor, Tensor]:
+        """The features and labels of the images that have a label."""
+        features, labels = self.features(data)
+        if not (labels >= 0).any():
+            raise ValueError(
+                f"{name} must hold images with a label, got none of {len(labels)} (labels below 0 are none); give some a label."
+            )
+        return features[labels >= 0], labels[labels >= 0]
 
     def features(self, data: Any) -> tuple[Tensor, Tensor]:
         """(N, D) float32 features of all images of a data set, and their labels (N,), the same on all processes."""
@@ -257,7 +326,7 @@ class MixupPreTrainer(MixupTrainer):
 
     def _hyperparameters(self) -> dict[str, Any]:
         found = super()._hyperparameters()
-        return {**found, "views": self.args.views} if isinstance(self.train_dataset, ImageDataset) else found
+        return {**found, "views": self.args.views} if isinstance(self.train_dataset, Keyed) else found
 
 
 def _constant(step: int) -> float:
