@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_mixup.core.checks import check_images, check_labels, check_rows, check_switch, nearest
+from hf_mixup.core.checks import check_images, check_labels, check_object, check_rows, check_switch, nearest
 from hf_mixup.core.hub import download
 from hf_mixup.core.losses import CrossEntropy, Loss, smooth
 from hf_mixup.core.plan import MixPlan, blend, check_moves_maps, mix_targets, move_maps, onehot
@@ -279,6 +279,8 @@ def _with(part: Any, values: Mapping[str, Any]) -> Any:
 
 def _part(kind: str, value: Any, current: Any) -> Any:
     """A part from data: a name, `{"name": ..., fields}`, or only fields of the part that is there."""
+    if not isinstance(value, str):
+        check_object(kind, value, f'a name, or as {{"name": "{type(current).__name__.lower()}"}}')
     value = {"name": value} if isinstance(value, str) else dict(value)
     name = value.pop("name", type(current).__name__.lower())
     known = parts_of(kind)

@@ -18,7 +18,8 @@ from hf_mixup.arguments import MixupTrainingArguments, RunArguments
 from hf_mixup.cli.folder import choose_folder
 from hf_mixup.cli.parser import Parser
 from hf_mixup.cli.refusals import log_to_screen
-from hf_mixup.cli.train import DEFAULTS, TOLD
+from hf_mixup.cli.train import DEFAULTS, TOLD, check_installed
+from hf_mixup.core.checks import check_count
 from hf_mixup.data.labels import listed
 from hf_mixup.training.callbacks import AtTheStart
 
@@ -41,6 +42,13 @@ class TaskArguments:
         default=None, metadata={"help": "A checkpoint to start from: a folder or a Hub id; a tiny network from scratch if not given."}
     )
 
+    def __post_init__(self):
+        counts = {name: getattr(self, name) for name in ("max_train_samples", "max_eval_samples")}
+        check_count(1, **{name: count for name, count in counts.items() if count is not None})
+        for name in ("dataset_config_name", "input_column_name", "label_column_name"):
+            if self.dataset_name is None and getattr(self, name) is not None:
+                raise ValueError(f"{name} is for a data set of your own, got {getattr(self, name)!r} without one; pass --dataset_name.")
+
 
 # what a script does: from its arguments to the trainer, and the name of the data set
 Build = Callable[[TaskArguments, MixupTrainingArguments], tuple[Trainer, str]]
@@ -51,7 +59,7 @@ SHORT = (
 )  # fmt: skip
 # for the small data sets, and tiny networks from scratch
 FROM_SCRATCH = {"learning_rate": 2e-3, "num_train_epochs": 30, "per_device_train_batch_size": 32, "warmup_steps": 20, "weight_decay": 0.05}
-NOT_HERE = {"recipe", "report_dir", "license"}
+NOT_HERE = {"recipe", "report_dir", "license", "do_train", "do_eval", "do_predict"}
 
 
 def parse(
@@ -60,7 +68,7 @@ def parse(
     """The arguments as they were typed, over the defaults. Raises ValueError in one sentence."""
     groups = {"task": list(TaskArguments.__dataclass_fields__), "run": list(RUN)}
     kinds = (TaskArguments, RunArguments, MixupTrainingArguments)
-    reader = Parser(kinds, prog, "[--mix METHOD ...] [...]", about, groups, SHORT, TOLD, NOT_HERE)
+    reader = Parser(kinds, prog, "[--mix METHOD ...] [...]", about, groups, SHORT, TOLD, NOT_HERE, choices={"optim": ["lamb"]})
     typed = reader.typed(argv)
     from_scratch = {} if "model_name_or_path" in typed else {**FROM_SCRATCH, **small}
     values = {**DEFAULTS, **from_scratch, "mix": list(mix), "remove_unused_columns": False, **typed}
@@ -68,6 +76,7 @@ def parse(
     task, run, args = reader.built(values)
     if "output_dir" not in values:
         args.output_dir = None
+    check_installed(args)
     return task, run, args
 
 
@@ -118,6 +127,8 @@ def load_splits(task: TaskArguments, seed: int) -> tuple[Any, Any]:
     from datasets import DatasetDict, load_dataset, load_from_disk
 
     name = str(task.dataset_name)
+    if Path(name).is_file():
+        raise ValueError(f"dataset_name must be a folder of save_to_disk, or a data set of the Hub, got the file {name!r}; convert it.")
     data = load_from_disk(name) if Path(name).is_dir() else load_dataset(name, task.dataset_config_name)
     if not isinstance(data, DatasetDict):
         data = DatasetDict(train=data)
