@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +31,29 @@ from hf_mixup.networks.distillation import Distillation
 if TYPE_CHECKING:
     Probabilities, Rate = list[Any], float | list | dict
 else:  # words of a command line, which may be numbers or JSON
-    Probabilities, Rate = list[str], str
+    Probabilities, Rate = list[str], dict | str | list
+
+
+# of transformers' own arguments, which takes most as they come: whole numbers by the least, numbers by their range
+LEAST = {
+    "per_device_train_batch_size": 1, "per_device_eval_batch_size": 1, "gradient_accumulation_steps": 1, "max_steps": -1,
+    "save_total_limit": 1, "seed": 0, "dataloader_num_workers": 0, "dataloader_prefetch_factor": 1, "eval_accumulation_steps": 1,
+}  # fmt: skip
+RANGES = {
+    "learning_rate": (0, 1e6), "weight_decay": (0, 1e6), "adam_beta1": (0, 0.999999), "adam_beta2": (0, 0.999999999), "adam_epsilon": (0, 1),
+    "max_grad_norm": (0, 1e9), "num_train_epochs": (0, 1e9), "warmup_steps": (0, 1e9), "label_smoothing_factor": (0, 1), "eval_delay": (0, 1e9),
+    "logging_steps": (1e-9, 1e9), "eval_steps": (1e-9, 1e9), "save_steps": (1e-9, 1e9),
+}  # fmt: skip
+
+
+def check_numbers(args: Any) -> None:
+    """Raises ValueError for numbers of a training that cannot be, before anything is loaded."""
+    for name, least in LEAST.items():
+        if getattr(args, name) is not None:
+            check_count(least, **{name: getattr(args, name)})
+    for name, (low, high) in RANGES.items():
+        if isinstance(getattr(args, name), (int, float)):
+            check_between(low, high, **{name: getattr(args, name)})
 
 
 @dataclass
@@ -146,6 +169,14 @@ class MixupTrainingArguments(TrainingArguments):
             self.loss = parse_json("loss", self.loss)
         if self.mode is not None:
             check_known("mode", self.mode, MODES)
+        check_numbers(self)
+        for name in ("lr_scheduler_kwargs", "gradient_checkpointing_kwargs", "activation_checkpointing_kwargs", "liger_kernel_config"):
+            if isinstance(getattr(self, name, None), str):
+                setattr(self, name, parse_json(name, getattr(self, name), """JSON such as '{"a_name": 1}'"""))
+        for name in ("accelerator_config", "fsdp_config", "deepspeed"):
+            value = getattr(self, name)
+            if isinstance(value, str) and not value.lstrip().startswith("{") and not os.path.isfile(value):
+                raise ValueError(f"{name} must be JSON, or a file of it that exists, got {value!r}; check the path.")
         check_count(1, mix_repeat=self.mix_repeat)
         if self.mix_off_epoch is not None:
             check_between(0, float("1e9"), mix_off_epoch=self.mix_off_epoch)
@@ -244,11 +275,11 @@ class MixupTrainingArguments(TrainingArguments):
         return MethodChoice.build(self.mix, self.mix_prob, self.alpha, self.mix_args, mode=self.mode, loss=loss, mix_rate=self.mix_rate)
 
 
-def parse_json(name: str, value: Any) -> Any:
+def parse_json(name: str, value: Any, expected: str = """JSON such as '{"cutmix": {"alpha": 0.2}}'""") -> Any:
     """Parses JSON text into a dictionary; other values are returned unchanged. Raises ValueError."""
     if not isinstance(value, str):
         return value
-    parsed = from_json(name, value, """JSON such as '{"cutmix": {"alpha": 0.2}}'""")
+    parsed = from_json(name, value, expected)
     if not isinstance(parsed, dict):
         raise ValueError(f"{name} must be a JSON object, got {value!r}; put it in braces.")
     return parsed

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_mixup.core.checks import check_known, check_listed, check_mapping, check_num_labels, check_probabilities, nearest
+from hf_mixup.core.checks import check_known, check_listed, check_num_labels, check_object, check_probabilities, nearest
 from hf_mixup.core.jensenshannon import JensenShannon
 from hf_mixup.core.losses import BCE, Decoupled, Loss
 from hf_mixup.core.policy import NOTHING
@@ -255,9 +255,9 @@ class MethodChoice:
                 f"alpha needs one value, or one for each of the {len(methods)} methods, got {len(alphas)}; give {len(methods)}."
             )
         mix_args = {} if mix_args is None else mix_args
-        for what, own in (("mix_args", mix_args), *(mix_args.items() if isinstance(mix_args, Mapping) else ())):
-            check_mapping(what if own is mix_args else f"mix_args of {what}", own, '{"cutmix": {"alpha": 0.2}}')
+        check_object("mix_args", mix_args, '{"cutmix": {"alpha": 0.2}}')
         for name in mix_args:
+            check_object(f"mix_args of {name!r}", mix_args[name], '{"alpha": 0.2}')
             if name not in names:
                 raise ValueError(f"mix_args must be for the methods in use, got {name!r}; {nearest(name, names)}")
         built = []

@@ -51,7 +51,10 @@ def read_recipe(
     values.pop(ABOUT, None)
     methods, backbones = (_overlays(values, key, name) for key in OVERLAYS)
     chosen = values.get("mix", ["mixup", "cutmix"]) if mix is None else mix
-    chosen = "+".join([chosen] if isinstance(chosen, str) else chosen)
+    chosen = [chosen] if isinstance(chosen, str) else chosen
+    if not isinstance(chosen, list) or not all(isinstance(method, str) for method in chosen):
+        raise ValueError(f"recipe {name!r} must list names of methods under 'mix', got {chosen!r}; write [mixup, cutmix].")
+    chosen = "+".join(chosen)
     network = network or values.get("architecture") or values.get("model_name_or_path")
     general, special, unused = [values], list[dict[str, Any]](), list[dict[str, Any]]()
     for backbone, overlay in backbones.items():
@@ -105,7 +108,7 @@ def _written(name: str, folder: Path) -> dict[str, Any]:
         raise ValueError(f"recipe must be a YAML file that exists, got {name!r}; check the path.")
     try:
         values = copy.deepcopy(_parsed(path.read_text()))
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"recipe {name!r} must be plain YAML, got {' '.join(str(error).split())}; correct the file.") from None
     if not isinstance(values, dict):
         raise ValueError(f"recipe {name!r} must map arguments to values, got {type(values).__name__}; write one `key: value` on each line.")
@@ -114,7 +117,15 @@ def _written(name: str, folder: Path) -> dict[str, Any]:
 
 @functools.lru_cache(maxsize=64)
 def _parsed(text: str) -> Any:
-    """Parses YAML. Cached, because parsing takes longer than the rest of the work on a recipe."""
+    """Parses YAML; a key that occurs twice is an error. Cached, because parsing takes longer than the rest of the work on a recipe."""
     import yaml
 
-    return yaml.safe_load(text)
+    class Once(yaml.SafeLoader):
+        def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+            names = [key.value for key, _ in node.value]
+            twice = next((key for key, _ in node.value if names.count(key.value) > 1), None)
+            if twice is not None:
+                raise yaml.constructor.ConstructorError(None, None, f"{twice.value!r} several times", twice.start_mark)
+            return super().construct_mapping(node, deep)
+
+    return yaml.load(text, Once)

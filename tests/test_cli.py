@@ -233,6 +233,39 @@ MISTAKES = [
     (("--hub_tokn", SECRET), "did you mean '--hub_token'"),
     ((f"--tokn={SECRET}",), "did you mean"),
     (("--seed", SECRET), f"got '{HIDDEN}'"),
+    (("\u2014mix", "cutmix"), "did you mean '--mix'"),
+    (("--mix", "cutmix", "\u2013alpha", "1"), "every argument must start with --, got '\u2013alpha'; did you mean '--alpha'"),
+    (("mix=cutmix",), "every argument must start with --, got 'mix'; did you mean '--mix'"),
+    (("--mix=cutmix", "mixup"), "got 'mixup'; write --mix without = and its values with spaces between them"),
+    (("--seed", "1", "2"), "got '2'; --seed takes one value"),
+    (("--mix", "cutmix mixup"), "write cutmix mixup instead"),
+    (("--mix", "[cutmix]"), "write cutmix instead"),
+    (("--mix", "cutmix+mixup"), "write cutmix mixup instead"),
+    (("--alpha", "20%"), "got '20%'; write --alpha 0.2"),
+    (("--alpha", "0.2,0.8"), "write --alpha 0.2 0.8"),
+    (("--alpha", "[0.2]"), "write --alpha 0.2"),
+    (("--learning_rate", "0,001"), "write --learning_rate 0.001"),
+    (("--learning_rate", "nan"), "--learning_rate must be a finite number, got nan"),
+    (("--learning_rate", "-1"), "learning_rate must be a number from 0 to"),
+    (("--max_train_samples", "1e3"), "write --max_train_samples 1000"),
+    (("--mix_rate", "50%"), "got '50%' (Extra data: line 1 column 3 (char 2)); write 0.5 instead"),
+    (("--mix_args", '{"cutmix": 1}'), "mix_args of 'cutmix' must map names to values, got 1; write it as"),
+    (("--mix_args", '{"cutmix": {"alpha": 1}, "cutmix": {"alpha": 2}}'), "mix_args must name everything once, got 'cutmix' several times"),
+    (("--seed", "-1"), "seed must be a whole number of at least 0, got -1"),
+    (("--per_device_train_batch_size", "0"), "per_device_train_batch_size must be a whole number of at least 1, got 0"),
+    (("--per_device_eval_batch_size", "-1"), "per_device_eval_batch_size must be a whole number of at least 1, got -1"),
+    (("--gradient_accumulation_steps", "0"), "gradient_accumulation_steps must be a whole number of at least 1, got 0"),
+    (("--num_train_epochs", "-3"), "num_train_epochs must be a number from 0 to"),
+    (("--weight_decay", "-0.1"), "weight_decay must be a number from 0 to"),
+    (("--logging_steps", "0"), "logging_steps must be a number from"),
+    (("--num_proceses", "2"), "every argument must be known, got '--num_proceses'"),
+    (("--train_dir", ""), "train_dir must not be empty, got ''"),
+    (("--lr_scheduler_kwargs", "x"), "lr_scheduler_kwargs must be JSON"),
+    (("--accelerator_config", "no.json"), "accelerator_config must be JSON, or a file of it that exists, got 'no.json'"),
+    (("--report_to", "swanlab"), "report_to must name packages that are installed, got 'swanlab'"),
+    (("--loss", '{"name": "focal", "name": "bce"}'), "loss must name everything once, got 'name' several times"),
+    (("--do_train", "False", "--do_eval", "False"), "a run must train, evaluate or predict"),
+    (("--do_predict", "--resume_from_checkpoint", "True"), "resume_from_checkpoint is for training"),
 ]  # fmt: skip
 
 
@@ -248,6 +281,55 @@ def test_a_mistake_is_one_sentence_at_the_end_and_leaves_nothing(words, message,
     assert "Traceback" not in text
     assert SECRET not in text
     assert not (tmp_path / "runs").exists()
+
+
+RECIPES = [
+    ("learning_rate: [0.1]", "must set learning_rate to a number, got [0.1]"),
+    ("learning_rate: 50%", "must set learning_rate to a number, got '50%'; write learning_rate: 0.5"),
+    ("learning_rate: yes", "must set learning_rate to a number, got True"),
+    ("learning_rate:", "must set learning_rate to a number, got None"),
+    ("seed: 1.5", "must set seed to a whole number, got 1.5"),
+    ("dataset_name: [a, b]", "must set dataset_name to a text, got ['a', 'b']"),
+    ("bf16: 3", "must set bf16 to true or false, got 3"),
+    ("alpha: [a]", "must set alpha to a number, got 'a'"),
+    ("lr_scheduler_type: cosin", "must set lr_scheduler_type to a known choice, got 'cosin'; did you mean 'cosine'"),
+    ("mix: [3]", "must list names of methods under 'mix', got [3]"),
+    ("loss: [a]", "loss must map names to values, got ['a']"),
+    ("mix: mixup, cutmix", "got 'mixup, cutmix'; write mixup cutmix instead"),
+    ("seed: 1\nseed: 2", "must be plain YAML, got 'seed' several times in"),
+    ("\0", "must be plain YAML"),
+]
+
+
+@pytest.mark.parametrize(("text", "message"), RECIPES)
+def test_a_mistake_in_a_recipe_is_one_sentence(text, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own.yaml").write_text(f"architecture: cifar_resnet20\n{text}\n")
+    status, shown = told(capsys, script("train").main, "--recipe", "own.yaml")
+    assert status == 2, shown
+    assert message in shown.strip().splitlines()[-1]
+    assert [path.name for path in tmp_path.iterdir()] == ["own.yaml"]
+
+
+def test_what_a_recipe_may_leave_to_be_understood(tmp_path):
+    """One value for a list, a number for a text, `no` without quotes, schedules and dictionaries as YAML."""
+    recipe = tmp_path / "own.yaml"
+    recipe.write_text(
+        "dataset_name: digits\nmix: cutmix\nalpha: 0.2\noutput_dir: 7\nsave_strategy: no\nlearning_rate: 1e-3\n"
+        "mix_rate: [[0, 1], [5, 0]]\nmix_args: {cutmix: {mode: pair}}\noptim: lamb\nmin_lr: null\n"
+    )
+    args = parse(["--recipe", str(recipe), "--use_cpu"])[3]
+    assert (args.mix, args.alpha, args.output_dir, args.save_strategy, args.learning_rate) == (["cutmix"], [0.2], "7", "no", 0.001)
+    assert (args.mix_rate, args.mix_args, args.optim) == ([[0, 1], [5, 0]], {"cutmix": {"mode": "pair"}}, "lamb")
+    assert parse(["--optim", "lamb", "--use_cpu"])[3].optim == "lamb"
+
+
+def test_an_argument_that_is_given_twice_is_told(caplog, monkeypatch):
+    """So that a command can be called with changes, and nobody waits for methods that were replaced."""
+    monkeypatch.setattr("hf_mixup.cli.parser._told", set())
+    args = parse(["--mix", "cutmix", "--seed=1", "--mix", "mixup", "--seed", "1", "--use_cpu"])[3]
+    assert args.mix == ["mixup"]
+    assert "--mix is given several times; the last one counts" in caplog.text
 
 
 def test_debug_shows_where(capsys):
@@ -267,6 +349,27 @@ def test_debug_shows_where(capsys):
         ("benchmark", ("--summarize", "/no/such"), "train_log.jsonl"),
         ("visualize", ("--activations",), "got no checkpoint; pass --checkpoint"),
         ("visualize", ("--images", "/no/a.png", "/no/b.png"), "images must be files that can be read"),
+        ("evaluate", ("",), "checkpoint must not be empty, got ''"),
+        ("evaluate", ("x", "--eps", "8%"), "got '8%'; write --eps 0.08"),
+        ("evaluate", ("x", "--protocols", "fgsm,pgd"), "write fgsm pgd instead"),
+        ("evaluate", ("x", "--seed", "-1"), "seed must be a whole number of at least 0, got -1"),
+        ("benchmark", ("--seeds", "1", "2", "3"), "got '2'; --seeds takes one value"),
+        ("benchmark", ("--mix", "cutmx"), "did you mean 'cutmix'"),
+        ("benchmark", ("--alphas", "-1"), "alphas must be a positive, finite number, got -1"),
+        ("benchmark", ("--epochs", "0"), "epochs must be a whole number of at least 1, got 0"),
+        ("benchmark", ("--measure", "best"), "--measure is for --summarize, got 'best' without it"),
+        ("benchmark", ("--", "--seed", "3"), "the sweep sets --seed itself, got 3 after --; give --seeds before it"),
+        ("benchmark", ("--", "--num_train_epochs", "-1"), "num_train_epochs must be a number from 0"),
+        ("benchmark", ("--into", "none.md"), "into must be a file with one <!-- digits100 -->"),
+        ("visualize", ("--count", "0"), "count must be a whole number of at least 1, got 0"),
+        ("visualize", ("--all", "--alpha", "1"), "--alpha has no effect with --all, got both"),
+        (
+            "convert",
+            ("a.pth", "out", "--architecture", "resnet18", "--image_size", "-1"),
+            "image_size must be a whole number of at least 1",
+        ),
+        ("pretrain", ("--base", "moco", "--do_eval"), "every argument must be known, got '--do_eval'"),
+        ("pretrain", ("--learning_rate", "-1"), "learning_rate must be a number from 0"),
         ("convert", ("a.pth", "out"), "--architecture must be given"),
         ("convert", ("/no/a.pth", "out", "--architecture", "resnet18"), "/no/a.pth"),
     ],

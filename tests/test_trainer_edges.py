@@ -54,7 +54,7 @@ def test_an_optimizer_of_an_override_holds_every_parameter(tmp_path):
             self.optimizer = torch.optim.AdamW(self.model.backbone.parameters())
             return self.optimizer
 
-    with refuses(r"the optimizer must hold every parameter that is trained, got one without states\.automix"):
+    with refuses(r"the optimizer must hold every parameter that is trained, got one that lacks 6, such as states\.automix"):
         Own(resnet(), arguments(tmp_path, mix=["automix"], max_steps=1), train_dataset=Images(8)).train()
     Own(resnet(), arguments(tmp_path, mix=["mixup"], max_steps=1), train_dataset=Images(8)).train()
 
@@ -387,8 +387,8 @@ def test_copies_tell_workers_what_the_originals_do(copied):
         ({"mix_prob": 0.5}, "mix_prob must be a list with a probability for each method, got 0.5"),
         ({"mix_prob": "0.5,0.5"}, "mix_prob must be a list with a probability for each method, got '0.5,0.5'"),
         ({"mix_prob": {0.3, 0.7}}, "mix_prob must be a list with a probability for each method, got {0."),
-        ({"mix_args": {"mixup": 0.2}}, "mix_args of mixup must be a dictionary, got 0.2"),
-        ({"mix_args": 5}, "mix_args must be a dictionary, got 5"),
+        ({"mix_args": {"mixup": 0.2}}, "mix_args of 'mixup' must map names to values, got 0.2"),
+        ({"mix_args": 5}, "mix_args must map names to values, got 5"),
         ({"mix_args": {"mixup": {"loss": None}}}, "loss must be a name, a dictionary or a Loss, got None"),
         ({"loss": CrossEntropy}, "loss must be a name, a dictionary or a Loss, got <class"),
         ({"loss": nn.CrossEntropyLoss()}, "loss must be a name, a dictionary or a Loss, got CrossEntropyLoss()"),

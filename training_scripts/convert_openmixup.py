@@ -12,7 +12,6 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -22,6 +21,7 @@ from transformers import PreTrainedModel
 from hf_mixup import Method, MixupModel, get_method
 from hf_mixup.cli.parser import Parser
 from hf_mixup.cli.refusals import log_to_screen, run
+from hf_mixup.core.checks import check_between, check_count
 from hf_mixup.data.processor import IMAGENET_MEAN, IMAGENET_STD, ImageFormat
 from hf_mixup.mixers.mixblock import from_openmixup, renamed
 from hf_mixup.networks.backbones import from_scratch
@@ -57,9 +57,11 @@ def read(path: Path) -> dict[str, Tensor]:
     """The weights of a checkpoint, by OpenMixup's names. Raises ValueError for files with code, or without weights."""
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except (UnpicklingError, RuntimeError, EOFError) as error:
+    except OSError:
+        raise
+    except Exception as error:  # whatever a file of another kind makes of it
         raise ValueError(
-            f"{path} must be a checkpoint of tensors only, got {str(error).splitlines()[0]!r}; if you trust it, save only its `state_dict`."
+            f"{path} must be a checkpoint of tensors only, got {(str(error).splitlines() or [type(error).__name__])[0]!r}; if you trust it, save only its `state_dict`."
         ) from None
     state = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else {}
     state = {name.removeprefix("module."): value for name, value in state.items() if isinstance(value, Tensor)}
@@ -169,6 +171,13 @@ class ConvertArguments:
             raise ValueError(
                 f"image_mean and image_std must be 3 numbers each, got {self.image_mean} and {self.image_std}; give one for each channel."
             )
+        for low, numbers in ((0, self.image_mean), (0.001, self.image_std)):
+            for number in numbers:
+                check_between(low, 1, **{"image_mean" if low == 0 else "image_std": number})
+        if self.image_size is not None:
+            check_count(1, image_size=self.image_size)
+        if self.crop_ratio is not None:
+            check_between(0.01, 1, crop_ratio=self.crop_ratio)
 
 
 def parser(prog: str = "convert_openmixup.py") -> Parser:

@@ -20,10 +20,11 @@ from pathlib import Path
 from hf_mixup import METHODS
 from hf_mixup.cli.parser import Parser
 from hf_mixup.cli.refusals import run
-from hf_mixup.core.checks import check_count
+from hf_mixup.core.checks import check_count, check_known, check_positive
 from hf_mixup.core.places import RECIPES, SWEEPS
 from hf_mixup.core.secrets import without_secrets
 from hf_mixup.report.benchmark import Reported, about, configure
+from hf_mixup.report.run_folder import RunFolder
 from hf_mixup.report.sweep import Cell, Images, finished, report, summarize, sweep, trained_before, what_is_impossible
 
 
@@ -73,6 +74,13 @@ class SweepArguments:
 
     def __post_init__(self):
         check_count(1, seeds=self.seeds, jobs=self.jobs, threads=self.threads)
+        Reported(self.measure, self.last_epochs)
+        for epochs in self.epochs or ():
+            check_count(1, epochs=epochs)
+        for alpha in self.alphas or ():
+            check_positive(alphas=alpha)
+        for method in {name for mix in self.mix or () if mix != "all" for name in mix.split("+")}:
+            check_known("method", method, METHODS)
         if self.hub_dataset_id is not None and self.dataset is None:
             raise ValueError(f"hub_dataset_id needs the folder of the data set, got {self.hub_dataset_id!r} without it; pass --dataset.")
 
@@ -94,7 +102,7 @@ def cells(args: SweepArguments, folder: Path) -> Iterator[Cell]:
     of_recipe: dict[str | None, list[str]] = about(args.recipe, RECIPES).get("sweep") or {None: ["vanilla", "mixup", "cutmix"]}
     networks = args.backbones or list(of_recipe)
     choices = {network: args.mix or of_recipe.get(network) or next(iter(of_recipe.values())) for network in networks}
-    pairs = [(network, mix) for network, names in choices.items() for mix in (METHODS if names == ["all"] else names)]
+    pairs = [(network, mix) for network, names in choices.items() for mix in (METHODS if names == ["all"] else dict.fromkeys(names))]
     seeds = range(1, max([args.seeds, *(seeds_in(folder) if args.report else [])]) + 1)
     for seed, (network, mix), alpha, epochs in itertools.product(seeds, pairs, args.alphas or [None], args.epochs or [None]):
         yield Cell(configure(args.recipe, RECIPES, mix.split("+"), network, epochs, alpha), alpha, epochs, seed)
@@ -106,10 +114,11 @@ def main(argv: list[str], prog: str = "run_benchmark.py") -> None:
     typed = reader.typed(own)
     reader.help_if_asked(typed)
     [args] = reader.built(typed)
-    if more:  # fails before hours of training
-        from hf_mixup.cli.train import parser as of_training
-
-        of_training(prog).typed(more)
+    for name in ("measure", "last_epochs"):
+        if name in typed and not args.summarize:
+            raise ValueError(
+                f"--{name} is for --summarize, got {typed[name]!r} without it; the recipe says it for a sweep, so leave it out."
+            )
     if args.dataset is not None:
         print(publish(args))
         return
@@ -118,6 +127,7 @@ def main(argv: list[str], prog: str = "run_benchmark.py") -> None:
         return
     folder = Path(args.output_dir or f"runs/benchmark-{Path(args.recipe).stem}")
     every = list(cells(args, folder))
+    check(args, every[0], folder, more, prog)
     if args.dry_run:
         launch = {cell.name: ["accelerate", "launch", "--num_processes", str(cell.run.processes)] for cell in every}
         lines = [
@@ -133,12 +143,12 @@ def main(argv: list[str], prog: str = "run_benchmark.py") -> None:
     impossible = {pair: why for pair, run in pairs.items() if (why := what_is_impossible(run)) is not None}
     possible = [cell for cell in every if ("+".join(cell.run.mix), cell.run.architecture) not in impossible]
     todo = [cell for cell in possible if finished(cell, folder, more) is None]
+    images = Images.at(args.data) if args.data is not None and not args.report else None
     (folder / "cells").mkdir(parents=True, exist_ok=True)
     if args.report:
         print(told(args, report(every, impossible, folder, args.recipe, more)))
         return
     print(f"{len(every)} cells: {len(todo)} to train, {len(impossible)} pairs of methods and networks impossible", flush=True)
-    images = Images.at(args.data) if args.data is not None else None
     changed = [cell.name for cell in todo if trained_before(cell, folder) is not None]
     if changed:
         print(f"{len(changed)} of them again, because their arguments or their recipe changed: {', '.join(changed)}", flush=True)
@@ -146,11 +156,28 @@ def main(argv: list[str], prog: str = "run_benchmark.py") -> None:
     print(told(args, report(every, impossible, folder, args.recipe, more)))
 
 
+def check(args: SweepArguments, cell: Cell, folder: Path, more: list[str], prog: str) -> None:
+    """Raises ValueError for what would make every training fail, or its tables, before hours of it."""
+    from hf_mixup.cli.train import parse
+    from hf_mixup.cli.train import parser as of_training
+
+    RunFolder(folder).check()
+    typed = of_training(prog).typed(more)
+    for name, own in {"recipe": "--recipe", "mix": "--mix", "seed": "--seeds", "output_dir": "--output_dir"}.items():
+        if name in typed:
+            raise ValueError(f"the sweep sets --{name} itself, got {typed[name]!r} after --; give {own} before it.")
+    if not args.report:
+        parse([*cell.words(folder), *more], prog)
+    if args.into is not None:
+        marked(args.recipe, args.into)
+
+
 def publish(args: SweepArguments) -> str:
     """Writes the data set of all results, pushes it if requested, and returns a sentence with its place."""
     from hf_mixup.report.dataset import write_dataset
     from hf_mixup.training.hub import check_token, push_dataset
 
+    RunFolder(args.dataset).check("dataset")
     if args.hub_dataset_id is not None:
         check_token(args.token)
     folder = write_dataset(args.dataset, sorted(path.parent for path in SWEEPS.glob("*/cells")))
@@ -159,16 +186,22 @@ def publish(args: SweepArguments) -> str:
     return f"pushed to {push_dataset(args.hub_dataset_id, folder, 'All results', token=args.token)}"
 
 
+def marked(recipe: str, into: str) -> tuple[str, str, str, str]:
+    """What stands before the two marks of a recipe in a Markdown file, both marks, and what stands behind. Raises ValueError where there are none."""
+    name, path = Path(recipe).stem, Path(into)
+    begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+    text = path.read_text() if path.is_file() else ""
+    if text.count(begin) != 1 or text.count(end) != 1:
+        raise ValueError(f"into must be a file with one {begin} and one {end}, got {into!r}; add both lines.")
+    head, _, rest = text.partition(begin)
+    return head, begin, end, rest.partition(end)[2]
+
+
 def told(args: SweepArguments, tables: str) -> str:
-    """The tables, which are also written into `into`. Raises ValueError for a file without the two marks."""
+    """The tables, which are also written into `into`."""
     if args.into is not None:
-        name, path = Path(args.recipe).stem, Path(args.into)
-        begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
-        text = path.read_text() if path.is_file() else ""
-        if text.count(begin) != 1 or text.count(end) != 1:
-            raise ValueError(f"into must be a file with one {begin} and one {end}, got {args.into!r}; add both lines.")
-        head, _, rest = text.partition(begin)
-        path.write_text(f"{head}{begin}\n{tables}\n{end}{rest.partition(end)[2]}")
+        head, begin, end, rest = marked(args.recipe, args.into)
+        Path(args.into).write_text(f"{head}{begin}\n{tables}\n{end}{rest}")
     return tables
 
 

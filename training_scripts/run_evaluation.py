@@ -89,6 +89,8 @@ def main(argv: list[str], prog: str = "run_evaluation.py") -> None:
         "trust_remote_code": typed.get("trust_remote_code", False),
     }
     checkpoint = Path(typed["checkpoint"])
+    if "output_dir" in typed:
+        RunFolder(typed["output_dir"]).check()
     facts = facts_of(typed["checkpoint"], **hub)
     values, split_seed = with_the_runs_data(typed, facts)
     data, args, where = reader.built(values)

@@ -19,6 +19,7 @@ from hf_mixup import MixupModel
 from hf_mixup.arguments import FOR_TRAINING, DataArguments, parse_json
 from hf_mixup.cli.parser import Parser
 from hf_mixup.cli.refusals import log_to_screen, run
+from hf_mixup.core.checks import check_count
 from hf_mixup.data.dataset import ImageDataset
 from hf_mixup.data.labels import network_classes
 from hf_mixup.data.made import MELODIES, RATE, digit_pictures, digit_videos, melodies
@@ -32,6 +33,12 @@ from hf_mixup.report.examples import LAMS, Recordings, default_architecture, dra
 from hf_mixup.report.plots import gallery, masks_by_lam, overview
 from hf_mixup.report.run_folder import RunFolder
 
+# arguments that have no effect beside another
+IDLE = {
+    "all": ("alpha", "mix_args", "activations", "masks", "count"),
+    "masks": ("mix", "alpha", "mix_args", "activations", "count"),
+    "images": ("dataset_name", "train_dir", "validation_dir"),
+}
 logger = logging.getLogger("visualize_mixup")
 
 
@@ -62,6 +69,15 @@ class PictureArguments:
     count: int = field(default=6, metadata={"help": "Columns."})
     seed: int = field(default=0, metadata={"help": "Of everything drawn."})
     output: str = field(default="runs/mixtures.png", metadata={"help": "The picture to write."})
+
+    def __post_init__(self):
+        check_count(1, count=self.count)
+        check_count(0, seed=self.seed)
+        if Path(self.output).is_dir():
+            raise ValueError(
+                f"output must be the name of a picture, got {self.output!r}, a folder; put a name such as mixtures.png behind it."
+            )
+        RunFolder(Path(self.output).parent).check("the folder of output")
 
 
 def photographs() -> dict[str, Image.Image]:
@@ -144,6 +160,10 @@ def main(argv: list[str], prog: str = "visualize_mixup.py") -> None:
     reader = parser(prog)
     typed = reader.typed(argv)
     reader.help_if_asked(typed)
+    for name, others in IDLE.items():
+        for other in others:
+            if typed.get(name) and typed.get(other):
+                raise ValueError(f"--{other} has no effect with --{name}, got both; leave one out.")
     data, args = reader.built(typed)
     log_to_screen()
     with RunFolder(Path(args.output).parent).gone_if_refused():
@@ -185,14 +205,13 @@ def draw(data: DataArguments, args: PictureArguments) -> None:
         columns = next(iter(found.values()))
         masks_by_lam(args.output, columns, LAMS)
     else:
-        choice = (
-            None if args.mix is None else MethodChoice.build(args.mix, alpha=args.alpha, mix_args=parse_json("mix_args", args.mix_args))
-        )
         ours = args.checkpoint is not None and Path(args.checkpoint, CONFIG_NAME).is_file()
-        if choice is None and ours:
+        if args.mix is None and ours:
+            if args.alpha is not None or args.mix_args is not None:
+                raise ValueError(f"alpha and mix_args are for --mix, got them for the methods of {args.checkpoint}; give --mix too.")
             model = MixupModel.from_pretrained(args.checkpoint)
         else:
-            choice = choice or MethodChoice.build(["mixup", "cutmix"])
+            choice = MethodChoice.build(args.mix or ["mixup", "cutmix"], alpha=args.alpha, mix_args=parse_json("mix_args", args.mix_args))
             torch.manual_seed(args.seed)
             if network is None:
                 network = from_scratch(default_architecture(choice), max(len(names), 2), form.size, channels=form.channels)

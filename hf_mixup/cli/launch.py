@@ -9,11 +9,14 @@ import subprocess
 import sys
 from collections.abc import Callable
 from types import ModuleType
+from typing import Any
 
 import torch
 
 from hf_mixup.cli import train
+from hf_mixup.cli.parser import in_one_sentence
 from hf_mixup.cli.refusals import Debug
+from hf_mixup.core.checks import check_count, nearest
 
 # accelerate's options for kinds of distributed training; several processes without one mean --multi_gpu
 SPREADS = (
@@ -55,7 +58,9 @@ def asks_for_processes() -> bool:
 
 
 def divided(argv: list[str], own: dict[str, argparse.Action]) -> tuple[list[str], list[str]]:
-    """Splits a command line into the script's words and those of accelerate's launcher. A word that both know belongs to the script."""
+    """Splits a command line into the script's words and those of accelerate's launcher. A word that both know belongs to the script.
+
+    Raises ValueError for an unknown word that looks like one of the launcher."""
     from accelerate.commands.launch import launch_command_parser
 
     theirs = launch_command_parser()._option_string_actions
@@ -65,6 +70,10 @@ def divided(argv: list[str], own: dict[str, argparse.Action]) -> tuple[list[str]
         word = argv[place]
         option = word.partition("=")[0]
         place += 1
+        if option.startswith("--") and option not in own and option not in theirs:
+            advice = nearest(option, {*own, *theirs})
+            if advice.startswith("did") and advice.split("'")[1] not in own:
+                raise ValueError(f"every argument must be known, got {option!r}; {advice}")
         if not option.startswith("--") or option in own or option not in theirs:
             words.append(word)
             continue
@@ -75,9 +84,18 @@ def divided(argv: list[str], own: dict[str, argparse.Action]) -> tuple[list[str]
     return words, launcher
 
 
+def refuse(parser: argparse.ArgumentParser, name: str) -> Callable[[str], Any]:
+    """In the place of the launcher's own refusals, which come after its usage."""
+
+    def error(message: str) -> None:
+        raise ValueError(in_one_sentence(message, parser._option_string_actions, f"hf-mixup {name}"))
+
+    return error
+
+
 def launched(launcher: list[str], name: str, words: list[str]) -> int:
     """Starts the processes, and returns the first exit status that is not 0."""
-    from accelerate.commands.config.config_args import default_config_file
+    from accelerate.commands.config.config_args import default_config_file, load_config_from_file
     from accelerate.commands.launch import launch_command, launch_command_parser
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
@@ -89,7 +107,19 @@ def launched(launcher: list[str], name: str, words: list[str]) -> int:
         for option, value in (("--num_machines", "1"), ("--mixed_precision", "no"), ("--dynamo_backend", "no")):
             usual += [] if option in typed else [option, value]
     parser = launch_command_parser()
+    parser.error = refuse(parser, name)
     args = parser.parse_args([*usual, *launcher, "--module", "hf_mixup.cli.launched", name, *words])
+    for option in ("num_processes", "num_machines"):
+        if getattr(args, option) is not None:
+            check_count(1, **{option: getattr(args, option)})
+    if args.config_file is not None:
+        try:
+            load_config_from_file(args.config_file)
+        except Exception as error:  # whatever a file of another kind makes of it
+            said = " ".join(str(error).split()).rstrip(".")
+            raise ValueError(
+                f"config_file must be a file of `accelerate config`, got {args.config_file!r} ({said}); check the path."
+            ) from None
     if (args.num_processes or 1) > 1 and not typed & set(SPREADS) and "--config_file" not in typed:
         args.multi_gpu = True
     # for the started processes: the value that torch's launcher would set with a warning, and no warnings of its C++ code

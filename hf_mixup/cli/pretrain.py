@@ -6,7 +6,7 @@ from dataclasses import fields
 
 from hf_mixup.arguments import DataArguments, MixupTrainingArguments, ModelArguments, RunArguments
 from hf_mixup.cli.parser import Parser
-from hf_mixup.cli.train import DEFAULTS, TOLD, check_streaming
+from hf_mixup.cli.train import DEFAULTS, TASKS, TOLD, check_installed, check_streaming
 from hf_mixup.core.places import RECIPES
 from hf_mixup.pretraining.arguments import PreTrainingArguments
 from hf_mixup.recipes import read_recipe
@@ -24,7 +24,6 @@ OF_LABELS = {
     "auto_augment": "--views sets how images are augmented",
     "random_erasing": "--views sets how images are augmented",
     "train_image_size": "views have image_size",
-    "do_predict": "there is no classifier",
     "report_dir": "the card and the pictures are in output_dir",
 }
 OF_KNN = ("eval_strategy", "eval_steps", "load_best_model_at_end", "metric_for_best_model", "knn_neighbours", "knn_temperature")
@@ -53,7 +52,8 @@ TOLD_HERE = {
 def parse(argv: list[str], prog: str = "run_pretraining.py") -> tuple[ModelArguments, DataArguments, RunArguments, PreTrainingArguments]:
     """The arguments as dataclasses. Without an output folder, `output_dir` is None. Raises ValueError in one sentence."""
     about = "Pre-trains an image network without labels, with mixing. Without arguments it trains on the embedded digits."
-    reader = Parser(KINDS, prog, "[--base BASE] [--mix MIX] [--train_dir FOLDER] [...]", about, GROUPS, SHORT, TOLD_HERE)
+    usage = "[--base BASE] [--mix MIX] [--train_dir FOLDER] [...]"
+    reader = Parser(KINDS, prog, usage, about, GROUPS, SHORT, TOLD_HERE, TASKS, {"optim": ["lamb", "lars"]})
     typed = reader.typed(argv)
     own_data = {"dataset_name", "train_dir", "validation_dir"} & set(typed)
     name, recipe = typed.get("recipe", None if own_data else "pretrain_digits"), {}
@@ -78,5 +78,6 @@ def parse(argv: list[str], prog: str = "run_pretraining.py") -> tuple[ModelArgum
     run.recipe_hash = hash_of(recipe)
     if data.streaming:
         check_streaming(model, data, args, training=True)
+    check_installed(args)
     args.knn_asked_by = [name for name in OF_KNN if name in typed]
     return model, data, run, args

@@ -44,7 +44,8 @@ def run(main: Callable[..., None], argv: list[str], prog: str) -> int:
         if Debug.on:
             raise
         _tell(error, prog)
-        return 2 if isinstance(error, REFUSALS) else 1
+        # an error of the operating system has a number; without one, a library could not read what it was told to
+        return 2 if isinstance(error, REFUSALS) or (type(error) is OSError and error.errno is None) else 1
     return 0
 
 

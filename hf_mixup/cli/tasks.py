@@ -19,7 +19,8 @@ from hf_mixup.arguments import MixupTrainingArguments, RunArguments
 from hf_mixup.cli.folder import choose_folder
 from hf_mixup.cli.parser import Parser
 from hf_mixup.cli.refusals import log_to_screen
-from hf_mixup.cli.train import DEFAULTS, TOLD
+from hf_mixup.cli.train import DEFAULTS, TOLD, check_installed
+from hf_mixup.core.checks import check_count
 from hf_mixup.data.labels import listed
 from hf_mixup.report.examples import Recordings, mixed_examples, varied
 from hf_mixup.report.plots import gallery
@@ -46,6 +47,13 @@ class TaskArguments:
         default=None, metadata={"help": "A checkpoint to start from: a folder or a Hub id. Default: a tiny network from scratch."}
     )
 
+    def __post_init__(self):
+        counts = {name: getattr(self, name) for name in ("max_train_samples", "max_eval_samples")}
+        check_count(1, **{name: count for name, count in counts.items() if count is not None})
+        for name in ("dataset_config_name", "input_column_name", "label_column_name"):
+            if self.dataset_name is None and getattr(self, name) is not None:
+                raise ValueError(f"{name} is for a data set of your own, got {getattr(self, name)!r} without one; pass --dataset_name.")
+
 
 # the function of a script: from its arguments to the trainer and the name of the data set
 Build = Callable[[TaskArguments, MixupTrainingArguments], tuple[Trainer, str]]
@@ -56,7 +64,7 @@ SHORT = (
 )  # fmt: skip
 # defaults for the small data sets, and tiny networks from scratch
 FROM_SCRATCH = {"learning_rate": 2e-3, "num_train_epochs": 30, "per_device_train_batch_size": 32, "warmup_steps": 20, "weight_decay": 0.05}
-NOT_HERE = {"recipe", "report_dir", "license"}
+NOT_HERE = {"recipe", "report_dir", "license", "do_train", "do_eval", "do_predict"}
 
 
 def parse(
@@ -65,7 +73,7 @@ def parse(
     """The typed arguments over the defaults. Raises ValueError in one sentence."""
     groups = {"task": list(TaskArguments.__dataclass_fields__), "run": list(RUN)}
     kinds = (TaskArguments, RunArguments, MixupTrainingArguments)
-    reader = Parser(kinds, prog, "[--mix METHOD ...] [...]", about, groups, SHORT, TOLD, NOT_HERE)
+    reader = Parser(kinds, prog, "[--mix METHOD ...] [...]", about, groups, SHORT, TOLD, NOT_HERE, choices={"optim": ["lamb"]})
     typed = reader.typed(argv)
     from_scratch = {} if "model_name_or_path" in typed else {**FROM_SCRATCH, **small}
     values = {**DEFAULTS, **from_scratch, "mix": list(mix), "remove_unused_columns": False, **typed}
@@ -73,6 +81,7 @@ def parse(
     task, run, args = reader.built(values)
     if "output_dir" not in values:
         args.output_dir = None
+    check_installed(args)
     return task, run, args
 
 
@@ -123,6 +132,8 @@ def load_splits(task: TaskArguments, seed: int) -> tuple[Any, Any]:
     from datasets import DatasetDict, load_dataset, load_from_disk
 
     name = str(task.dataset_name)
+    if Path(name).is_file():
+        raise ValueError(f"dataset_name must be a folder of save_to_disk, or a data set of the Hub, got the file {name!r}; convert it.")
     data = load_from_disk(name) if Path(name).is_dir() else load_dataset(name, task.dataset_config_name)
     if not isinstance(data, DatasetDict):
         data = DatasetDict(train=data)

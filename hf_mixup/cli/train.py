@@ -10,6 +10,7 @@ from transformers import TrainingArguments
 
 from hf_mixup.arguments import DataArguments, MixupTrainingArguments, ModelArguments, RunArguments
 from hf_mixup.cli.parser import Parser
+from hf_mixup.core.checks import check_known
 from hf_mixup.core.places import RECIPES
 from hf_mixup.recipes import read_recipe
 from hf_mixup.report.run_folder import hash_of
@@ -66,7 +67,7 @@ def parser(prog: str = "run_mixup.py") -> Parser:
     kinds = (ModelArguments, DataArguments, RunArguments, MixupTrainingArguments)
     usage = "[--mix METHOD ...] [--train_dir FOLDER] [...]"
     about = "Trains an image classifier with mixing. Without arguments it trains on the embedded digits."
-    return Parser(kinds, prog, usage, about, GROUPS, SHORT, TOLD)
+    return Parser(kinds, prog, usage, about, GROUPS, SHORT, TOLD, choices={"optim": ["lamb"]})
 
 
 def settings(argv: list[str], prog: str = "run_mixup.py") -> tuple[Parser, dict[str, Any], str]:
@@ -96,6 +97,8 @@ def settings(argv: list[str], prog: str = "run_mixup.py") -> tuple[Parser, dict[
     asked = [name for name in TASKS if values.get(name)]
     for name in TASKS:
         values[name] = name in asked if asked else values.get(name, name != "do_predict")
+    if not any(values[name] for name in TASKS):
+        raise ValueError("a run must train, evaluate or predict, got do_train, do_eval and do_predict all false; leave one of them out.")
     if not values["do_eval"] and "eval_strategy" not in {**recipe, **typed}:
         values["eval_strategy"] = "no"
     reader.help_if_asked(typed, values)
@@ -111,9 +114,31 @@ def parse(argv: list[str], prog: str = "run_mixup.py") -> Arguments:
     if "output_dir" not in values:
         args.output_dir = None
     run.recipe_hash = recipe_hash
+    if args.resume_from_checkpoint and not args.do_train:
+        raise ValueError(
+            f"resume_from_checkpoint is for training, got {args.resume_from_checkpoint!r} without it; give the folder as --model_name_or_path."
+        )
     if data.streaming:
         check_streaming(model, data, args, training=args.do_train)
+    check_installed(args)
     return model, data, run, args
+
+
+def check_installed(args: TrainingArguments) -> None:
+    """Raises ValueError for trackers, and ways to compile, that this machine does not have."""
+    from transformers.integrations import get_available_reporting_integrations
+
+    for name in args.report_to or ():
+        if name not in get_available_reporting_integrations():
+            raise ValueError(f"report_to must name packages that are installed, got {name!r}; run `pip install {name}`, or leave it out.")
+    if args.torch_compile_backend not in (None, "inductor"):
+        from torch._dynamo import list_backends
+
+        check_known("torch_compile_backend", args.torch_compile_backend, list_backends(exclude_tags=()))
+    if args.torch_compile_mode not in (None, "default"):
+        from torch._inductor import list_mode_options
+
+        check_known("torch_compile_mode", args.torch_compile_mode, ["default", *list_mode_options()])
 
 
 def check_streaming(model: ModelArguments, data: DataArguments, args: MixupTrainingArguments, training: bool) -> None:

@@ -27,16 +27,66 @@ def needed(module: str, purpose: str) -> ModuleType:
 def nearest(name: Any, options: Iterable[str]) -> str:
     """The end of an error about an unknown name: it suggests the closest known names, or lists all of them."""
     options = sorted(map(str, options))
+    words = meant(name)
+    if words and set(words) <= set(options):  # a list in one word, or quotes and brackets that are not needed
+        return f"write {' '.join(words)} instead."
     close = difflib.get_close_matches(str(name).lower(), options, n=3, cutoff=0.5)
+    if not close and len(options) > 100:
+        return "check the spelling."
     return f"did you mean {' or '.join(map(repr, close))}?" if close else f"choose from {', '.join(options)}."
 
 
+def meant(text: Any, kind: type = str, one: bool = False) -> list[str]:
+    """The words that somebody probably meant: without quotes and brackets, a list in `one` value or several, `20%` as 0.2, `1e3` as 1000.
+
+    Empty where they would be no values of this kind, or are what was typed."""
+    bare = str(text).strip("[]()'\"\u2018\u2019\u201c\u201d ")
+    decimal = re.fullmatch(r"[-+]?\d+,\d+", bare) if kind is float and (one or bare.startswith("0,")) else None
+    words = (
+        [bare.replace(",", ".")]
+        if decimal
+        else [bare]
+        if one
+        else re.split(r"[\s,;+'\"]+", bare)
+        if kind is str
+        else re.split(r"[\s,;]+", bare)
+    )
+    if kind is str:
+        return words if words != [str(text)] and all(words) else []
+    found = []
+    for word in words:
+        try:
+            value = float(word.removesuffix("%")) / (100 if word.endswith("%") else 1)
+        except ValueError:
+            return []
+        if not math.isfinite(value) or (kind is int and value != int(value)):
+            return []
+        found.append(f"{int(value)}" if kind is int else f"{value:.12g}")
+    return found if found != [str(text)] else []
+
+
 def from_json(name: str, text: str, expected: str) -> Any:
-    """Parses JSON that a person typed. Raises ValueError if it is not JSON; `expected` describes what it must be."""
+    """Parses JSON that a person typed. Raises ValueError if it is not JSON, or has a key twice; `expected` describes what it must be."""
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        names = [key for key, _ in pairs]
+        twice = sorted({key for key in names if names.count(key) > 1})
+        if twice:
+            raise ValueError(f"{name} must name everything once, got {twice[0]!r} several times; keep one of them.")
+        return dict(pairs)
+
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=once)
     except json.JSONDecodeError as error:
-        raise ValueError(f"{name} must be {expected}, got {text!r} ({error}); check the quotes.") from None
+        share = meant(text, float, one=True)
+        advice = (
+            f"write {share[0]} instead."
+            if share
+            else "check the quotes."
+            if set(text) & set("{[\"'\u201c\u201d")
+            else "check the spelling."
+        )
+        raise ValueError(f"{name} must be {expected}, got {text!r} ({error}); {advice}") from None
 
 
 def check_known(what: str, name: Any, options: Iterable[str]) -> None:
@@ -49,11 +99,6 @@ def check_listed(what: str, value: Any, each: str) -> None:
     """Refuses what has no order, such as a set, and dictionaries, whose values would be lost."""
     if isinstance(value, (str, bytes, Mapping)) or not (hasattr(value, "__len__") and hasattr(value, "__getitem__")):
         raise ValueError(f"{what} must be a list {each}, got {value!r}; write them in an order, as [..., ...].")
-
-
-def check_mapping(what: str, value: Any, example: str) -> None:
-    if not isinstance(value, Mapping):
-        raise ValueError(f"{what} must be a dictionary, got {value!r}; write it as {example}.")
 
 
 def check_patterns(**values: Sequence[str]) -> None:
@@ -100,6 +145,11 @@ def check_count(least: int = 1, **values: int) -> None:
     for name, value in values.items():
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
             raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}; give one in that range.")
+
+
+def check_object(name: str, value: Any, example: str) -> None:
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{name} must map names to values, got {value!r}; write it as {example}.")
 
 
 def check_counts(least: int = 1, **values: Sequence[int]) -> None:

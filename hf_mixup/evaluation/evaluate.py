@@ -80,7 +80,7 @@ class EvaluationArguments:
         for protocol in self.protocols:
             check_known("protocols", protocol, PROTOCOLS)
         check_count(1, batch_size=self.batch_size, pgd_steps=self.pgd_steps, bins=self.bins)
-        check_count(0, workers=self.workers)
+        check_count(0, workers=self.workers, seed=self.seed)
         check_between(0, 255, eps=self.eps, pgd_step=self.pgd_step)
         for name in ("patch", "max_corrupted_samples"):
             if getattr(self, name) is not None:

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from hf_mixup.core.checks import check_count, check_known
+from hf_mixup.core.checks import check_count, check_known, check_object
 from hf_mixup.core.places import COSTS, PUBLISHED, RECIPES
 from hf_mixup.methods import METHODS
 from hf_mixup.networks.backbones import from_scratch
@@ -187,9 +187,15 @@ def _recipes(folder: Path) -> list[str]:
 
 @functools.cache
 def _read_about(recipe: str, folder: Path) -> dict[str, Any]:
-    facts = load_recipe(recipe, folder).get(ABOUT) or {}
+    facts, where = load_recipe(recipe, folder).get(ABOUT) or {}, f"what stands under {ABOUT!r} of recipe {recipe!r}"
+    check_object(where, facts, "`measure: last`")
     for key in facts:
-        check_known(f"what stands under {ABOUT!r} of recipe {recipe!r}", key, FACTS)
+        check_known(where, key, FACTS)
+    for key in ("table", "derived_from", "sweep", "checkpoints"):
+        check_object(f"{key!r} of recipe {recipe!r}", facts.get(key, {}), "a line `name: value` for each")
+    for network, mix in facts.get("sweep", {}).items():
+        if not isinstance(mix, list) or not all(isinstance(name, str) for name in mix):
+            raise ValueError(f"'sweep' of recipe {recipe!r} must list methods for {network!r}, got {mix!r}; write [vanilla, mixup].")
     return facts
 
 

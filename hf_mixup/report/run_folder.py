@@ -67,6 +67,12 @@ class RunFolder:
         """Whether the folder contains anything."""
         return self.path.is_dir() and any(self.path.iterdir())
 
+    def check(self, argument: str = "output_dir") -> None:
+        """Raises ValueError where a file is in the way of the folder that `argument` names."""
+        for path in (self.path, *self.path.parents):
+            if path.exists() and not path.is_dir():
+                raise ValueError(f"{argument} must be a folder, got {self.path}, where {path} is a file; choose another name.")
+
     def clear(self) -> None:
         """Removes all files of a run. Files of the user stay."""
         for name in self.files():
