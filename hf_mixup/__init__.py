@@ -8,7 +8,9 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:  # for type checkers and editors; at run time these names are loaded below, on first use
     from hf_mixup.arguments import MixupTrainingArguments
     from hf_mixup.core.plan import MixPlan, blend, mix_targets
-    from hf_mixup.data.collator import MixupCallback, MixupCollator, MixupLoss
+    from hf_mixup.data.callback import MixupCallback
+    from hf_mixup.data.collator import MixupCollator
+    from hf_mixup.data.loss import MixupLoss
     from hf_mixup.methods import METHODS, Method, MethodChoice, get_method
     from hf_mixup.model import MixupModel
     from hf_mixup.pretraining.arguments import PreTrainingArguments
@@ -27,8 +29,8 @@ _HOME = {
     "blend": "core.plan",
     "mix_targets": "core.plan",
     "MixupCollator": "data.collator",
-    "MixupLoss": "data.collator",
-    "MixupCallback": "data.collator",
+    "MixupLoss": "data.loss",
+    "MixupCallback": "data.callback",
     "MixupModel": "model",
     "MixupTrainer": "training.trainer",
     "MixupTrainingArguments": "arguments",

@@ -23,7 +23,10 @@ CACHE = ROOT / "build/docs-pictures"
 # pages of the reference: their modules and names
 REFERENCE = {
     "methods": ("Methods", {"hf_mixup.method": ["Method"], "hf_mixup.methods": ["MethodChoice", "get_method"]}),
-    "collator": ("Collator, loss, callback", {"hf_mixup.data.collator": ["MixupCollator", "MixupLoss", "MixupCallback"]}),
+    "collator": (
+        "Collator, loss, callback",
+        {"hf_mixup.data.collator": ["MixupCollator"], "hf_mixup.data.loss": ["MixupLoss"], "hf_mixup.data.callback": ["MixupCallback"]},
+    ),
     "trainer": (
         "Trainer and model",
         {

@@ -1,4 +1,4 @@
-"""Mixing in any training loop of transformers: a data collator, a loss for `compute_loss_func`, a callback."""
+"""Mixing in the data collator of any training loop of transformers."""
 
 from __future__ import annotations
 
@@ -7,39 +7,33 @@ import functools
 import logging
 import math
 import os
-import re
-import warnings
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import get_worker_info
-from transformers import TrainerCallback
-from transformers.data import DefaultDataCollator, default_data_collator
 
 from hf_mixup.core.checks import (
     check_count,
     check_counts,
-    check_examples,
     check_images,
     check_labels,
     check_num_labels,
     check_rows,
     check_values,
 )
-from hf_mixup.core.losses import CrossEntropy, Loss, MultiHead
-from hf_mixup.core.plan import LABEL_KEYS, ONE_PASS_FROM, MixPlan, blend_examples, mix_others, mix_targets, move_maps, onehot
+from hf_mixup.core.losses import MultiHead
+from hf_mixup.core.plan import ONE_PASS_FROM, MixPlan, blend_examples, mix_others, mix_targets, move_maps, onehot
 from hf_mixup.core.planes import frames_of, plane_shape, planes
 from hf_mixup.core.policy import Signals
 from hf_mixup.core.rng import keyed
+from hf_mixup.data.stacking import as_mapping, batch_like, check_not_boxes, input_key, label_key, of_one_shape, unpacked
 from hf_mixup.data.tail import Augmentation
-from hf_mixup.method import Method, are_maps, check_maps, check_model_free, check_without_frames, check_without_maps
+from hf_mixup.method import Method, are_maps, check_maps, check_model_free, check_without_maps
 from hf_mixup.methods import MethodChoice
-from hf_mixup.networks.families import main_input_of
 
 logger = logging.getLogger(__name__)
 
@@ -124,7 +118,7 @@ class MixupCollator:
         self._off = torch.zeros((), dtype=torch.int64).share_memory_()
         self._when = torch.tensor([-1, 0]).share_memory_()
         self._made = torch.full((64,), math.nan, dtype=torch.float64).share_memory_()
-        _collators.add(self)
+        in_use.add(self)
 
     __hash__ = object.__hash__
 
@@ -135,7 +129,7 @@ class MixupCollator:
         self.__dict__.update(state)
         for shared in (self._off, self._when, self._made):  # a copy is not in shared memory, where workers see it
             shared.share_memory_()
-        _collators.add(self)
+        in_use.add(self)
 
     @property
     def outputs(self) -> int | None:
@@ -167,12 +161,12 @@ class MixupCollator:
         """
         name = self.input_name or main
         if self.base_collator is None:
-            images, labels, others, name = _unpack(examples, self.every_column, name)
-            images = _checked(images, name)
+            images, labels, others, name = unpacked(examples, self.every_column, name)
+            images = of_one_shape(images, name)
         else:
             others = dict(as_mapping(self.base_collator(examples), name or "pixel_values"))
             name = input_key(others, name)
-            images, labels = others.pop(name), others.pop(_label_key(others))
+            images, labels = others.pop(name), others.pop(label_key(others))
             check_images(images, name=name, finite=False, raw=True)
             images = images if images[0].numel() < ONE_PASS_FROM else list(images)
         keys = others.pop("augmentation_keys", None)
@@ -197,7 +191,7 @@ class MixupCollator:
         maps = labels if are_maps(labels) else None
         # every batch has the same number of rows, mixed or not; otherwise accumulation would weight their images differently
         repeats, rows = 1 if self._off else self.mix_repeat, self.choice.rows
-        out = _batch_like(images[0], rows * repeats * len(images))
+        out = batch_like(images[0], rows * repeats * len(images))
         check_images(out, name=name, finite=False, raw=True)
         look = (self.normalisation if tail is None else tail) or _IN_UNIT_RANGE
         key = int(torch.randint(2**62, ()))
@@ -311,7 +305,7 @@ def _before_mixing(tail: Augmentation, images: Tensor | list[Tensor], keys: Tens
 
 
 # collators in use; MixupLoss asks them whether soft labels of an evaluation are theirs
-_collators: weakref.WeakSet[MixupCollator] = weakref.WeakSet()
+in_use: weakref.WeakSet[MixupCollator] = weakref.WeakSet()
 
 
 def _checksum(labels: Tensor) -> float:
@@ -339,376 +333,3 @@ def _log_once(message: str) -> None:
     if message not in _logged:
         _logged.add(message)
         logger.warning("%s", message)
-
-
-def as_mapping(example: Any, name: str = "pixel_values") -> Mapping:
-    """An example as a mapping. It converts pairs (image, label), as torchvision's data sets give them, and objects with attributes."""
-    if isinstance(example, (dict, Mapping)):  # the check for dict is ten times as fast
-        return example
-    if isinstance(example, (tuple, list)) and len(example) == 2:
-        return {name: example[0], "labels": example[1]}
-    if hasattr(example, "__dict__") and not isinstance(example, Tensor):
-        return vars(example)
-    raise TypeError(
-        f"examples must be mappings with 'pixel_values' and 'labels', or pairs (image, label), got {type(example).__name__}; "
-        "return one of these from the data set."
-    )
-
-
-def _unpack(examples: list, every_column: bool, name: str | None) -> tuple[list[Tensor], Tensor, dict[str, Any], str]:
-    """Splits a list of examples into images, labels, other columns that can become tensors, and the name of the image column."""
-    if not examples:
-        check_examples(examples)
-    if {*map(type, examples)} != {dict}:
-        examples = [as_mapping(example, name or "pixel_values") for example in examples]
-    first = examples[0]
-    image_key, label_key = input_key(first, name), _label_key(first)
-    others = {}
-    for key, value in first.items():
-        if key in (image_key, label_key) or not (every_column or isinstance(value, (Tensor, np.ndarray))):
-            continue
-        column = _stacked([example.get(key) for example in examples])
-        if column is not None:
-            others[key] = column
-    images = [example[image_key] for example in examples]
-    if {*map(type, images)} != {Tensor}:
-        images = [_as_tensor(image) for image in images]
-    return images, stack_labels([example[label_key] for example in examples]), others, image_key
-
-
-def stack_labels(labels: list) -> Tensor:
-    """Stacks class numbers, soft labels, numbers or label maps to (B, ...). Raises TypeError for other values, or different lengths."""
-    check_not_boxes(labels)
-    try:
-        if isinstance(labels[0], int):
-            labels = np.array(labels)  # torch reads an array five times as fast as a list
-        elif isinstance(labels[0], np.ndarray):
-            labels = np.stack(labels)
-        return torch.stack(labels) if isinstance(labels[0], Tensor) else torch.as_tensor(labels)
-    except (TypeError, ValueError, RuntimeError):
-        raise TypeError(
-            f"labels must be class numbers, or soft labels of one length, got {labels[0]!r} and others; convert names to class numbers in the data set."
-        ) from None
-
-
-def _as_tensor(image: Any) -> Any:
-    """Converts pixels that are an array, or lists, to a tensor. Data sets that were mapped by a processor hold such pixels."""
-    if isinstance(image, np.ndarray):
-        return torch.from_numpy(image)
-    return torch.tensor(image) if isinstance(image, list) else image
-
-
-def _stacked(values: list) -> Tensor | None:
-    """Stacks a column to (B, ...). None if it holds other values than numbers, or arrays of different shapes."""
-    try:
-        return torch.stack([torch.as_tensor(value) for value in values])
-    except (TypeError, ValueError, RuntimeError):
-        return None
-
-
-def stack_examples(examples: list) -> dict[str, Any]:
-    """MixupTrainer's default collator. It is like transformers' own, but drops columns that cannot become tensors, such as PIL images.
-
-    It also takes examples without labels, for predictions.
-    """
-    examples = [as_mapping(example) for example in examples]
-    first, batch = examples[0], {}
-    for key, value in first.items():
-        column = [example.get(key) for example in examples]
-        if key in LABEL_KEYS:
-            if value is not None:
-                batch["labels"] = stack_labels(column)
-        elif key in INPUT_NAMES:
-            images = _checked([_as_tensor(image) for image in column], key)
-            batch[key] = images if isinstance(images, Tensor) else torch.stack(images)
-        else:
-            stacked = _stacked(column)
-            if stacked is not None:
-                batch[key] = stacked
-    return batch
-
-
-def _checked(images: list[Tensor], name: str) -> list[Tensor] | Tensor:
-    """Checks that all images have one shape. Returns small images as one stacked tensor, large ones as a list."""
-    if isinstance(images[0], Tensor) and images[0].numel() < ONE_PASS_FROM:
-        try:
-            return torch.stack(images)
-        except (RuntimeError, TypeError):
-            pass  # the check below has a better message
-    check_examples(images, name)
-    return images
-
-
-# names of inputs of transformers' networks that can be mixed
-INPUT_NAMES = ("pixel_values", "input_values", "input_features")
-
-
-def input_key(columns: Mapping, name: str | None) -> str:
-    """The column that is mixed: `name`, or the one with a usual name. Raises ValueError for none, or several."""
-    found = [key for key in (INPUT_NAMES if name is None else (name,)) if key in columns]
-    if len(found) > 1:
-        raise ValueError(f"only one column can be mixed, got {' and '.join(found)}; choose one with input_name.")
-    if not found:
-        raise ValueError(
-            f"examples must have a column {name or 'pixel_values'!r}, got {sorted(columns)}; "
-            "rename the image column, and set remove_unused_columns=False if the Trainer dropped it."
-        )
-    return found[0]
-
-
-def _label_key(columns: Mapping) -> str:
-    for key in LABEL_KEYS:
-        if key in columns:
-            return key
-    if "mask_labels" in columns:
-        raise ValueError(
-            "labels must be classes or label maps, got mask_labels, masks of single instances, which cannot be mixed; train without mixing."
-        )
-    raise ValueError(f"examples must have a column 'labels' or 'label', got {sorted(columns)}; rename the column of the classes.")
-
-
-def _batch_like(example: Tensor, batch: int) -> Tensor:
-    """An uninitialised batch, in shared memory inside a worker, which avoids a copy to the main process."""
-    shape = (batch, *example.shape)
-    if get_worker_info() is None or example.device.type != "cpu":
-        return example.new_empty(shape)
-    storage = example._typed_storage()._new_shared(batch * example.numel(), device=example.device)
-    return example.new(storage).resize_(shape)
-
-
-def check_not_boxes(labels: Any) -> None:
-    """Raises ValueError for annotations of object detection."""
-    if isinstance(labels, Sequence) and labels and isinstance(labels[0], Mapping):
-        raise TypeError(
-            f"labels must be classes or label maps, got {', '.join(sorted(map(str, labels[0]))[:4])} of every image, annotations that cannot be mixed; "
-            "train without mixing."
-        )
-
-
-class MixupLoss:
-    """The loss of mixed batches for any `Trainer`: `Trainer(..., compute_loss_func=MixupLoss())`, and for your own loop.
-
-    It takes soft labels (B, num_labels) and hard labels (B,). It is right under gradient accumulation, because it divides by the number of
-    images of the whole accumulated batch. Evaluation reports `loss.plain()`, without smoothing, weights or thresholds, so losses stay
-    comparable.
-
-    Args:
-        label_smoothing: of the mixed target, 0 to 1. Use it instead of `label_smoothing_factor`, which is refused with mixing.
-        loss: `CrossEntropy()` or another of `hf_mixup.core.losses`; if it has a `smoothing` field, set either that or `label_smoothing`.
-
-    Raises:
-        ValueError, TypeError: for smoothing that is given twice, and for a loss that is not an instance of `Loss`.
-    """
-
-    def __init__(self, label_smoothing: float = 0.0, loss: Loss | None = None):
-        if loss is not None and label_smoothing:
-            raise ValueError(f"label_smoothing must be given once, got {label_smoothing} beside loss={loss!r}; set it in the loss.")
-        if loss is not None and not isinstance(loss, Loss):
-            raise TypeError(f"loss must be one of hf_mixup.core.losses, got {type(loss).__name__}; give an instance, such as Focal().")
-        self.loss = CrossEntropy(label_smoothing) if loss is None else loss
-        self._looked = False
-
-    def __call__(self, outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
-        """A scalar. `outputs`: logits (B, num_labels), or a model's output with logits; `labels` as in `hf_mixup.core.losses`."""
-        logits = logits_of(outputs)
-        training = torch.is_grad_enabled()
-        if labels.is_floating_point() and not training and not self._looked:
-            self._looked = True
-            if any(collator.has_made(labels) for collator in _collators):
-                warnings.warn(
-                    "evaluation was expected to have plain labels, got mixed ones; a MixupCollator given as data_collator mixes the "
-                    "evaluation set too: give the Trainer callbacks=[MixupCallback(collator)] instead.",
-                    stacklevel=2,
-                )
-        if are_maps(labels):
-            raise ValueError("label maps need the network's own loss, got them in MixupLoss; leave out compute_loss_func.")
-        self.loss.check(labels, len(logits), logits.shape[1])
-        targets = self.loss.targets(labels, logits.shape[1])
-        losses = (self.loss if training else self.loss.plain())(logits, targets)
-        if num_items_in_batch is None:
-            return losses.mean()
-        # the Trainer counts every number in a soft label as an item
-        return losses.sum() / (num_items_in_batch / (labels.numel() / len(labels)))
-
-
-def logits_of(outputs: Any) -> Tensor:
-    """The logits in a network's output: a tensor, a mapping or an object with `logits`, or a tuple that begins with them."""
-    if isinstance(outputs, Tensor):
-        return outputs
-    if isinstance(outputs, Mapping):
-        return outputs["logits"]
-    return outputs.logits if hasattr(outputs, "logits") else outputs[0]
-
-
-@dataclass
-class _Run:
-    """A training that a `MixupCallback` mixes: its loader, the collator that this had, the one that mixes, and the next epoch."""
-
-    loader: Any
-    plain: Any
-    mixing: MixupCollator
-    epoch: int
-    guard: Any = None
-
-
-class MixupCallback(TrainerCallback):
-    """Mixes only the training batches of an unmodified `Trainer`: `Trainer(..., callbacks=[MixupCallback(collator)])`.
-
-    The Trainer's own collator makes the batch. Only the default collator is replaced by the faster `MixupCollator`. Give the Trainer
-    `compute_loss_func=MixupLoss()` too: without it transformers reads soft labels as multi-label ones. A network that labels pixels has the
-    right loss, so leave it out there.
-
-    If the collator has a `processor`, or the data set was made with `on_device`, images come as bytes. From then on the model normalises uint8
-    `pixel_values`, in training and in evaluation, and leaves others unchanged.
-
-    Args:
-        mix_off_epoch: train without mixing from this epoch on, counted from 0; None mixes to the end.
-
-    Raises:
-        ValueError: before training, for settings that do not work with mixing.
-        RuntimeError: at the first batch, if the model's own loss would get the soft labels.
-    """
-
-    def __init__(self, collator: MixupCollator, mix_off_epoch: int | None = None):
-        if not isinstance(collator, MixupCollator):
-            raise TypeError(f"MixupCallback needs a MixupCollator, got {type(collator).__name__}; wrap yours with base_collator=.")
-        if mix_off_epoch is not None:
-            check_count(0, mix_off_epoch=mix_off_epoch)
-        self.collator, self.mix_off_epoch = collator, mix_off_epoch
-        self._runs: dict[int, _Run] = {}  # by model: one training may run inside another
-        self._bytes: weakref.ref | None = None
-        self._spared: weakref.ref | None = None
-
-    def on_init_end(self, args, state, control, model=None, **kwargs):
-        self._spare_columns(model)
-        if self.collator.normalisation is not None:
-            self._take_bytes(model, self.collator.normalisation)
-
-    def on_train_begin(self, args, state, control, model=None, train_dataloader=None, **kwargs):
-        if args.label_smoothing_factor:
-            raise ValueError(
-                f"label_smoothing_factor must be 0 when mixing, got {args.label_smoothing_factor}; use MixupLoss(label_smoothing=...)."
-            )
-        size = state.train_batch_size or args.per_device_train_batch_size  # which auto_find_batch_size makes smaller
-        if size < 2:
-            raise ValueError(f"mixing needs at least 2 images in a batch, got per_device_train_batch_size={size}; raise it.")
-        check_labels_of(model, self.collator.choice.methods)
-        self._spare_columns(model)
-        self._restore(model)  # an earlier run may have ended in an error
-        # accelerate puts its own class around the loader, whose attribute the iteration does not read
-        loader = getattr(train_dataloader, "base_dataloader", train_dataloader)
-        if not callable(getattr(loader, "collate_fn", None)):
-            raise TypeError(
-                f"MixupCallback needs a DataLoader, whose collate_fn it replaces, got {type(loader).__name__}; "
-                "use the collator where the batches are made, or use MixupTrainer."
-            )
-        if isinstance(loader.collate_fn, MixupCollator):
-            raise ValueError(
-                "every batch must be mixed once, got a loader whose collator mixes already; give the MixupCollator to the callback alone."
-            )
-        from hf_mixup.data.dataset import class_counts_of, tail_on_device  # here, because your own data sets do not need it
-
-        tail = tail_on_device(getattr(loader, "dataset", None))
-        if tail is not None and tail.draws:
-            raise ValueError(
-                "images must be cropped and flipped before they are mixed, got a data set that leaves that to the device; make it with "
-                "on_device=False, or use MixupTrainer."
-            )
-        self._take_bytes(model, self.collator.normalisation if tail is None else tail)
-        changes = {"every_column": True, "input_name": self.collator.input_name or main_input_of(model)}
-        if self.collator.base_collator is None and not is_default_collator(loader.collate_fn):
-            changes["base_collator"] = loader.collate_fn
-        outputs = getattr(getattr(model, "config", None), "num_labels", None)
-        if self.collator.num_labels is None and isinstance(outputs, int) and outputs > 1:
-            changes["num_labels"] = outputs
-        elif isinstance(outputs, int) and self.collator.outputs not in (None, outputs):
-            raise ValueError(
-                f"the collator and the model must agree on num_labels, got {self.collator.outputs} and {outputs}; make them equal."
-            )
-        mixing = dataclasses.replace(self.collator, **changes)
-        counts = class_counts_of(loader.dataset, mixing.outputs or 0) if mixing.choice.counting else None
-        if counts is not None:
-            mixing.choice = mixing.choice.with_class_counts(counts)
-        # epochs are counted here, because for a stream without length state.epoch is not whole when they begin
-        run = self._runs[id(model)] = _Run(loader, loader.collate_fn, mixing, int(state.epoch or 0))
-        self._mixing = loader.collate_fn = mixing
-        run.guard = model.register_forward_pre_hook(functools.partial(self._first_batch, run), with_kwargs=True)
-
-    def on_epoch_begin(self, args, state, control, model=None, **kwargs):
-        run = self._runs[id(model)]
-        run.mixing.set_epoch(run.epoch, state.num_train_epochs)
-        run.mixing.mix_until_now(self.mix_off_epoch is not None and run.epoch >= self.mix_off_epoch)
-        run.epoch += 1
-
-    def on_train_end(self, args, state, control, model=None, **kwargs):
-        self._restore(model)
-
-    def _restore(self, model: nn.Module) -> None:
-        run = self._runs.pop(id(model), None)
-        if run is not None:
-            run.loader.collate_fn = run.plain
-            run.guard.remove()
-
-    def _spare_columns(self, model: nn.Module | None) -> None:
-        """From now on the model is not given the columns of a data set that the methods read, which evaluation sets may have too; once for each
-        model."""
-        columns = self.collator.choice.columns
-        if model is None or not columns or (self._spared is not None and self._spared() is model):
-            return
-        self._spared = weakref.ref(model)
-
-        def without(module, args, kwargs):
-            return args, {name: value for name, value in kwargs.items() if name not in columns}
-
-        model.register_forward_pre_hook(without, with_kwargs=True)
-
-    def _take_bytes(self, model: nn.Module | None, normalisation: Augmentation | None) -> None:
-        """Makes the model normalise images as bytes, once for each model."""
-        if model is None or normalisation is None or (self._bytes is not None and self._bytes() is model):
-            return
-        self._bytes = weakref.ref(model)
-
-        def normalised(module, args, kwargs):
-            images = kwargs.get("pixel_values")
-            if isinstance(images, Tensor) and images.dtype == torch.uint8:
-                return args, {**kwargs, "pixel_values": normalisation.normalised(images)}
-
-        model.register_forward_pre_hook(normalised, with_kwargs=True)
-
-    @staticmethod
-    def _first_batch(run: _Run, module, args, kwargs):
-        if not module.training:
-            return  # an evaluation before the first step
-        run.guard.remove()
-        images = kwargs.get(run.mixing.input_name)
-        if isinstance(images, Tensor) and images.dtype == torch.uint8:
-            raise TypeError(
-                "images must be normalised before the network sees them, got uint8; give the MixupCollator the image processor as processor."
-            )
-        labels = kwargs.get("labels")
-        many = getattr(getattr(module, "config", None), "problem_type", None) in ("multi_label_classification", "regression")
-        if labels is not None and not many and labels.is_floating_point() and labels.ndim == 2 and labels.shape[1] > 1:
-            raise RuntimeError(
-                "labels must be class numbers for the model's own loss, got soft ones, which it reads as multi-label; "
-                "give the Trainer compute_loss_func=MixupLoss()."
-            )
-
-
-def check_labels_of(model: nn.Module, methods: Sequence[Method]) -> None:
-    """Refuses networks of transformers whose labels cannot be mixed, and methods that cannot mix label maps for a network that labels pixels."""
-    name = type(getattr(model, "module", model)).__name__
-    if re.search("For(Universal|Instance|Panoptic)?Segmentation|ForObjectDetection", name):
-        raise ValueError(
-            f"labels must be classes or label maps, got {name}, whose labels are boxes or masks of single instances; train without mixing."
-        )
-    for method in methods:
-        if "ForSemanticSegmentation" in name:
-            check_maps(method)
-        elif "Classification" in name:
-            check_without_maps(method)
-        if re.search("For(Image|Audio|Sequence)Classification|ForSemanticSegmentation", name):
-            check_without_frames(method)
-
-
-def is_default_collator(collate_fn: Any) -> bool:
-    return collate_fn is default_data_collator or isinstance(collate_fn, DefaultDataCollator)

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from hf_mixup.core.checks import check_images
-from hf_mixup.data.collator import as_mapping, stack_examples
 from hf_mixup.data.dataset import Keyed, tail_on_device
+from hf_mixup.data.stacking import as_mapping, stack_examples
 from hf_mixup.networks.families import is_timm
 from hf_mixup.networks.signals.signal import reading
 from hf_mixup.networks.wrapping import as_classifier

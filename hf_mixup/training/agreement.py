@@ -17,8 +17,10 @@ from hf_mixup.arguments import MixupTrainingArguments
 from hf_mixup.core.losses import ClassBalanced, CrossEntropy, Loss, MultiHead
 from hf_mixup.core.precision import bfloat16_ratio, has_bfloat16
 from hf_mixup.core.secrets import keep_secret
-from hf_mixup.data.collator import MixupCallback, MixupCollator, MixupLoss
+from hf_mixup.data.callback import MixupCallback
+from hf_mixup.data.collator import MixupCollator
 from hf_mixup.data.dataset import class_counts_of
+from hf_mixup.data.loss import MixupLoss
 from hf_mixup.method import needs_of_model
 from hf_mixup.methods import MethodChoice
 from hf_mixup.model import MixupModel

@@ -16,8 +16,9 @@ from transformers.trainer_utils import has_length
 from hf_mixup.core.checks import check_examples, check_images, check_tokens
 from hf_mixup.core.losses import Loss
 from hf_mixup.core.plan import LABEL_KEYS, is_mask
-from hf_mixup.data.collator import MixedBatch, MixupCollator, as_mapping
+from hf_mixup.data.collator import MixedBatch, MixupCollator
 from hf_mixup.data.dataset import ImageDataset, RepeatedAugmentation, labels_of, tail_on_device
+from hf_mixup.data.stacking import as_mapping
 from hf_mixup.data.tail import Augmentation
 from hf_mixup.networks.families import main_input_of
 

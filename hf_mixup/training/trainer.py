@@ -12,8 +12,11 @@ from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTok
 
 from hf_mixup.arguments import MixupTrainingArguments
 from hf_mixup.core.checks import check_transformers
-from hf_mixup.data.collator import MixedBatch, MixupCollator, MixupLoss, as_mapping, is_default_collator, stack_examples
+from hf_mixup.data.callback import is_default_collator
+from hf_mixup.data.collator import MixedBatch, MixupCollator
 from hf_mixup.data.dataset import tail_on_device
+from hf_mixup.data.loss import MixupLoss
+from hf_mixup.data.stacking import as_mapping, stack_examples
 from hf_mixup.evaluation.metrics import TrainerMetrics, classification_metrics, training_accuracy
 from hf_mixup.training.agreement import check_arguments, check_callable, check_fsdp, check_functions, check_no_processor
 from hf_mixup.training.callbacks import BesideSteps, EpochLog, Tally
