@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-from itertools import zip_longest
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -62,8 +61,9 @@ class Resuming:
             return
         old, new = json.loads(path.read_text()), json.loads(json.dumps(self._run_facts()))
         classes = old.get("classes", self._classes)
-        for number, (before, now) in enumerate(zip_longest(classes, self._classes)):
-            if before != now:
+        # another number of classes is refused with the weights
+        for number, (before, now) in enumerate(zip(classes, self._classes, strict=False)):
+            if before != now and len(classes) == len(self._classes):
                 raise ValueError(
                     f"a resumed run must have the classes of before, got {now!r} in the place of {before!r}, number {number}; restore the names "
                     "of the folders or labels, or start a new run with --model_name_or_path."
