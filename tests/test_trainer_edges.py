@@ -394,7 +394,6 @@ def test_copies_tell_workers_what_the_originals_do(copied):
         ({"loss": nn.CrossEntropyLoss()}, "loss must be a name, a dictionary or a Loss, got CrossEntropyLoss()"),
         ({"loss": {"name": ["bce"]}}, "loss must be a known name, got ['bce']"),
     ],
-    ids=str,
 )
 def test_forms_that_would_lose_something_are_refused(tmp_path, changes, message):
     changes = {"mix": ["mixup", "cutmix"], **changes}
@@ -414,7 +413,6 @@ def test_forms_that_would_lose_something_are_refused(tmp_path, changes, message)
         ({"mix_seed": 0.5}, "mix_seed must be a whole number"),
         ({"lr_per_epoch": "False"}, "lr_per_epoch must be True or False, got 'False'"),
     ],
-    ids=str,
 )  # fmt: skip
 def test_arguments_that_would_have_no_effect_are_refused(tmp_path, changes, message):
     with refuses(re.escape(message)):
