@@ -17,19 +17,19 @@ AXES = {"space": 2, "time": 1, "spacetime": 3}
 
 @dataclass(frozen=True)
 class VideoMix(SamplePolicy):
-    """VideoMix (Yun et al., 2020, arXiv:2012.03457), for videos (B, T, C, H, W) alone: paste one box in time and space of the partner.
+    """VideoMix (Yun et al., 2020, arXiv:2012.03457), for videos (B, T, C, H, W) only: pastes one box of the partner, in time and space.
 
-    The box has volume `1 - lam` of the video, `lam ~ Beta(alpha, alpha)`, the same share `(1 - lam) ** (1 / n)` of each of the n axes that it is
-    cut along, and a centre anywhere. It is clipped at the border, and the label's weight is the share of voxels really kept.
+    Before clipping, the box has the volume `1 - lam` of the video, with `lam ~ Beta(alpha, alpha)`. Each of the n axes along which it is cut has
+    the share `(1 - lam) ** (1 / n)`. The centre is anywhere. The label's weight is the share of voxels that is kept after clipping, as the paper's
+    abstract says. We could read only that abstract; the sides are those of public CutMix code for 3-D data.
 
-    Deviation: a side in time is a whole number of frames, odd ones too, because videos of few frames would lose much of a box otherwise; sides in
-    space are halved in whole pixels, as in CutMix's code.
+    A side in time is a whole number of frames, odd numbers too: with few frames, an even side would lose much of the box. Half a side in space is
+    a whole number of pixels, as in CutMix's code.
 
     Args:
         alpha: both parameters of the Beta.
-        axes: what is cut: `spacetime` (the paper's ST-VideoMix), `time`, whole frames (T-VideoMix), or `space`, in all frames alike (S-VideoMix), which
-            is CutMix.
-        mode: `sample` draws a box for every video, `pair` for every two that change places, `batch` once.
+        axes: axes along which the box is cut: `spacetime`, `time` (whole frames), or `space` (the same box in all frames, which is CutMix).
+        mode: `sample` draws a box for every video, `pair` for every two videos that exchange parts, `batch` once.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"frames"})
