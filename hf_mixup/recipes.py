@@ -125,7 +125,8 @@ def _parsed(text: str) -> Any:
             names = [key.value for key, _ in node.value]
             twice = next((key for key, _ in node.value if names.count(key.value) > 1), None)
             if twice is not None:
-                raise yaml.constructor.ConstructorError(None, None, f"{twice.value!r} several times", twice.start_mark)
+                repeated = yaml.constructor.ConstructorError(None, None, f"{twice.value!r} several times", twice.start_mark)
+                raise repeated  # the caller makes the sentence
             return super().construct_mapping(node, deep)
 
     return yaml.load(text, Once)

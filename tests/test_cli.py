@@ -294,7 +294,7 @@ RECIPES = [
     ("alpha: [a]", "must set alpha to a number, got 'a'"),
     ("lr_scheduler_type: cosin", "must set lr_scheduler_type to a known choice, got 'cosin'; did you mean 'cosine'"),
     ("mix: [3]", "must list names of methods under 'mix', got [3]"),
-    ("loss: [a]", "loss must map names to values, got ['a']"),
+    ("loss: [a]", "loss must be a name, a dictionary or a Loss, got ['a']"),
     ("mix: mixup, cutmix", "got 'mixup, cutmix'; write mixup cutmix instead"),
     ("seed: 1\nseed: 2", "must be plain YAML, got 'seed' several times in"),
     ("\0", "must be plain YAML"),

@@ -346,7 +346,7 @@ def test_methods_that_need_maps_of_images_say_so():
     for name in ("manifoldmix", "automix", "attentivemix", "transmix", "snapmix"):
         with pytest.raises(ValueError, match=r"^the network must have "):
             MixupModel(videomae(), name)
-    with refuses("feature maps are known for networks of images, got VideoMAEForVideoClassification"):
+    with refuses("feature maps are known for networks of images only, got VideoMAEForVideoClassification"):
         MixupModel(videomae(), METHODS["patchup"].replaced(layers=("videomae",)))
 
 

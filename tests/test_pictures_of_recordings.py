@@ -105,5 +105,5 @@ def test_the_command_draws_them_and_refuses_what_it_cannot_use(tmp_path):
         assert Image.open(tmp_path / f"{inputs}.png").size[0] > 100
     with refuses("--inputs videos draws data that is made here, got --all too; leave one of them out"):
         visualize_mixup.main(["--inputs", "videos", "--all", "--output", str(tmp_path / "no.png")])
-    with pytest.raises(ValueError, match="needed"):
+    with pytest.raises(ValueError, match="must have known feature maps"):
         visualize_mixup.main(["--inputs", "videos", "--mix", "automix", "--output", str(tmp_path / "no.png")])

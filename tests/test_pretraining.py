@@ -785,14 +785,14 @@ def test_the_guide_says_what_was_measured_and_what_there_is():
     ratio = {(base.split(",")[0], mix): row["ratio"][1] for base, rows in figures.items() for mix, row in rows.items()}
     assert all(ratio[base, "imix"] == pytest.approx(1, abs=0.06) for base in ("moco", "mocov3", "byol"))
     told = re.search(
-        r"(\S+) times as much for SimSiam and (\S+) for SimCLR. Un-Mix costs (\S+) to (\S+) times as much, SAMix (\S+) \(", text
+        r"(\S+) times as much for SimSiam and (\S+) times for SimCLR. Un-Mix costs (\S+) to (\S+) times as much, SAMix (\S+) times \(", text
     )
     unmix = sorted(value for (_, mix), value in ratio.items() if mix == "unmix")
     wanted = ratio["simsiam", "imix"], ratio["simclr", "imix"], unmix[0], unmix[-1], ratio["moco", "samix"]
     assert [float(number) for number in told.groups()] == pytest.approx(wanted, abs=0.051)
     kinds = [pretext("samix", "moco", **json.loads(settings)).step for settings in re.findall(r"--base_args '(.*?)'", text)]
     assert [kind.mixer_loss for kind in kinds] == ["pair", "infonce", "cluster"]
-    names = re.search(r"`--mix` takes (.*?), or the name", text).group(1)
+    names = re.search(r"`--mix` takes (.*?). It also takes", text).group(1)
     assert set(re.findall(r"`(\w+)`", names)) == set(PRETEXTS)
 
 

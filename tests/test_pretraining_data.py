@@ -260,7 +260,7 @@ def test_what_a_stream_cannot_serve_is_refused(tmp_path):
         parse(words)
     with refuses("streaming needs image_size"):
         parse([*words[:3], "--max_steps", "2"])
-    with refuses("warmup_epochs needs a data set whose length is known"):
+    with refuses("warmup_epochs needs a data set with a length"):
         script("run_pretraining").main(
             [
                 *words,

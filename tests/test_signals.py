@@ -175,7 +175,7 @@ def test_teachers_see_images_of_their_size():
 def test_unknown_networks_are_refused():
     network = tiny.network("vit")
     network.config.model_type = "novel"
-    with pytest.raises(ValueError, match=r"known for .*resnet.*got 'novel'"):
+    with pytest.raises(ValueError, match=r"must have known .*resnet.*got 'novel'"):
         SIGNALS["features"](network, POLICY)
     with pytest.raises(ValueError, match=r"stage must be a known name, got 'vit\.layer\.0'; did you mean"):
         Stages(tiny.network("vit"), ["vit.layer.0"])

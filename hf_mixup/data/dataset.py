@@ -108,7 +108,10 @@ class ImageDataset(Keyed, torch.utils.data.Dataset):
         return len(self.data)
 
     def __getitem__(self, index: int | tuple[int, int]) -> dict[str, Any]:
-        """One row; or (row, copy), where every copy of an image draws another augmentation."""
+        """One row; or (row, copy), where every copy of an image draws another augmentation. Raises IndexError behind the last row."""
+        row = index[0] if isinstance(index, tuple) else index
+        if row >= len(self):  # ends `for example in dataset`
+            raise IndexError(f"row must be below the number of images, got {row} of {len(self)}; choose another.")
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: Sequence[int | tuple[int, int]]) -> list[dict[str, Any]]:

@@ -45,6 +45,7 @@ from datasets import (  # noqa: E402
     Array3D,
     ClassLabel,
     Dataset,
+    DatasetBuilder,
     DatasetDict,
     DatasetInfo,
     Features,
@@ -267,19 +268,20 @@ def load_splits(args: DataArguments, token: str | None = None, cache_dir: str | 
         return found
     if path.is_dir() and glob.escape(str(path.resolve())) != str(path.resolve()):
         raise ValueError(f"the path of a folder of data files must be free of *, ? and [, got {name!r}; rename the folder.")
-    if path.is_dir():
-        _refuse_other_classes(args, cache_dir)
     with told(args):
-        found = load_dataset(
-            name, args.dataset_config_name, revision=args.dataset_revision, token=token, cache_dir=cache_dir, streaming=args.streaming
-        )
-    return dict(found)
+        builder = load_dataset_builder(name, args.dataset_config_name, revision=args.dataset_revision, token=token, cache_dir=cache_dir)
+    if path.is_dir():
+        _refuse_other_classes(args, builder)
+    with told(args):
+        if args.streaming:
+            return dict(builder.as_streaming_dataset())
+        builder.download_and_prepare()
+        return dict(builder.as_dataset())
 
 
-def _refuse_other_classes(args: DataArguments, cache_dir: str | None) -> None:
+def _refuse_other_classes(args: DataArguments, builder: DatasetBuilder) -> None:
     """Raises ValueError for files of one folder whose columns of classes list them in different orders: `datasets` takes the first list for all."""
     with told(args):
-        builder = load_dataset_builder(args.dataset_name, args.dataset_config_name, cache_dir=cache_dir)
         files = [str(path) for paths in (builder.config.data_files or {}).values() for path in paths]
         said = [("its card", builder.info.features or {})]
         said += [(Path(path).name, _features_of(Path(path))) for path in files if "://" not in path]
