@@ -26,6 +26,7 @@ from hf_mixup.report.examples import Recordings, mixed_examples, varied
 from hf_mixup.report.plots import gallery
 from hf_mixup.report.run_folder import GALLERY_NAME
 from hf_mixup.training.callbacks import AtTheStart
+from hf_mixup.training.progress import EpochTable
 from hf_mixup.training.trainer import MixupTrainer
 
 logger = logging.getLogger("run_mixup")
@@ -180,6 +181,8 @@ def train(
     set_seed(args.seed)
     with folder.gone_if_refused():
         trainer, name = build(task, args)
+        measure, title = ("eval_top1", "top-1") if isinstance(trainer, MixupTrainer) else ("eval_mean_iou", "mIoU")
+        EpochTable.replace(trainer, measure, title, "inputs")
         if run.overwrite_output_dir and not args.resume_from_checkpoint and trainer.is_world_process_zero():
             trainer.add_callback(AtTheStart(folder.clear))  # after all checks
         said = str(args.resume_from_checkpoint).lower()

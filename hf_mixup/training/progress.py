@@ -21,15 +21,15 @@ class EpochTable(TrainerCallback):
     """
 
     @classmethod
-    def replace(cls, trainer: Trainer, measure: str = "eval_top1", title: str = "top-1") -> None:
-        """Replaces the dictionaries and bars of a Trainer. The column `title` shows `measure`."""
+    def replace(cls, trainer: Trainer, measure: str = "eval_top1", title: str = "top-1", inputs: str = "images") -> None:
+        """Replaces the dictionaries and bars of a Trainer. The column `title` shows `measure`; `inputs` are counted for the speed."""
         trainer.remove_callback(PrinterCallback)
         trainer.remove_callback(ProgressCallback)
         if trainer.is_world_process_zero():
-            trainer.add_callback(cls(measure, title))
+            trainer.add_callback(cls(measure, title, inputs))
 
-    def __init__(self, measure: str = "eval_top1", title: str = "top-1") -> None:
-        self.measure, self.title = measure, title
+    def __init__(self, measure: str = "eval_top1", title: str = "top-1", inputs: str = "images") -> None:
+        self.measure, self.title, self.inputs = measure, title, inputs
         self.row: dict[str, float] = {}
         self.best: float | None = None
         self.bar: tqdm | None = None
@@ -41,7 +41,7 @@ class EpochTable(TrainerCallback):
         self.first, self.began = state.global_step, time.monotonic()
         self.from_step, self.from_epoch, self.since = state.global_step, state.epoch or 0.0, self.began
         self.bar = tqdm(total=state.max_steps, initial=state.global_step, leave=False, disable=None, unit="step", dynamic_ncols=True)
-        logger.info(HEAD.replace(" top-1", f" {self.title:>5}"))
+        logger.info(HEAD.replace(" top-1", f" {self.title:>5}").replace("images/s", f"{self.inputs}/s"))
 
     def on_step_begin(self, args, state, control, **kwargs):
         if self.row:
