@@ -33,6 +33,7 @@ test: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 test-slow: $(VENV)/installed
+	@$(BIN)/python -m pip install --quiet -e ".[oracles]"
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "slow or not slow"
 	$(MAKE) test-oldest-all
 

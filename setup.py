@@ -77,6 +77,7 @@ setup(
             "optuna>=4.0",
         ],
         "benchmarks": ["kornia>=0.8"],
+        "oracles": ["lightly>=1.5"],  # a second opinion for the slow tests
         "docs": [
             "mkdocs>=1.6,<2",
             "mkdocs-material>=9.6",
