@@ -462,3 +462,14 @@ def test_help_imports_no_networks():
         "'peft'",
     )
     assert [name for name in heavy if name in modules] == []
+
+
+@pytest.mark.parametrize("name", command.LAUNCHED)
+def test_the_command_itself_reaches_the_script(name, capsys):
+    """`hf-mixup NAME ...`, before its processes start: the help, and a refusal."""
+    for words, status, message in ((["--help"], 0, "usage: hf-mixup"), (["--sed", "1"], 2, "got '--sed'; did you mean '--seed'")):
+        with pytest.raises(SystemExit) as end:
+            sys.exit(command.main([name, *words]))
+        shown = capsys.readouterr()
+        assert (end.value.code or 0) == status
+        assert message in shown.out + shown.err

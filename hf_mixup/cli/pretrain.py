@@ -49,11 +49,16 @@ TOLD_HERE = {
 }
 
 
-def parse(argv: list[str], prog: str = "run_pretraining.py") -> tuple[ModelArguments, DataArguments, RunArguments, PreTrainingArguments]:
-    """The arguments as dataclasses. Without an output folder, `output_dir` is None. Raises ValueError in one sentence."""
+def parser(prog: str = "run_pretraining.py") -> Parser:
+    """The parser of the command line."""
     about = "Pre-trains an image network without labels, with mixing. Without arguments it trains on the embedded digits."
     usage = "[--base BASE] [--mix MIX] [--train_dir FOLDER] [...]"
-    reader = Parser(KINDS, prog, usage, about, GROUPS, SHORT, TOLD_HERE, TASKS, {"optim": ["lamb", "lars"]})
+    return Parser(KINDS, prog, usage, about, GROUPS, SHORT, TOLD_HERE, TASKS, {"optim": ["lamb", "lars"]})
+
+
+def parse(argv: list[str], prog: str = "run_pretraining.py") -> tuple[ModelArguments, DataArguments, RunArguments, PreTrainingArguments]:
+    """The arguments as dataclasses. Without an output folder, `output_dir` is None. Raises ValueError in one sentence."""
+    reader = parser(prog)
     typed = reader.typed(argv)
     own_data = {"dataset_name", "train_dir", "validation_dir"} & set(typed)
     name, recipe = typed.get("recipe", None if own_data else "pretrain_digits"), {}
