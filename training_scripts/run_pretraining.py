@@ -20,7 +20,7 @@ from hf_mixup import MixupPreTrainer, PreTrainingArguments
 from hf_mixup.arguments import DataArguments, ModelArguments, RunArguments
 from hf_mixup.cli.folder import choose_folder
 from hf_mixup.cli.network import build_model
-from hf_mixup.cli.pretrain import parse, parser  # noqa: F401, the launcher reads the parser
+from hf_mixup.cli.pretrain import parse
 from hf_mixup.cli.refusals import log_to_screen, run
 from hf_mixup.core.precision import prefers_channels_last
 from hf_mixup.core.secrets import without_secrets

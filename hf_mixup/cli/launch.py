@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib import import_module
 from types import ModuleType
 from typing import Any
 
@@ -36,8 +37,9 @@ def launch_or_run(name: str, script: Callable[[str], ModuleType], argv: list[str
 
     The command line is checked before any process starts. Exits with the status of the processes.
     """
-    parser = train.parser if name == "train" else script(name).parser
-    reader = parser(f"hf-mixup {name}")
+    # both have their arguments in a module of their own, because their scripts take seconds to import
+    arguments = import_module(f"hf_mixup.cli.{name}") if name in ("train", "pretrain") else script(name)
+    reader = arguments.parser(f"hf-mixup {name}")
     words, launcher = divided(argv, reader._option_string_actions)
     # raises errors, or shows the help, before the script is imported, which takes seconds
     if name == "train":
