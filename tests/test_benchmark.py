@@ -15,6 +15,7 @@ from datasets import load_dataset
 
 from hf_mixup.arguments import DataArguments
 from hf_mixup.data.sources import digits, load_images, of_every_class
+from hf_mixup.methods import METHODS
 from hf_mixup.report.benchmark import (
     Reported,
     Summary,
@@ -30,7 +31,7 @@ from hf_mixup.report.benchmark import (
 )
 from hf_mixup.report.dataset import measured_rows
 from hf_mixup.report.evidence import Ranking, evidence_table, paired, ranking
-from hf_mixup.report.sweep import Cell, Images
+from hf_mixup.report.sweep import Cell, Images, finished
 from hub_server import USER, LoopbackHub
 from run_script import ROOT, run_script
 from test_hub import process
@@ -267,6 +268,19 @@ def test_kept_cells_are_those_of_the_recipe():
         assert result.items() >= found.facts([]).items()
         assert "/" not in path.read_text()
         assert {"nll", "ece", "corruption_error", "cpu_seconds_per_step", "images"} <= set(result)
+
+
+def test_a_cell_is_trained_again_when_a_default_of_its_method_changes(tmp_path, monkeypatch):
+    """No word and no recipe has a default, but the result depends on it."""
+    cutmix, mixup = (Cell(configure("digits100", RECIPES, [mix], "cifar_resnet20"), None, None, 1) for mix in ("cutmix", "mixup"))
+    (tmp_path / "cells").mkdir()
+    for cell in (cutmix, mixup):
+        (tmp_path / "cells" / f"{cell.name}.json").write_text(json.dumps({**cell.facts([]), "top1": [0.5]}))
+    assert finished(cutmix, tmp_path)
+    assert finished(mixup, tmp_path)
+    monkeypatch.setitem(METHODS, "cutmix", METHODS["cutmix"].replaced(alpha=0.5))
+    assert finished(cutmix, tmp_path) is None
+    assert finished(mixup, tmp_path)
 
 
 def test_images_are_known_wherever_they_lie(tmp_path):

@@ -4,7 +4,7 @@
 results.md, results.tex and results.png. `--dry_run FILE` only writes the commands as a shell script. `--summarize RUN...` reports any
 existing runs. Arguments after `--` go to the training.
 
-A cell that was trained with the same words and recipe is not trained again. OpenMixup's tool takes the median over N + 1 epochs where its
+A cell that was trained with the same words, recipe and settings of methods is not trained again. OpenMixup's tool takes the median over N + 1 epochs where its
 tables say N; this takes N.
 """
 
@@ -151,7 +151,7 @@ def main(argv: list[str], prog: str = "run_benchmark.py") -> None:
     print(f"{len(every)} cells: {len(todo)} to train, {len(impossible)} pairs of methods and networks impossible", flush=True)
     changed = [cell.name for cell in todo if trained_before(cell, folder) is not None]
     if changed:
-        print(f"{len(changed)} of them again, because their arguments or their recipe changed: {', '.join(changed)}", flush=True)
+        print(f"{len(changed)} of them again, because their arguments, their recipe or the settings of their methods changed: {', '.join(changed)}", flush=True)
     sweep(todo, folder, more, args.jobs, args.threads, images)
     print(told(args, report(every, impossible, folder, args.recipe, more)))
 

@@ -66,24 +66,32 @@ class Cell:
         return [*self.run.words(), *alpha, "--seed", str(self.seed), "--output_dir", str(folder / "runs" / self.name)]
 
     def facts(self, more: Sequence[str]) -> dict[str, Any]:
-        """All that the result depends on: the command's words without folders, the recipe's arguments, and what is measured."""
+        """All that the result depends on: the command's words without folders, the recipe's arguments, the methods' settings, what is measured."""
         words = [word if word != self.run.recipe else Path(word).stem for word in self.run.words()]
         words += [*([] if self.alpha is None else ["--alpha", f"{self.alpha:g}"]), "--seed", str(self.seed), *more]
         some = about(self.run.recipe, RECIPES).get("corrupted_images")
-        found = {"words": without_secrets(words), "recipe_hash": hash_of(self.run.arguments)}
+        found = {
+            "words": without_secrets(words),
+            "recipe_hash": hash_of(self.run.arguments),
+            "methods_hash": hash_of(choice_of(self.run).to_dict()),  # a new default of a method is in no word and no recipe
+        }
         return found if some is None else {**found, "corrupted_images": some}
+
+
+def choice_of(run: Run) -> MethodChoice:
+    """The methods of a run, with its settings."""
+    settings = ("mix_prob", "alpha", "mix_args", "mode", "loss", "mix_rate")
+    return MethodChoice.build(list(run.mix), **{name: run.arguments[name] for name in settings if name in run.arguments})
 
 
 def what_is_impossible(run: Run) -> str | None:
     """The reason why these methods cannot work with this network, or None."""
-    arguments = run.arguments
-    build = {key: arguments.get(key) for key in ("mix_prob", "alpha", "mix_args", "mode", "loss")}
     if run.architecture is None:
         return None
     with torch.random.fork_rng(devices=[]):
-        network = from_scratch(run.architecture, 10, arguments.get("image_size", 32))
+        network = from_scratch(run.architecture, 10, run.arguments.get("image_size", 32))
         try:
-            MixupModel(network, MethodChoice.build(list(run.mix), **build))
+            MixupModel(network, choice_of(run))
         except ValueError as error:
             return str(error)
     return None
@@ -182,10 +190,9 @@ def device_name() -> str:
 
 
 def finished(cell: Cell, folder: Path, more: Sequence[str] = ()) -> dict[str, Any] | None:
-    """The result of a cell that was trained with the same words and recipe, or None."""
+    """The result of a cell that was trained with the same words, recipe and settings of its methods, or None."""
     result = trained_before(cell, folder)
-    facts = cell.facts(more)
-    return result if result is not None and all(result.get(name) == value for name, value in facts.items()) else None
+    return result if result is not None and all(result.get(name) == value for name, value in cell.facts(more).items()) else None
 
 
 def trained_before(cell: Cell, folder: Path) -> dict[str, Any] | None:
