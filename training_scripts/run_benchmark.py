@@ -151,7 +151,10 @@ def main(argv: list[str], prog: str = "run_benchmark.py") -> None:
     print(f"{len(every)} cells: {len(todo)} to train, {len(impossible)} pairs of methods and networks impossible", flush=True)
     changed = [cell.name for cell in todo if trained_before(cell, folder) is not None]
     if changed:
-        print(f"{len(changed)} of them again, because their arguments, their recipe or the settings of their methods changed: {', '.join(changed)}", flush=True)
+        print(
+            f"{len(changed)} of them again, because their arguments, their recipe or the settings of their methods changed: {', '.join(changed)}",
+            flush=True,
+        )
     sweep(todo, folder, more, args.jobs, args.threads, images)
     print(told(args, report(every, impossible, folder, args.recipe, more)))
 
