@@ -335,10 +335,20 @@ def test_cells_of_a_sweep_are_rows(tmp_path):
     rows = measured_rows([tmp_path / "cifar10_500"])
     assert len(rows) == 8
     assert rows[0] | {"top1": 0} == {
-        "recipe": "cifar10_500", "method": "cutmix", "network": "cifar_resnet20", "epochs": 160.0, "seed": 1, "top1": 0, "reported": "last",
+        "recipe": "cifar10_500", "method": "cutmix", "network": "cifar_resnet20", "epochs": 160.0, "seed": 1, "top1": 0, "alpha": None,
+        "reported": "last epoch",
         "nll": 1.0, "ece": 0.1, "corruption_error": 0.5, "cpu_seconds_per_step": 0.25, "seconds_per_step": 0.5, "device": "cpu", "images": "abc",
     }  # fmt: skip
     assert rows[0]["top1"] == pytest.approx(46)
+
+
+def test_rows_of_a_sweep_report_accuracies_as_its_recipe_does(tmp_path):
+    """CIFAR-10 by the published recipe is the median of the last ten epochs; and an alpha that was typed is told."""
+    (tmp_path / "cifar10_basic/cells").mkdir(parents=True)
+    cell = {"words": ["--recipe", "cifar10_basic", "--mix", "cutmix", "--alpha", "0.2", "--seed", "1"], "top1": [0.1, *[0.8] * 9, 0.5]}
+    (tmp_path / "cifar10_basic/cells/cutmix-1.json").write_text(json.dumps(cell))
+    [row] = measured_rows([tmp_path / "cifar10_basic"])
+    assert (row["top1"], row["alpha"], row["reported"]) == (80, 0.2, "median of the last 10 epochs")
 
 
 SWEEP = ("--recipe", "digits100", "--mix", "vanilla", "transmix", "--backbones", "cifar_resnet20", "vit_mini", "--epochs", 2, "--seeds", 2)

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as parquet
 
 from hf_mixup.core.places import COSTS, PUBLISHED, RECIPES
-from hf_mixup.report.benchmark import OPENMIXUP, about, published, resolve
+from hf_mixup.report.benchmark import OPENMIXUP, Reported, about, published, resolve
 from hf_mixup.report.sweep import CSV_MEASURES
 
 CONFIGS = {
@@ -41,7 +41,8 @@ def measured_rows(sweeps: Iterable[Path]) -> list[dict[str, Any]]:
                 following = cell["words"][place + 1 :]
                 ends = [n for n, other in enumerate(following) if other.startswith("--")]
                 words[word[2:]] = following[: ends[0]] if ends else following
-        measure = about(words["recipe"][0], RECIPES)
+        facts = about(words["recipe"][0], RECIPES)
+        reported = Reported(facts.get("measure", "last"), facts.get("last_epochs"))
         rows.append(
             {
                 "recipe": words["recipe"][0],
@@ -49,8 +50,9 @@ def measured_rows(sweeps: Iterable[Path]) -> list[dict[str, Any]]:
                 "network": words.get("architecture", words.get("model_name_or_path", [""]))[0],
                 "epochs": float(words["num_train_epochs"][0]) if "num_train_epochs" in words else None,
                 "seed": int(words["seed"][0]),
-                "top1": 100 * cell["top1"][-1],
-                "reported": measure.get("measure", "last"),
+                "alpha": float(words["alpha"][0]) if "alpha" in words else None,
+                "top1": 100 * reported.of(cell["top1"]),
+                "reported": str(reported),
                 **{name: cell.get(name) for name in CSV_MEASURES},
                 "device": cell.get("machine", {}).get("device"),
                 "images": cell.get("images"),
