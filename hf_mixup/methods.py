@@ -263,16 +263,15 @@ class MethodChoice:
         built = []
         for method, own_alpha in zip(methods, alphas, strict=True):
             fields: dict[str, Any] = {}
-            if loss is not None:
-                fields["loss"] = loss
             if mode is not None and "mode" in fields_of(method.sample):
                 fields["mode"] = mode
             # an alpha for a method that has none is no mistake, if it is for all methods or others need theirs
             if own_alpha is not None and ("alpha" in fields_of(method.sample) or not (for_all or method.name == "vanilla")):
                 fields["alpha"] = own_alpha
-            method = method.replaced(**fields)
+            if loss is not None:
+                method = method.replaced(loss=loss)
             own = {k: tuple(v) if isinstance(v, list) else v for k, v in mix_args.get(method.name, {}).items()}
-            built.append(method.replaced(**own))
+            built.append(method.replaced(**{**fields, **own}))  # at once, because a part may check alpha and another field together
         if mix_prob is not None:
             check_listed("mix_prob", mix_prob, "with a probability for each method")
         probabilities = [1 / len(built)] * len(built) if mix_prob is None else list(mix_prob)

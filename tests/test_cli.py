@@ -149,6 +149,14 @@ def test_help_is_short_grouped_and_holds(capsys, monkeypatch):
     assert learning_rate(shown(capsys, "--train_dir", "x", "--help")) == "0.001"
     assert learning_rate(shown(capsys, "--train_dir", "x", "--model_name_or_path", "y", "-h")) == "0.0001"
     assert learning_rate(shown(capsys, "--learning_rate", "7", "--help")) == "7.0"
+    # what the command itself shows, before the script is imported
+    for words, recipe, rate in ((["train"], "digits", "0.003"), (["pretrain"], "pretrain_digits", "0.06"), (["pretrain", "--train_dir", "x"], None, "5e-05")):  # fmt: skip
+        with pytest.raises(SystemExit):
+            command.main([*words, "--help"])
+        text = capsys.readouterr().out
+        assert learning_rate(text) == rate
+        assert (f"those of the recipe {recipe}." in text) == (recipe is not None)
+        assert "(default" not in text.partition("\nhelp:")[2]
 
 
 @pytest.mark.parametrize("name", ["evaluate", "benchmark", "visualize", "convert"])

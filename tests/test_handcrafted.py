@@ -1,4 +1,4 @@
-"""The image-only policies against the same formulas written out pixel by pixel, where golden files leave sizes and branches open."""
+"""Image-only policies, compared with the same formulas pixel by pixel, for sizes and branches that golden files do not cover."""
 
 import math
 
@@ -243,6 +243,7 @@ def test_dense_pair_repeats_a_mask_for_the_images_that_share_it():
         (lambda: ResizeMix(scope=(0.0, 0.8)), "scope"),
         (lambda: ResizeMix(as_published="offical"), "as_published"),
         (lambda: ResizeMix(interpolation="bicubic"), "bilinear"),
+        (lambda: ResizeMix(alpha=0.2), "use_alpha"),  # it would have no effect
         (lambda: SaliencyMix(mean=(0.5,)), "std"),
         (lambda: SaliencyMix(mean=(0.5,), std=(0.0,)), "std"),
     ],

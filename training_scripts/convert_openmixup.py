@@ -10,7 +10,7 @@ import logging
 import re
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -181,7 +181,8 @@ class ConvertArguments:
 
 
 def parser(prog: str = "convert_openmixup.py") -> Parser:
-    made = Parser((ConvertArguments,), prog, "CHECKPOINT OUTPUT_DIR --architecture NAME [...]", __doc__.splitlines()[0])
+    groups = {"conversion": ["checkpoint", "output_dir", *(field.name for field in fields(ConvertArguments))]}
+    made = Parser((ConvertArguments,), prog, "CHECKPOINT OUTPUT_DIR --architecture NAME [...]", __doc__.splitlines()[0], groups)
     made.add_argument("checkpoint", type=Path, help="A .pth file of OpenMixup.")
     made.add_argument("output_dir", type=Path, help="Folder for the converted model.")
     return made

@@ -58,7 +58,7 @@ def parser(prog: str = "run_evaluation.py") -> Parser:
         (DataArguments, EvaluationArguments, CheckpointArguments), prog, "CHECKPOINT [...]", __doc__.splitlines()[0], GROUPS, SHORT,
         without=FOR_TRAINING,
     )  # fmt: skip
-    made.add_argument("checkpoint", help="A folder, or a repository of the Hub: of transformers, timm or hf_mixup.")
+    made.add_argument("checkpoint", help="The classifier: a folder or a Hub id, of transformers, timm or hf_mixup.")
     return made
 
 

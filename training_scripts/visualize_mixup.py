@@ -55,7 +55,13 @@ class PictureArguments:
     all: bool = field(default=False, metadata={"help": "One picture of the same two images mixed by every method."})
     alpha: list[float] | None = field(default=None, metadata={"help": "Alpha of each method, or one value for all."})
     mix_args: str | None = field(default=None, metadata={"help": "Other hyper-parameters by method, as JSON."})
-    inputs: str = field(default="images", metadata={"help": "What is mixed.", "choices": ["images", "videos", "spectrograms", "waveforms"]})
+    inputs: str = field(
+        default="images",
+        metadata={
+            "help": "What is mixed: images, videos, spectrograms or waveforms.",
+            "choices": ["images", "videos", "spectrograms", "waveforms"],
+        },
+    )
     images: list[str] | None = field(default=None, metadata={"help": "Image files, at least two, instead of a data set."})
     checkpoint: str | None = field(
         default=None,
@@ -66,8 +72,8 @@ class PictureArguments:
         metadata={"help": "Add the checkpoint's class activation maps of the mixed images, for the class with the largest share."},
     )
     masks: bool = field(default=False, metadata={"help": "Draw the masks of the checkpoint's mixer for three pairs at several lam."})
-    count: int = field(default=6, metadata={"help": "Columns."})
-    seed: int = field(default=0, metadata={"help": "Of everything drawn."})
+    count: int = field(default=6, metadata={"help": "Number of columns, one mixture each."})
+    seed: int = field(default=0, metadata={"help": "Seed of all random draws."})
     output: str = field(default="runs/mixtures.png", metadata={"help": "The picture to write."})
 
     def __post_init__(self):

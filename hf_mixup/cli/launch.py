@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 
-from hf_mixup.cli import train
 from hf_mixup.cli.parser import in_one_sentence
 from hf_mixup.cli.refusals import Debug
 from hf_mixup.core.checks import check_count, nearest
@@ -42,8 +41,8 @@ def launch_or_run(name: str, script: Callable[[str], ModuleType], argv: list[str
     reader = arguments.parser(f"hf-mixup {name}")
     words, launcher = divided(argv, reader._option_string_actions)
     # raises errors, or shows the help, before the script is imported, which takes seconds
-    if name == "train":
-        train.settings(words, f"hf-mixup {name}")
+    if hasattr(arguments, "settings"):
+        arguments.settings(words, f"hf-mixup {name}")
     else:
         reader.help_if_asked(reader.typed(words))
     if not launcher and not asks_for_processes():

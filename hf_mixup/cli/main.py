@@ -120,7 +120,7 @@ def environment() -> str:
 
         device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
         count = torch.accelerator.device_count() if device is not None else 0
-        lines["devices"] = f"{count} x {device.type}" if device is not None else "CPU alone"
+        lines["devices"] = f"{count} x {device.type}" if device is not None else "CPU only"
     except ImportError:
         lines["devices"] = "unknown without torch"
     return "\n".join(f"{name:<16} {value}" for name, value in lines.items())

@@ -243,6 +243,10 @@ class Parser(HfArgumentParser):
         formatter = self._get_formatter()
         formatter.add_usage(self.usage, (), ())
         formatter.add_text(self.description)
+        if values.get("recipe"):
+            formatter.add_text(
+                f"The defaults below are those of the recipe {values['recipe']}. Other arguments before --help may change them."
+            )
         for title, names in {**self.groups, "more": rest, "help": ["help", "help_all", "debug"]}.items():
             listed = [name for name in names if name in shown and (every or self.short is None or title == "help" or name in self.short)]
             if listed:
@@ -253,7 +257,7 @@ class Parser(HfArgumentParser):
 
     def _told(self, action: argparse.Action, values: Mapping[str, Any]) -> argparse.Action:
         """A copy of an action for the help: one spelling, a short metavar, the current default."""
-        default = values.get(action.dest, self.defaults.get(action.dest))
+        default = None if action.dest in ("help", "help_all", "debug") else values.get(action.dest, self.defaults.get(action.dest))
         text = " ".join((action.help or "").split()).replace("%", "%%").replace("%%%%", "%%")
         told = argparse.Action(
             action.option_strings[:1] if action.dest != "help" else action.option_strings,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields
+from typing import Any
 
 from hf_mixup.arguments import DataArguments, MixupTrainingArguments, ModelArguments, RunArguments
 from hf_mixup.cli.parser import Parser
@@ -56,8 +57,11 @@ def parser(prog: str = "run_pretraining.py") -> Parser:
     return Parser(KINDS, prog, usage, about, GROUPS, SHORT, TOLD_HERE, TASKS, {"optim": ["lamb", "lars"]})
 
 
-def parse(argv: list[str], prog: str = "run_pretraining.py") -> tuple[ModelArguments, DataArguments, RunArguments, PreTrainingArguments]:
-    """The arguments as dataclasses. Without an output folder, `output_dir` is None. Raises ValueError in one sentence."""
+def settings(argv: list[str], prog: str = "run_pretraining.py") -> tuple[Parser, dict[str, Any], dict[str, Any], str]:
+    """The parser; the values by name, where typed ones override the recipe, which overrides the defaults; the typed ones; the hash of the recipe.
+
+    Raises ValueError in one sentence. Exits after the help, if it was requested.
+    """
     reader = parser(prog)
     typed = reader.typed(argv)
     own_data = {"dataset_name", "train_dir", "validation_dir"} & set(typed)
@@ -77,10 +81,16 @@ def parse(argv: list[str], prog: str = "run_pretraining.py") -> tuple[ModelArgum
     for key, why in OF_LABELS.items():
         if values.get(key):
             raise ValueError(f"--{key} has no effect on pre-training, got {values[key]!r}: {why}; leave it out.")
+    return reader, values, typed, hash_of(recipe)
+
+
+def parse(argv: list[str], prog: str = "run_pretraining.py") -> tuple[ModelArguments, DataArguments, RunArguments, PreTrainingArguments]:
+    """The arguments of `settings` as dataclasses. Without an output folder, `output_dir` is None."""
+    reader, values, typed, recipe_hash = settings(argv, prog)
     model, data, run, args = reader.built(values)
     if "output_dir" not in values:
         args.output_dir = None
-    run.recipe_hash = hash_of(recipe)
+    run.recipe_hash = recipe_hash
     if data.streaming:
         check_streaming(model, data, args, training=True)
     check_installed(args)

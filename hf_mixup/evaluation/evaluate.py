@@ -45,7 +45,7 @@ class EvaluationArguments:
         metadata={"help": f"Any of {', '.join(PROTOCOLS)}. Accuracy and calibration are always measured."},
     )
     batch_size: int = field(default=64, metadata={"help": "Number of images in a batch of each process."})
-    use_cpu: bool = field(default=False, metadata={"help": "Leave a GPU alone."})
+    use_cpu: bool = field(default=False, metadata={"help": "Use the CPU, even if there is a GPU."})
     workers: int = field(default=0, metadata={"help": "Number of worker processes that read images, for each process."})
     seed: int = field(
         default=42,
@@ -55,8 +55,8 @@ class EvaluationArguments:
         },
     )
     eps: float = field(default=8.0, metadata={"help": "Largest change of a pixel by an attack, on the scale from 0 to 255."})
-    pgd_step: float = field(default=2.0, metadata={"help": "Step of PGD, of 255."})
-    pgd_steps: int = field(default=10, metadata={"help": "Steps of PGD."})
+    pgd_step: float = field(default=2.0, metadata={"help": "Step of PGD, on the scale from 0 to 255."})
+    pgd_steps: int = field(default=10, metadata={"help": "Number of steps of PGD."})
     bins: int = field(default=10, metadata={"help": "Number of bins of the calibration error."})
     patch: int | None = field(
         default=None,

@@ -21,7 +21,8 @@ class ResizeMix(SamplePolicy):
     kept. With `mode="batch"` all images share tau, but each has its own place, as in the official code.
 
     Args:
-        alpha: with `use_alpha`, both parameters of the Beta from which tau is drawn, above 0. 1.0 is the uniform distribution.
+        alpha: with `use_alpha`, both parameters of the Beta from which tau is drawn, above 0. 1.0 is the uniform distribution; other
+            values need `use_alpha`.
         use_alpha: draw tau from the Beta; a draw outside `scope` is replaced by a uniform one from `scope` (OpenMixup's benchmarks).
         scope: smallest and largest tau.
         as_published: repeats a bug of OpenMixup. It clips a box that would cross the border, squeezes the partner into the rest, and with
@@ -46,6 +47,11 @@ class ResizeMix(SamplePolicy):
         check_switch(use_alpha=self.use_alpha, as_published=self.as_published)
         check_known("interpolation", self.interpolation, ["nearest", "bilinear"])
         check_mode(self.mode)
+        if self.alpha != 1 and not self.use_alpha:
+            raise ValueError(
+                f"alpha of resizemix must go with use_alpha, got {self.alpha}; "
+                'leave alpha out, or pass --mix_args \'{"resizemix": {"use_alpha": true}}\'.'
+            )
 
     def plan(self, shape: torch.Size, rng: torch.Generator, signals: Signals) -> MixPlan:
         size = tuple(shape[2:])
