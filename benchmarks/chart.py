@@ -1,4 +1,4 @@
-"""The chart of the README."""
+"""The chart of speed in the documentation."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +12,7 @@ OURS, OTHERS, BASE = COLOURS[0], COLOURS[1], "#999999"
 
 
 def draw(path: str | Path, figures: Mapping[str, Any]) -> None:
-    """Bars of medians with quartiles: collation and mixing beside torch.stack, one panel for every size, and steps beside no mixing."""
+    """Draws medians and quartiles: collating and mixing beside torch.stack, one panel for each size; training steps beside no mixing."""
     about = figures["collation"]
     panels = [(size, "collating and mixing, ms", "ms", rows) for size, rows in about["figures"]["batches"].items()]
     panels += [(title, "step / step without mixing", "ratio", rows) for title, rows in figures["steps"]["figures"].items()]

@@ -1,9 +1,9 @@
 """Collating and mixing on the CPU, from a list of examples to a batch with soft targets: `python benchmarks/collation.py`.
 
-Ours beside torch.stack alone and beside timm, torchvision and kornia as they are used: stack, then mix; and with `--before` beside ours
-of an older checkout. Bytes, a quarter of the memory, are normalised later; timm has a collator of its own for them. "The saliency
-itself" is what SaliencyMix looks for, without stacking and mixing. Last, loaders with two workers, which hand batches over in shared
-memory, by elapsed time and by processor time of all processes.
+It compares our collator with torch.stack alone, and with timm, torchvision and kornia as people use them: they stack, then mix. With `--before` it
+also compares with an older checkout of ours. Bytes need a quarter of the memory and are normalised later; timm has its own collator for them. "The
+saliency itself" is the search of SaliencyMix alone, without stacking and mixing. The last part measures loaders with two workers, which send batches
+through shared memory: elapsed time, and CPU time of all processes.
 """
 
 import time
@@ -31,7 +31,7 @@ def examples_of(shape: tuple[int, ...], bytes_: bool = False) -> list[dict]:
 
 
 def collators() -> dict[str, MixupCollator]:
-    """Of all methods that need no model; older commits too can be asked so."""
+    """Collators of all methods that need no model. This also works with older commits."""
     found = {}
     for name in METHODS:
         if name in ("vanilla", "decouplemix"):
@@ -52,7 +52,7 @@ def ours(shape: tuple[int, ...]) -> dict[str, Callable[[], object]]:
             try:
                 collator(examples)
             except TypeError:
-                continue  # older commits mix no bytes
+                continue  # older commits cannot mix bytes
             found[f"ours {name}{kind}"] = lambda collator=collator, examples=examples: collator(examples)
     return found
 
@@ -100,7 +100,7 @@ if before:
 
 
 class Loader:
-    """Brings all images once, by elapsed time; also tells processor time and memory."""
+    """Loads all images once and returns the elapsed time; also measures CPU time and memory."""
 
     def __init__(self, data: list[dict], collate: Callable):
         self.batches = DataLoader(data, batch_size, num_workers=2, collate_fn=collate, persistent_workers=True)
@@ -110,7 +110,7 @@ class Loader:
             pass
 
     def costs(self) -> dict[str, float]:
-        self.batches._iterator = None  # new workers, all from this process as it is now, or they could not be compared
+        self.batches._iterator = None  # new workers, forked from this process as it is now; otherwise they could not be compared
         start, memory = cpu_of_tree(), {}
         for _ in self.batches:
             memory = memory or memory_of([worker.pid for worker in self.batches._iterator._workers])
@@ -125,7 +125,7 @@ def stacked_and(mix) -> Callable[[list], dict]:
     return collate
 
 
-from peers import peers  # noqa: E402, which imports what an older commit may lack
+from peers import peers  # noqa: E402, because it imports what an older commit may not have
 
 count, side, batch_size = (16, 64, 8) if args.quick else (512, 224, 64)
 floats, raw = (examples_of((count, 3, side, side), bytes_) for bytes_ in (False, True))

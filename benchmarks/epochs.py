@@ -1,7 +1,7 @@
 """Whole epochs of `run_mixup.py` on the embedded digits: `python benchmarks/epochs.py`.
 
-Beside a stock Trainer with nothing, or another library's mixing, in its collator. All train the same network on the same cached images,
-augmented alike; timed is training alone, by the Trainer's own count of images a second.
+It compares with a stock Trainer whose collator does not mix, or mixes by another library. All train the same network on the same cached images with
+the same augmentation. Only training is timed, by the Trainer's own number of images a second.
 """
 
 import json

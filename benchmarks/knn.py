@@ -1,7 +1,7 @@
-"""What pre-training of a few minutes on a CPU finds: `python benchmarks/knn.py --dataset FOLDER`, with CIFAR-10's train.parquet and test.parquet.
+"""What a few minutes of pre-training on a CPU achieve: `python benchmarks/knn.py --dataset FOLDER`, with CIFAR-10's train.parquet and test.parquet.
 
-2,500 training images, averaged to 16 pixels, a ResNet of three blocks, SGD, and the nearest neighbours of 2,000 test images in the last
-epoch. Rows go to the CSV one by one, and those that are there already are not made again.
+It uses 2,500 training images, averaged to 16 pixels, a ResNet of three blocks, and SGD. After the last epoch it classifies 2,000 test images by their
+nearest neighbours. Each run adds a row to the CSV; rows that are there are not computed again.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from hf_mixup.training.schedules import cosine
 
 MEAN, STD, SIZE, BATCH = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010), 16, 128
 IMIX = ("vanilla", "imix", "unmix")
-# of every base: how it is mixed, the learning rate, its hyper-parameters
+# for each base: ways of mixing, learning rate, hyper-parameters
 ARMS = {
     "simclr": (IMIX, 0.1, {"projector": (128, 64), "projector_norm": "hidden"}),
     "moco": (IMIX, 0.1, {"projector": (128, 64), "projector_norm": "hidden", "queue_size": 1024, "momentum": 0.99, "end_momentum": 0.99}),
@@ -77,7 +77,7 @@ def score(model: PreTrainingModel) -> float:
 
 
 def views_of(seed: int) -> list[torch.Tensor]:
-    """(2500, 2, 3, 16, 16) of every epoch; all arms of a seed see the same."""
+    """The views of every epoch, each (2500, 2, 3, 16, 16). All runs of a seed see the same views."""
     pixels, rows = [transform.pixels(image) for image in images], torch.arange(len(images))
     return [transform.tail(pixels, hashed(rows, keyed(seed, epoch).initial_seed())).half() for epoch in range(args.epochs)]
 

@@ -1,4 +1,4 @@
-"""What methods that rewrite labels cost beside CutMix, in a training step of DeiT-S at 224 pixels: `python benchmarks/labels.py`."""
+"""The cost of methods that rewrite labels, compared with CutMix, in a training step of DeiT-S at 224 pixels: `python benchmarks/labels.py`."""
 
 import functools
 

@@ -1,10 +1,10 @@
-"""What a learned step costs against a plain one, in time and memory: `python benchmarks/learned.py`.
+"""The time and memory of a step with a learned mixer, compared with a plain step: `python benchmarks/learned.py`.
 
-In forward passes F of the network, a backward pass counting 2F where it reaches the weights and 1F where it only passes through:
+The costs in forward passes F of the network. A backward pass counts 2F if it reaches the weights, and 1F if it only passes through:
     vanilla    3F   student: clean images
-    automix    9F   teacher: clean images 1F, mixed images there and back 2F; student: clean images 3F, mixed images 3F
-    adautomix 12F   of three images: the same, and the student's linear mixtures 3F (the authors' code adds 3F of clean passes)
-Memory is that of the model, its optimizer and a step.
+    automix    9F   teacher: clean images 1F, mixed images forward and backward 2F; student: clean images 3F, mixed images 3F
+    adautomix 12F   the same with three images, and the student's linear mixtures 3F (the authors' code adds 3F of clean passes)
+The memory includes the model, its optimizer and a step.
 """
 
 import torch

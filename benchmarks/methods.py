@@ -1,7 +1,7 @@
-"""What a training step by each method costs beside one without mixing: `python benchmarks/methods.py [--methods kmixup moex]`.
+"""The cost of a training step with each method, compared with a step without mixing: `python benchmarks/methods.py [--methods kmixup moex]`.
 
-Forward and backward pass and SGD of one ResNet-20 of 32 pixels. Not here: methods that need a vision transformer (`labels.py`), those that
-train a mask network (`learned.py`), and SuperMix, whose search takes longer the less the network has learned.
+A step is a forward pass, a backward pass and SGD of a ResNet-20 at 32 pixels. These are not measured here: methods that need a vision transformer
+(`labels.py`), methods that train a mask network (`learned.py`), and SuperMix, whose search takes longer on a network that has learned less.
 """
 
 import functools

@@ -1,7 +1,8 @@
-"""Mixing batches where they are, on the CPU or an accelerator: `python benchmarks/mixing.py [--device cuda]`.
+"""Mixing batches on their device, the CPU or an accelerator: `python benchmarks/mixing.py [--device cuda]`.
 
-Ours beside timm, torchvision and kornia, beside a copy of the batch, and with `--before` beside ours of an older checkout. `bandwidth` is the share of the copy's bandwidth that blending
-alone reaches: of the bytes that it cannot avoid, which are three batches for Mixup (two read, one written) and two for CutMix, as for a copy.
+It compares ours with timm, torchvision and kornia, with a copy of the batch, and with `--before` also with an older checkout of ours. `bandwidth` is
+the memory bandwidth of blending alone, relative to that of the copy. Only necessary bytes count: three batches for Mixup (two read, one written), two
+for CutMix, and two for the copy.
 """
 
 import torch
@@ -50,7 +51,7 @@ def contenders(shape: tuple[int, ...]) -> dict:
         plan = METHODS[name].sample.plan(images.shape, keyed(0), signals).to(args.device)
         found[f"ours {name}, blending alone"] = lambda plan=plan: blend(plan, images)
     found |= ours(shape)
-    ones = torch.ones_like(images)  # timm mixes in place: other images would end as numbers too small to be fast
+    ones = torch.ones_like(images)  # timm mixes in place: other values would become denormal numbers, which are slow
     for name, mix in peers(num_labels).items():
         given = ones if "timm" in name else images
         found[name] = lambda mix=mix, given=given: mix(given, labels)

@@ -1,8 +1,7 @@
-"""What the optimised policies cost, from clean images and saliency to mixed images: `python benchmarks/optimised.py`.
+"""The cost of the policies that solve an optimisation, from images and saliency to mixed images: `python benchmarks/optimised.py`.
 
-PuzzleMix on a batch of 128 images of 32 x 32, and Co-Mixup on 40 parts of 20. The authors' codes cannot run beside ours (their
-graph-cut library may not be used for every purpose), so their figures are recorded ones: one process on two CPU cores, without
-the saliency pass, as ours.
+PuzzleMix mixes a batch of 128 images of 32 x 32 pixels, Co-Mixup 40 parts of 20 images. The authors' code is not run here, because the licence of its
+graph-cut library does not allow every use. Its times were recorded earlier: one process on two CPU cores, without the saliency pass, like ours.
 """
 
 import torch
@@ -26,7 +25,7 @@ if args.quick:
 
 
 def saliency_maps(number: int, seed: int) -> torch.Tensor:
-    """(number, size, size): two bumps each, under noise."""
+    """(number, size, size): two bumps in each, plus noise."""
     rng, side = keyed(seed), args.size
     row, col = torch.arange(side)[:, None], torch.arange(side)
     total = torch.full((number, side, side), 0.02)

@@ -1,4 +1,4 @@
-"""The mixers of other libraries, as functions of images and class numbers that give mixed images and soft targets."""
+"""Mixers of other libraries, as functions: (images, class numbers) to (mixed images, soft targets)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Mix = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 def peers(num_labels: int) -> dict[str, Mix]:
-    """By name. Without kornia's where it is not installed."""
+    """The mixers by name. Kornia's are left out if it is not installed."""
 
     def timm(mode: str, mixup_alpha: float, cutmix_alpha: float) -> Mix:
         return TimmMixup(mixup_alpha, cutmix_alpha, mode=mode, label_smoothing=0.0, num_classes=num_labels)

@@ -1,11 +1,15 @@
-"""Images a second of the input pipeline, beside timm's, and the share of the network's own speed that a training run reaches.
+"""Images a second of the input pipeline, compared with timm's, and how much of the network's own speed a training run reaches.
 
     python benchmarks/pipeline.py [--dataset FOLDER] [--images 640] [--workers 0] [--device cuda] [--before FOLDER]
 
-Interleaved in one run: loaders of CIFAR-10, from a folder of its parquet files, or of random images of its size, each up to batches on
-the device that are padded, cropped, mirrored and normalised; loaders of JPEG files of 500 x 375 pixels with two workers, by resized crops
-and RandAugment, up to normalised batches; then the bare step of a ResNet-18 on one batch that lies on the device, and MixupTrainer's with
-CutMix on the cached images. On an accelerator the network is compiled and runs in bf16.
+These take turns in one run:
+
+- loaders of CIFAR-10, from a folder of its parquet files, or of random images of that size, up to batches on the device that are padded, cropped,
+  mirrored and normalised;
+- loaders of JPEG files of 500 x 375 pixels with two workers, resized crops and RandAugment, up to normalised batches;
+- the step of a ResNet-18 alone, on a batch that is already on the device, and the step of MixupTrainer with CutMix on cached images.
+
+On an accelerator the network is compiled and runs in bf16.
 """
 
 import io
@@ -30,7 +34,7 @@ from transformers.data import default_data_collator
 try:
     from hf_mixup.data.dataset import ImageDataset
     from hf_mixup.data.processor import ImageFormat
-except ImportError:  # as an older commit has them
+except ImportError:  # the names in an older commit
     from hf_mixup.data import ImageDataset, ImageFormat
 
 args = parse(
@@ -53,7 +57,7 @@ WARM_UP = 10 if ACCELERATED else 1  # steps
 
 
 def moment() -> float:
-    """Seconds: elapsed ones where workers take part, whose time is not this process's."""
+    """Seconds. With workers it is elapsed time, because CPU time of this process would not include them."""
     return time.perf_counter() if args.workers and not ACCELERATED else now(args.device)
 
 
@@ -71,7 +75,7 @@ def cifar10(folder: str | None, count: int) -> tuple[Dataset, str, str]:
 
 
 class ForTimm(torch.utils.data.Dataset):
-    """Decodes a row when it is asked for, or before."""
+    """Decodes a row when it is requested, or in advance."""
 
     transform = None  # timm sets it
 
@@ -92,7 +96,7 @@ class ForTimm(torch.utils.data.Dataset):
 
 
 def loaders(data: Dataset, image: str, label: str) -> dict[str, Callable[[], None]]:
-    """By name, what brings all images onto the device once."""
+    """Functions by name; each loads all images once, onto the device."""
     settings = {"num_workers": args.workers, "pin_memory": ACCELERATED, "persistent_workers": args.workers > 0}
 
     def ours(**how: bool) -> Callable[[], None]:
@@ -144,13 +148,13 @@ def jpegs(count: int) -> Dataset:
 
 
 POLICY = "rand-m9-mstd0.5-inc1"
-# timm leaves no bit of some images, which new versions of Pillow refuse
+# timm may ask for 0 bits of an image, which new versions of Pillow refuse
 timm.data.auto_augment.NAME_TO_OP["PosterizeIncreasing"] = lambda image, bits, **_: ImageOps.posterize(image, max(bits, 1))
 LARGE = ImageFormat(224)
 
 
 class JpegLoader:
-    """Brings all images once, normalised, by elapsed time; also tells processor time and memory of the workers."""
+    """Loads all images once, normalised, and returns the elapsed time; also measures CPU time and memory of the workers."""
 
     def __init__(self, batches, finish: Callable[[dict], object] = lambda batch: None):
         self.batches, self.finish = batches, finish
@@ -160,8 +164,8 @@ class JpegLoader:
             self.finish(batch)
 
     def costs(self) -> dict[str, float]:
-        loader = getattr(self.batches, "loader", self.batches)  # timm's is around torch's
-        loader._iterator = None  # new workers, all from this process as it is now, or they could not be compared
+        loader = getattr(self.batches, "loader", self.batches)  # timm's loader contains torch's
+        loader._iterator = None  # new workers, forked from this process as it is now; otherwise they could not be compared
         start, memory = cpu_of_tree(), {}
         for batch in self.batches:
             memory = memory or memory_of([worker.pid for worker in loader._iterator._workers])
@@ -206,7 +210,7 @@ from hf_mixup.networks.backbones import from_scratch  # noqa: E402
 
 
 def bare_steps() -> Callable[[], float]:
-    """Gives seconds a step of the network alone."""
+    """Measures the seconds of a step of the network alone."""
     network = from_scratch("cifar_resnet18", 10, 32).to(args.device)
     if ACCELERATED:
         network.compile()
@@ -228,7 +232,7 @@ def bare_steps() -> Callable[[], float]:
 
 
 class Clock(TrainerCallback):
-    """Seconds a step of the last run, of those after the warm-up."""
+    """Mean seconds of a step in the last run, without the warm-up."""
 
     def on_step_end(self, arguments, state, control, **kwargs):
         if state.global_step == WARM_UP:
@@ -239,7 +243,7 @@ class Clock(TrainerCallback):
 
 
 def trained_steps(data: Dataset, image: str, label: str, folder: str) -> Callable[[], float]:
-    """Gives seconds a step of MixupTrainer."""
+    """Measures the seconds of a step of MixupTrainer."""
     clock = Clock()
     settings = MixupTrainingArguments(
         folder, mix=["cutmix"], max_steps=WARM_UP + args.steps, per_device_train_batch_size=args.step_batch, dataloader_num_workers=args.workers,

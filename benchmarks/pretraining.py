@@ -1,7 +1,7 @@
-"""What a mixed step of pre-training costs against a plain one of the same base: `python benchmarks/pretraining.py`.
+"""The cost of a mixed step of pre-training, compared with a plain step of the same base: `python benchmarks/pretraining.py`.
 
-In forward passes F of the network, a backward pass counting 2F: MoCo 4F (query 3F, key 1F), and as much with i-Mix, which mixes the query in
-its place; Un-Mix 7F and MoCoMix 8F, which add a clean term and one or two passes more; SAMix 10F and its mixer. Averages are updated too.
+The costs in forward passes F of the network, where a backward pass counts 2F: MoCo 4F (query 3F, key 1F). i-Mix the same, because it mixes the query
+itself. Un-Mix 7F and MoCoMix 8F: they add a clean term and one or two passes. SAMix 10F, plus its mixer. Updates of the EMA are included.
 """
 
 import torch
@@ -38,7 +38,7 @@ class Run:
 
     def __init__(self, base: str, mix: str):
         torch.manual_seed(0)
-        # a short queue, and one projector for all: SDMP's own is that of vision transformers
+        # a short queue, and the same projector for all, because SDMP's own is for vision transformers
         small = {"moco": {"queue_size": 1024}, "mocov3": {"projector": (4096, 256)}}.get(base, {})
         self.model = PreTrainingModel(from_scratch(args.architecture, 2, args.size), pretext(mix, base, **small)).to(args.device).train()
         self.optimizer = torch.optim.SGD([p for p in self.model.parameters() if p.requires_grad], lr=0.03, momentum=0.9)

@@ -1,9 +1,9 @@
 """All benchmarks, one after the other: `python benchmarks/run.py [--device cuda]`.
 
-Those that compare with an older commit of ours check it out into a temporary folder, so that both are timed in one run.
+Benchmarks that compare with an older commit of ours check it out into a temporary folder, so that both are timed in one run.
 
-Writes the figures of all to one file, `benchmarks/results/<device>.json`, and draws the chart of the README. Each also runs alone, with
-more to set: `python benchmarks/collation.py --help`.
+All figures go to one file, `benchmarks/results/<device>.json`. The chart of the documentation is drawn from it. Each benchmark also runs alone, with
+more options: `python benchmarks/collation.py --help`.
 """
 
 import argparse
@@ -18,24 +18,24 @@ from pathlib import Path
 from chart import draw
 
 HERE = Path(__file__).parent
-BEFORE = "bed633f"  # ours, before bytes went all the way
+BEFORE = "bed633f"  # our last commit that did not keep images as bytes up to the device
 COMPARED = ("collation", "mixing", "pipeline")
 PARTS = ["collation", "mixing", "steps", "methods", "epochs", "pipeline", "trainer", "labels", "learned", "optimised", "pretraining"]
 
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 parser.add_argument("--device", default="cpu")
-parser.add_argument("--threads", type=int, default=1, help="of torch on the CPU")
-parser.add_argument("--rounds", type=int, help="of each, in place of its own number")
-parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="some of them; the figures of the others stay in the file")
-parser.add_argument("--quick", action="store_true", help="small and few, to see that they run")
-parser.add_argument("--output", default=str(HERE / "results"), help="folder of the figures")
-parser.add_argument("--chart", default=str(HERE.parent / "docs/speed.png"), help="of the figures of collation and steps")
+parser.add_argument("--threads", type=int, default=1, help="number of threads of torch on the CPU")
+parser.add_argument("--rounds", type=int, help="rounds of each benchmark, instead of its own number")
+parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="run only these; the figures of the others stay in the file")
+parser.add_argument("--quick", action="store_true", help="short runs on small data, to see that they work")
+parser.add_argument("--output", default=str(HERE / "results"), help="folder for the figures")
+parser.add_argument("--chart", default=str(HERE.parent / "docs/speed.png"), help="file of the chart of collation and steps")
 args = parser.parse_args()
 
 
 @contextlib.contextmanager
 def checkout(commit: str) -> Iterator[str | None]:
-    """A folder with that commit, for a while; None where the repository is not here, or lacks it."""
+    """A temporary folder with that commit; None without a repository, or without the commit."""
     with tempfile.TemporaryDirectory() as folder:
         git = ["git", "-C", str(HERE.parent), "worktree"]
         made = subprocess.run([*git, "add", "--detach", "--quiet", f"{folder}/hf_mixup", commit], capture_output=True, text=True)
@@ -57,7 +57,7 @@ with checkout(BEFORE) as older:
             command = [sys.executable, str(HERE / f"{part}.py"), *common, *["--quick"] * args.quick, "--json", str(written)]
             subprocess.run([*command, *(["--before", older] if older and part in COMPARED else [])], check=True)
             found = json.loads(written.read_text()) | ({"before": BEFORE} if older and part in COMPARED else {})
-        # after each, so that one that fails loses nothing
+        # after each benchmark, so that a failure loses nothing
         path = Path(args.output, f"{found['device'].lower().replace(' ', '-')}.json")
         path.parent.mkdir(parents=True, exist_ok=True)
         figures = {**(json.loads(path.read_text()) if path.is_file() else {}), part: found}

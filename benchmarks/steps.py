@@ -1,7 +1,7 @@
-"""Whole training steps, mixing and all: `python benchmarks/steps.py [--device cuda]`.
+"""Whole training steps, with mixing: `python benchmarks/steps.py [--device cuda]`.
 
-Forward and backward pass and SGD of one network on a batch that lies on the device, without mixing, mixed by ours, and by timm,
-torchvision and kornia. On the CPU a ResNet-20 of 32 pixels; on an accelerator a ResNet-50 of 224 pixels, bf16, in batches of 256.
+A step is a forward pass, a backward pass and SGD on a batch that is already on the device: without mixing, mixed by ours, and by timm, torchvision
+and kornia. On the CPU it is a ResNet-20 at 32 pixels, on an accelerator a ResNet-50 at 224 pixels in bf16 with batches of 256.
 """
 
 import torch

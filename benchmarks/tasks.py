@@ -2,9 +2,9 @@
 
     python benchmarks/tasks.py --json benchmarks/results/tasks.json
 
-Every way of training has the same seeds, data, network and number of steps, from scratch, so ways of a task are compared seed by seed. The first
-four tasks are those of the scripts, with fewer examples. Alphas are those that the methods' authors use, for mixup of sounds 0.5. No setting was
-chosen by what is evaluated here.
+All ways of training a task use the same seeds, data, network and number of steps, from scratch. So they are compared seed by seed. The first four
+tasks are those of the scripts, with fewer examples. Alphas are those of the methods' authors; mixup of sounds uses 0.5. No setting was chosen by
+the results.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def trained(network: nn.Module, train: Rows, evaluation: Rows, seed: int, epochs
 
 
 def digits(part: int) -> Rows:
-    """scikit-learn's digits, (N, 1, 8, 8) of mean 0 or so: 1200 to train on, or those of other writers."""
+    """scikit-learn's digits, (N, 1, 8, 8), with a mean near 0: 1200 for training, or those of other writers for evaluation."""
     pictures, classes = digit_pictures()[part]
     return Rows(torch.from_numpy(pictures)[:, None] * 2 - 1, torch.from_numpy(classes).long())
 
@@ -102,7 +102,7 @@ def convolutions(outputs: int, width: int = 16) -> nn.Module:
 
 
 def regression(way: Mapping[str, Any], seed: int) -> dict[str, float]:
-    """The progression of diabetes after a year from ten measurements of a patient, in deviations: 300 patients, and 142 others."""
+    """The progression of diabetes after a year, from ten measurements, all standardised: 300 patients for training, 142 for evaluation."""
     from sklearn.datasets import load_diabetes
 
     data = load_diabetes()
@@ -117,7 +117,7 @@ def regression(way: Mapping[str, Any], seed: int) -> dict[str, float]:
 
 
 def imbalance(way: Mapping[str, Any], seed: int) -> dict[str, float]:
-    """Digits of which class c has 100 * 50 ** (-c / 9) images, 100 to 2; the evaluation has all classes alike."""
+    """Digits of which class c has 100 * 50 ** (-c / 9) images, from 100 to 2. The evaluation has about as many images of each class."""
     data, rng = digits(0), np.random.default_rng(seed)
     kept = []
     for number, place in enumerate(rng.permutation(10)):
@@ -129,7 +129,7 @@ def imbalance(way: Mapping[str, Any], seed: int) -> dict[str, float]:
 
 @cache
 def teacher() -> str:
-    """The folder of a ResNet-20 that has learned from all 1200 digits."""
+    """The folder of a ResNet-20 that was trained on all 1200 digits."""
     set_seed(100)
     network = from_scratch("cifar_resnet20", 10, 8, channels=1)
     network = trained(network, digits(0), digits(1), 100, 8, mix=["mixup"]).mixup_model.backbone
@@ -138,7 +138,7 @@ def teacher() -> str:
 
 
 def distillation(way: Mapping[str, Any], seed: int) -> dict[str, float]:
-    """A student of a hundredth of the teacher's size, and 100 digits."""
+    """A student with a hundredth of the teacher's parameters learns from 100 digits."""
     data = digits(0)
     few = np.random.default_rng(seed).permutation(len(data))[:100]
     way = {**way, "distill_from": teacher()} if "distillation_weight" in way else way

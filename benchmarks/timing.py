@@ -1,4 +1,4 @@
-"""What the benchmarks share: contenders that take turns, also those of an older commit, ratios with their spread, memory, results as JSON."""
+"""Common code of the benchmarks: contenders that take turns, also of an older commit; ratios with their spread; memory; results as JSON."""
 
 from __future__ import annotations
 
@@ -23,34 +23,34 @@ Rows = dict[str, dict[str, Any]]
 
 
 def parse(doc: str, rounds: int, **more: dict[str, Any]) -> argparse.Namespace:
-    """The arguments of a benchmark: those that all have, and `more` by name."""
+    """The arguments of a benchmark: common ones, and `more` by name."""
     parser = argparse.ArgumentParser(description=doc.splitlines()[0])
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--threads", type=int, default=1, help="of torch on the CPU")
+    parser.add_argument("--threads", type=int, default=1, help="number of threads of torch on the CPU")
     parser.add_argument("--rounds", type=int, default=rounds)
-    parser.add_argument("--quick", action="store_true", help="small and few, to see that it runs")
+    parser.add_argument("--quick", action="store_true", help="a short run on small data, to see that it works")
     parser.add_argument("--json", help="also write the figures there")
-    parser.add_argument("--before", help="folder of an older checkout, whose own contenders take part")
-    parser.add_argument("--serve", action="store_true", help="time what is asked for by another benchmark, see Before")
+    parser.add_argument("--before", help="folder of an older checkout, to compare with it")
+    parser.add_argument("--serve", action="store_true", help="time contenders for another process, see the class Before")
     for name, settings in more.items():
         parser.add_argument(f"--{name}", **settings)
     args = parser.parse_args()
     args.rounds = 2 if args.quick else args.rounds
     torch.set_num_threads(args.threads)
-    # as in a process that trains: once it has freed something larger, the allocator gives small batches no new pages every time
-    torch.empty(2**22)  # not of 32 MiB or more, which it always takes anew
+    # as in a process that trains: after something larger was freed, the allocator does not take new pages for every small batch
+    torch.empty(2**22)  # less than 32 MiB, because larger blocks always get new pages
     return args
 
 
 def now(device: str = "cpu") -> float:
-    """Seconds. On one thread of the CPU those of this process alone, whatever else the machine does."""
+    """The time in seconds. On one CPU thread it is the CPU time of this process, which other load does not change."""
     if device != "cpu":
         torch.accelerator.synchronize()
     return time.process_time() if device == "cpu" and torch.get_num_threads() == 1 else time.perf_counter()
 
 
 class Timed:
-    """What a call takes, in seconds: by the clock that counts, and elapsed ones."""
+    """The seconds of a call: by the given clock, and elapsed."""
 
     def __init__(self, run: Callable[[], object], clock: Callable[[], float]):
         self.run, self.clock = run, clock
@@ -63,7 +63,7 @@ class Timed:
 
 
 class Before:
-    """The contenders of an older checkout of hf_mixup: the same script in a process of its own, which times one when it is asked to.
+    """The contenders of an older checkout of hf_mixup. The same script runs in its own process, and times a contender on request.
 
     Args:
         folder: of the checkout.
@@ -78,7 +78,7 @@ class Before:
         self.names, self.label = json.loads(self.process.stdout.readline()), label
 
     def contenders(self, group: str = "") -> dict[str, Callable[[int], tuple[float, float]]]:
-        """Those whose names begin so, without that beginning."""
+        """The contenders whose names begin with `group`, without that beginning."""
         return {
             f"{name.removeprefix(group)}, {self.label}": functools.partial(self._timed, name)
             for name in self.names
@@ -90,7 +90,7 @@ class Before:
         return tuple(json.loads(self.process.stdout.readline()))
 
     def close(self) -> None:
-        # said, not only closed: workers that this process has forked hold the pipe too
+        # sent, not only closed: forked workers of this process hold the pipe too
         print("null", file=self.process.stdin, flush=True)
         self.process.wait()
 
@@ -172,7 +172,7 @@ def peak_memory(run: Callable[[], object], device: str = "cpu") -> float | None:
         return (torch.accelerator.memory.max_memory_allocated() - before) / 2**20
     if not sys.platform.startswith("linux"):
         return None
-    ctypes.CDLL(None).malloc_trim(0)  # memory freed before, but kept, would hide what a call needs
+    ctypes.CDLL(None).malloc_trim(0)  # otherwise memory that is free but not returned would hide what a call needs
     Path("/proc/self/clear_refs").write_text("5")  # forgets the peak
     before = _resident("VmRSS")
     run()

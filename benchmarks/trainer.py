@@ -1,7 +1,7 @@
-"""What MixupTrainer costs over the stock Trainer with mixing off: `python benchmarks/trainer.py`.
+"""The extra cost of MixupTrainer without mixing, compared with the stock Trainer: `python benchmarks/trainer.py`.
 
-Both train the same network on the same images from memory, in turns, for rounds of so many steps of at least 50 ms. `lower` is the ratio
-of the lower quartiles, which other work on the machine disturbs least.
+Both train the same network on the same images in memory, in turns. A round is `--steps` steps of at least 50 ms each. `lower` is the ratio of the
+lower quartiles, because other load on the machine changes them least.
 """
 
 import tempfile

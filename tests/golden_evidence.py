@@ -1,4 +1,4 @@
-"""Checks of the methods that need evidence from a model, or a training step of their own, against reference outputs."""
+"""Checks against reference outputs: methods that need saliency, features or attention, or have their own training step."""
 
 from types import SimpleNamespace
 

@@ -1,4 +1,4 @@
-"""Checks of the methods beyond the published tables against reference outputs. A case is a dict of tensors."""
+"""Checks against reference outputs: methods that the published tables do not have. A case is a dict of tensors."""
 
 from dataclasses import dataclass
 from types import SimpleNamespace

@@ -1,7 +1,7 @@
-"""A Hub on the loopback: models and data sets, in memory, speaking to the real `huggingface_hub` client.
+"""A Hub on the loopback, for the real `huggingface_hub` client. It keeps models and data sets in memory.
 
-Creating, pushing (preupload, LFS, commit), branches and tags, listing, resolving, whoami, private repositories, and errors with
-the headers that the client reads. It can be made to fail in the middle of a push, and started again with all it had.
+It can create repositories, take pushes (preupload, LFS, commit), and serve branches, tags, lists, files, whoami and private repositories. Its errors
+have the headers that the client reads. A test can make it fail in the middle of a push, and start it again with all its data.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Trainings in processes that may be killed: real ones, forked from a process that has imported everything, so that each costs a second."""
+"""Trainings in processes that a test may kill. They are forked from a process that has imported everything, so each takes a second."""
 
 import logging
 import multiprocessing

@@ -1,4 +1,4 @@
-"""What every refusal of ours is: one sentence that says what was expected, what was seen, and what to do."""
+"""The form of every error of ours: one sentence that says what was expected, what was seen, and what to do."""
 
 import re
 from contextlib import contextmanager

@@ -1,7 +1,7 @@
-"""Runs scripts as people do, in a process of their own, or in several.
+"""Runs scripts as people do, in a new process, or in several.
 
-Importing torch and transformers takes ten seconds of a CPU. So processes without a launcher are forked from one that has imported
-them, and has done nothing else; everything later is as in a new process: arguments, environment, files, standard streams, exit status.
+Importing torch and transformers takes ten seconds of CPU time. So a process without a launcher is forked from one that has imported them and done
+nothing else. All the rest is as in a new process: arguments, environment, files, standard streams, exit status.
 """
 
 import atexit

@@ -1,4 +1,4 @@
-"""Networks of every origin in MixupTrainer: timm, torchvision, modules of one's own, compiled ones, PEFT, model_init."""
+"""MixupTrainer with networks from everywhere: timm, torchvision, your own modules, compiled modules, PEFT, model_init."""
 
 import pytest
 import timm

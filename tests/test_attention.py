@@ -1,4 +1,4 @@
-"""Attention read in passing equals the network's own, for every family, and taking it leaves no trace."""
+"""The attention that we read equals the network's own, for every family, and reading it does not change the network."""
 
 import copy
 

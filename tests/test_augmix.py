@@ -1,4 +1,4 @@
-"""AugMix: every image with chains of transforms of itself, and the loss that compares views."""
+"""AugMix: an image is mixed with chains of its own transforms, and a loss compares the views."""
 
 import pytest
 import torch

@@ -1,7 +1,7 @@
 """The fault table: bad input and settings get one sentence that says what was expected, what was seen and what to do.
 
-The numbers are the rows of the table in CONTRIBUTING.md. Rows that need more than an input are where their subject is: resuming,
-processes, the Hub, signals; all are named `test_row_NN`.
+The numbers are the rows of the table in CONTRIBUTING.md. Rows about resuming, processes, the Hub or signals have their tests in the files of these
+subjects. All are named `test_row_NN`.
 """
 
 import ast

@@ -1,4 +1,4 @@
-"""Sweeps, how runs are reported, tables, and the cards of published results."""
+"""Sweeps, reports of runs, tables, and the cards of published results."""
 
 import csv
 import json

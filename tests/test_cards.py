@@ -1,4 +1,4 @@
-"""Model cards: whole, from the run's own files, whatever people named things."""
+"""Model cards: complete, made from the files of the run, with any names of data sets and classes."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""What people call themselves: a method's plan, a choice of methods in timm's place, pairs of a torchvision data set, the loss."""
+"""What people call in their own code: the plan of a method, MethodChoice instead of timm's Mixup, pairs of a torchvision data set, the loss."""
 
 import pytest
 import timm.data.mixup as timm_mixup

@@ -1,4 +1,4 @@
-"""Class names from folder to checkpoint and back, through both scripts: the same answer, whatever the order of the names."""
+"""Class names from folder to checkpoint and back, through both scripts. The order of the names does not change the result."""
 
 import json
 import shutil

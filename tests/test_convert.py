@@ -1,4 +1,4 @@
-"""Checkpoints of OpenMixup, made here by its names of parameters, give the same logits as a folder of ours."""
+"""Checkpoints with OpenMixup's parameter names, made here, give the same logits after the conversion."""
 
 import re
 import sys

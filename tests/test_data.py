@@ -1,4 +1,4 @@
-"""Transforms whose randomness is keyed: what is drawn, and that nothing else decides it."""
+"""Transforms with keyed randomness: what they draw, and that only the key decides it."""
 
 import itertools
 import math

@@ -1,4 +1,4 @@
-"""`benchmarks/device.sh`: what it carries, how parts end, and the whole of it on the CPU."""
+"""`benchmarks/device.sh`: the files that it packs, the end of its parts, and a whole run on the CPU."""
 
 import importlib.util
 import json

@@ -1,4 +1,4 @@
-"""A teacher of every method sees the mixtures of the student; what it says is learned, and no checkpoint holds it."""
+"""Distillation with every method: the teacher sees the student's mixtures, the student learns from it, and no checkpoint contains it."""
 
 import dataclasses
 import json

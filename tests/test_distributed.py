@@ -1,4 +1,4 @@
-"""Several processes: what they share, what they must not, and that they end together (fault rows 26 to 28)."""
+"""Several processes: what they share, what they must not share, and that all end (fault rows 26 to 28)."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Settings that must not change what is learned: 30 steps of the loss under each, compared at their furthest and in the mean.
+"""Settings that must not change the training. With each, 30 losses are compared with the plain run: the largest difference, and the mean.
 
 Processes are compared in `test_distributed.py`, resumed runs in `test_resume.py`.
 """

@@ -1,4 +1,4 @@
-"""Every method of `METHODS` trains, resumes to the bit, and goes through DDP; a new row is held to it without a change here."""
+"""Every method of `METHODS` trains, resumes bit by bit, and works with DDP. A new row is tested without a change here."""
 
 import json
 

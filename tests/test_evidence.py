@@ -1,4 +1,4 @@
-"""Methods that look at the images or the network, where laws and reference outputs do not reach."""
+"""Methods that look at the images or the network: what laws and reference outputs do not cover."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Random trees of class folders against a slow reference reader: the same files, the same names, the same labels, or a refusal."""
+"""Random trees of class folders, compared with a slow reference reader: same files, names and labels, or an error."""
 
 import shutil
 import tempfile

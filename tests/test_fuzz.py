@@ -1,6 +1,6 @@
-"""Anything goes in; a valid batch comes out, or a refusal of ours.
+"""Random input gives a valid batch, or one of our errors.
 
-120 cases of one seed by default; the slow suite tries 2,000 of a seed that it prints, and `--fuzz-seed` gives back.
+By default 120 cases of one seed. The slow suite tries 2,000 cases of a new seed and prints it; `--fuzz-seed` repeats them.
 """
 
 import dataclasses

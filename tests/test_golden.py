@@ -1,6 +1,6 @@
-"""Our formulas on the inputs and drawn randomness of the reference implementations: one test a file of `--golden-dir`.
+"""Our formulas on the inputs and random draws of the reference implementations: one test for each file of `--golden-dir`.
 
-The checks are in `golden_*.py`, by the beginning of the file's name; a file that no check knows fails.
+The checks are in `golden_*.py`. The beginning of the file's name chooses the check; a file without a check fails.
 """
 
 import numpy as np

@@ -1,4 +1,4 @@
-"""What holds on an accelerator as on the CPU. `HF_MIXUP_DEVICE=cpu` runs the same on the CPU, where there is no accelerator."""
+"""What must hold on an accelerator as on the CPU. Without an accelerator, `HF_MIXUP_DEVICE=cpu` runs the same tests on the CPU."""
 
 import copy
 import os

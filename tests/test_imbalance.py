@@ -1,4 +1,4 @@
-"""Class counts reach policies, labels and losses; Remix, Balanced-MixUp, CMO and deferred re-weighting are those of papers and code."""
+"""Class counts reach policies, labels and losses. Remix, Balanced-MixUp, CMO and deferred re-weighting follow papers and code."""
 
 import json
 

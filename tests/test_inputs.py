@@ -1,4 +1,4 @@
-"""What is mixed is a tensor with leading axes and a plane: sounds, spectrograms, videos, volumes, and the masks that go with them."""
+"""Inputs are tensors with leading axes and a plane: sounds, spectrograms, videos, volumes, and their masks."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Every method obeys every law. A new row of `METHODS` is held to them without a change here."""
+"""Every method obeys every law. A new row of `METHODS` is tested without a change here."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Every law rejects what it is there for: policies, label policies, blends and methods that are each broken in one way."""
+"""Every law finds the fault that it is for. Each policy, label policy, blend and method here is broken in one way."""
 
 import inspect
 import random

@@ -1,4 +1,4 @@
-"""Learned mixing: who is trained by what, what follows the step, and what is shipped."""
+"""Learned mixing: which loss trains which part, what happens after the step, and what is saved."""
 
 import functools
 import json

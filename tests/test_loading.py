@@ -1,4 +1,4 @@
-"""A checkpoint that does not hold what its config promises: transformers warns and fills in fresh weights, which are noise; here it is refused."""
+"""Checkpoints with missing weights. transformers only warns, and fills in random weights; we refuse them."""
 
 import json
 import logging

@@ -1,4 +1,4 @@
-"""Losses that people have: class weights, focal, several labels, several heads, regression; with their labels and their metrics."""
+"""Common losses, with their labels and metrics: class weights, focal, several labels, several heads, regression."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Label maps: every pixel keeps the label of the image that shows there."""
+"""Label maps: every pixel gets the label of the image that is visible there."""
 
 import pytest
 import torch

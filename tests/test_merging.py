@@ -1,4 +1,4 @@
-"""MergeMix: attention in a pass in which alike patches are merged."""
+"""MergeMix: attention of a pass that merges similar patches."""
 
 from itertools import pairwise
 

@@ -1,4 +1,4 @@
-"""Measures: worked out by hand, against a second library, and as `evaluate` uses them."""
+"""Metrics: computed by hand, compared with a second library, and as `evaluate` uses them."""
 
 import evaluate
 import numpy as np

@@ -1,4 +1,4 @@
-"""The mixers people use today and ours: the same lam, boxes and partners in, the same images and targets out."""
+"""Other libraries' mixers and ours: the same lam, boxes and partners give the same images and targets."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Large JPEG files, which are decoded at a fraction of their size where a crop becomes small."""
+"""Large JPEG files, which are decoded at a fraction of their size if the crop will be small."""
 
 import io
 

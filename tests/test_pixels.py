@@ -1,4 +1,4 @@
-"""Images of every depth, orientation and number of channels, as files and as arrays; sizes that follow from the set; bad images by name."""
+"""Images of every depth, orientation and number of channels, as files and as arrays; sizes that follow from the data set; bad images, which are named."""
 
 import io
 import struct

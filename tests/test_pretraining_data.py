@@ -1,4 +1,4 @@
-"""What a pre-training reads: images with labels, with some, with none, and which of them the kNN monitor takes."""
+"""Data of a pre-training: images with labels, with some, with none, and which of them the kNN monitor uses."""
 
 import json
 import logging

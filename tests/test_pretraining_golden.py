@@ -1,5 +1,5 @@
-"""Pre-training formulas on the inputs, weights and drawn randomness of the reference implementations: one test a file of
-`golden/selfsup`. A file that no check knows fails."""
+"""Pre-training formulas on the inputs, weights and random draws of the reference implementations: one test for each file of
+`golden/selfsup`. A file without a check fails."""
 
 import itertools
 from collections import OrderedDict

@@ -1,4 +1,4 @@
-"""Evaluation shows what the checkpoint's own image processor gives, and training the same range, order of channels and aspect ratio."""
+"""Evaluation images equal the output of the checkpoint's image processor. Training images have the same range, order of channels and aspect ratio."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Recipes and networks of the published tables: every row of them has a configuration, and each builds as published."""
+"""Recipes and networks of the published tables: every row has a recipe, and each network is built as published."""
 
 import copy
 import functools

@@ -1,4 +1,4 @@
-"""C-Mixup: who is mixed with whom follows from labels, which collators, plain calls and trainers give alike."""
+"""C-Mixup: labels decide which images are mixed, in the collator, in plain calls and in the trainer."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""A checkpoint at another resolution: positions are interpolated into it, or one sentence says that it cannot be had."""
+"""A checkpoint at another resolution: its positions are interpolated, or an error says that this is not possible."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Checkpoints and resuming: what is whole, what is refused, and that killed runs end as those that were not (fault rows 33 to 37, 41)."""
+"""Checkpoints and resuming: which are complete, which are refused, and that killed runs end like uninterrupted ones (fault rows 33 to 37, 41)."""
 
 import json
 import logging

@@ -1,4 +1,4 @@
-"""Attacks, corruptions and occlusion: worked out by hand, and against other libraries."""
+"""Attacks, corruptions and occlusion: computed by hand, and compared with other libraries."""
 
 import math
 

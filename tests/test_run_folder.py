@@ -1,4 +1,4 @@
-"""The folder of a run: what it holds, what it was, what is taken for whole, what a card says of it, what a sweep and an evaluation take from it."""
+"""The folder of a run: its files and facts, when it counts as complete, and what cards, sweeps and evaluations read from it."""
 
 import json
 from types import SimpleNamespace

@@ -1,4 +1,4 @@
-"""`mix_rate` and `mix_prob` over epochs: as data, in both Trainers, resumed to the bit."""
+"""`mix_rate` and `mix_prob` over epochs: as data, in both Trainers, and resumed bit by bit."""
 
 import json
 import sys

@@ -1,4 +1,4 @@
-"""Nothing of a stranger's is run, and no secret leaves (fault row 38). The Hub's own part is in `test_hub.py`, and so are tokens in a push."""
+"""No foreign code is run, and no secret is written or sent (fault row 38). `test_hub.py` has the tests of the Hub and of tokens in a push."""
 
 import json
 import pickle

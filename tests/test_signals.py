@@ -1,4 +1,4 @@
-"""Evidence is what it says it is, for every family, and taking it leaves no trace."""
+"""Saliency, features and attention are right for every family of networks, and reading them does not change the network."""
 
 import copy
 from types import SimpleNamespace

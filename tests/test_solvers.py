@@ -1,4 +1,4 @@
-"""The optimisers of PuzzleMix and Co-Mixup against exact ones, and what must hold of any optimum."""
+"""The solvers of PuzzleMix and Co-Mixup, compared with exact ones, and properties of every optimum."""
 
 from itertools import product
 

@@ -1,4 +1,4 @@
-"""Other people's data: which images are read from where, and which class each of them has."""
+"""Data sets of many forms: which images are read, and which class each has."""
 
 import csv
 import io

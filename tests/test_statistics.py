@@ -1,5 +1,5 @@
-"""The random part of every image-only policy against known numbers: exact where there is a formula, else measured on 20,000 and
-more draws of the reference's own sampler. Everything within 4 sigma of the sample, plus half a unit of the last digit given."""
+"""The random draws of every image-only policy, compared with known numbers: exact if there is a formula, else measured on at least 20,000
+draws of the reference's sampler. The tolerance is 4 sigma of the sample, plus half a unit of the last digit."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Training steps of their own: what they compute, by hand, and that they train."""
+"""Methods with their own training step: what it computes, by hand, and that it trains."""
 
 import copy
 

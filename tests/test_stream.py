@@ -1,4 +1,4 @@
-"""Images that are read while training: the same pixels and classes as of a data set that lies here, every row once."""
+"""Streaming: the same pixels and classes as of a local data set, every row once."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""The house keeps its shape: who may import whom, and what `import hf_mixup` costs."""
+"""The structure of the package: which part may import which, and the cost of `import hf_mixup`."""
 
 import ast
 import graphlib

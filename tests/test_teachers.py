@@ -1,4 +1,4 @@
-"""Teachers see images as their own image processor normalises them."""
+"""Teachers see images that are normalised by their own image processor."""
 
 from dataclasses import dataclass
 from typing import ClassVar

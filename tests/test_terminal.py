@@ -1,4 +1,4 @@
-"""What a person sees on a terminal of 80 columns, and what a log file holds: recorded from a pseudo-terminal."""
+"""What people see on a terminal of 80 columns, and what is in a log file. Recorded from a pseudo-terminal."""
 
 import errno
 import fcntl

@@ -1,5 +1,5 @@
-"""Texts are mixed inside of the network: words before positions and norm, hidden states under each text's own mask. Every fault of public attempts
-is a law here: mixed after positions and norm, so that both come twice; one text's mask; mixed logits; mixed in evaluation."""
+"""Texts are mixed inside the network: words before positions and norm, hidden states with the mask of each text. Each fault of public code has a test:
+mixing after positions and norm, so that both are applied twice; the mask of one text for both; mixed logits; mixing in evaluation."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""What a Trainer promises, held by MixupTrainer for every kind of mixing, and by a stock Trainer with the callback."""
+"""What a Trainer promises, checked for MixupTrainer with every kind of mixing, and for a stock Trainer with the callback."""
 
 import copy
 import itertools

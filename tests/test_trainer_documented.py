@@ -1,4 +1,4 @@
-"""Trainers as the documentation of transformers writes them, with the callback and the loss added, or MixupTrainer in their place."""
+"""Trainers from the documentation of transformers, with callback and loss added, or with MixupTrainer instead of Trainer."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Edges of the training loop: overrides, second runs, shared objects, copies, and what is recorded of them."""
+"""Edge cases of the training loop: overrides, second runs, shared objects, copies, and what is recorded."""
 
 import copy
 import pickle

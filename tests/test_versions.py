@@ -1,4 +1,4 @@
-"""What must hold with every allowed version of the libraries, the oldest too: `make test-oldest` lays those over the installed ones."""
+"""What must hold with every allowed version of the libraries. `make test-oldest` runs it with the oldest versions."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""VideoMix: boxes in time as well as space, for videos alone."""
+"""VideoMix: boxes in time and space, only for videos."""
 
 import math
 
