@@ -153,6 +153,15 @@ QUESTIONS = (
     ("How do I add it to my timm loop?", "docs/guides/any-loop.md", "replaces `timm.data.Mixup`"),
     ("How do I get masks and lam?", "docs/guides/analyse.md", "method.plan(images, labels)"),
     ("Why is my training accuracy so low?", "docs/faq.md", "It is measured on mixtures"),
+    # of public threads about mixup in timm, torchvision and transformers
+    ("It made my results worse.", "docs/faq.md", "the training is too short, or the network too small"),
+    ("How do I turn it off for the last epochs?", "docs/faq.md", "`--mix_off_epoch 90`"),
+    ("Does it work with LoRA?", "docs/guides/lora.md", "Every method works with LoRA"),
+    ("My images have several labels.", "docs/faq.md", "`MixupLoss(loss=BCE())`"),
+    ("Must the batch size be even?", "docs/faq.md", "Every batch of two or more images is mixed"),
+    ("Does my compute_metrics still work?", "docs/guides/own-trainer.md", "`compute_metrics` gets plain images and class numbers"),
+    ("Can I see mixtures of my images before I train?", "docs/faq.md", "`hf-mixup visualize --train_dir photos/train"),
+    ("Can I load the result without this library?", "docs/guides/serve.md", "without hf_mixup"),
 )
 
 

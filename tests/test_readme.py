@@ -120,7 +120,7 @@ def test_numbers_in_the_prose_are_those_of_the_files():
     assert between("docs/benchmarks.md", "speed") == facts.speed()
     jpegs = figures["pipeline"]["figures"]["jpegs"]
     assert jpegs["ours, bytes"]["ratio"][1] == pytest.approx(1, abs=0.15)  # "so both are about as fast"
-    # "more than forty published methods", "about 1 % of a training step", "three times as long"
+    # "more than forty published methods", "hardly longer", "three times as long"
     assert sum(bool(method.paper) for method in METHODS.values()) > 40
     assert max(facts.cost(name)[0] for name in ("mixup", "cutmix")) < 1.015
     assert facts.cost("automix")[0] == pytest.approx(3, abs=0.1)
@@ -240,7 +240,7 @@ def test_the_script_of_the_first_screen(place, page):
     exec(script, names)
     assert names["model"].num_labels == 3
     assert names["trainer"].state.global_step == 15  # five epochs of twenty images
-    assert names["trainer"].state.log_history[-1]["eval_loss"] > 0
+    assert 0 <= names["trainer"].state.log_history[-1]["eval_accuracy"] <= 1
     assert any(isinstance(callback, MixupCallback) for callback in names["trainer"].callback_handler.callbacks)
 
 
@@ -298,13 +298,15 @@ def test_blocks_of_the_guide_to_the_trainer(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = run_blocks("docs/guides/own-trainer.md")
     assert names["trainer"].state.global_step == 2
-    names["trainer"].save_model("runs/from-scratch")
-    # the guides to photographs and serving read that folder
+    # the guides to photographs and serving read these folders
+    for folder in ("runs/photos", "runs/from-scratch"):
+        names["trainer"].save_model(folder)
+        ViTImageProcessor(size={"height": 16, "width": 16}).save_pretrained(folder)
+    PIL.Image.new("RGB", (20, 30)).save("photograph.jpg")
     read = run_blocks("docs/guides/own-photos.md")
-    assert read["method"].name == "puzzlemix"
+    assert [method.name for method in read["choice"].methods] == ["puzzlemix"]
     assert difference(weights(read["model"].backbone), weights(names["model"])) == 0
-    ViTImageProcessor(size={"height": 16, "width": 16}).save_pretrained("runs/from-scratch")
-    served = run_blocks("docs/guides/serve.md", photograph=PIL.Image.new("RGB", (20, 30)))
+    served = run_blocks("docs/guides/serve.md")
     assert len(served["classify"](PIL.Image.new("RGB", (20, 30)))) == 5
 
 

@@ -86,12 +86,14 @@ def prose(part: Any) -> list[str]:
 
 
 def arguments(part: Any) -> list[tuple[str, str, str]]:
-    """(name, default, what it is) of the hyper-parameters of a part."""
-    text = (inspect.getdoc(type(part)) or "").partition("\nArgs:\n")[2].split("\n\n")[0]
+    """(name, default, what it is) of the hyper-parameters of a part. "see `Base`" is replaced by what the base class says."""
     told: dict[str, str] = {}
-    for match in re.finditer(r"^    (\w+(?:,\s+\w+)*):(.*?)(?=^    \w+(?:,\s+\w+)*:|\Z)", text + "\n", re.M | re.S):
-        for name in re.split(r",\s*", match.group(1)):
-            told[name.strip()] = " ".join(match.group(2).split())
+    for kind in reversed(type(part).__mro__):
+        text = inspect.cleandoc(kind.__doc__ or "").partition("\nArgs:\n")[2].split("\n\n")[0]
+        for match in re.finditer(r"^    (\w+(?:,\s+\w+)*):(.*?)(?=^    \w+(?:,\s+\w+)*:|\Z)", text + "\n", re.M | re.S):
+            for name in re.split(r",\s*", match.group(1)):
+                meaning = " ".join(match.group(2).split())
+                told[name.strip()] = told.get(name.strip(), meaning) if meaning.startswith("see `") else meaning
     return [(f.name, repr(getattr(part, f.name)), told.get(f.name, "")) for f in dataclasses.fields(part)]
 
 
@@ -160,6 +162,8 @@ def whole_run(name: str) -> tuple[float, str] | None:
 
 
 def cost_text(name: str) -> str:
+    if name == "vanilla":
+        return "1"
     found = cost(name) or whole_run(name)
     return "not measured" if found is None else f"{found[0]:.2f} ({found[1]})"
 

@@ -37,11 +37,13 @@ REFERENCE = {
     ),
     "plan": ("Plans", {"hf_mixup.core.plan": ["MixPlan", "Share", "Boxes", "Dense", "blend", "mix_targets"]}),
     "parts": (
-        "To write a method",
+        "Write a method",
         {
             "hf_mixup.core.policy": ["SamplePolicy", "LabelPolicy", "Signals"],
             "hf_mixup.steps.step": ["Step", "StepOutput", "MethodState"],
             "hf_mixup.core.rng": ["MixKey", "keyed", "partners", "beta"],
+            "hf_mixup.mixers.mixblock": ["MixBlock"],
+            "hf_mixup.mixers.adaptive_mask": ["AdaptiveMask"],
         },
     ),
     "losses": ("Losses", {"hf_mixup.core.losses": ["CrossEntropy", "BCE", "Focal", "Decoupled", "MSE"]}),
@@ -69,6 +71,10 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Any, **kwargs: Any) -> str:
+    if page.parent is None:  # a menu at the left would hold this page alone; without it, code and tables have more room
+        page.meta.setdefault("hide", []).append("navigation")
+    if page.file.src_uri == "faq.md":  # newcomers search for words of their questions
+        page.meta["search"] = {"boost": 2}
     if page.file.src_uri == "methods.md":  # names in the catalogue become links
         markdown = re.sub(r"^\| `(\w+)` \|", r"| [\1](methods/\1.md) |", markdown, flags=re.M)
     return markdown

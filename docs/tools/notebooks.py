@@ -33,45 +33,54 @@ mixed, targets = get_method("cutmix")(images, labels, num_labels=2, generator=ke
 targets""",
     ),
     (
+        "markdown",
+        "A *plan* describes how a method mixes: partners, lam and a mask.",
+    ),
+    (
+        "code",
+        """plan = get_method("cutmix").plan(images, generator=keyed(5))
+mask = plan.dense_mask((224, 224))  # (images, sources, height, width): the share of each image in every pixel
+print("partners", plan.partners.tolist(), " lam", [round(float(x), 2) for x in plan.lam], " masks", tuple(mask.shape))""",
+    ),
+    (
+        "markdown",
+        "Both in a picture. Blue is the own image, in the mask and in the bar of its label. Orange is the partner.",
+    ),
+    (
         "code",
         """import io
-import matplotlib
-import matplotlib.pyplot as plt
+import os
 from IPython.display import Image as Shown
+from hf_mixup import blend, mix_targets
+from hf_mixup.report.plots import gallery
 
-def show(rows, titles):
-    figure, axes = plt.subplots(1, len(rows), figsize=(1.5 * len(rows), 1.9), dpi=72, layout="constrained")
-    for axis, image, title in zip(axes, rows, titles):
-        axis.imshow(image.permute(1, 2, 0).clamp(0, 1))
-        axis.set_title(title, fontsize=9)
-        axis.set_axis_off()
+def mixture(name, row=0):
+    plan = get_method(name).plan(images, generator=keyed(5))
+    return {
+        "title": name, "own": images[row], "partner": images[plan.partners[row, 0]], "mask": plan.dense_mask((224, 224))[row, 0],
+        "mixed": blend(plan, images)[row], "target": mix_targets(plan, labels, num_labels=2)[row], "own_class": int(labels[row]),
+    }
+
+def show(columns):
+    gallery("mixtures.png", columns, names)
     stream = io.BytesIO()
-    figure.savefig(stream, format="jpg", pil_kwargs={"quality": 80})
-    plt.close(figure)
+    picture = Image.open("mixtures.png").convert("RGB")
+    picture.resize((picture.width * 2 // 3, picture.height * 2 // 3)).save(stream, format="jpeg", quality=75)
+    os.remove("mixtures.png")
     return Shown(stream.getvalue(), format="jpg")
 
-show([*images, *mixed], ["cat", "coffee", *(f"cat {t[0]:.2f}, coffee {t[1]:.2f}" for t in targets)])""",
+show([mixture("cutmix", row=0), mixture("cutmix", row=1)])""",
     ),
     ("markdown", "Several methods on the same pair. The same key gives the same draw."),
     (
         "code",
-        """methods = ["mixup", "cutmix", "fmix", "gridmix", "resizemix", "smoothmix"]
-made = [get_method(name)(images, labels, num_labels=2, generator=keyed(5)) for name in methods]
-show([images[0] for images, _ in made], [f"{name}\\ncat {targets[0, 0]:.2f}" for name, (_, targets) in zip(methods, made)])""",
-    ),
-    ("markdown", "A *plan* describes how a method mixes: partners, lam and a mask. Blue is the cat, orange the coffee."),
-    (
-        "code",
-        """plan = get_method("fmix").plan(images, generator=keyed(5))
-mask = plan.dense_mask((224, 224))  # (images, sources, height, width)
-print("partners", plan.partners.tolist(), " lam", [round(float(x), 2) for x in plan.lam], " masks", tuple(mask.shape))
-blue, orange = torch.tensor([0.0, 0.45, 0.70]), torch.tensor([0.90, 0.62, 0.0])
-show([mask[0, 0][None] * blue[:, None, None] + mask[0, 1][None] * orange[:, None, None], made[2][0][0]], ["mask", "mixture"])""",
+        """show([mixture(name) for name in ("mixup", "cutmix", "fmix", "gridmix", "resizemix", "smoothmix")])""",
     ),
     ("markdown", "How alpha changes lam. An image is nearly whole if the other image has less than a tenth of it."),
     (
         "code",
         """many = torch.zeros(4000, 1, 2, 2)
+print(f"n = {len(many)} draws for each alpha")
 for alpha in (0.2, 0.8, 1.0, 2.0):
     lam = get_method("mixup", alpha=alpha).plan(many, generator=keyed(0)).lam
     nearly_whole = ((lam > 0.9) | (lam < 0.1)).float().mean()
@@ -137,7 +146,8 @@ for seed in (1, 2):
     _, plain = run(copy.deepcopy(network), seed, mix="vanilla")
     _, mixed = run(copy.deepcopy(network), seed, mix=["mixup", "cutmix"], alpha=[0.2, 1.0])
     rows.append((seed, start, plain, mixed))
-print("seed  start  vanilla  mixup + cutmix   (top-1 accuracy, %)")
+print(f"top-1 accuracy in %, n = {len(test)} test images, {len(rows)} seeds")
+print("seed  start  vanilla  mixup + cutmix")
 for seed, start, plain, mixed in rows:
     print(f"{seed:4d}  {start:5.1f}  {plain:7.1f}  {mixed:14.1f}")""",
     ),
@@ -145,7 +155,7 @@ for seed, start, plain, mixed in rows:
     (
         "code",
         """gains = [mixed - plain for _, _, plain, mixed in rows]
-print(f"gain by mixing: {sum(gains) / len(gains):+.1f} points, from {min(gains):+.1f} to {max(gains):+.1f}")""",
+print(f"gain by mixing: {sum(gains) / len(gains):+.1f} points, from {min(gains):+.1f} to {max(gains):+.1f} (n = {len(gains)} seeds)")""",
     ),
     (
         "markdown",

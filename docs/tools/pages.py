@@ -62,6 +62,8 @@ def _network(method: Method) -> str:
     """Which network the method looked at for the picture."""
     if (method.sample.needs | method.label.needs) - OF_THE_BATCH:
         return " The network that the method looks at was trained for a few seconds, on pieces of these two photographs."
+    if hasattr(method.step, "mixer"):
+        return " The mask network is untrained here, so its mask is grey. [A notebook](../notebooks/automix_masks.ipynb) trains one."
     return "" if facts.runs_in(method).startswith("any loop") else " The network is untrained here; a trained one gives other mixtures."
 
 
