@@ -27,8 +27,8 @@ from hf_mixup.mixers.mixer import Mixer
 from hf_mixup.networks.average import Average, rising_decay
 from hf_mixup.networks.backbones import describe_for_timm, load_classifier
 from hf_mixup.networks.distillation import Distillation, Distiller
-from hf_mixup.networks.families import bare, is_decoder, is_timm, keep_frozen, main_input_of, reads_tokens, takes_pictures
-from hf_mixup.networks.passes import check_changeable, compile_around, logits_of
+from hf_mixup.networks.families import bare, is_decoder, is_timm, keep_frozen, main_input_of, reads_tokens, take_classifier, takes_pictures
+from hf_mixup.networks.passes import check_changeable, check_uncompiled, compile_around, logits_of, uncompile
 from hf_mixup.networks.signals.signal import gathered
 from hf_mixup.networks.teachers import Normalisation, Teacher, normalisation_of
 from hf_mixup.networks.wrapping import ModuleClassifier, as_classifier, load_network, restore_network, save_network
@@ -109,6 +109,8 @@ class MixupModel(PreTrainedModel):
         hard_distillation: bool = False,
     ):
         backbone = as_classifier(backbone)
+        uncompile(backbone)  # of an earlier model of this network, as the next line
+        take_classifier(backbone)
         super().__init__(backbone.config)
         check_count(1, mix_repeat=mix_repeat)
         if not isinstance(mix, MethodChoice):
@@ -152,6 +154,7 @@ class MixupModel(PreTrainedModel):
             self.ema = Average(backbone)
         distillation = Distillation.of(teacher, distillation_temperature, distillation_weight, hard_distillation)
         self.distiller = None if distillation is None else self._distiller(distillation)
+        check_uncompiled(backbone, self._watched, str(mix))
         self.check_checkpointing(False)
         json.dumps(self.to_dict())  # fails now, and not after training
         self.normalisation = None
@@ -218,8 +221,12 @@ class MixupModel(PreTrainedModel):
 
     def compile_backbone(self, **options: Any) -> None:
         """Compiles the backbone in place. Mixing, and watched modules, stay outside the graphs. `options` are those of `torch.compile`."""
+        compile_around(self.backbone, self._watched, **options)
+
+    @property
+    def _watched(self) -> list[nn.Module]:
         watched = [module for state in self.states.values() for module in state.watched]
-        compile_around(self.backbone, watched if self.distiller is None else [*watched, self.backbone], **options)
+        return watched if self.distiller is None else [*watched, self.backbone]
 
     def forward(
         self,

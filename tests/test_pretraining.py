@@ -9,9 +9,12 @@ from contextlib import contextmanager
 from dataclasses import fields
 from functools import partial
 
+import numpy as np
+import PIL.Image
 import pytest
 import timm
 import torch
+from datasets import Dataset, Image
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForImageClassification, TrainerCallback
 from transformers.utils import logging as transformers_logging
@@ -22,6 +25,7 @@ from hf_mixup.cli.pretrain import parse
 from hf_mixup.core.plan import MixPlan, Share, blend, mix_targets
 from hf_mixup.core.policy import Signals
 from hf_mixup.core.rng import MixKey
+from hf_mixup.data.dataset import ImageDataset
 from hf_mixup.data.processor import ImageFormat
 from hf_mixup.method import Method
 from hf_mixup.methods import METHODS
@@ -30,11 +34,13 @@ from hf_mixup.networks.backbones.cifar_resnet import CifarResNetConfig, CifarRes
 from hf_mixup.networks.families import classifier_of, freeze_backbone
 from hf_mixup.pretraining.clusters import Clusters
 from hf_mixup.pretraining.contrast import Mixture
+from hf_mixup.pretraining.knn import knn_classes
+from hf_mixup.pretraining.losses import LogOfMean
 from hf_mixup.pretraining.pretexts import BASES, PRETEXTS
 from hf_mixup.pretraining.samix import SAMix
 from hf_mixup.pretraining.sdmp import SDMP, in_common
 from hf_mixup.pretraining.state import Batch, feature_of
-from hf_mixup.pretraining.views import STYLES, view_transform
+from hf_mixup.pretraining.views import STYLES, Style, view_transform
 from hf_mixup.report.examples import MaskPictures, masks_of_mixers
 from hub_server import USER, WRITE, LoopbackHub
 from pretrained import TwoViews, saves_every_step, trainer
@@ -164,6 +170,25 @@ def test_key_network_moves_by_its_average_alone(base):
             torch.testing.assert_close(value, momentum * old[f"network.{name}"] + (1 - momentum) * now[name], atol=1e-6, rtol=0)
 
 
+def test_the_momentum_of_moco_is_constant_unless_an_end_is_given():
+    """As in MoCo v2. That of BYOL rises to 1."""
+    for base, settings, wanted in (
+        ("moco", {"momentum": 0.9}, 0.9),
+        ("moco", {"momentum": 0.9999}, 0.9999),
+        ("moco", {"momentum": 0.9, "end_momentum": 0.99}, 0.99),
+        ("byol", {"momentum": 0.9}, 1.0),
+        ("byol", {"momentum": 0.9, "end_momentum": None}, 0.9),
+    ):
+        model = model_of(base, **settings)
+        key = state_of(model).key
+        old = next(key.parameters()).clone()
+        with torch.no_grad():
+            next(model.backbone.parameters()).add_(1)
+        model.after_optimizer_step(1000, 1000)  # at the end of a run
+        torch.testing.assert_close(next(key.parameters()), old + (1 - wanted), atol=1e-6, rtol=0)
+        assert Method.from_dict(json.loads(json.dumps(model.pretext.to_dict()))) == model.pretext
+
+
 @pytest.mark.parametrize("base", ["moco", "mocov3", "byol"])
 def test_key_network_trains_on_statistics_of_its_own_and_in_no_optimizer(base, tmp_path):
     """Also after an evaluation: it is in training mode, its running statistics are those of the keys, and no optimizer has its weights."""
@@ -284,11 +309,90 @@ def test_similarities_are_float32_under_autocast(base):
 
 
 def test_half_precision_weights_have_float32_averages():
-    model = model_of("byol").to(torch.bfloat16)
+    before, after = model_of("byol"), model_of("byol")
+    exact = weights(state_of(after).key)
+    after.to(torch.bfloat16)
+    assert difference(exact, weights(state_of(after).key)) == 0  # not rounded on the way either
     torch.manual_seed(0)
-    model = PreTrainingModel(from_scratch("cifar_resnet20", 2, 16).to(torch.bfloat16), made("byol", "imix"))
-    assert all(p.dtype is torch.float32 for p in state_of(model).key.parameters())
-    model(views().to(torch.bfloat16), mix_key=KEY).loss.backward()
+    before = PreTrainingModel(from_scratch("cifar_resnet20", 2, 16).to(torch.bfloat16), made("byol", "imix"))
+    for model in (before, after):
+        key = state_of(model).key
+        assert all(p.dtype is torch.float32 for p in key.parameters())
+        model(views().to(next(model.parameters()).dtype), mix_key=KEY).loss.backward()
+        old = weights(key)
+        with torch.no_grad():
+            next(model.backbone.parameters()).mul_(1.01)
+        model.after_optimizer_step(0, 1000)  # a step of 1e-4 of the weight, which bfloat16 would round away
+        assert difference(old, weights(key)) > 0
+    averaged = MixupModel(from_scratch("cifar_resnet20", 4, 16), "cutmix", ema_decay=0.999).to(torch.bfloat16)
+    assert all(p.dtype is torch.float32 for p in averaged.ema.parameters())
+    assert averaged.eval()(torch.randn(2, 3, 16, 16)).logits.dtype is torch.float32
+
+
+def test_the_log_of_a_mean_at_any_temperature():
+    """SDMP's loss: the share of the other candidates stays 0, however much closer they are than the sources."""
+    generator = torch.Generator().manual_seed(0)
+    cosines = torch.nn.functional.normalize(torch.randn(6, 3, generator=generator), dim=1)
+    cosines = cosines @ cosines.T * 0.9
+    plan = MixPlan.pair(torch.arange(6).flip(0), None, torch.linspace(0.1, 0.9, 6))
+    for temperature in (0.001, 0.01, 0.2, 10):
+        scores = (cosines / temperature).requires_grad_()
+        exact = scores.detach().double().requires_grad_()
+        targets = mix_targets(plan, torch.arange(6), 6)
+        found = LogOfMean()(scores, targets)
+        log_p, rows = torch.log_softmax(exact, 1), torch.arange(6)
+        own, other = plan.weight.double().log().unbind(1)
+        wanted = -torch.logaddexp(log_p[rows, rows] + own, log_p[rows, rows.flip(0)] + other)
+        torch.testing.assert_close(found.double(), wanted, atol=1e-4, rtol=1e-5)
+        gradients = torch.autograd.grad(found.sum(), scores)[0], torch.autograd.grad(wanted.sum(), exact)[0]
+        torch.testing.assert_close(gradients[0].double(), gradients[1], atol=1e-3, rtol=1e-3)
+
+
+# -- compiled code ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("earlier", ["manifoldmix", "cutmix"])
+def test_after_an_earlier_compiled_training(earlier):
+    """The key network has its own weights, and layers are mixed, whatever was compiled before, in parts or as a whole."""
+    found = []
+    for backend in (None, "eager"):
+        torch._dynamo.reset()
+        torch.manual_seed(0)
+        network = from_scratch("cifar_resnet20", 2, 16)
+        if backend:
+            first = MixupModel(network, earlier).train()
+            first.compile_backbone(backend=backend)
+            first.compile_backbone(backend=backend)
+            with torch.no_grad():
+                network.train()(torch.zeros(2, 3, 16, 16))
+        network.load_state_dict(from_scratch_weights())
+        torch.manual_seed(1)
+        model = PreTrainingModel(network, made("moco", "imix", layers=(1,))).train()
+        with torch.no_grad():
+            for parameter in network.parameters():
+                parameter.mul_(1.2)
+        found.append(model(views(), mix_key=KEY).loss.item())
+        averaged = MixupModel(network, "cutmix", ema_decay=0.9).eval()
+        with torch.no_grad():
+            next(network.parameters()).mul_(5)
+            found.append(averaged(views()[:, 0]).logits.sum().item())
+    assert found[:2] == found[2:]
+
+
+def from_scratch_weights():
+    torch.manual_seed(7)
+    return from_scratch("cifar_resnet20", 2, 16).state_dict()
+
+
+def test_a_network_compiled_by_hand_is_refused_where_it_would_be_watched():
+    """Hooks of later passes do nothing in its graph."""
+    network = from_scratch("cifar_resnet20", 2, 16)
+    network.compile(backend="eager")
+    with refuses("must watch modules of the network, got them inside compiled code"):
+        PreTrainingModel(network, made("moco", "imix"))
+    with refuses("must watch modules of the network, got them inside compiled code"):
+        MixupModel(torch.compile(from_scratch("cifar_resnet20", 2, 16), backend="eager"), "manifoldmix")
+    MixupModel(network, "cutmix")
 
 
 # -- layers, input mixing ---------------------------------------------------------------------------------------------------
@@ -328,6 +432,7 @@ def test_input_mixing_changes_views_not_targets():
     [
         ("puzzlemix", "moco", {}, "images only"),
         ("automix", "moco", {}, "images only"),
+        ("remix", "moco", {}, "images only, got 'remix', which needs labels of its own"),
         ("mixco", "byol", {}, "must have a base of simclr, moco"),
         ("mixup2", "moco", {}, "did you mean"),
         ("imix", "mocov4", {}, "did you mean"),
@@ -367,6 +472,7 @@ def test_refusals_of_pretexts(mix, base, settings, match):
         ({"mix": ["imix", "unmix"]}, "one way of mixing"),
         ({"mix": ["mixco"], "alpha": [1.0]}, "policies that have one"),
         ({"mix": [pretext("imix")], "base_args": {"temperature": 0.1}}, "got the object"),
+        ({"mix": [pretext("imix", "byol")], "base": "simsiam"}, "base must come with a pretext by name, got the object"),
         ({"dataloader_drop_last": False}, "batches of one size"),
         ({"predictor_constant_lr": True}, "bases with a predictor"),
         ({"eval_strategy": "epoch"}, "kNN evaluation needs"),
@@ -374,6 +480,10 @@ def test_refusals_of_pretexts(mix, base, settings, match):
         ({"base_args": {"bn_splits": 8}}, "bn_splits must divide a batch into parts of at least 2 images, got 8 and 8"),
         ({"bf16_full_eval": True}, "bf16_full_eval has no effect on pre-training"),
         ({"base": "simsiam", "predictor_constant_lr": True, "lr_scheduler_type": "reduce_lr_on_plateau"}, "functions of the step"),
+        (
+            {"base": "simsiam", "predictor_constant_lr": True, "lr_scheduler_type": "greedy", "eval_strategy": "steps"},
+            "functions of the step, got lr_scheduler_type='greedy'",
+        ),
         ({"load_best_model_at_end": True, "metric_for_best_model": "loss"}, "best model is that of knn_top1"),
     ],
 )
@@ -680,6 +790,27 @@ def test_the_best_checkpoint_has_the_best_neighbours(tmp_path):
     assert len(found) == 2
     assert run.state.best_metric == max(found.values())
     assert run.evaluate()["eval_knn_top1"] == max(found.values())
+    run.save_model()
+    run.create_model_card()
+    text = (tmp_path / "README.md").read_text()
+    best = max(found, key=found.get)
+    assert f"weights are those of step {best}, chosen by the same images" in text
+    assert "last weights" not in text
+    assert [line for line in text.splitlines() if re.match(r"\| \d", line)] == [
+        f"| {step} | {100 * knn:.2f} |" for step, knn in found.items()
+    ]
+
+
+def test_features_that_are_not_finite_are_refused():
+    """One such image of the bank would be the nearest neighbour of all."""
+    bank, queries, labels = torch.randn(8, 4), torch.randn(3, 4), torch.arange(8) % 2
+    assert knn_classes(bank, labels, queries, 2).shape == (3,)
+    for name, broken in (("bank", bank), ("queries", queries)):
+        kept = broken[1].clone()
+        broken[1, 2] = torch.nan
+        with refuses(f"the features of {name} must be finite, got 1 of {len(broken)} images"):
+            knn_classes(bank, labels, queries, 2)
+        broken[1] = kept
 
 
 def test_less_than_a_batch_is_refused(tmp_path):
@@ -699,20 +830,31 @@ def test_a_frozen_backbone_keeps_all_but_its_classifier():
     assert changed == {"backbone.classifier.weight", "backbone.classifier.bias"}
 
 
+def test_a_network_after_its_pre_training_is_trained_with_its_classifier():
+    """In one process. A classifier that the user froze stays so."""
+    for frozen in (False, True):
+        network = from_scratch("cifar_resnet20", 4, 16)
+        classifier_of(network).requires_grad_(not frozen)
+        for _ in range(2):
+            model = PreTrainingModel(network, made("moco", "imix")).train()
+            model(views(), mix_key=KEY).loss.backward()
+            assert not any(p.requires_grad for p in classifier_of(network).parameters())
+        model = MixupModel(network, "mixup").train()
+        before = weights(classifier_of(network))
+        optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 0.1)
+        model(torch.randn(6, 3, 16, 16), labels=torch.arange(6) % 4, mix_key=KEY).loss.backward()
+        optimizer.step()
+        assert (difference(before, weights(classifier_of(network))) == 0) == frozen
+
+
 # -- views ------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("style", list(STYLES))
 def test_views_follow_from_seed_epoch_row_and_view(style):
-    import datasets
-    import numpy as np
-    import PIL.Image
-
-    from hf_mixup.data.dataset import ImageDataset
-
     rng = np.random.default_rng(0)
     images = [PIL.Image.fromarray(rng.integers(0, 255, (20, 24, 3), dtype=np.uint8)) for _ in range(4)]
-    data = datasets.Dataset.from_dict({"image": images, "label": [0, 1, 0, 1]}).cast_column("image", datasets.Image())
+    data = Dataset.from_dict({"image": images, "label": [0, 1, 0, 1]}).cast_column("image", Image())
     transform = view_transform(ImageFormat(16), style)
 
     def made_by(seed=0, epoch=0):
@@ -748,6 +890,18 @@ def test_what_the_card_says_of_features_is_so(network, tmp_path, monkeypatch):
         features = eval(f"backbone.eval()(images).{said}", {**names, "images": images})
         torch.testing.assert_close(features, run.mixup_model.features(images))
         assert names["classifier"].eval()(images).logits.shape == (2, 10)
+
+
+def test_the_card_names_the_views_of_the_data_set(tmp_path):
+    """Not those of the arguments, which only the script uses."""
+    images = Dataset.from_dict({"image": [PIL.Image.new("RGB", (16, 16))] * 16, "label": [0, 1] * 8})
+    for style in ("simclr", Style((0.3, 1.0), (0.1, 0.1, 0.1, 0.1))):
+        data = ImageDataset(images, "image", "label", view_transform(ImageFormat(16), style))
+        run = trainer(tmp_path, data=data, evaluate=False, max_steps=1)
+        run.save_model()
+        run.create_model_card()
+        assert f"- **views:** {style}\n" in (tmp_path / "README.md").read_text()
+    assert "views" not in trainer(tmp_path, evaluate=False)._hyperparameters()
 
 
 def test_the_card_promises_features_not_classes(tmp_path):

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from hf_mixup.networks.families import main_input_of
+
+HALF = (torch.bfloat16, torch.float16)
 
 
 class Average(nn.Module):
@@ -25,12 +28,21 @@ class Average(nn.Module):
     def __init__(self, network: nn.Module):
         super().__init__()
         self.network = copy.deepcopy(network).requires_grad_(False)
-        if any(value.dtype in (torch.bfloat16, torch.float16) for value in self.network.parameters()):
+        if any(value.dtype in HALF for value in self.network.parameters()):
             self.network.float()
 
     @property
     def main_input_name(self) -> str:
         return main_input_of(self.network)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Average:
+        """What `to`, `half` and `bfloat16` call: floats stay float32."""
+
+        def kept(value: Tensor) -> Tensor:
+            made = fn(value)
+            return value.to(made.device) if value.dtype is torch.float32 and made.dtype in HALF else made
+
+        return super()._apply(kept, recurse)
 
     @torch.no_grad()
     def follow(self, network: nn.Module, momentum: float, *, buffers: bool) -> None:

@@ -264,6 +264,20 @@ def freeze_backbone(network: nn.Module) -> None:
     network.backbone_is_frozen = True
 
 
+def leave_classifier(network: nn.Module) -> nn.Linear:
+    """Excludes the classifier from training, until `take_classifier`, and returns it."""
+    classifier = classifier_of(network)
+    network._classifier_was_left = getattr(network, "_classifier_was_left", False) or any(p.requires_grad for p in classifier.parameters())
+    return classifier.requires_grad_(False)
+
+
+def take_classifier(network: nn.Module) -> None:
+    """Trains the classifier again, if it was left out."""
+    if getattr(network, "_classifier_was_left", False):
+        network._classifier_was_left = False
+        classifier_of(network).requires_grad_(True)
+
+
 def keep_frozen(network: nn.Module) -> None:
     """For networks that `freeze_backbone` froze, call this after `train()`: all but the classifier go to evaluation mode. So batch norms
     neither use nor follow the batch."""

@@ -9,6 +9,7 @@ Hooks are always outside compiled code: `compile_around` compiles the parts betw
 
 from __future__ import annotations
 
+import copy
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -120,9 +121,11 @@ def compile_around(network: nn.Module, taken: Iterable[nn.Module], **options: An
 
     A graph does not contain hooks that are added later. `torch.compile` also keeps graphs by code, so one network can get the graph of another
     one of its class. Where hooks will be added, the largest parts without a hook are compiled instead of the whole network. `options` are those
-    of `torch.compile`.
+    of `torch.compile`. What was compiled before is not used any more.
     """
     taken = set(taken)
+    uncompile(network)
+    network._compiled_around = True
     if not taken:
         network.compile(**options)
         return
@@ -131,12 +134,46 @@ def compile_around(network: nn.Module, taken: Iterable[nn.Module], **options: An
     def visit(module: nn.Module) -> None:
         if module not in holding:
             if any(True for _ in module.parameters()):
-                module.forward = torch.compile(_own_code(module.forward), **options)
+                module.forward = Compiled(module.forward, **options)
             return
         for child in module.children():
             visit(child)
 
     visit(network)
+
+
+def check_uncompiled(network: nn.Module, taken: Iterable[nn.Module], method: str) -> None:
+    """Raises ValueError if one of the modules `taken` is in a part that the user has compiled. Hooks that come after the first pass do nothing there."""
+    taken = set(taken)
+    parts = [module for module in network.modules() if module._compiled_call_impl is not None]
+    if any(inner in taken for part in parts for inner in part.modules()):
+        raise ValueError(
+            f"{method} must watch modules of the network, got them inside compiled code, where it cannot; leave out torch.compile, and pass torch_compile=True "
+            "to the trainer, which compiles the rest."
+        )
+
+
+def uncompile(network: nn.Module) -> None:
+    """Undoes `compile_around`: an earlier model's graphs know nothing of the hooks of this one."""
+    if not getattr(network, "_compiled_around", False):
+        return
+    network._compiled_around, network._compiled_call_impl = False, None
+    for module in network.modules():
+        if isinstance(module.__dict__.get("forward"), Compiled):
+            del module.forward
+
+
+class Compiled:
+    """The compiled `forward` of a module. A copy of the module, such as an average, has its own forward, which is not compiled."""
+
+    def __init__(self, forward: types.MethodType, **options: Any):
+        self.plain, self.graphs = forward, torch.compile(_own_code(forward), **options)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.graphs(*args, **kwargs)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> types.MethodType:
+        return copy.deepcopy(self.plain, memo)  # of the copied module
 
 
 def _own_code(method: types.MethodType) -> Callable:

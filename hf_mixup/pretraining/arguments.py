@@ -69,9 +69,10 @@ class PreTrainingArguments(MixupTrainingArguments):
             raise ValueError(
                 "the best model is that of knn_top1, got metric_for_best_model='loss', which evaluation does not have; leave it out."
             )
-        if self.predictor_constant_lr and self.lr_scheduler_type == "reduce_lr_on_plateau":
+        schedule = getattr(self.lr_scheduler_type, "value", self.lr_scheduler_type)
+        if self.predictor_constant_lr and schedule in ("reduce_lr_on_plateau", "greedy"):
             raise ValueError(
-                "predictor_constant_lr is for schedules that are functions of the step, got lr_scheduler_type='reduce_lr_on_plateau'; choose another."
+                f"predictor_constant_lr is for schedules that are functions of the step, got lr_scheduler_type={schedule!r}; choose another."
             )
         # transformers has no LARS, and refuses unknown names
         lars, options = self.optim == "lars", self.optim_args
@@ -105,8 +106,12 @@ class PreTrainingArguments(MixupTrainingArguments):
         if len(mix) != 1:
             raise ValueError(f"pre-training takes one way of mixing, got {mix}; choose one.")
         fields = {name: tuple(value) if isinstance(value, list) else value for name, value in (self.base_args or {}).items()}
-        if fields and not isinstance(mix[0], str):
-            raise ValueError(f"base_args are for a pretext by name, got the object {mix[0].name!r}; set them there.")
+        named = {"base": self.base != type(self).base, "base_args": bool(fields)}
+        if not isinstance(mix[0], str) and any(named.values()):
+            given = next(name for name, is_given in named.items() if is_given)
+            raise ValueError(
+                f"{given} must come with a pretext by name, got the object {mix[0].name!r}; leave out {given}, and set it there."
+            )
         method = mix[0] if not isinstance(mix[0], str) else pretext(mix[0], self.base, **fields)
         if self.alpha is not None and "alpha" not in fields_of(method.sample):
             raise ValueError(f"alpha is for policies that have one, got {self.alpha} for {method.name!r}; leave it out.")

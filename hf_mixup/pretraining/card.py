@@ -26,6 +26,7 @@ def write_card(
     hyperparameters: Mapping[str, Any],
     history: Sequence[Mapping[str, Any]],
     knn: str,
+    best_step: int | None = None,
     dataset: str | None = None,
     dataset_id: str | None = None,
     base_model: str | None = None,
@@ -42,6 +43,7 @@ def write_card(
         repo: Hub id, if it has one.
         history: the `log_history` of a Trainer.
         knn: how its numbers were measured.
+        best_step: the step of the saved weights, if they were chosen by the kNN monitor; the last step if None.
     """
     base, mix = method["step"]["name"], method["name"]
     place = repo or "path/or/hub-id/of/this/model"
@@ -60,6 +62,9 @@ def write_card(
         f'backbone = AutoModelForImageClassification.from_pretrained("{place}")  # features: logits, as there is no classifier',
     ]  # fmt: skip
     rows = [entry for entry in history if "eval_knn_top1" in entry]
+    if best_step is not None:  # what is measured after the training is measured with the best weights
+        end = max((place for place, entry in enumerate(history) if "train_runtime" in entry), default=len(history))
+        rows = [entry for entry in history[:end] if "eval_knn_top1" in entry]
     table = ["| step | kNN top-1 |", "| ---: | ---: |", *(f"| {row['step']} | {100 * row['eval_knn_top1']:.2f} |" for row in rows)]
     how = "without mixing" if mix == "vanilla" else f"with **{mix}**"
     paper = f" ([arXiv:{method['paper']}](https://arxiv.org/abs/{method['paper']}))" if method["paper"] else ""
@@ -86,7 +91,9 @@ def write_card(
             "\n<details><summary>The pretext as data</summary>\n\n```json",
             json.dumps(method, indent=2),
             "```\n\n</details>\n\n## Limits\n",
-            "- The numbers above are from one run and its last weights, not from the best epoch.",
+            "- The numbers above are from one run and its last weights, not from the best epoch."
+            if best_step is None
+            else f"- The numbers above are from one run. Its weights are those of step {best_step}, chosen by the same images, which makes their number too high.",
             "" if license else "- No licence is named: ask the author before you use the weights; the images have their own.",
         ]
     )

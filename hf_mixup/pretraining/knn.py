@@ -21,7 +21,16 @@ def knn_classes(
         neighbours: number of neighbours that vote; all, if the bank is smaller.
         temperature: 0.1 in MoCo's and Un-Mix's monitor, 0.07 in others.
         rows: number of queries that are compared at once.
+
+    Raises:
+        ValueError: for features that are not finite: a single one would vote for every query.
     """
+    for name, rows_of in (("bank", bank), ("queries", queries)):
+        broken = int((~torch.isfinite(rows_of)).any(1).sum())
+        if broken:
+            raise ValueError(
+                f"the features of {name} must be finite, got {broken} of {len(rows_of)} images with NaN or infinity; check the weights and the images."
+            )
     bank, queries = F.normalize(bank.float(), dim=1), F.normalize(queries.float(), dim=1)
     found = []
     for some in queries.split(rows):

@@ -49,6 +49,7 @@ class LogOfMean(Loss):
     """`-log sum_s t_s p_s`: SDMP (Ren et al., CVPR 2022, arXiv:2206.07692), which mixes probabilities and not their logarithms."""
 
     def __call__(self, logits: Tensor, targets: Tensor, plan: MixPlan | None = None) -> Tensor:
-        log_p = F.log_softmax(logits.float(), -1)
-        # log of t, with the smallest number for 0, because -inf has a NaN gradient
-        return -torch.logsumexp(log_p + targets.clamp_min(torch.finfo(torch.float32).tiny).log(), -1)
+        limits = torch.finfo(torch.float32)
+        weighted = F.log_softmax(logits.float(), -1) + targets.clamp_min(limits.tiny).log()
+        # not -inf, because its gradient may be NaN
+        return -torch.logsumexp(weighted.masked_fill(targets == 0, limits.min), -1)

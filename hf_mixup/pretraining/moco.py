@@ -58,7 +58,7 @@ class Queued(Momentum):
     queue_size: int = 65536
     bn_splits: int = 1
     momentum: float = 0.999
-    end_momentum: float = 0.999
+    end_momentum: float | None = None
     projector_norm: str = "none"
 
     def __post_init__(self):

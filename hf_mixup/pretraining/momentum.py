@@ -21,16 +21,19 @@ class Momentum(Contrast):
     So in a step it has the weights after the last step, as in the published order, where it is updated before keys are made.
 
     Args:
-        momentum, end_momentum, momentum_scope: of the key network, see `ema_momentum`; constant if start and end are equal.
+        momentum, end_momentum, momentum_scope: of the key network, see `ema_momentum`. It is constant if `end_momentum` is None.
     """
 
     momentum: float = 0.99
-    end_momentum: float = 1.0
+    end_momentum: float | None = 1.0
     momentum_scope: float = 0.0
 
     def __post_init__(self):
         super().__post_init__()
-        check_between(0, 1, momentum=self.momentum, end_momentum=self.end_momentum, momentum_scope=self.momentum_scope)
+        check_between(0, 1, momentum=self.momentum, momentum_scope=self.momentum_scope)
+        if self.end_momentum is None:
+            return
+        check_between(0, 1, end_momentum=self.end_momentum)
         if self.end_momentum < self.momentum:
             raise ValueError(f"end_momentum must be at least momentum, got {self.end_momentum} and {self.momentum}; set both.")
 
@@ -45,4 +48,5 @@ class Momentum(Contrast):
         return state.keys(images)
 
     def after_optimizer_step(self, state: KeyState, network: nn.Module, step: int, total_steps: int) -> None:
-        state.follow(network, ema_momentum(step, total_steps, self.momentum, self.end_momentum, self.momentum_scope, warmup=False))
+        end = self.momentum if self.end_momentum is None else self.end_momentum
+        state.follow(network, ema_momentum(step, total_steps, self.momentum, end, self.momentum_scope, warmup=False))

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from hf_mixup.core.checks import check_known, nearest
 from hf_mixup.core.losses import CrossEntropy, Loss
-from hf_mixup.core.policy import SamplePolicy
+from hf_mixup.core.policy import AreaLabels, SamplePolicy
 from hf_mixup.method import Method, fields_of, needs_of_model
 from hf_mixup.methods import METHODS
 from hf_mixup.policies import Mixup, Vanilla
@@ -95,6 +95,7 @@ def pretext(mix: str = "imix", base: str = "moco", **fields: Any) -> Method:
             raise ValueError(f"mix must be a known name, got {mix!r}; {nearest(mix, [*PRETEXTS, *METHODS])}")
         method = METHODS[mix]
         wanted = needs_of_model(method) or ([] if method.loss == CrossEntropy() else ["a loss of its own"])
+        wanted = wanted or ([] if method.label == AreaLabels() else ["labels of its own"])
         wanted = wanted or ([] if len(method.step.rows) == 1 else ["clean images beside the mixtures"])
         if wanted:
             raise ValueError(

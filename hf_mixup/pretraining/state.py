@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from hf_mixup.core.checks import check_counts, check_known
 from hf_mixup.core.plan import MixPlan
 from hf_mixup.networks.average import Average
-from hf_mixup.networks.families import classifier_of
+from hf_mixup.networks.families import classifier_of, leave_classifier
 from hf_mixup.networks.passes import changing, input_of, watched
 from hf_mixup.steps.manifoldmix import mixed_output
 from hf_mixup.steps.step import MethodState
@@ -79,7 +79,7 @@ class ContrastState(MethodState):
         layers: Sequence[nn.Module | None],
     ):
         super().__init__()
-        classifier = classifier_of(network).requires_grad_(False)
+        classifier = leave_classifier(network)
         self.classifiers = (classifier,)  # a tuple, so that it is not registered as a module here
         self.layers = tuple(layers)
         self.projector = mlp(classifier.in_features, *projector)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from hf_mixup.core.checks import check_images
-from hf_mixup.data.dataset import Keyed, tail_on_device
+from hf_mixup.data.dataset import tail_on_device
 from hf_mixup.data.stacking import as_mapping, stack_examples
 from hf_mixup.networks.families import is_timm
 from hf_mixup.networks.signals.signal import reading
@@ -25,6 +25,7 @@ from hf_mixup.pretraining.knn import knn_classes
 from hf_mixup.pretraining.moco import Queued, check_splits
 from hf_mixup.pretraining.model import PreTrainingModel
 from hf_mixup.pretraining.processes import everyone, processes
+from hf_mixup.pretraining.views import Views
 from hf_mixup.training.agreement import loss_of
 from hf_mixup.training.optimization import check_optimization
 from hf_mixup.training.trainer import MixupTrainer
@@ -319,6 +320,7 @@ class MixupPreTrainer(MixupTrainer):
             timm=is_timm(network),
             method=self.mixup_model.pretext.to_dict(),
             history=self.state.log_history,
+            best_step=self.state.best_global_step if args.load_best_model_at_end else None,
             knn=f"Share of the evaluation images{of_split} whose class {args.knn_neighbours} nearest training images vote for, by cosine of the "
             f"backbone's features, at a temperature of {args.knn_temperature:g}.",
             **facts,
@@ -326,7 +328,8 @@ class MixupPreTrainer(MixupTrainer):
 
     def _hyperparameters(self) -> dict[str, Any]:
         found = super()._hyperparameters()
-        return {**found, "views": self.args.views} if isinstance(self.train_dataset, Keyed) else found
+        drawn = getattr(getattr(self.train_dataset, "transform", None), "each", None)
+        return {**found, "views": str(drawn.style)} if isinstance(drawn, Views) else found
 
 
 def _constant(step: int) -> float:

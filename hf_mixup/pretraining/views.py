@@ -50,9 +50,13 @@ class Views:
     """Several transforms of the same images: `Transform.each`, for an `ImageDataset`.
 
     The draws of a view depend on the image's key and the index of the view, so on (seed, epoch, row, view).
+
+    Attributes:
+        style: of the views, for the card.
     """
 
     views: tuple[OneByOne, ...]
+    style: str | Style
 
     def __call__(self, images: Sequence[PIL.Image.Image | Tensor], keys: Tensor) -> list[Tensor]:
         """(views, C, H, W) uint8 for each image, of any size."""
@@ -70,6 +74,7 @@ def view_transform(form: ImageFormat, style: str | Style = "mocov2", horizontal_
     Raises:
         ValueError: for unknown styles, and for images with other than 1 or 3 channels.
     """
+    named = style
     if isinstance(style, str):
         check_known("views", style, STYLES)
         style = STYLES[style]
@@ -79,7 +84,7 @@ def view_transform(form: ImageFormat, style: str | Style = "mocov2", horizontal_
         OneByOne(v2.Compose(_steps(form, style, blur, solarize, horizontal_flip)))
         for blur, solarize in zip(style.blur, style.solarize, strict=True)
     )
-    return Transform(v2.Identity(), form.normalisation(), form.channels, Views(tuple(views)))
+    return Transform(v2.Identity(), form.normalisation(), form.channels, Views(tuple(views), named))
 
 
 def _steps(form: ImageFormat, style: Style, blur: float, solarize: float, flip: bool) -> list[Callable]:

@@ -6,13 +6,14 @@ Losses and gradients of half a batch each, averaged, beside those of one process
 import json
 import os
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from unittest import mock
 
 import torch
 
-from hf_mixup.core.plan import MixPlan, blend
-from hf_mixup.pretraining import contrast, processes
+from hf_mixup.core.plan import MixPlan, Share, blend
+from hf_mixup.pretraining import contrast, processes, samix, sdmp
 from hf_mixup.pretraining.contrast import Mixture
 from hf_mixup.pretraining.state import Batch
 from pretrained import TwoViews, trainer
@@ -31,36 +32,54 @@ seen = {}
 
 def alone(function):
     """As if there were one process."""
-    with mock.patch.object(contrast, "processes", return_value=(0, 1)), mock.patch.object(contrast, "everyone", lambda rows: rows):
+    with mock.patch.object(contrast, "processes", return_value=(0, 1)), ExitStack() as stack:
+        for room in (contrast, samix, sdmp):
+            stack.enter_context(mock.patch.object(room, "everyone", lambda rows: rows))
         return function()
+
+
+def mixture_of(plan, images, halved):
+    """Of MixCo only the first two of every four images."""
+    if not halved:
+        return Mixture(plan, Batch(blend(plan, images)))
+    first = torch.arange(len(images)) % 4 < 2
+    sources = tuple(images[column] for column in plan.index[first].unbind(1))
+    plan = MixPlan(plan.index[first], Share(plan.weight[first]), plan.weight[first], sources)
+    return Mixture(plan, Batch(blend(plan, images[first])))
 
 
 def step_of(base, mix, rows, partner):
     """Loss, gradients of the projector, and what is remembered, of some rows of a batch of 8."""
-    model = model_of(base, mix, network="vit_mini", projector_norm="none", predictor_norm="none")  # no batch norms
-    pair = views(8)[rows]
-    step, state = model.pretext.step, state_of(model)
-    mixtures = {}
-    for view in step.mixed_views:
-        plan = MixPlan.pair(partner, None, torch.linspace(0.3, 0.9, 8)[rows])
-        mixtures[view] = Mixture(plan, Batch(blend(plan, pair[:, view])))
-    out = step.step(model.pretext.parts, state, model.backbone, list(pair.unbind(1)), mixtures, torch.Generator())
+    more = {"value_norm": "none", "extra": 0.5} if mix == "samix" else {}
+    model = model_of(base, mix, network="vit_mini", projector_norm="none", predictor_norm="none", **more)  # no batch norms
+    pair, plan = views(8)[rows], MixPlan.pair(partner, None, torch.linspace(0.3, 0.9, 8)[rows])
+    step, state, both_views = model.pretext.step, state_of(model), list(pair.unbind(1))
+    parts, network = model.pretext.parts, model.backbone
+    if mix == "sdmp":
+        out = step.pasted(parts, state, network, both_views, [plan, plan], [blend(plan, view) for view in both_views])
+    elif mix == "samix":
+        between = torch.linspace(0, 1, 8 * 8).view(8, 8)[rows]
+        out = step.learned(parts, state, network, both_views, [plan, plan], between)
+    else:
+        mixtures = {view: mixture_of(plan, pair[:, view], mix == "mixco") for view in step.mixed_views}
+        out = step.step(parts, state, network, both_views, mixtures, torch.Generator())
     out.loss.backward()
     gradient = torch.cat([p.grad.flatten() for p in model.parameters() if p.requires_grad and p.grad is not None])
     return out.loss.detach(), gradient, (out.memory or {}).get("keys", torch.zeros(1))
 
 
-for base in ("simclr", "npair", "moco", "mocov3", "byol", "simsiam"):
-    for mix in ("imix", "unmix"):
-        half = torch.arange(4)
-        loss, gradient, keys = step_of(base, mix, half + 4 * rank, half.roll(1))
-        for value in (loss, gradient):
-            torch.distributed.all_reduce(value)
-            value /= 2
-        whole = torch.cat([half.roll(1), half.roll(1) + 4])
-        wanted = alone(lambda base=base, mix=mix, whole=whole: step_of(base, mix, torch.arange(8), whole))
-        apart = [float((value - other).abs().max()) for value, other in zip((loss, gradient, keys), wanted, strict=True)]
-        seen[f"{base} {mix}"] = [apart[0], apart[1] / max(1.0, float(wanted[1].abs().max())), apart[2]]
+PAIRS = [(base, mix) for base in ("simclr", "npair", "moco", "mocov3", "byol", "simsiam") for mix in ("imix", "unmix")]
+for base, mix in [*PAIRS, ("moco", "mixco"), ("simclr", "mixco"), ("mocov3", "sdmp"), ("moco", "samix")]:
+    half = torch.arange(4)
+    partner = {"mixco": half.roll(2), "sdmp": half.flip(0)}.get(mix, half.roll(1))
+    loss, gradient, keys = step_of(base, mix, half + 4 * rank, partner)
+    for value in (loss, gradient):
+        torch.distributed.all_reduce(value)
+        value /= 2
+    whole = torch.cat([partner, partner + 4])
+    wanted = alone(lambda base=base, mix=mix, whole=whole: step_of(base, mix, torch.arange(8), whole))
+    apart = [float((value - other).abs().max()) for value, other in zip((loss, gradient, keys), wanted, strict=True)]
+    seen[f"{base} {mix}"] = [apart[0], apart[1] / max(1.0, float(wanted[1].abs().max())), apart[2]]
 
 run.train()
 queue, place = state_of(run.mixup_model).queue, int(state_of(run.mixup_model).place)
