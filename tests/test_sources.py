@@ -67,7 +67,7 @@ def table(labels, feature, names=("cat", "dog", "owl"), images=None):
 
 
 def saved(path, **splits):
-    DatasetDict(splits).save_to_disk(path)
+    DatasetDict(splits).save_to_disk(path, num_shards=dict.fromkeys(splits, 1))  # without it, older releases divide by the number of rows
     return path
 
 

@@ -524,8 +524,6 @@ def with_images(data: Dataset, column: str, split: str, folder: Path | None = No
         paths = [in_folder(path, folder) for path in old]
         if paths != old:
             data = data.remove_columns(column).add_column(column, paths)
-    if isinstance(feature, Value) and feature.dtype.startswith("large_"):  # older releases of `datasets` make no images of these
-        data = data.cast_column(column, Value(feature.dtype.removeprefix("large_")))
     # arrays stay arrays: as images they would have at most four channels, and lose their dtype
     return data if pixels else data.cast_column(column, Image())
 

@@ -358,6 +358,7 @@ def _measured(folder: Path, network: Mapping[str, Any], kind: Any) -> tuple[dict
     from torch.utils._python_dispatch import TorchDispatchMode
     from torch.utils.flop_counter import FlopCounterMode
     from transformers import AutoConfig
+    from transformers.initialization import meta_device_safe_creation_ops
 
     aten = torch.ops.aten
 
@@ -375,7 +376,8 @@ def _measured(folder: Path, network: Mapping[str, Any], kind: Any) -> tuple[dict
     facts, shapes, embedding = {}, [], None
     side = _side(folder, network) if task_of(network["model_type"]) == "image-classification" else None
     try:
-        with torch.device("meta"), torch.no_grad():
+        # older releases of timm read numbers from tensors while they build a network
+        with torch.device("meta"), meta_device_safe_creation_ops(), torch.no_grad():
             model = kind.from_config(AutoConfig.from_pretrained(folder, trust_remote_code=False)).eval()
             facts["parameters"] = f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M"
             if side:
