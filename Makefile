@@ -42,7 +42,7 @@ OLDEST := .venv-oldest
 $(OLDEST)/installed: setup.py
 	@echo "==> Laying the oldest versions into $(OLDEST)"
 	@rm -rf $(OLDEST)
-	@$(BIN)/python -m pip install --quiet --no-deps --target $(OLDEST) transformers==5.17.0 "huggingface-hub==1.31.*" "accelerate==1.7.*" timm==1.0.16 \
+	@$(BIN)/python -m pip install --quiet --no-deps --target $(OLDEST) transformers==5.17.0 "huggingface-hub==1.31.*" "accelerate==1.7.*" timm==1.0.23 \
 	  datasets==4.8.4 "dill<0.3.9" "multiprocess<0.70.17" "fsspec==2024.9.0" "httpx<1" httpcore h11 anyio requests urllib3 charset-normalizer
 	@touch $@
 

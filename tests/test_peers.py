@@ -2,8 +2,10 @@
 
 import numpy as np
 import pytest
+import timm
 import timm.data.mixup as timm_mixup
 import torch
+from packaging.version import Version
 from torch.testing import assert_close
 from torchvision.transforms import v2
 
@@ -113,6 +115,7 @@ def test_timm_keeps_the_odd_pixel_of_a_box_that_the_cutmix_code_loses():
             assert theirs[k + 1] - ours[k + 1] in ((0, 1) if odd else (0,))
 
 
+@pytest.mark.skipif(Version(timm.__version__) < Version("1.0.29"), reason="timm below 1.0.29 puts no box at the lower and the right edge")
 def test_minmax_boxes_have_the_distribution_of_timm():
     count, minmax = 4000, (0.2, 0.8)
     np.random.seed(0)
