@@ -16,10 +16,12 @@ from hf_mixup.core.checks import (
     check_decay,
     check_known,
     check_listed,
+    check_pairs,
     check_patterns,
     check_range,
     check_switch,
     from_json,
+    one_line,
 )
 from hf_mixup.core.losses import Loss
 from hf_mixup.core.rng import MODES
@@ -38,11 +40,12 @@ else:  # words of a command line, which may be numbers or JSON
 LEAST = {
     "per_device_train_batch_size": 1, "per_device_eval_batch_size": 1, "gradient_accumulation_steps": 1, "max_steps": -1,
     "save_total_limit": 1, "seed": 0, "dataloader_num_workers": 0, "dataloader_prefetch_factor": 1, "eval_accumulation_steps": 1,
+    "data_seed": 0, "torch_empty_cache_steps": 1, "ddp_bucket_cap_mb": 1, "ddp_timeout": 1,
 }  # fmt: skip
 RANGES = {
     "learning_rate": (0, 1e6), "weight_decay": (0, 1e6), "adam_beta1": (0, 0.999999), "adam_beta2": (0, 0.999999999), "adam_epsilon": (0, 1),
     "max_grad_norm": (0, 1e9), "num_train_epochs": (0, 1e9), "warmup_steps": (0, 1e9), "label_smoothing_factor": (0, 1), "eval_delay": (0, 1e9),
-    "logging_steps": (1e-9, 1e9), "eval_steps": (1e-9, 1e9), "save_steps": (1e-9, 1e9),
+    "logging_steps": (1e-9, 1e9), "eval_steps": (1e-9, 1e9), "save_steps": (1e-9, 1e9), "seed": (0, 2**32 - 1), "data_seed": (0, 2**63 - 1),
 }  # fmt: skip
 
 
@@ -175,8 +178,16 @@ class MixupTrainingArguments(TrainingArguments):
                 setattr(self, name, parse_json(name, getattr(self, name), """JSON such as '{"a_name": 1}'"""))
         for name in ("accelerator_config", "fsdp_config", "deepspeed"):
             value = getattr(self, name)
-            if isinstance(value, str) and not value.lstrip().startswith("{") and not os.path.isfile(value):
+            if isinstance(value, str) and value.lstrip().startswith("{"):
+                parse_json(name, value, """JSON such as '{"a_name": 1}', or a file of it""")
+            elif isinstance(value, str) and not os.path.isfile(value):
                 raise ValueError(f"{name} must be JSON, or a file of it that exists, got {value!r}; check the path.")
+        if self.optim_args:
+            check_pairs("optim_args", self.optim_args, "momentum=0.9,nesterov=True")
+        for name in self.include_for_metrics or ():
+            check_known("include_for_metrics", name, ("inputs", "loss"))
+        if "best" in (self.save_strategy, getattr(self.save_strategy, "value", None)) and self.metric_for_best_model is None:
+            raise ValueError("save_strategy 'best' needs metric_for_best_model, got none; pass --metric_for_best_model, such as top1.")
         check_count(1, mix_repeat=self.mix_repeat)
         if self.mix_off_epoch is not None:
             check_between(0, float("1e9"), mix_off_epoch=self.mix_off_epoch)
@@ -205,7 +216,13 @@ class MixupTrainingArguments(TrainingArguments):
         # transformers has no LAMB, and refuses unknown names
         lamb = self.optim == "lamb"
         self.optim = "adamw_torch" if lamb else self.optim
-        super().__post_init__()
+        try:
+            super().__post_init__()
+        except (AttributeError, LookupError, TypeError) as error:  # its own sentences are ValueErrors and ImportErrors
+            raise ValueError(
+                f"every training argument must have a value that transformers takes, got an error of its checks ({one_line(error)}); correct the "
+                "argument, or leave it out."
+            ) from error
         self.optim = "lamb" if lamb else self.optim
         if self.warmup_epochs and self.warmup_steps:
             raise ValueError(
@@ -443,6 +460,9 @@ class DataArguments:
         counts = ("max_train_samples", "max_train_samples_per_class", "max_eval_samples", "channels", "image_size", "train_image_size",
                   "train_resize")  # fmt: skip
         check_count(1, **{name: getattr(self, name) for name in counts if getattr(self, name) is not None})
+        for name in ("image_size", "train_image_size", "train_resize"):
+            if getattr(self, name) == 1:
+                raise ValueError(f"{name} must be a size that has a neighbourhood, of at least 2 pixels, got 1; give one such as 32.")
         check_between(0, 1, random_erasing=self.random_erasing)
         if self.crop_ratio is not None:
             check_between(0.01, 1, crop_ratio=self.crop_ratio)

@@ -1,5 +1,7 @@
 """MixupTrainer with networks from everywhere: timm, torchvision, your own modules, compiled modules, PEFT, model_init."""
 
+import json
+
 import pytest
 import timm
 import torch
@@ -170,6 +172,10 @@ def test_hyperparameter_search(tmp_path):
         n_trials=2, direction="maximize", compute_objective=lambda metrics: metrics["eval_accuracy"],
     )  # fmt: skip
     assert best.run_id is not None
+    # a log for each trial, beside its checkpoints
+    logs = [[json.loads(line) for line in (tmp_path / f"run-{trial}/train_log.jsonl").read_text().splitlines()] for trial in range(2)]
+    assert [log[-1]["eval_accuracy"] for log in logs].index(best.objective) == int(best.run_id)
+    assert not (tmp_path / "train_log.jsonl").exists()
     assert len({rate for rate, _ in seen}) == 2
     assert {rate for _, rate in seen} == {0.25}
 

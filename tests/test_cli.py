@@ -274,6 +274,28 @@ MISTAKES = [
     (("--loss", '{"name": "focal", "name": "bce"}'), "loss must name everything once, got 'name' several times"),
     (("--do_train", "False", "--do_eval", "False"), "a run must train, evaluate or predict"),
     (("--do_predict", "--resume_from_checkpoint", "True"), "resume_from_checkpoint is for training"),
+    # what transformers notices late, tells in its own way, or not at all
+    (("--no_weight_decay", "["), "no_weight_decay must hold regular expressions, got '['"),
+    (("--metric_for_best_model", "acuracy"), "metric_for_best_model must be a known name, got 'acuracy'; did you mean 'accuracy'"),
+    (("--optim_args", "foo"), "optim_args must be name=value, with commas between several, got 'foo'; write it as momentum=0.9"),
+    (("--optim_args", "lr=0.1"), "optim_args must hold options that adamw_torch has and transformers passes on, got 'lr=0.1', which has no"),
+    (("--optim", "sgd", "--optim_args", "momentum=0.9,momentun=0.5"), "got 'momentun=0.5', which has no effect"),
+    (("--optim", "sgd", "--optim_args", "momentum=abc"), "optim and optim_args must make an optimizer, got 'sgd' and 'momentum=abc' (could"),
+    (("--optim", "sgd", "--optim_args", "nesterov=True"), "(Nesterov momentum requires a momentum and zero dampening); correct optim_args"),
+    (("--lr_scheduler_type", "warmup_stable_decay"), "must make a schedule, got 'warmup_stable_decay' and"),
+    (("--lr_scheduler_type", "polynomial", "--lr_scheduler_kwargs", '{"powr": 2}'), "unexpected keyword argument 'powr'); correct lr_scheduler"),
+    (("--accelerator_config", '{"split_batchs": true}'), "got an error of its checks (AcceleratorConfig.__init__() got an unexpected keyword"),
+    (("--accelerator_config", '{"split'), "accelerator_config must be JSON such as"),
+    (("--fsdp", "full_shrad"), "Unknown `fsdp` option: full_shrad"),
+    (("--debug", "foo"), "foo is not a valid DebugOption, please select one of"),
+    (("--include_for_metrics", "inputss"), "include_for_metrics must be a known name, got 'inputss'; did you mean 'inputs'?"),
+    (("--save_strategy", "best"), "save_strategy 'best' needs metric_for_best_model, got none"),
+    (("--seed", "4294967296"), "seed must be a number from 0 to 4294967295, got 4294967296"),
+    (("--data_seed", "9" * 20), "data_seed must be a number from 0 to"),
+    (("--torch_empty_cache_steps", "0"), "torch_empty_cache_steps must be a whole number of at least 1, got 0"),
+    (("--image_size", "1"), "image_size must be a size that has a neighbourhood, of at least 2 pixels, got 1"),
+    (("--do_eval",), "a run without training needs a trained network, got --do_eval without one; pass --model_name_or_path"),
+    (("--do_train", "False", "--do_predict"), "a run without training needs a trained network, got --do_predict without one"),
 ]  # fmt: skip
 
 
@@ -340,6 +362,34 @@ def test_an_argument_that_is_given_twice_is_told(caplog, monkeypatch):
     assert "--mix is given several times; the last one counts" in caplog.text
 
 
+def test_the_words_after_the_dashes_replace_those_of_a_cell(capsys, tmp_path, monkeypatch):
+    """They are typed once, so that nothing is told; `--warmup-steps` is `--warmup_steps`."""
+    from hf_mixup.report.sweep import with_changes
+
+    cell = ["--recipe", "a", "--mix", "b", "c", "--num_train_epochs", "5", "--seed=1", "--warmup_steps", "3"]
+    more = ["--num_train_epochs=2", "--warmup-steps", "1"]
+    assert with_changes(cell, more) == ["--recipe", "a", "--mix", "b", "c", "--seed=1", *more]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("hf_mixup.cli.parser._told", set())
+    words = ("--mix", "cutmix", "--seeds", "1", "--dry_run", "run.sh", "--", "--num_train_epochs", "2")
+    status, text = told(capsys, script("benchmark").main, *words)
+    assert (status, text) == (0, "")
+    assert (
+        (tmp_path / "run.sh").read_text().count("--num_train_epochs 2") == (tmp_path / "run.sh").read_text().count("--num_train_epochs") > 0
+    )
+
+
+@pytest.mark.parametrize(("name", "recipe"), [("train", "cifar100_basic"), ("pretrain", "pretrain_digits")])
+def test_options_of_a_recipe_stay_with_its_optimizer(name, recipe):
+    """A typed optimizer does not get those of the recipe's; options that are typed too are taken."""
+    from hf_mixup.cli import pretrain, train
+
+    parse = {"train": train, "pretrain": pretrain}[name].parse
+    assert parse(["--recipe", recipe, "--use_cpu"])[3].optim_args == "momentum=0.9"
+    assert parse(["--recipe", recipe, "--use_cpu", "--optim", "adamw_torch"])[3].optim_args is None
+    assert parse(["--recipe", recipe, "--use_cpu", "--optim", "rmsprop", "--optim_args", "alpha=0.9"])[3].optim_args == "alpha=0.9"
+
+
 def test_debug_shows_where(capsys):
     with pytest.raises(ValueError, match="cutmx"):
         run(script("train").main, ["--debug", "--mix", "cutmx"], "hf-mixup")
@@ -368,6 +418,18 @@ def test_debug_shows_where(capsys):
         ("benchmark", ("--measure", "best"), "--measure is for --summarize, got 'best' without it"),
         ("benchmark", ("--", "--seed", "3"), "the sweep sets --seed itself, got 3 after --; give --seeds before it"),
         ("benchmark", ("--", "--num_train_epochs", "-1"), "num_train_epochs must be a number from 0"),
+        (
+            "benchmark",
+            ("--", "--architecture", "resnet18"),
+            "the sweep sets --architecture itself, got 'resnet18' after --; give --backbones",
+        ),
+        ("benchmark", ("--", "--do_eval"), "every run of a sweep trains, got '--do_eval' after --"),
+        ("benchmark", ("--", "--optim_args", "foo"), "optim_args must be name=value"),
+        ("visualize", ("--mix", "wordmixup"), "a picture needs a method that mixes images, videos or sounds, got 'wordmixup'"),
+        ("visualize", ("--mix", "cutmix", "tmix"), "got 'tmix', which mixes words or hidden states of the network; choose another"),
+        ("visualize", ("--inputs", "videos", "--mix", "moex"), "got 'moex', which mixes words or hidden states"),
+        ("visualize", ("--count", "101"), "count must be a number from 1 to 100, got 101"),
+        ("visualize", ("--output", "a.pgn"), "the ending of output must be a known name, got '.pgn'; did you mean '.png'"),
         ("benchmark", ("--into", "none.md"), "into must be a file with one <!-- digits100 -->"),
         ("visualize", ("--count", "0"), "count must be a whole number of at least 1, got 0"),
         ("visualize", ("--all", "--alpha", "1"), "--alpha has no effect with --all, got both"),

@@ -233,6 +233,34 @@ def test_the_card_measures_the_weights_that_are_kept(tmp_path):
     assert epoch_rows(run.state.log_history)[-1]["eval_loss"] == losses[-1]
 
 
+@pytest.mark.parametrize("several", [False, True])
+def test_other_data_sets_are_no_results_of_the_run(tmp_path, several):
+    """Evaluated during and after the training: card and log have those of the Trainer's own data alone, one or several."""
+    first, second, other = (Images(16, seed=seed) for seed in (1, 2, 3))
+
+    class Looks(TrainerCallback):
+        def on_epoch_end(self, args, state, control, **kwargs):
+            run.evaluate(other)
+
+    own = {"a": first, "b": second} if several else first
+    run = trainer(
+        tmp_path, resnet(), Images(16), own, max_steps=2, mix=["vanilla"], eval_strategy="steps", eval_steps=2, callbacks=[Looks()]
+    )
+    run.train()
+    measured = run.evaluate(first if not several else None)
+    logs = (tmp_path / "train_log.jsonl").read_text()
+    before = results(run.state.log_history)
+    elsewhere = run.evaluate({"c": other, "d": first}) | run.evaluate(other)
+    assert elsewhere["eval_loss"] != measured["eval_a_loss" if several else "eval_loss"]
+    assert results(run.state.log_history) == before
+    assert {name: measured[name] for name in measured if name.endswith("_loss")}.items() <= before.items()
+    assert (tmp_path / "train_log.jsonl").read_text() == logs
+    run.create_model_card()
+    card = (tmp_path / "README.md").read_text()
+    assert f"{elsewhere['eval_loss']:.4f}" not in card
+    assert several or f"{measured['eval_loss']:.4f}" in card
+
+
 def test_an_evaluation_that_was_broken_off_leaves_nothing():
     right, wrong = torch.eye(4), torch.eye(4).flip(0)
 

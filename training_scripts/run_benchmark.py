@@ -25,7 +25,7 @@ from hf_mixup.core.places import RECIPES, SWEEPS
 from hf_mixup.core.secrets import without_secrets
 from hf_mixup.report.benchmark import Reported, about, configure
 from hf_mixup.report.run_folder import RunFolder
-from hf_mixup.report.sweep import Cell, Images, finished, report, summarize, sweep, trained_before, what_is_impossible
+from hf_mixup.report.sweep import Cell, Images, finished, report, summarize, sweep, trained_before, what_is_impossible, with_changes
 
 
 @dataclass
@@ -132,7 +132,11 @@ def main(argv: list[str], prog: str = "run_benchmark.py") -> None:
         launch = {cell.name: ["accelerate", "launch", "--num_processes", str(cell.run.processes)] for cell in every}
         lines = [
             shlex.join(
-                [*launch[cell.name], "training_scripts/run_mixup.py", *cell.words(folder), "--overwrite_output_dir", *without_secrets(more)]
+                [
+                    *launch[cell.name],
+                    "training_scripts/run_mixup.py",
+                    *with_changes([*cell.words(folder), "--overwrite_output_dir"], without_secrets(more)),
+                ]
             )
             for cell in every
         ]
@@ -165,12 +169,18 @@ def check(args: SweepArguments, cell: Cell, folder: Path, more: list[str], prog:
     from hf_mixup.cli.train import parser as of_training
 
     RunFolder(folder).check()
-    typed = of_training(prog).typed(more)
-    for name, own in {"recipe": "--recipe", "mix": "--mix", "seed": "--seeds", "output_dir": "--output_dir"}.items():
+    typed = of_training(prog).typed(more)  # says which of these are typed several times
+    for name, own in {
+        "recipe": "--recipe",
+        "mix": "--mix",
+        "seed": "--seeds",
+        "architecture": "--backbones",
+        "output_dir": "--output_dir",
+    }.items():
         if name in typed:
             raise ValueError(f"the sweep sets --{name} itself, got {typed[name]!r} after --; give {own} before it.")
-    if not args.report:
-        parse([*cell.words(folder), *more], prog)
+    if not args.report and not parse(with_changes(cell.words(folder), more), prog)[3].do_train:
+        raise ValueError(f"every run of a sweep trains, got {' '.join(more)!r} after --; add --do_train, or leave out the other task.")
     if args.into is not None:
         marked(args.recipe, args.into)
 

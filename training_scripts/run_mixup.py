@@ -143,6 +143,7 @@ def work(
     }
 
     def begin() -> None:
+        Path(run_args.report_dir or folder.path).mkdir(parents=True, exist_ok=True)  # fails before training, not after it
         if run_args.overwrite_output_dir and not args.resume_from_checkpoint:
             folder.clear()
         folder.record(**facts)

@@ -13,13 +13,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from matplotlib.backend_bases import FigureCanvasBase
 from PIL import Image
 
 from hf_mixup import MixupModel
 from hf_mixup.arguments import FOR_TRAINING, DataArguments, parse_json
 from hf_mixup.cli.parser import Parser
 from hf_mixup.cli.refusals import log_to_screen, run
-from hf_mixup.core.checks import check_count
+from hf_mixup.core.checks import check_between, check_count, check_known
 from hf_mixup.data.dataset import ImageDataset
 from hf_mixup.data.labels import network_classes
 from hf_mixup.data.made import MELODIES, RATE, digit_pictures, digit_videos, melodies
@@ -78,7 +79,9 @@ class PictureArguments:
 
     def __post_init__(self):
         check_count(1, count=self.count)
+        check_between(1, 100, count=self.count)  # a picture of more columns is too wide for matplotlib
         check_count(0, seed=self.seed)
+        check_between(0, 2**63 - 1, seed=self.seed)
         if Path(self.output).is_dir():
             raise ValueError(
                 f"output must be the name of a picture, got {self.output!r}, a folder; put a name such as mixtures.png behind it."
@@ -144,6 +147,17 @@ def made(inputs: str, count: int, seed: int) -> tuple[torch.Tensor, list[int], l
     return extractor(list(sounds), sampling_rate=RATE, return_tensors="pt")["input_values"], classes.tolist(), list(MELODIES), Recordings()
 
 
+def check_seen(choice: MethodChoice) -> None:
+    """Raises ValueError for a method that mixes words, or only inside the network: pictures would show the inputs unmixed."""
+    for method in choice.methods:
+        layers = getattr(method.step, "layers", (0,))  # 0 is the input
+        if 0 not in layers or method.name == "wordmixup":
+            raise ValueError(
+                f"a picture needs a method that mixes images, videos or sounds, got {method.name!r}, which mixes words or hidden states of the network; choose "
+                "another one with --mix."
+            )
+
+
 def draw_recordings(args: PictureArguments, choice: MethodChoice) -> int:
     """Draws mixtures of sounds or videos; returns how many."""
     inputs, labels, names, form = made(args.inputs, max(args.count, 8), args.seed)
@@ -178,6 +192,10 @@ def main(argv: list[str], prog: str = "visualize_mixup.py") -> None:
 
 def draw(data: DataArguments, args: PictureArguments) -> None:
     """Draws the picture that the arguments ask for."""
+    if ending := Path(args.output).suffix.lower():
+        check_known("the ending of output", ending, [f".{name}" for name in FigureCanvasBase.get_supported_filetypes()])
+    if args.mix is not None:
+        check_seen(MethodChoice.build(args.mix))
     if args.inputs != "images":
         asked = [name for name in ("all", "masks", "activations", "images", "checkpoint") if getattr(args, name)]
         asked += [name for name in ("dataset_name", "train_dir", "validation_dir") if getattr(data, name)]
@@ -216,6 +234,7 @@ def draw(data: DataArguments, args: PictureArguments) -> None:
             if args.alpha is not None or args.mix_args is not None:
                 raise ValueError(f"alpha and mix_args are for --mix, got them for the methods of {args.checkpoint}; give --mix too.")
             model = MixupModel.from_pretrained(args.checkpoint)
+            check_seen(model.choice)
         else:
             choice = MethodChoice.build(args.mix or ["mixup", "cutmix"], alpha=args.alpha, mix_args=parse_json("mix_args", args.mix_args))
             torch.manual_seed(args.seed)

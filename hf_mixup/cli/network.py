@@ -26,10 +26,15 @@ def hub_of(model: ModelArguments) -> dict[str, Any]:
 
 
 def classes_of_checkpoint(model: ModelArguments, args: MixupTrainingArguments) -> KnownClasses | None:
-    """The classes of the network to start from. Raises ValueError if several networks are given."""
+    """The classes of the network to start from. Raises ValueError if several networks are given, or none for a run that does not train."""
     given = [name for name in ("model_name_or_path", "architecture", "model_type") if getattr(model, name) is not None]
     if len(given) > 1:
         raise ValueError(f"a run must have one network, got {' and '.join(given)}; keep one of them.")
+    if model.model_name_or_path is None and not args.do_train:
+        asked = " and ".join(f"--{name}" for name in ("do_eval", "do_predict") if getattr(args, name))
+        raise ValueError(
+            f"a run without training needs a trained network, got {asked} without one; pass --model_name_or_path, or --do_train too."
+        )
     if model.model_name_or_path is None:
         return None
     names = network_classes(checkpoint_config(model.model_name_or_path, **hub_of(model)))

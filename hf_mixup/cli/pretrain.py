@@ -7,7 +7,7 @@ from typing import Any
 
 from hf_mixup.arguments import DataArguments, MixupTrainingArguments, ModelArguments, RunArguments
 from hf_mixup.cli.parser import Parser
-from hf_mixup.cli.train import DEFAULTS, TASKS, TOLD, check_installed, check_streaming
+from hf_mixup.cli.train import DEFAULTS, TASKS, TOLD, check_installed, check_streaming, without_options
 from hf_mixup.core.places import RECIPES
 from hf_mixup.pretraining.arguments import PreTrainingArguments
 from hf_mixup.recipes import read_recipe
@@ -75,7 +75,7 @@ def settings(argv: list[str], prog: str = "run_pretraining.py") -> tuple[Parser,
             recipe.pop("architecture", None)
         if typed.get("base", recipe.get("base")) != recipe.get("base"):
             recipe.pop("base_args", None)  # they belong to another base
-        recipe = reader.converted(recipe, f"recipe {name!r}")
+        recipe = without_options(reader.converted(recipe, f"recipe {name!r}"), typed)
     values = {**DEFAULTS, **recipe, **typed, "recipe": name}
     reader.help_if_asked(typed, values)
     for key, why in OF_LABELS.items():

@@ -27,7 +27,7 @@ class Debug(argparse.Action):
     on = False
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
-        Debug.on = True
+        Debug.on = not values
         if values:
             setattr(namespace, self.dest, " ".join(values))
 

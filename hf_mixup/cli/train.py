@@ -91,7 +91,7 @@ def settings(argv: list[str], prog: str = "run_mixup.py") -> tuple[Parser, dict[
             recipe = {name: value for name, value in recipe.items() if not name.startswith("dataset_")}
         if network:  # a typed network replaces the network of the recipe, of either kind
             recipe = {name: value for name, value in recipe.items() if name not in ("model_name_or_path", "architecture")}
-        recipe = reader.converted(recipe, f"recipe {values['recipe']!r}")
+        recipe = without_options(reader.converted(recipe, f"recipe {values['recipe']!r}"), typed)
         values = {**DEFAULTS, **recipe, **typed, "recipe": values["recipe"]}
     # as in transformers' scripts: only the requested tasks are done; if none is requested, training and evaluation
     asked = [name for name in TASKS if values.get(name)]
@@ -103,6 +103,16 @@ def settings(argv: list[str], prog: str = "run_mixup.py") -> tuple[Parser, dict[
         values["eval_strategy"] = "no"
     reader.help_if_asked(typed, values)
     return reader, values, hash_of(recipe)
+
+
+# options of an argument, which have no meaning with another value of it
+OPTIONS = {"optim": "optim_args", "lr_scheduler_type": "lr_scheduler_kwargs"}
+
+
+def without_options(recipe: dict[str, Any], typed: dict[str, Any]) -> dict[str, Any]:
+    """The recipe without the options of an optimizer or a schedule that a typed one replaces."""
+    replaced = [options for name, options in OPTIONS.items() if name in typed and typed[name] != recipe.get(name)]
+    return {name: value for name, value in recipe.items() if name not in replaced}
 
 
 def parse(argv: list[str], prog: str = "run_mixup.py") -> Arguments:

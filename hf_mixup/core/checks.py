@@ -24,6 +24,11 @@ def needed(module: str, purpose: str) -> ModuleType:
         raise ImportError(f"{purpose} must have the package {package}, got {error}; run `pip install {package}`.") from None
 
 
+def one_line(error: BaseException) -> str:
+    """What an error of a library says, for the brackets of a sentence."""
+    return " ".join(str(error).split()).rstrip(".") or type(error).__name__
+
+
 def nearest(name: Any, options: Iterable[str]) -> str:
     """The end of an error about an unknown name: it suggests the closest known names, or lists all of them."""
     options = sorted(map(str, options))
@@ -109,6 +114,14 @@ def check_patterns(**values: Sequence[str]) -> None:
                 re.compile(pattern)
             except (TypeError, re.error) as error:
                 raise ValueError(f"{name} must hold regular expressions, got {pattern!r} ({error}); correct it.") from None
+
+
+def check_pairs(what: str, text: str, example: str) -> None:
+    """Refuses text that is not `name=value`, with commas between several."""
+    for pair in text.replace(" ", "").split(","):
+        name, equals, value = pair.partition("=")
+        if not (name and equals and value) or "=" in value:
+            raise ValueError(f"{what} must be name=value, with commas between several, got {pair!r}; write it as {example}.")
 
 
 def _is_number(value: Any) -> bool:

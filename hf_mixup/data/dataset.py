@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from hf_mixup.core.checks import check_cached_size
+from hf_mixup.core.checks import check_cached_size, one_line
 from hf_mixup.core.plan import LABEL_KEYS
 from hf_mixup.core.rng import hashed, keyed
 from hf_mixup.data.augment import Transform, as_pixels
@@ -333,10 +333,6 @@ def place(data: Dataset, column: str, row: int) -> str:
         with contextlib.suppress(Exception):
             path = data.cast_column(column, Image(decode=False))[row][column]["path"]
     return f"row {row}" + (f", {path}" if path else "")
-
-
-def one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 class RepeatedAugmentation(torch.utils.data.Sampler):

@@ -14,10 +14,10 @@ import numpy as np
 import torch
 
 from hf_mixup.arguments import DataArguments
-from hf_mixup.core.checks import check_known, needed
+from hf_mixup.core.checks import check_known, needed, one_line
 from hf_mixup.core.rng import hashed, keyed
 from hf_mixup.data.augment import Transform
-from hf_mixup.data.dataset import GREY_MODES, Keyed, examples_of, file_of, one_line
+from hf_mixup.data.dataset import GREY_MODES, Keyed, examples_of, file_of
 from hf_mixup.data.labels import ONE_CLASS, Labels, listed, matched
 from hf_mixup.data.pixels import read_image
 from hf_mixup.data.sources import (

@@ -110,6 +110,12 @@ class TrainerMetrics:
         top1, top5 = (top_k_accuracy(scores, references, k) for k in (1, 5))
         return {"accuracy": top1, "top1": top1, "top5": top5}
 
+    def names(self, outputs: int) -> set[str]:
+        """The names of its metrics for a network with so many outputs."""
+        heads = isinstance(self.loss, MultiHead)
+        labels = [np.zeros((2, len(self.loss.classes) if heads else outputs), np.int64), *([] if heads else [np.zeros(2, np.int64)])]
+        return {name for references in labels for name in self.measure(np.zeros((2, outputs), np.float32), references)}
+
     def _of_heads(self, scores: np.ndarray, references: np.ndarray) -> dict[str, float]:
         ends = np.cumsum(self.loss.classes)[:-1]
         if scores.shape[1] != len(self.loss.classes):  # predicted classes have one column for each head

@@ -27,6 +27,7 @@ from hf_mixup.pretraining.model import PreTrainingModel
 from hf_mixup.pretraining.processes import everyone, processes
 from hf_mixup.pretraining.views import Views
 from hf_mixup.training.agreement import loss_of
+from hf_mixup.training.callbacks import own_entries
 from hf_mixup.training.optimization import check_optimization
 from hf_mixup.training.trainer import MixupTrainer
 
@@ -243,11 +244,14 @@ class MixupPreTrainer(MixupTrainer):
     def evaluate(self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval") -> dict[str, float]:
         """`eval_knn_top1`: the share of images whose nearest neighbours in the bank vote for their class, 0 to 1. Images with a label below 0 are
         left out. A dictionary of data sets gives `eval_NAME_knn_top1` for each."""
-        data = self.eval_dataset if eval_dataset is None else eval_dataset
+        with self._measuring(eval_dataset):
+            return self._by_neighbours(self.eval_dataset if eval_dataset is None else eval_dataset, metric_key_prefix)
+
+    def _by_neighbours(self, data: Any, metric_key_prefix: str) -> dict[str, float]:
         if isinstance(data, str):
             data = self.eval_dataset[data]
         if isinstance(data, dict):
-            each = [self.evaluate(one, ignore_keys, f"{metric_key_prefix}_{name}") for name, one in data.items()]
+            each = [self._by_neighbours(one, f"{metric_key_prefix}_{name}") for name, one in data.items()]
             return {name: value for one in each for name, value in one.items()}
         if data is None or self.bank_dataset is None:
             raise ValueError("kNN evaluation needs eval_dataset and bank_dataset, got one or none; give both.")
@@ -263,6 +267,9 @@ class MixupPreTrainer(MixupTrainer):
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def _metric_names(self) -> set[str]:
+        return {"knn_top1"}
 
     def predict(self, *args: Any, **kwargs: Any) -> None:
         """Refused, as there is no classifier."""
@@ -319,7 +326,7 @@ class MixupPreTrainer(MixupTrainer):
             network=network.config.to_dict().get("architecture") or type(network).__name__,
             timm=is_timm(network),
             method=self.mixup_model.pretext.to_dict(),
-            history=self.state.log_history,
+            history=own_entries(self.state.log_history),
             best_step=self.state.best_global_step if args.load_best_model_at_end else None,
             knn=f"Share of the evaluation images{of_split} whose class {args.knn_neighbours} nearest training images vote for, by cosine of the "
             f"backbone's features, at a temperature of {args.knn_temperature:g}.",

@@ -84,6 +84,19 @@ def choice_of(run: Run) -> MethodChoice:
     return MethodChoice.build(list(run.mix), **{name: run.arguments[name] for name in settings if name in run.arguments})
 
 
+def with_changes(words: Sequence[str], more: Sequence[str]) -> list[str]:
+    """The words of a cell, and those of the user, which replace arguments with the same name."""
+
+    def name(word: str) -> str:
+        return word.partition("=")[0].replace("-", "_") if word.startswith("--") else ""
+
+    typed, kept, replaced = {name(word) for word in more} - {""}, [], False
+    for word in words:
+        replaced = name(word) in typed if name(word) else replaced
+        kept += [] if replaced else [word]
+    return [*kept, *more]
+
+
 def what_is_impossible(run: Run) -> str | None:
     """The reason why these methods cannot work with this network, or None."""
     if run.architecture is None:
@@ -129,7 +142,7 @@ def train(cell: Cell, folder: Path, more: Sequence[str], threads: int, images: I
     torch.set_num_threads(threads)
     target = folder / "runs" / cell.name
     shutil.rmtree(target, ignore_errors=True)
-    words = [*cell.words(folder), *(["--dataset_name", images.path] if images is not None else []), *more]
+    words = with_changes([*cell.words(folder), *(["--dataset_name", images.path] if images is not None else [])], more)
     start = time.monotonic()
     if cell.run.processes > 1:
         launch = [sys.executable, "-m", "hf_mixup", "train", "--num_processes", str(cell.run.processes)]

@@ -16,6 +16,9 @@ from transformers import TrainerCallback
 
 from hf_mixup.report.run_folder import LOG_NAME
 
+# marks an entry of the Trainer's history that was measured on another data set than its own
+OTHER_DATA = "other_data"
+
 
 class AtTheStart(TrainerCallback):
     """Calls `work` when training begins, after checkpoint and settings were checked."""
@@ -92,17 +95,26 @@ class Tally:
 
 
 class EpochLog(TrainerCallback):
-    """Keeps `train_log.jsonl`, one row for each epoch. It is written anew from the Trainer's history, so that of a resumed run is complete."""
+    """Keeps `train_log.jsonl`, one row for each epoch. It is written anew from the Trainer's history, so that of a resumed run is complete.
 
-    def __init__(self, folder: str):
-        self.path = Path(folder, LOG_NAME)
+    `folder` gives the folder of the current run, which trials of a search have of their own.
+    """
+
+    def __init__(self, folder: Callable[[], str]):
+        self.folder = folder
 
     def on_log(self, args, state, control, **kwargs):
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        path = Path(self.folder(), LOG_NAME)
+        path.parent.mkdir(parents=True, exist_ok=True)
         rows = "".join(json.dumps(row) + "\n" for row in epoch_rows(state.log_history))
-        temporary = self.path.with_name("_train_log.tmp")  # because of the underscore, a push in the background ignores it
+        temporary = path.with_name("_train_log.tmp")  # because of the underscore, a push in the background ignores it
         temporary.write_text(rows)
-        os.replace(temporary, self.path)
+        os.replace(temporary, path)
+
+
+def own_entries(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The `log_history` of a Trainer without what was measured on data sets other than its own."""
+    return [entry for entry in history if OTHER_DATA not in entry]
 
 
 def epoch_rows(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -110,7 +122,7 @@ def epoch_rows(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
     rows: dict[int, dict[str, Any]] = {}
     training: dict[int, list[tuple[int, dict[str, Any]]]] = {}
     logged, over = 0, False
-    for entry in history:
+    for entry in own_entries(history):
         if "epoch" not in entry:
             continue
         epoch = max(1, math.ceil(entry["epoch"] - 1e-6))
@@ -134,6 +146,7 @@ def epoch_rows(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def results(history: list[dict[str, Any]], best_step: int | None = None) -> dict[str, float]:
     """What was measured of the weights that a training left: after it, or else at `best_step`, where the best ones were taken, or at last."""
+    history = own_entries(history)
     end = max((place for place, entry in enumerate(history) if "train_runtime" in entry), default=len(history))
     measured = [{key: value for key, value in entry.items() if key.startswith("eval_") or key == "step"} for entry in history]
     after = [entry for entry in measured[end:] if len(entry) > 1]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor
 
+from hf_mixup.core.checks import check_known
 from hf_mixup.core.losses import CrossEntropy
 from hf_mixup.data.dataset import tail_on_device
 from hf_mixup.data.tail import Augmentation
@@ -17,6 +19,45 @@ class Evaluating:
     """The part of MixupTrainer that evaluates: like the Trainer, with the columns that the network takes."""
 
     _left: Augmentation | None = None  # the part of the augmentation that remains for the batches of the current evaluation
+    _measures_others = False
+
+    def evaluate(self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval") -> dict[str, float]:
+        """As the Trainer's. A measurement of another data set than the Trainer's own is not a result of the run: its log and card do not have it."""
+        with self._measuring(eval_dataset):
+            return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+
+    @contextmanager
+    def _measuring(self, data: Any) -> Iterator[None]:
+        """Marks what is logged of a data set of the caller; without one of its own, every data set is the Trainer's."""
+        own = self.eval_dataset
+        owned = (own, *(own.values() if isinstance(own, Mapping) else ()))
+        others = own is not None and data is not None and not isinstance(data, str) and not any(data is one for one in owned)
+        before, self._measures_others = self._measures_others, others or self._measures_others
+        try:
+            yield
+        finally:
+            self._measures_others = before
+
+    def _metric_names(self) -> set[str] | None:
+        """The names of the metrics of an evaluation, without `eval_` and the names of data sets; None where the user's code makes them."""
+        plain = all(getattr(type(self), name) is getattr(Evaluating, name) for name in ("evaluate", "evaluation_loop", "prediction_step"))
+        if not plain or self.preprocess_logits_for_metrics is not None:
+            return None
+        if self.compute_metrics is None or self.args.prediction_loss_only:
+            return {"loss"}
+        if not isinstance(self.compute_metrics, TrainerMetrics):
+            return None
+        return {"loss", *self.compute_metrics.names(self.mixup_model.num_labels)}
+
+    def _refuse_unknown_metric(self) -> None:
+        """Raises ValueError for a `metric_for_best_model` that no evaluation will give; the Trainer notices after the first one."""
+        asked, known = self.args.metric_for_best_model, self._metric_names()
+        if asked is None or known is None or self.args.eval_strategy == "no":
+            return
+        known |= {"runtime", "samples_per_second", "steps_per_second"}
+        if isinstance(self.eval_dataset, Mapping):
+            known = {f"{name}_{metric}" for name in self.eval_dataset for metric in known}
+        check_known("metric_for_best_model", asked.removeprefix("eval_"), known)
 
     def evaluation_loop(self, dataloader, *args, **kwargs):
         if isinstance(self.compute_metrics, TrainerMetrics):

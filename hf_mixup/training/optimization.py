@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -14,6 +16,7 @@ from transformers import Trainer
 from transformers.trainer_utils import has_length
 
 from hf_mixup.arguments import MixupTrainingArguments
+from hf_mixup.core.checks import one_line
 from hf_mixup.model import MixupModel
 from hf_mixup.training.schedules import cosine
 
@@ -51,7 +54,13 @@ class Optimization:
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """As the Trainer's, with separate groups for learned mixers if the arguments set other values for them."""
         first = self.optimizer is None  # in a second `train()` the optimizer exists already
-        optimizer = super().create_optimizer(model)
+        named: AbstractContextManager[None] = nullcontext()
+        if first and self.optimizer_cls_and_kwargs is None:
+            self._refuse_idle_options(model or self.model)
+            seen = f"{_value(self.args.optim)!r} and {self.args.optim_args!r}"
+            named = _named(f"optim and optim_args must make an optimizer, got {seen}", "optim_args")
+        with named:
+            optimizer = super().create_optimizer(model)
         self._made_optimizer |= first
         own = {"lr": self.args.mixer_learning_rate, "momentum": self.args.mixer_momentum}
         own = {key: value for key, value in own.items() if value is not None}
@@ -74,6 +83,29 @@ class Optimization:
                         optimizer.add_param_group({**{k: v for k, v in group.items() if k != "params"}, "params": part, **changed})
         return optimizer
 
+    def _refuse_idle_options(self, model: nn.Module) -> None:
+        """Raises ValueError for entries of `optim_args` that the optimizer does not look at: transformers drops them."""
+        args = self.args
+        pairs = [pair for pair in (args.optim_args or "").replace(" ", "").split(",") if pair]
+        names = [pair.partition("=")[0] for pair in pairs]
+
+        def made(*pairs: str) -> Any:
+            changed = copy.copy(args)
+            changed.optim_args = ",".join(pairs)
+            try:
+                return self.get_optimizer_cls_and_kwargs(changed, model)
+            except Exception as error:  # a value that it cannot read, or a package that is missing
+                return repr(error)
+
+        whole = made(*pairs)
+        for place, name in enumerate(names):
+            others = [[*pairs[:place], *new, *pairs[place + 1 :]] for new in ([], [f"{name}=1"], [f"{name}=0"], [f"{name}=x"])]
+            if not (name == "fused" and args.fast) and all(made(*other) == whole for other in others):
+                raise ValueError(
+                    f"optim_args must hold options that {_value(args.optim)} has and transformers passes on, got {pairs[place]!r}, which has no effect; "
+                    "leave it out, or check the spelling."
+                )
+
     def _refuse_missing_parameters(self) -> None:
         """Raises ValueError for an optimizer of the user, or one made before the model was wrapped, that lacks the parameters of the methods."""
         if self._made_optimizer or self.is_fsdp_enabled or self.is_deepspeed_enabled:
@@ -89,7 +121,11 @@ class Optimization:
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None):
         """As the Trainer's, or the cosine of the published recipes: with a floor, also for mixers, changed every step or every epoch."""
         if not self.args.own_schedule or self.lr_scheduler is not None:
-            return super().create_scheduler(num_training_steps, optimizer)
+            kind, options = _value(self.args.lr_scheduler_type), self.args.lr_scheduler_kwargs
+            with _named(
+                f"lr_scheduler_type and lr_scheduler_kwargs must make a schedule, got {kind!r} and {options}", "lr_scheduler_kwargs"
+            ):
+                return super().create_scheduler(num_training_steps, optimizer)
         optimizer = self.optimizer if optimizer is None else optimizer
         every = self._steps_per_epoch() if self.args.lr_per_epoch else 1
         warmup, start = self._warmup_steps(num_training_steps), self.args.warmup_start if self.args.warmup_epochs else None
@@ -128,11 +164,11 @@ class Optimization:
         if scheduler is None or self._created_lr_scheduler:
             floor = f" to {args.min_lr:g}" if args.min_lr else ""
             warmup = self._warmup_steps(self.state.max_steps)
-            schedule = f"{getattr(args.lr_scheduler_type, 'value', args.lr_scheduler_type)}{floor}, {warmup} steps of warm-up"
+            schedule = f"{_value(args.lr_scheduler_type)}{floor}, {warmup} steps of warm-up"
         return {
             "learning rate": _numbers(rates),
             "schedule": schedule,
-            "optimizer": f"{getattr(args.optim, 'value', args.optim) if own else type(optimizer).__name__}, weight decay "
+            "optimizer": f"{_value(args.optim) if own else type(optimizer).__name__}, weight decay "
             f"{_numbers([decay for decay in decays if decay] or [0.0])}",
         }
 
@@ -153,6 +189,19 @@ class Optimization:
         batches = len(self.train_dataset) / (self._train_batch_size * self.args.world_size)
         drop = self.args.dataloader_drop_last or self.args.repeated_augmentation > 1
         return math.ceil((math.floor(batches) if drop else math.ceil(batches)) / self.args.gradient_accumulation_steps)
+
+
+@contextmanager
+def _named(wanted: str, argument: str) -> Iterator[None]:
+    """Raises ValueError, in one sentence, for what torch or transformers say of a wrong argument."""
+    try:
+        yield
+    except (AttributeError, LookupError, TypeError, ValueError) as error:  # an ImportError says what to install
+        raise ValueError(f"{wanted} ({one_line(error)}); correct {argument}, or choose another.") from error
+
+
+def _value(choice: Any) -> str:
+    return str(getattr(choice, "value", choice))
 
 
 def _numbers(values: list[float]) -> str:

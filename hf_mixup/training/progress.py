@@ -9,6 +9,8 @@ from typing import Any
 from tqdm.auto import tqdm
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback
 
+from hf_mixup.training.callbacks import OTHER_DATA, own_entries
+
 logger = logging.getLogger(__name__)
 
 HEAD = f"{'epoch':>8}  {'loss':>8}  {'top-1':>6}  {'best':>6}  {'images/s':>8}  {'time left':>9}"
@@ -36,7 +38,7 @@ class EpochTable(TrainerCallback):
         self.passes: tqdm | None = None
 
     def on_train_begin(self, args, state, control, **kwargs):
-        seen = [entry[self.measure] for entry in state.log_history if self.measure in entry]
+        seen = [entry[self.measure] for entry in own_entries(state.log_history) if self.measure in entry]
         self.best = max(seen, default=None)
         self.first, self.began = state.global_step, time.monotonic()
         self.from_step, self.from_epoch, self.since = state.global_step, state.epoch or 0.0, self.began
@@ -64,7 +66,7 @@ class EpochTable(TrainerCallback):
                 total = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
                 images = (state.global_step - self.from_step) * total
             self.row |= {"epoch": state.epoch or 0.0, "loss": logs["loss"], "speed": images / max(seconds, 1e-9)}
-        if self.measure in logs and self.bar is not None:
+        if self.measure in logs and OTHER_DATA not in logs and self.bar is not None:
             self.row.setdefault("epoch", state.epoch or 0.0)
             self.row["top1"] = logs[self.measure]
             self.best = max(logs[self.measure], logs[self.measure] if self.best is None else self.best)

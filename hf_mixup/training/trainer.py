@@ -19,7 +19,7 @@ from hf_mixup.data.loss import MixupLoss
 from hf_mixup.data.stacking import as_mapping, stack_examples
 from hf_mixup.evaluation.metrics import TrainerMetrics, classification_metrics, training_accuracy
 from hf_mixup.training.agreement import check_arguments, check_callable, check_fsdp, check_functions, check_no_processor
-from hf_mixup.training.callbacks import BesideSteps, EpochLog, Tally
+from hf_mixup.training.callbacks import OTHER_DATA, BesideSteps, EpochLog, Tally
 from hf_mixup.training.course import Course
 from hf_mixup.training.evaluating import Evaluating
 from hf_mixup.training.loaders import Loaders
@@ -111,13 +111,17 @@ class MixupTrainer(Publishing, Resuming, Optimization, Evaluating, Course, Loade
         self._beside = BesideSteps(self._start, self._follow)
         self.add_callback(self._beside)
         if self.is_world_process_zero():
-            self.add_callback(EpochLog(args.output_dir))
+            self.add_callback(EpochLog(self._folder))
 
     @property
     def mixes(self) -> bool:
         """Whether any batch will be mixed."""
         choice = self.mixup_model.choice
         return choice.rates[1] > 0 and any(method.name != "vanilla" for method in choice.methods)
+
+    def _folder(self) -> str:
+        """The folder of the current training: `output_dir`, or that of a trial of `hyperparameter_search`, where its checkpoints are too."""
+        return self._get_output_dir(getattr(self, "_trial", None))
 
     # -- a step ---------------------------------------------------------------------------------------------------------
 
@@ -200,6 +204,7 @@ class MixupTrainer(Publishing, Resuming, Optimization, Evaluating, Course, Loade
 
     def _start(self, loader: Any) -> None:
         self._refuse_missing_parameters()
+        self._refuse_unknown_metric()
         self._tail = tail_on_device(getattr(loader, "dataset", None)) or tail_on_device(self.train_dataset)
         self._weights = self.mixup_model.backbone.dtype  # an evaluation in half precision changes it
         self._tally = Tally([method.name for method in self.mixup_model.choice.methods])
@@ -207,4 +212,4 @@ class MixupTrainer(Publishing, Resuming, Optimization, Evaluating, Course, Loade
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
             logs.update(self._tally.pop(self.accelerator))
-        super().log(logs, start_time)
+        super().log({**logs, OTHER_DATA: True} if self._measures_others else logs, start_time)
