@@ -78,8 +78,9 @@ def score(model: PreTrainingModel) -> float:
 
 def views_of(seed: int) -> list[torch.Tensor]:
     """The views of every epoch, each (2500, 2, 3, 16, 16). All runs of a seed see the same views."""
-    pixels, rows = [transform.pixels(image) for image in images], torch.arange(len(images))
-    return [transform.tail(pixels, hashed(rows, keyed(seed, epoch).initial_seed())).half() for epoch in range(args.epochs)]
+    opened, rows = [transform.opened(image) for image in images], torch.arange(len(images))
+    keys = [hashed(rows, keyed(seed, epoch).initial_seed()) for epoch in range(args.epochs)]
+    return [transform.tail(torch.stack(list(transform.drawn(opened, some))), some).half() for some in keys]
 
 
 def train(base: str, mix: str, seed: int, views: list[torch.Tensor]) -> tuple[float, float]:

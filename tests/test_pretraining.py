@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import subprocess
 import sys
 import warnings
 from contextlib import contextmanager
@@ -332,8 +333,8 @@ def test_half_precision_weights_have_float32_averages():
 def test_the_log_of_a_mean_at_any_temperature():
     """SDMP's loss: the share of the other candidates stays 0, however much closer they are than the sources."""
     generator = torch.Generator().manual_seed(0)
-    cosines = torch.nn.functional.normalize(torch.randn(6, 3, generator=generator), dim=1)
-    cosines = cosines @ cosines.T * 0.9
+    queries, keys = torch.nn.functional.normalize(torch.randn(2, 6, 3, generator=generator), dim=2)
+    cosines = queries @ keys.T
     plan = MixPlan.pair(torch.arange(6).flip(0), None, torch.linspace(0.1, 0.9, 6))
     for temperature in (0.001, 0.01, 0.2, 10):
         scores = (cosines / temperature).requires_grad_()
@@ -363,8 +364,7 @@ def test_after_an_earlier_compiled_training(earlier):
             first = MixupModel(network, earlier).train()
             first.compile_backbone(backend=backend)
             first.compile_backbone(backend=backend)
-            with torch.no_grad():
-                network.train()(torch.zeros(2, 3, 16, 16))
+            network.train()(pixel_values=views()[:, 0])  # as a model calls it
         network.load_state_dict(from_scratch_weights())
         torch.manual_seed(1)
         model = PreTrainingModel(network, made("moco", "imix", layers=(1,))).train()
@@ -953,6 +953,25 @@ def test_the_guide_says_what_was_measured_and_what_there_is():
 def test_arguments_of_labels_are_refused():
     with pytest.raises(ValueError, match="--views sets how images are augmented"):
         parse(["--auto_augment", "rand-m9"])
+
+
+@pytest.mark.slow
+def test_the_table_of_neighbours_goes_on_cell_by_cell(tmp_path):
+    rng = np.random.default_rng(0)
+    for name in ("train", "test"):
+        images = [PIL.Image.fromarray(rng.integers(0, 255, (32, 32, 3), dtype=np.uint8)) for _ in range(140)]
+        data = Dataset.from_dict({"img": images, "label": [row % 10 for row in range(140)]}).cast_column("img", Image())
+        data.to_parquet(tmp_path / f"{name}.parquet")
+    rows = []
+    for bases in (["simclr"], ["simclr", "barlowtwins"], ["simclr", "barlowtwins"]):
+        command = [sys.executable, str(ROOT / "benchmarks/knn.py"), "--dataset", tmp_path, "--csv", tmp_path / "knn.csv", "--epochs", "1"]
+        subprocess.run([*map(str, command), "--seeds", "0", "--bases", *bases], check=True, capture_output=True)
+        rows.append((tmp_path / "knn.csv").read_text().splitlines())
+    assert [len(some) for some in rows] == [4, 6, 6]
+    assert rows[1] == rows[2]
+    assert rows[1][:4] == rows[0]
+    committed = (ROOT / "docs/pretraining.csv").read_text().splitlines()
+    assert rows[0][0] == committed[0]
 
 
 @pytest.mark.slow

@@ -48,6 +48,7 @@ class Queued(Momentum):
         temperature: divisor of the similarities.
         mix_temperature: the same for mixtures; `temperature` if None.
         queue_size: number of keys that are kept, at least those of one step of all processes.
+        momentum, end_momentum: see `Momentum`; constant by default, as published. It rises from 0.99 to 0.999 in solo-learn's MoCo v2+.
         bn_splits: keys are made in this many passes over the batch in another order, so that the batch norms of the query and of its key
             see other images. Otherwise a backbone with batch norms may find its key by them. It replaces shuffling over GPUs, and works on
             one GPU. Un-Mix's CIFAR setting is 8; 1 is one pass in order.
