@@ -61,7 +61,8 @@ class Method:
         paper: arXiv number.
 
     Raises:
-        ValueError: for a loss without classes if a part needs the number of images of each class.
+        ValueError: for a loss without classes if a part needs the number of images of each class, and for a loss of one class for each image if
+            the sample policy unites labels.
     """
 
     name: str
@@ -76,6 +77,10 @@ class Method:
             raise ValueError(
                 f"{self.name!r} weighs classes by how often they occur, got the loss {type(self.loss).__name__}, which has no classes; use 'cmixup', or a "
                 "loss of classes."
+            )
+        if self.sample.united and not self.loss.multi_label:
+            raise ValueError(
+                f"{self.name!r} unites the labels of several images, got the loss {type(self.loss).__name__}, which takes shares that sum to 1; use 'bce'."
             )
 
     def __call__(
@@ -145,7 +150,11 @@ class Method:
         check_images(images)
         if labels is not None:
             check_rows(labels, len(images))
-            labels = labels if are_maps(labels) else self._numbers(labels, len(images))
+            if not are_maps(labels):
+                if self.needs_targets and not self.loss.regression:
+                    seen = labels.ndim == 1 and len(labels) and not labels.is_floating_point()
+                    check_labels(labels, len(images), max(int(labels.max()) + 1, 2) if num_labels is None and seen else num_labels)
+                labels = self._numbers(labels, len(images))
         elif self.needs_targets:
             raise ValueError(f"the plan of {self.name!r} depends on labels too, got none; pass them.")
         if not are_maps(labels):

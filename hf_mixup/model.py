@@ -122,6 +122,9 @@ class MixupModel(PreTrainedModel):
                     f"methods of {type(self).__name__} must {kinds[self.views]}, got {method.name!r}, which must "
                     f"{kinds[method.step.views]}; use {'PreTrainingModel' if self.views == 1 else 'MixupModel'}."
                 )
+        if len({method.loss.problem_type for method in mix.methods}) > 1:
+            losses = ", ".join(f"{method.name!r} with {type(method.loss).__name__}" for method in mix.methods)
+            raise ValueError(f"methods of one network must have losses of one kind, got {losses}; give all of them one with loss.")
         self.choice = mix
         # by MixupTrainer, where methods ask for the images of each class: before and after it told them
         self.uncounted = self.counted = mix

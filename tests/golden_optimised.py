@@ -17,7 +17,7 @@ def puzzlemix(case):
     count, n_labels, t_size = (int(case[key]) for key in ("block_num", "n_labels", "t_size"))
     beta, gamma, eta, t_eps = (float(case[key]) for key in ("beta", "gamma", "eta", "t_eps"))
 
-    own_hidden, partner_hidden, down, right = terms(images, saliency, partner, count, beta, gamma, int(case["neigh_size"]), std)
+    own_hidden, partner_hidden, down, right = terms(images, saliency, partner, (count, count), beta, gamma, int(case["neigh_size"]), std)
     assert_close(own_hidden, case["unary_a"], atol=1e-6, rtol=0)
     assert_close(partner_hidden, case["unary_b"], atol=1e-6, rtol=0)
     assert_close(down, case["pw_v"] + case["beta_norm"].float(), atol=1e-8, rtol=0)

@@ -131,6 +131,10 @@ def test_a_loss_of_views_needs_views():
         MixupModel(vit(), get_method("cutmix", loss=JensenShannon()))
     with refuses(r"JensenShannon compares 4 views of every image in one pass, got 'augmix' with the step KeepClean\(.*\); set step="):
         MixupModel(vit(), get_method("augmix", views=4))
+    images, labels = batch(6)
+    model = MixupModel(vit(), get_method("cutmix", loss=JensenShannon(), step=KeepClean(mixtures=2))).train()
+    with refuses("JensenShannon compares views of one label, got 'cutmix', which mixes the labels of several images; use 'augmix'"):
+        model(images, labels, KEY)
     loss = JensenShannon()
     with refuses(r"JensenShannon compares 3 views of every image, got 5 rows whose targets differ between the views; use"):
         loss(torch.randn(5, 4), torch.eye(4)[torch.arange(5) % 4])

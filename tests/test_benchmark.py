@@ -33,6 +33,7 @@ from hf_mixup.report.dataset import measured_rows
 from hf_mixup.report.evidence import Ranking, evidence_table, paired, ranking
 from hf_mixup.report.sweep import Cell, Images, finished
 from hub_server import USER, LoopbackHub
+from refusals import refuses
 from run_script import ROOT, run_script
 from test_hub import process
 
@@ -165,6 +166,28 @@ def test_dry_run_and_summarize(tmp_path, sweep_of):
     assert "| mine | 70.00 (1) |" in done
     with pytest.raises(ValueError, match=r"hold train_log\.jsonl, got none"):
         accuracies(tmp_path)
+
+
+def test_a_sweep_leaves_out_what_is_impossible_and_names_networks_by_default(tmp_path, sweep_of):
+    """Methods of attention train a transformer where no network is named. In one column, it would be compared with another network."""
+    dry = ("--mix", "transmix", "cutmix", "--seeds", 1, "--dry_run", tmp_path / "all.sh", "--output_dir", tmp_path / "out")
+    done = sweep_of("--recipe", "digits100", *dry)
+    lines = (tmp_path / "all.sh").read_text().splitlines()[2:]
+    pairs = [("cutmix", "cifar_resnet20"), ("transmix", "vit_mini"), ("cutmix", "vit_mini")]
+    assert [(words[words.index("--mix") + 1], words[words.index("--architecture") + 1]) for words in map(str.split, lines)] == pairs
+    assert "left out: transmix with cifar_resnet20: the network must have attention that can be read" in done
+    with refuses("a sweep needs methods that work with its networks, got transmix with cifar_resnet20 "):
+        sweep_of("--recipe", "digits100", "--mix", "transmix", "--backbones", "cifar_resnet20", *dry[3:])
+
+    sweep_of("--recipe", "digits", *dry)
+    lines = (tmp_path / "all.sh").read_text().splitlines()[2:]
+    assert [words[words.index("--architecture") + 1] for words in map(str.split, lines)] == ["vit_mini", "cifar_resnet20"]
+    assert "runs/transmix-vit_mini-1" in lines[0]
+    for more in (("--architecture", "vit_mini"), ("--image_size", "224")):
+        sweep_of("--recipe", "digits", *dry, "--", *more)
+        lines = (tmp_path / "all.sh").read_text().splitlines()[2:]
+        found = ["vit_mini"] * 2 if more[0] == "--architecture" else ["deit_tiny_patch16_224", "resnet18"]
+        assert [words[words.index("--architecture") + 1] for words in map(str.split, lines)] == found
 
 
 # -- evidence ---------------------------------------------------------------------------------------------------------------

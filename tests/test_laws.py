@@ -15,7 +15,7 @@ NOT_BY_AREA: set[str] = {"augmix", "mixpro", "remix", "saliencygrafting", "snapm
 NOT_WHOLE = {"snapmix", "splicemix"}
 # nothing about their pairs is drawn; augmix mixes every image with transforms of itself
 UNDRAWN = {"augmix", "vanilla", "guidedmixup"}
-SMALLEST = {}
+SMALLEST = {"comixup": 36}
 # numbers of channels that a method can look at; any, if not named: a gray value is defined for these only
 CHANNELS = {"saliencymix": (1, 3)}
 # sides of the grid of the evidence, which the image must be a multiple of; 4 in laws.py

@@ -29,6 +29,7 @@ from hf_mixup.policies.comixup import (
     unary,
 )
 from hf_mixup.policies.puzzlemix import attack, gather_pieces, label_costs, mask_plan, perturbed, terms, transport
+from refusals import refuses
 
 
 def blobs(number, side, seed, floor=0.02):
@@ -56,7 +57,7 @@ def puzzle(number, count, n_labels, seed=0, alpha=None):
     rng = keyed(13, seed)
     partner = torch.randperm(number, generator=rng)
     alpha = torch.rand(number, generator=rng) if alpha is None else torch.full((number,), alpha)
-    own, other, down, right = terms(smooth_images(number, 32, seed), blobs(number, 32, seed), partner, count, 1.2, 0.5, 4, (0.23,))
+    own, other, down, right = terms(smooth_images(number, 32, seed), blobs(number, 32, seed), partner, (count, count), 1.2, 0.5, 4, (0.23,))
     return label_costs(own, other, alpha, n_labels, 0.2), down, right
 
 
@@ -197,7 +198,7 @@ def test_the_label_is_the_share_of_the_mask(fields):
 
 
 def test_the_prior_decides_at_the_ends():
-    own, other, down, right = terms(smooth_images(8, 32, 0), blobs(8, 32, 0), torch.arange(8).roll(1), 8, 1.2, 0.5, 4, (0.23,))
+    own, other, down, right = terms(smooth_images(8, 32, 0), blobs(8, 32, 0), torch.arange(8).roll(1), (8, 8), 1.2, 0.5, 4, (0.23,))
     for alpha, label in ((1.0, 0), (0.0, 2)):
         costs = label_costs(own, other, torch.full((8,), alpha), 3, eta=20.0)
         assert torch.isfinite(costs).all()
@@ -213,7 +214,7 @@ def test_the_prior_is_binomial():
 
 def test_changing_places_changes_the_mask_to_its_complement():
     images, saliency, swap = smooth_images(8, 32, 3), blobs(8, 32, 3), torch.arange(8) ^ 1
-    own, other, down, right = terms(images, saliency, swap, 8, 1.2, 0.5, 4, (0.23,))
+    own, other, down, right = terms(images, saliency, swap, (8, 8), 1.2, 0.5, 4, (0.23,))
     assert_close(own, other[swap], atol=1e-7, rtol=0)
     assert_close(down, down[swap], atol=1e-7, rtol=0)
     costs = label_costs(own, other, torch.tensor([0.3, 0.7]).repeat(4), 3, 0.2)
@@ -224,19 +225,19 @@ def test_changing_places_changes_the_mask_to_its_complement():
 
 def test_flipped_images_flip_the_problem():
     images, saliency, partner = smooth_images(6, 32, 4), blobs(6, 32, 4), torch.arange(6).roll(1)
-    own, other, _, right = terms(images, saliency, partner, 8, 1.2, 0.5, 4, (0.23,))
-    turned = terms(images.transpose(2, 3), saliency.transpose(1, 2), partner, 8, 1.2, 0.5, 4, (0.23,))
+    own, other, _, right = terms(images, saliency, partner, (8, 8), 1.2, 0.5, 4, (0.23,))
+    turned = terms(images.transpose(2, 3), saliency.transpose(1, 2), partner, (8, 8), 1.2, 0.5, 4, (0.23,))
     assert_close(turned[0], own.transpose(1, 2), atol=1e-7, rtol=0)
     assert_close(turned[2], right.transpose(1, 2), atol=1e-7, rtol=0)
-    mirrored = terms(images.flip(3), saliency.flip(2), partner, 8, 1.2, 0.5, 4, (0.23,))
+    mirrored = terms(images.flip(3), saliency.flip(2), partner, (8, 8), 1.2, 0.5, 4, (0.23,))
     assert_close(mirrored[1], other.flip(2), atol=1e-7, rtol=0)
     assert_close(mirrored[3], right.flip(2), atol=1e-7, rtol=0)
 
 
 def test_without_gamma_only_saliency_counts():
     saliency, partner = blobs(4, 32, 5), torch.arange(4).roll(1)
-    one = terms(smooth_images(4, 32, 5), saliency, partner, 4, 1.2, 0.0, 4, (0.23,))
-    two = terms(smooth_images(4, 32, 6), 1e-6 * saliency, partner, 4, 1.2, 0.0, 4, (0.23,))
+    one = terms(smooth_images(4, 32, 5), saliency, partner, (4, 4), 1.2, 0.0, 4, (0.23,))
+    two = terms(smooth_images(4, 32, 6), 1e-6 * saliency, partner, (4, 4), 1.2, 0.0, 4, (0.23,))
     for first, second in zip(one, two, strict=True):
         assert_close(first, second, atol=1e-7, rtol=0)
     assert_close(one[0], pooled_evidence(saliency, (4, 4)))
@@ -245,7 +246,7 @@ def test_without_gamma_only_saliency_counts():
 def test_edge_costs_by_hand():
     """Two flat images: the edge between blocks of different images costs their distance, and nothing within one."""
     images = torch.stack([torch.zeros(1, 4, 4), torch.ones(1, 4, 4)])
-    own, other, down, right = terms(images, torch.ones(2, 4, 4), torch.tensor([1, 0]), 2, 3.2, 0.5, 4, (0.5,))
+    own, other, down, right = terms(images, torch.ones(2, 4, 4), torch.tensor([1, 0]), (2, 2), 3.2, 0.5, 4, (0.5,))
     weight = 3.2 / (16 * 2)
     # two edges a block, half of gamma * weight * distance each, to whichever image is hidden
     assert_close(own, torch.full((2, 2, 2), 0.25 + 2 * 0.5 * 0.5 * weight * 0.5))
@@ -275,12 +276,13 @@ def test_blocks_divide_both_sides(size, counts):
     assert seen == counts
 
 
-def test_sides_without_common_divisor_are_not_mixed():
-    for name in ("puzzlemix", "comixup"):
-        signals = Signals(images=torch.randn(4, 3, 7, 5), saliency=torch.rand(4, 7, 5))
-        plan = METHODS[name].sample.plan((4, 3, 7, 5), keyed(0), signals)
-        assert torch.equal(blend(plan, signals["images"]), signals["images"])
-        assert_close(plan.weight, torch.ones(4, 1))
+def test_sides_without_common_divisor_are_cut_each_into_its_own_blocks_or_refused():
+    signals = Signals(images=torch.randn(4, 3, 7, 5), saliency=torch.rand(4, 7, 5))
+    plan = METHODS["puzzlemix"].sample.plan((4, 3, 7, 5), keyed(0), signals)
+    assert (plan.weight[:, 0] < 1).any()
+    assert_close(plan.dense_mask((7, 5)).mean((2, 3)), plan.weight)
+    with refuses("images must have a side that 2 to 4 blocks divide, got 7 x 5 pixels"):
+        METHODS["comixup"].sample.plan((4, 3, 7, 5), keyed(0), signals)
 
 
 def auction(visible, saliency, t_eps):

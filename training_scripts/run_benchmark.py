@@ -13,17 +13,22 @@ from __future__ import annotations
 import itertools
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from hf_mixup import METHODS
+from hf_mixup.cli.network import default_network
 from hf_mixup.cli.parser import Parser
 from hf_mixup.cli.refusals import run
+from hf_mixup.cli.train import parse
+from hf_mixup.cli.train import parser as of_training
 from hf_mixup.core.checks import check_count, check_known, check_positive
 from hf_mixup.core.places import RECIPES, SWEEPS
 from hf_mixup.core.secrets import without_secrets
-from hf_mixup.report.benchmark import Reported, about, configure
+from hf_mixup.methods import MethodChoice
+from hf_mixup.report.benchmark import Reported, Run, about, configure
 from hf_mixup.report.run_folder import RunFolder
 from hf_mixup.report.sweep import Cell, Images, finished, report, summarize, sweep, trained_before, what_is_impossible, with_changes
 
@@ -97,15 +102,29 @@ def seeds_in(folder: Path) -> list[int]:
     ]
 
 
-def cells(args: SweepArguments, folder: Path) -> Iterator[Cell]:
-    """The cells to train, seed by seed, so that tables fill evenly."""
+# arguments of a training that name its network
+NETWORK = {"architecture", "model_name_or_path", "config_name", "model_type"}
+
+
+def configured(recipe: str, mix: list[str], network: str | None, epochs: int | None, alpha: float | None, typed: Mapping[str, Any]) -> Run:
+    """The run of these methods. If neither the recipe nor `typed`, the arguments of the training, name a network, it is the one that they train by
+    default: methods of attention have another one than the others, and a table must tell them apart."""
+    run = configure(recipe, RECIPES, mix, network, epochs, alpha)
+    arguments = {**run.arguments, **typed}
+    if network is not None or any(arguments.get(name) for name in NETWORK) or not arguments.get("image_size"):
+        return run
+    return configure(recipe, RECIPES, mix, default_network(MethodChoice.build(mix), int(arguments["image_size"])), epochs, alpha)
+
+
+def cells(args: SweepArguments, folder: Path, typed: Mapping[str, Any]) -> Iterator[Cell]:
+    """The cells to train, seed by seed, so that tables fill evenly. `typed`: the arguments of the training that were typed."""
     of_recipe: dict[str | None, list[str]] = about(args.recipe, RECIPES).get("sweep") or {None: ["vanilla", "mixup", "cutmix"]}
     networks = args.backbones or list(of_recipe)
     choices = {network: args.mix or of_recipe.get(network) or next(iter(of_recipe.values())) for network in networks}
     pairs = [(network, mix) for network, names in choices.items() for mix in (METHODS if names == ["all"] else dict.fromkeys(names))]
     seeds = range(1, max([args.seeds, *(seeds_in(folder) if args.report else [])]) + 1)
     for seed, (network, mix), alpha, epochs in itertools.product(seeds, pairs, args.alphas or [None], args.epochs or [None]):
-        yield Cell(configure(args.recipe, RECIPES, mix.split("+"), network, epochs, alpha), alpha, epochs, seed)
+        yield Cell(configured(args.recipe, mix.split("+"), network, epochs, alpha, typed), alpha, epochs, seed)
 
 
 def main(argv: list[str], prog: str = "run_benchmark.py") -> None:
@@ -126,10 +145,16 @@ def main(argv: list[str], prog: str = "run_benchmark.py") -> None:
         print(summarize(args.summarize, Reported(args.measure, args.last_epochs or (10 if args.measure == "median" else None))))
         return
     folder = Path(args.output_dir or f"runs/benchmark-{Path(args.recipe).stem}")
-    every = list(cells(args, folder))
+    every = list(cells(args, folder, of_training(prog).typed(more)))
     check(args, every[0], folder, more, prog)
+    pairs = {("+".join(cell.run.mix), cell.run.architecture): cell.run for cell in every}
+    impossible = {pair: why for pair, run in pairs.items() if (why := what_is_impossible(run)) is not None}
+    possible = [cell for cell in every if ("+".join(cell.run.mix), cell.run.architecture) not in impossible]
+    if not possible:
+        (mix, network), why = next(iter(impossible.items()))
+        raise ValueError(f"a sweep needs methods that work with its networks, got {mix} with {network} ({why.rstrip('.')}); name others.")
     if args.dry_run:
-        launch = {cell.name: ["accelerate", "launch", "--num_processes", str(cell.run.processes)] for cell in every}
+        launch = {cell.name: ["accelerate", "launch", "--num_processes", str(cell.run.processes)] for cell in possible}
         lines = [
             shlex.join(
                 [
@@ -138,14 +163,13 @@ def main(argv: list[str], prog: str = "run_benchmark.py") -> None:
                     *with_changes([*cell.words(folder), "--overwrite_output_dir"], without_secrets(more)),
                 ]
             )
-            for cell in every
+            for cell in possible
         ]
         Path(args.dry_run).write_text("#!/bin/sh\nset -e\n" + "\n".join(lines) + "\n")
         print(f"{len(lines)} commands are in {args.dry_run}")
+        for (mix, network), why in impossible.items():
+            print(f"left out: {mix} with {network}: {why}")
         return
-    pairs = {("+".join(cell.run.mix), cell.run.architecture): cell.run for cell in every}
-    impossible = {pair: why for pair, run in pairs.items() if (why := what_is_impossible(run)) is not None}
-    possible = [cell for cell in every if ("+".join(cell.run.mix), cell.run.architecture) not in impossible]
     todo = [cell for cell in possible if finished(cell, folder, more) is None]
     images = Images.at(args.data) if args.data is not None and not args.report else None
     (folder / "cells").mkdir(parents=True, exist_ok=True)
@@ -165,9 +189,6 @@ def main(argv: list[str], prog: str = "run_benchmark.py") -> None:
 
 def check(args: SweepArguments, cell: Cell, folder: Path, more: list[str], prog: str) -> None:
     """Raises ValueError for what would make every training fail, or its tables, before hours of it."""
-    from hf_mixup.cli.train import parse
-    from hf_mixup.cli.train import parser as of_training
-
     RunFolder(folder).check()
     typed = of_training(prog).typed(more)  # says which of these are typed several times
     for name, own in {

@@ -12,6 +12,7 @@ from hf_mixup.core.checks import check_known
 from hf_mixup.data.labels import network_classes
 from hf_mixup.data.processor import ImageFormat, format_from_scratch, format_of_checkpoint
 from hf_mixup.data.sources import ImageData, KnownClasses
+from hf_mixup.methods import MethodChoice
 from hf_mixup.networks.backbones import channels_of, check_takes, checkpoint_config, describe_for_timm, from_scratch, load_classifier
 from hf_mixup.networks.families import is_timm
 from hf_mixup.report.examples import default_architecture
@@ -74,11 +75,15 @@ def build_model(
         network = AutoModelForImageClassification.from_config(config, trust_remote_code=model.trust_remote_code)
         return described(network, form, data.train_image_size)
     size = form.sides[0]
-    architecture = model.architecture or default_architecture(args.method_choice())
-    if model.architecture is None and size > 64:
-        architecture = LARGE[architecture]
+    architecture = model.architecture or default_network(args.method_choice(), size)
     network = from_scratch(architecture, len(images.label_names), size, channels=form.channels, drop_path=model.drop_path, **labels)
     return described(network, form.of_timm() if is_timm(network) and model.image_processor_name is None else form, data.train_image_size)
+
+
+def default_network(choice: MethodChoice, size: int) -> str:
+    """The architecture that these methods train, if no network is named, for images of `size` pixels a side."""
+    small = default_architecture(choice)
+    return LARGE[small] if size > 64 else small
 
 
 def described(network: PreTrainedModel, form: ImageFormat, train_size: int | None) -> tuple[PreTrainedModel, ImageFormat]:

@@ -314,7 +314,18 @@ def check_cached_size(row: int, pixels: Tensor, first: Tensor) -> None:
         )
 
 
+def check_places(grid: tuple[int, int]) -> None:
+    """Refuses evidence on one place of the image, which would keep it or replace it as a whole."""
+    if grid[0] * grid[1] == 1:
+        raise ValueError(
+            "the network must look at several places of an image, got a grid of one; use larger images, a network with a finer grid, or a method "
+            "without one, such as cutmix."
+        )
+
+
 def check_divisible(size: tuple[int, int], grid: tuple[int, int]) -> None:
+    """Refuses images that the network's grid does not divide, and a grid of one place."""
+    check_places(grid)
     if size[0] % grid[0] or size[1] % grid[1]:
         raise ValueError(
             f"images must be whole multiples of the network's grid of {grid[0]} x {grid[1]} patches, got {size[0]} x {size[1]} pixels; "

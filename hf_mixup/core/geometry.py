@@ -15,33 +15,29 @@ from hf_mixup.core.rng import integers
 def centred_boxes(side: Tensor, row: Tensor, col: Tensor, size: tuple[int, int]) -> Tensor:
     """The boxes of CutMix's code, (n, 4) int64 `[top, bottom, left, right]`, on the device of the centres.
 
-    Half a side is a whole number of pixels, so an odd side loses one pixel. Boxes are clipped at the border. In an image that is one pixel
-    high or wide, the box covers that whole side, and the other side is cut to the same area.
+    Half a side is a whole number of pixels, so an odd side loses one pixel. Boxes are clipped at the border. A side of one or two pixels, such as
+    that of a waveform or of stereo sound, has no such half: the box covers it whole, and the other side is cut to the same area.
 
     Args:
         side: (n,) float64 in [0, 1], the box's side divided by the image's side.
         row, col: (n,) the centre, in pixels.
         size: (H, W) of the image.
     """
-    return _around(side, torch.stack([row, col], 1), torch.tensor(size))
+    return _around(side, torch.stack([row, col], 1), size)
 
 
-def _around(side: Tensor, centre: Tensor, lengths: Tensor) -> Tensor:
-    """The same for centres (n, 2) and the lengths (2,) of the image's sides."""
-    size = tuple(lengths.tolist())
-    ratio = side.double() if min(size) > 1 else side.double() ** 2
+def _around(side: Tensor, centre: Tensor, size: tuple[int, int]) -> Tensor:
+    """The same for centres (n, 2)."""
+    lengths, thin = torch.tensor(size), [axis for axis, length in enumerate(size) if length <= 2]
+    if len(thin) == 2:
+        raise ValueError(f"boxes need a side of at least 3 pixels or patches, got {size[0]} x {size[1]}; use larger images, or mixup.")
+    ratio = side.double() ** 2 if thin else side.double()
     half = ((ratio[:, None] * lengths).long() // 2).to(centre.device, non_blocking=True)
     edges = torch.stack([centre - half, centre + half], 2).clamp_(min=0)  # (n, 2 axes, 2 ends)
-    edges = torch.minimum(edges, lengths[:, None].to(centre.device, non_blocking=True)).flatten(1)
-    return edges if min(size) > 1 else _whole_across(edges, size)
-
-
-def _whole_across(edges: Tensor, size: tuple[int, int]) -> Tensor:
-    """Boxes (n, 4); an image side of one pixel is covered completely."""
-    for axis, length in enumerate(size):
-        if length == 1:
-            edges[:, 2 * axis], edges[:, 2 * axis + 1] = 0, 1
-    return edges
+    edges = torch.minimum(edges, lengths[:, None].to(centre.device, non_blocking=True))
+    for axis in thin:
+        edges[:, axis, 0], edges[:, axis, 1] = 0, size[axis]
+    return edges.flatten(1)
 
 
 def centred_spans(share: Tensor, length: int, rng: torch.Generator) -> Tensor:
@@ -59,17 +55,17 @@ def random_boxes(area: Tensor, size: tuple[int, int], rng: torch.Generator, marg
     """
     side, lengths = area.sqrt(), torch.tensor(size)
     if margin == 0:  # nothing else to work out
-        return _around(side, (torch.rand(len(side), 2, generator=rng, dtype=torch.float64) * lengths).long(), lengths)
+        return _around(side, (torch.rand(len(side), 2, generator=rng, dtype=torch.float64) * lengths).long(), size)
     away = (margin * (side[:, None] * lengths).floor()).long()
-    return _around(side, integers(away, lengths - away, rng), lengths)
+    return _around(side, integers(away, lengths - away, rng), size)
 
 
 def minmax_boxes(minmax: tuple[float, float], count: int, size: tuple[int, int], rng: torch.Generator) -> Tensor:
     """Boxes anywhere inside the image, (count, 4) int64. Height and width are independent, uniform between two shares of the image's."""
     edges = []
     for length in size:
-        if length == 1:  # a line is cut along its length alone
-            edges += [torch.zeros(count, dtype=torch.int64), torch.ones(count, dtype=torch.int64)]
+        if length <= 2:  # a line is cut along its length alone
+            edges += [torch.zeros(count, dtype=torch.int64), torch.full((count,), length)]
             continue
         low, high = (torch.full((count,), int(length * share)) for share in minmax)
         side = integers(low, high, rng)
@@ -99,14 +95,24 @@ def largest_divisor(number: int, most: int) -> int:
     return max(divisor for divisor in range(1, min(number, most) + 1) if number % divisor == 0)
 
 
-def block_count(size: tuple[int, int], wanted: tuple[int, ...], rng: torch.Generator) -> int:
-    """Into how many blocks each side is cut: a random one of the `wanted` numbers that divide both sides of the image.
+def block_grid(size: tuple[int, int], wanted: tuple[int, ...], rng: torch.Generator) -> tuple[int, int]:
+    """Into how many blocks both sides of the image are cut: a random one of the `wanted` numbers that divide both.
 
-    If none does, it is the largest number up to `max(wanted)` that does. It is 1 for sides without a common divisor.
+    If none does, it is the largest number up to `max(wanted)` that does. Sides without such a number, as those of a waveform, are cut into
+    different numbers of blocks, the largest up to `max(wanted)` for each.
+
+    Raises:
+        ValueError: if no such number is above 1 for either side: one block would mix nothing.
     """
-    side = math.gcd(*size)
-    fitting = [count for count in wanted if side % count == 0] or [largest_divisor(side, max(wanted))]
-    return fitting[int(torch.randint(len(fitting), (), generator=rng))]
+    common, most = math.gcd(*size), max(wanted)
+    fitting = [count for count in wanted if common % count == 0] or [largest_divisor(common, most)]
+    count = fitting[int(torch.randint(len(fitting), (), generator=rng))]
+    grid = (count, count) if count > 1 else tuple(largest_divisor(side, most) for side in size)
+    if grid == (1, 1):
+        raise ValueError(
+            f"images must have a side that 2 to {most} blocks divide, got {size[0]} x {size[1]} pixels; resize them, or set block_nums."
+        )
+    return grid
 
 
 def pooled_evidence(evidence: Tensor, grid: tuple[int, int]) -> Tensor:

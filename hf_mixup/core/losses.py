@@ -309,7 +309,7 @@ class BCE(Loss):
         check_class_weights(weight=self.weight, pos_weight=self.pos_weight)
 
     def __call__(self, logits: Tensor, targets: Tensor, plan: MixPlan | None = None) -> Tensor:
-        # summed labels become their union; rounding may also give two shares of one class a sum above 1
+        # rounding may give two shares of one class a sum above 1, and some papers do
         targets = smooth(targets.clamp(0, 1), self.smoothing)
         if self.target_threshold is not None:
             targets = (targets > self.target_threshold).float()

@@ -140,16 +140,18 @@ class Move:
 class MixPlan:
     """What will be mixed with what, decided before any pixel moves.
 
-    `mixed[i] = sum_k mask[i, k] * images[index[i, k]]` and `target[i] = sum_k weight[i, k] * targets[index[i, k]]`.
+    `mixed[i] = sum_k mask[i, k] * images[index[i, k]]` and `target[i] = sum_k weight[i, k] * targets[index[i, k]]`, at most 1 for each class if
+    labels are united.
     Column 0 is always the own image: `index[:, 0] == arange(B)`, and `mask[:, 0]`, `weight[:, 0]` are the share kept of it.
 
     Attributes:
         index: (B, K) int64.
         mask: >= 0, sums to 1 over K.
-        weight: (B, K) float32, sums to 1 over K unless the paper says otherwise (SnapMix, TokenMix).
+        weight: (B, K) float32, sums to 1 over K unless the paper says otherwise (SnapMix, TokenMix), or labels are united.
         sources: K batches (B, C, H, W), if pixels moved before mixing (ResizeMix, PuzzleMix, RecursiveMix). They replace `images[index]`.
         moves: for each source, how its pixels moved, so that label maps can be moved too. A source that stayed has None. The whole field is
             None if the moves are not known.
+        united: the target is the union of labels, for a multi-label loss (SpliceMix).
     """
 
     index: Tensor
@@ -157,6 +159,7 @@ class MixPlan:
     weight: Tensor
     sources: tuple[Tensor, ...] | None = None
     moves: tuple[Move | None, ...] | None = None
+    united: bool = False
 
     @classmethod
     def pair(cls, partner: Tensor, mask: Mask | None, lam: Tensor, sources: tuple[Tensor, Tensor] | None = None) -> MixPlan:
@@ -194,7 +197,8 @@ class MixPlan:
             case Share(value) | Dense(value):
                 mask = type(self.mask)(value.to(device, non_blocking=True))
         sources = None if self.sources is None else tuple(source.to(device) for source in self.sources)
-        return MixPlan(self.index.to(device, non_blocking=True), mask, self.weight.to(device, non_blocking=True), sources, self.moves)
+        index, weight = (part.to(device, non_blocking=True) for part in (self.index, self.weight))
+        return replace(self, index=index, mask=mask, weight=weight, sources=sources)
 
     def reweighted(self, weight: Tensor) -> MixPlan:
         """The same plan with other label weights, (B, K)."""
@@ -360,10 +364,12 @@ def mix_targets(plan: MixPlan, targets: Tensor, num_labels: int | None = None) -
     """
     weight, index = plan.weight.to(targets.device), plan.index.to(targets.device)
     if targets.ndim == 1:
-        return weight.new_zeros(len(index), num_labels).scatter_add_(1, targets.long().take(index), weight)
-    if index.shape[1] == 1:
-        return weight * targets.float()
-    return (weight[:, :, None] * targets.float()[index]).sum(1)
+        mixed = weight.new_zeros(len(index), num_labels).scatter_add_(1, targets.long().take(index), weight)
+    elif index.shape[1] == 1:
+        mixed = weight * targets.float()
+    else:
+        mixed = (weight[:, :, None] * targets.float()[index]).sum(1)
+    return mixed.clamp(max=1) if plan.united else mixed
 
 
 def move_maps(plan: MixPlan, maps: Tensor) -> Tensor:

@@ -68,7 +68,12 @@ class SamplePolicy(Policy, ABC):
 
     `needs` names the signals that `plan` reads, and `frames` where it takes videos alone; a policy that needs at most that, `images`, `targets` and
     `maps`, the label maps (B, H, W), can be used in a collator.
+
+    Attributes:
+        united: whether its plans unite the labels of all images, which needs a multi-label loss.
     """
+
+    united: ClassVar[bool] = False
 
     @abstractmethod
     def plan(self, shape: torch.Size, rng: torch.Generator, signals: Signals) -> MixPlan:

@@ -35,7 +35,7 @@ class MixupLoss:
         if loss is not None and not isinstance(loss, Loss):
             raise TypeError(f"loss must be one of hf_mixup.core.losses, got {type(loss).__name__}; give an instance, such as Focal().")
         self.loss = CrossEntropy(label_smoothing) if loss is None else loss
-        self._looked = False
+        self._looked = self._compared = False
 
     def __call__(self, outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
         """A scalar. `outputs`: logits (B, num_labels), or a model's output with logits; `labels` as in `hf_mixup.core.losses`."""
@@ -53,6 +53,9 @@ class MixupLoss:
             raise ValueError("label maps need the network's own loss, got them in MixupLoss; leave out compute_loss_func.")
         self.loss.check(labels, len(logits), logits.shape[1])
         targets = self.loss.targets(labels, logits.shape[1])
+        if training and self.loss.views > 1 and not self._compared:
+            self._compared = True  # once on the CPU, where it costs no waiting for the device
+            self.loss(logits.detach().cpu(), targets.cpu())
         losses = (self.loss if training else self.loss.plain())(logits, targets)
         if num_items_in_batch is None:
             return losses.mean()

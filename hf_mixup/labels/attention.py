@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hf_mixup.core.checks import check_between
+from hf_mixup.core.checks import check_between, check_places
 from hf_mixup.core.plan import MixPlan
 from hf_mixup.core.policy import LabelPolicy, Signals
 
@@ -13,8 +13,9 @@ from hf_mixup.core.policy import LabelPolicy, Signals
 def attention_shares(plan: MixPlan, attention: Tensor) -> Tensor:
     """(B, K): the share of a mixed image's attention (B, h, w) that falls on each source.
 
-    A place of the grid belongs to the image at its top left pixel.
+    A place of the grid belongs to the image at its top left pixel. Raises ValueError for a grid of one place.
     """
+    check_places(tuple(attention.shape[1:]))
     mask = plan.dense_mask(tuple(attention.shape[1:]))
     seen = (mask * attention[:, None]).sum((2, 3))
     # all-zero attention does not come from a softmax, but would divide by zero; such an image keeps its area

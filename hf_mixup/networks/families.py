@@ -216,6 +216,8 @@ class Layout:
         hidden = first_tensor(output)
         if hidden.ndim == 4:
             return hidden.permute(0, 3, 1, 2) if self.channels_last else hidden
+        if hidden.ndim != 3:
+            raise ValueError(f"a layer must give maps (B, C, h, w) or tokens (B, N, C), got shape {tuple(hidden.shape)}; name another one.")
         h, w = self._grid(hidden.shape[1], size)
         return hidden[:, hidden.shape[1] - h * w :].transpose(1, 2).unflatten(2, (h, w))
 

@@ -86,9 +86,17 @@ def changing(module: nn.Module, change: Callable[[Any], Any]) -> Iterator[None]:
 
     The change is missing when checkpointed layers run again in the backward pass. So a layer of transformers is not checkpointed in this
     pass: before release 5.19 its hooks would run again too. timm's blocks are refused by `check_changeable`.
+
+    Raises ValueError after a pass in which the module did not run exactly once: labels would be mixed, but hidden states not, or several times.
     """
-    checkpointed = getattr(module, "gradient_checkpointing", False)
-    handle = module.register_forward_hook(lambda module, args, output: change(output))
+    checkpointed, runs = getattr(module, "gradient_checkpointing", False), 0
+
+    def changed(module: nn.Module, args: tuple, output: Any) -> Any:
+        nonlocal runs
+        runs += 1
+        return change(output)
+
+    handle = module.register_forward_hook(changed)
     try:
         if checkpointed:
             module.gradient_checkpointing = False
@@ -97,6 +105,10 @@ def changing(module: nn.Module, change: Callable[[Any], Any]) -> Iterator[None]:
         handle.remove()
         if checkpointed:
             module.gradient_checkpointing = True
+    if runs != 1:
+        raise ValueError(
+            f"a layer that is changed must run once in a pass, got a {type(module).__name__} that ran {runs} times; name another one in layers."
+        )
 
 
 def check_changeable(network: nn.Module, method: str, *, checkpointed: bool = False) -> None:

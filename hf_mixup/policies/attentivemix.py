@@ -6,7 +6,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from hf_mixup.core.checks import check_count, check_mode, check_positive
+from hf_mixup.core.checks import check_count, check_mode, check_places, check_positive
 from hf_mixup.core.geometry import dense_pair
 from hf_mixup.core.plan import MixPlan
 from hf_mixup.core.policy import SamplePolicy, Signals
@@ -53,6 +53,7 @@ class AttentiveMix(SamplePolicy):
 
     def plan(self, shape: torch.Size, rng: torch.Generator, signals: Signals) -> MixPlan:
         features = signals["features"]
+        check_places(tuple(features.shape[2:]))
         pairing = partners(shape[0], self.mode, rng)
         lam = pairing.spread(beta(self.alpha, pairing.draws, rng, self.beta))
         cells = features[0, 0].numel()

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hf_mixup.core.checks import check_between, check_count, check_counts, check_known, check_positive
-from hf_mixup.core.geometry import block_count, enlarged, pooled_evidence
+from hf_mixup.core.geometry import block_grid, enlarged, pooled_evidence
 from hf_mixup.core.plan import Dense, MixPlan
 from hf_mixup.core.policy import SamplePolicy, Signals
 from hf_mixup.core.rng import log_gamma_variate
@@ -79,25 +79,23 @@ class CoMixup(SamplePolicy):
 
     def plan(self, shape: torch.Size, rng: torch.Generator, signals: Signals) -> MixPlan:
         batch, size = shape[0], tuple(shape[2:])
-        count = block_count(size, self.block_nums, rng)
+        grid = block_grid(size, self.block_nums, rng)
         members = partition(batch, self.m_part, rng)
         there = members >= 0
         log_share = log_gamma_variate(self.alpha, tuple(members.shape), rng).masked_fill(~there, -torch.inf)
         # uniform over the images of a part, which come before the empty places
-        start = torch.rand((*members.shape, count**2), generator=rng, dtype=torch.float64) * there.sum(1)[:, None, None]
-        if count == 1:
-            return MixPlan.identity(batch)
+        start = torch.rand((*members.shape, grid[0] * grid[1]), generator=rng, dtype=torch.float64) * there.sum(1)[:, None, None]
         saliency = signals["saliency"]
         # these are thousands of small steps that depend on each other, slow on a GPU because of launch times, so they run on the CPU.
         # It needs one small copy in each direction, and plans are the same on every device
-        evidence = pooled_evidence(saliency, (count, count)).cpu()
+        evidence = pooled_evidence(saliency, grid).cpu()
         place = peaks(saliency, self.peak_stride).cpu()
         shares = solve_parts(
             unary(evidence[members], log_share.softmax(1).float(), self.eta),
             compatibility(place[members], there, self.omega),
             start.long(),
             there,
-            (count, count),
+            grid,
             beta=self.beta,
             gamma=self.gamma,
             thres=self.thres,
@@ -105,7 +103,7 @@ class CoMixup(SamplePolicy):
             set_resolve=self.set_resolve,
             niter=self.niter,
         )
-        return shares_plan(shares, members, (count, count), size, saliency.device)
+        return shares_plan(shares, members, grid, size, saliency.device)
 
 
 def partition(batch: int, m_part: int, rng: torch.Generator) -> Tensor:

@@ -25,7 +25,8 @@ class GridMix(SamplePolicy):
         n_holes: fewest and most cells across the cut. A cut that is too small for them gets fewer, so small images work.
         hole_aspect_ratio: height by width of a cell.
         cut_area_ratio: smallest and largest area of the cut, as shares of the image's.
-        cut_aspect_ratio: smallest and largest height by width of the cut.
+        cut_aspect_ratio: smallest and largest height by width of the cut. Of waveforms and stereo sounds, (1 or 2, T), all shapes are in units of
+            the sides, because squares of pixels would be next to nothing.
         as_published: repeats a bug of the published code. With these ranges every second cut is larger than the image. We keep the part
             inside. In the published code a negative index counts from the other end: holes completely before the image appear at its end,
             and holes across its edge vanish. Unlike that code, this works for images that are not square.
@@ -85,16 +86,18 @@ def holes(
 
     All draws are (n,), float64. `place`, vertical first, in [0, 1), is where the cut begins, as a share of the room that it has.
     """
-    cut_width = (((size[0] * size[1] * cut_area).floor() / cut_aspect).sqrt().floor().long()).clamp(min=1)
-    cut_height = ((cut_width * cut_aspect).floor().long()).clamp(min=1)
+    flat = size[0] / size[1] if min(size) <= 2 else 1
+    cut_width = (((size[0] * size[1] * cut_area).floor() / cut_aspect / flat).sqrt().floor().long()).clamp(min=1)
+    cut_height = ((cut_width * cut_aspect * flat).floor().long()).clamp(min=1)
     # a cell is at least two pixels wide, one of them for the hole
     n_holes = torch.minimum(n_holes, cut_width // 2).clamp(min=1)
     cell_width = -(-cut_width // n_holes)
-    cell_height = (cell_width * hole_aspect).floor().long().clamp(min=1)
+    cell_height = (cell_width * hole_aspect * flat).floor().long().clamp(min=1)
     crossed = []
     for length, cut, cell, share in zip(size, (cut_height, cut_width), (cell_height, cell_width), place, strict=True):
         begin = ((length - cut) * share).trunc().long()
-        hole = torch.minimum((cell * (1 - lam).sqrt()).floor().long().clamp(min=1), cell - 1)
+        # a hole leaves at least a pixel of its cell, where that has more than one
+        hole = torch.minimum((cell * (1 - lam).sqrt()).floor().long().clamp(min=1), (cell - 1).clamp(min=1))
         begin, cut, cell, hole = (value[:, None] for value in (begin, cut, cell, hole))
         pixel = torch.arange(length)
         inside = (pixel >= begin) & (pixel < begin + cut) & ((pixel - begin) % cell < hole)

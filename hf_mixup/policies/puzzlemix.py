@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hf_mixup.core.checks import check_between, check_channels, check_count, check_counts, check_mode, check_per_channel, check_positive
-from hf_mixup.core.geometry import block_count, enlarged, largest_divisor, pooled_evidence
+from hf_mixup.core.geometry import block_grid, enlarged, largest_divisor, pooled_evidence
 from hf_mixup.core.plan import Dense, MixPlan
 from hf_mixup.core.policy import SamplePolicy, Signals
 from hf_mixup.core.rng import beta, normal, partners, uniform
@@ -38,8 +38,7 @@ class PuzzleMix(SamplePolicy):
     Args:
         alpha: both parameters of the Beta, above 0.
         block_nums: how many blocks a side may have. One number is drawn for every batch among those that divide both sides; if none does,
-            see `geometry.block_count`. Images whose sides have no common divisor stay unmixed. OpenMixup's tables use (2, 4, 8), except
-            on CIFAR.
+            see `geometry.block_grid`. OpenMixup's tables use (2, 4, 8), except on CIFAR.
         n_labels: shares that a block can have: 3 for own, half, partner.
         beta: weight of agreement between neighbours.
         gamma: how much of that agreement is about the colours on both sides of their edge.
@@ -100,15 +99,13 @@ class PuzzleMix(SamplePolicy):
         size = tuple(shape[2:])
         pairing = partners(shape[0], self.mode, rng)
         alpha = pairing.spread(beta(self.alpha, pairing.draws, rng))
-        count = block_count(size, self.block_nums, rng)
-        if count == 1:
-            return MixPlan.identity(shape[0])
+        grid = block_grid(size, self.block_nums, rng)
         images, saliency = signals["images"], signals["saliency"]
         check_channels(images, std=self.std, mean=self.mean)
         partner = pairing.partner.to(images.device)
         with torch.autocast(images.device.type, enabled=False):
             own_hidden, partner_hidden, down, right = terms(
-                images, saliency, partner, count, self.beta, self.gamma, self.neigh_size, self.std
+                images, saliency, partner, grid, self.beta, self.gamma, self.neigh_size, self.std
             )
             costs = label_costs(own_hidden, partner_hidden, alpha, self.n_labels, self.eta)
             labels = solve_grid(costs, down, right)
@@ -130,7 +127,7 @@ def terms(
     images: Tensor,
     saliency: Tensor,
     partner: Tensor,
-    count: int,
+    grid: tuple[int, int],
     beta: float,
     gamma: float,
     neigh_size: int,
@@ -145,31 +142,32 @@ def terms(
         images: (B, C, H, W), normalised.
         saliency: (B, H, W), at least 0, on any scale.
         partner: (B,).
-        count: blocks along a side.
+        grid: (h, w) blocks.
 
     Returns:
-        (B, n, n) the cost of hiding the own image in each block, the same for the partner, (B, n - 1, n) weights of
-        disagreement with the block below, (B, n, n - 1) with the block to the right.
+        (B, h, w) the cost of hiding the own image in each block, the same for the partner, (B, h - 1, w) weights of
+        disagreement with the block below, (B, h, w - 1) with the block to the right.
     """
     size = tuple(images.shape[2:])
-    pool = tuple(largest_divisor(side // count, neigh_size) for side in size)
+    pool = tuple(largest_divisor(side // count, neigh_size) for side, count in zip(size, grid, strict=True))
     # differences of colours, so the mean of the normalisation does not matter
     colours = F.avg_pool2d(images.float(), pool) * _per_channel(std, images)
-    weight = beta / (16 * count)
-    own_hidden = pooled_evidence(saliency, (count, count))
+    own_hidden = pooled_evidence(saliency, grid)
     partner_hidden = own_hidden[partner]
     own_hidden = own_hidden.clone()
     pairs = []
     for dim in (1, 2):
-        # (B, n - 1, n): on both sides of the edge between each block and the next along `dim`
-        near, far = _borders(colours if dim == 1 else colours.transpose(2, 3), count)
-        same = _gap(near, far, count)
-        changed, back, other = _gap(near, far[partner], count), _gap(near[partner], far, count), same[partner]
+        # (B, n - 1, m): on both sides of the edge between each block and the next along `dim`, of n blocks along it and m across
+        along, across = grid if dim == 1 else grid[::-1]
+        weight = beta / (16 * across)  # so a border across the whole image costs the same for any number of blocks
+        near, far = _borders(colours if dim == 1 else colours.transpose(2, 3), along)
+        same = _gap(near, far, across)
+        changed, back, other = _gap(near, far[partner], across), _gap(near[partner], far, across), same[partner]
         pairs.append((weight + gamma * weight / 2 * (changed + back - same - other)).clamp(min=0))
         for hidden, before, after in ((partner_hidden, same + changed, same + back), (own_hidden, other + back, other + changed)):
-            along = hidden if dim == 1 else hidden.transpose(1, 2)
-            along[:, :-1] += gamma * weight / 2 * before
-            along[:, 1:] += gamma * weight / 2 * after
+            lines = hidden if dim == 1 else hidden.transpose(1, 2)
+            lines[:, :-1] += gamma * weight / 2 * before
+            lines[:, 1:] += gamma * weight / 2 * after
     return own_hidden, partner_hidden, pairs[0], pairs[1].transpose(1, 2)
 
 
@@ -180,12 +178,12 @@ def _borders(colours: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 
 def _gap(near: Tensor, far: Tensor, count: int) -> Tensor:
-    """(B, n - 1, n): mean absolute difference over the channels and along each edge."""
+    """(B, n - 1, count): mean absolute difference over the channels and along each edge, of `count` blocks across."""
     return (near - far).abs().mean(1).unflatten(2, (count, -1)).mean(3)
 
 
 def label_costs(own_hidden: Tensor, partner_hidden: Tensor, alpha: Tensor, n_labels: int, eta: float) -> Tensor:
-    """(B, n, n, L): the cost of each label. Label l shows l / (L - 1) of the partner. The prior is binomial; `alpha` (B,) is the own share."""
+    """(B, h, w, L): the cost of each label. Label l shows l / (L - 1) of the partner. The prior is binomial; `alpha` (B,) is the own share."""
     top = n_labels - 1
     partner_share = torch.arange(n_labels, dtype=torch.float64) / top
     alpha = alpha.double().clamp(1e-6, 1 - 1e-6)[:, None]
@@ -212,7 +210,7 @@ def mask_plan(
     Args:
         images: (B, C, H, W).
         partner: (B,).
-        mask: (B, n, n), the share of the own image.
+        mask: (B, h, w), the share of the own image.
         saliency: (B, H, W).
         t_eps: cost of moving; None to move nothing.
         t_size: side in pixels of the pieces that move, -1 for the mask's blocks.

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from hf_mixup.core.checks import check_between, check_count, check_mode, check_positive
-from hf_mixup.core.geometry import block_count, dense_pair, pooled_evidence
+from hf_mixup.core.geometry import block_grid, dense_pair, pooled_evidence
 from hf_mixup.core.plan import MixPlan
 from hf_mixup.core.policy import SamplePolicy, Signals
 from hf_mixup.core.rng import beta, partners
@@ -25,8 +25,7 @@ class SaliencyGrafting(SamplePolicy):
     Args:
         alpha: both parameters of the Beta, above 0.
         temperature: small values keep only the most salient cells, large values all cells above the mean saliency.
-        block_nums: how many cells a side may have, drawn for every batch; see `geometry.block_count`. Sides without a common
-            divisor stay unmixed.
+        block_nums: how many cells a side may have, drawn for every batch; see `geometry.block_grid`.
         clean_lam: weight of the clean images' own loss; see `Policy`.
         mode: which images share a draw of p.
     """
@@ -49,11 +48,9 @@ class SaliencyGrafting(SamplePolicy):
     def plan(self, shape: torch.Size, rng: torch.Generator, signals: Signals) -> MixPlan:
         pairing = partners(shape[0], self.mode, rng)
         share = pairing.spread(beta(self.alpha, pairing.draws, rng))
-        count = block_count(tuple(shape[2:]), self.block_nums, rng)
-        if count == 1:
-            return MixPlan.identity(shape[0])
-        taken = torch.rand(shape[0], count, count, generator=rng, dtype=torch.float64) < share[:, None, None]
-        saliency = pooled_evidence(signals["saliency"], (count, count))
+        grid = block_grid(tuple(shape[2:]), self.block_nums, rng)
+        taken = torch.rand(shape[0], *grid, generator=rng, dtype=torch.float64) < share[:, None, None]
+        saliency = pooled_evidence(signals["saliency"], grid)
         partner = pairing.partner.to(saliency.device)
         grafted = candidates(saliency, self.temperature)[partner] & taken.to(saliency.device)
         mask = dense_pair(~grafted, torch.arange(shape[0]))

@@ -19,12 +19,13 @@ class SpliceMix(SamplePolicy):
     """SpliceMix for multi-label classification (Wang et al., 2023, arXiv:2311.15200; github.com/zuiran/SpliceMix): small versions of several
     images of the batch, side by side in a grid. The labels are those of all of them.
 
-    Every label weight is 1, so labels are summed, and `BCE` takes the union. In a share of the batches some cells are empty; their labels are
-    left out. A grid that is not square is turned in half of the batches, at random. The authors' default is one grid for the batch, of 1 x 2, 2 x 2 or
+    The label is the union of the labels of all cells, so the loss must be multi-label. In a share of the batches some cells are empty; their
+    labels are left out. A grid that is not square is turned in half of the batches, at random. The authors' default is one grid for the batch, of 1 x 2, 2 x 2 or
     2 x 3 cells with probability 0.3, 0.4, 0.3.
 
     Deviations: every image is in a grid of its own, at a random place, and the step `KeepClean` weights clean images four times (the
-    authors make a quarter as many grids as images, and average them with the clean images, which is the same in the mean).
+    authors make a quarter as many grids as images, and average them with the clean images, which is the same in the mean). In an image with fewer
+    pixels than cells along a side, such as a waveform, all cells are side by side along the other.
 
     Args:
         shares: probabilities of the three grids, summing to 1.
@@ -32,6 +33,7 @@ class SpliceMix(SamplePolicy):
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"images"})
+    united: ClassVar[bool] = True
 
     shares: tuple[float, ...] = (0.3, 0.4, 0.3)
     drop_rate: float = 0.3
@@ -45,7 +47,7 @@ class SpliceMix(SamplePolicy):
         batch = shape[0]
         rows, cols = GRIDS[int(torch.multinomial(torch.tensor(self.shares, dtype=torch.float64), 1, generator=rng))]
         turned, dropping = (torch.rand(2, generator=rng) < torch.tensor([0.5, self.drop_rate])).tolist()
-        rows, cols = (cols, rows) if turned else (rows, cols)
+        rows, cols = fitting((cols, rows) if turned else (rows, cols), tuple(shape[2:]))
         cells = rows * cols
         index = torch.stack([torch.arange(batch), *(torch.randperm(batch, generator=rng) for _ in range(cells - 1))], 1)
         empty = int(torch.randint(1, cells, (), generator=rng)) if dropping else 0
@@ -54,7 +56,16 @@ class SpliceMix(SamplePolicy):
         place = torch.rand(batch, cells, generator=rng).argsort(1)  # the cell of each image
         grid = spliced(signals["images"], index, weight, place, (rows, cols))
         mask = cell_masks(place, (rows, cols), tuple(shape[2:])).to(signals.device)
-        return MixPlan(index, Dense(mask), weight, (grid,) * cells)
+        return MixPlan(index, Dense(mask), weight, (grid,) * cells, united=True)
+
+
+def fitting(grid: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
+    """The grid, or one line of its cells, so that every cell has a pixel. Raises ValueError for images that are too small."""
+    cells = grid[0] * grid[1]
+    for rows, cols in (grid, (1, cells), (cells, 1)):
+        if rows <= size[0] and cols <= size[1]:
+            return rows, cols
+    raise ValueError(f"splicemix needs a pixel for each of {cells} images, got images of {size[0]} x {size[1]} pixels; use larger ones.")
 
 
 def spliced(images: Tensor, index: Tensor, weight: Tensor, place: Tensor, grid: tuple[int, int]) -> Tensor:

@@ -64,6 +64,10 @@ class KeepClean(Step):
     ) -> StepOutput:
         signals, rng = state.before(images, targets), key.own_rng()
         plans = [parts.plan(images, rng, signals) for _ in range(self.mixtures)]
+        if parts.loss.views > 1 and any(plan.index.shape[1] > 1 for plan in plans):
+            raise ValueError(
+                f"{type(parts.loss).__name__} compares views of one label, got {parts.name!r}, which mixes the labels of several images; use 'augmix'."
+            )
         plans.append(self.plan_beside(len(images), rng).to(images.device))
         rows = [blend(plan, images) for plan in plans]
         beside = [mix_others(plan, signals.others) for plan in plans]

@@ -64,10 +64,14 @@ class MixStyle(HiddenStep):
 
 
 def restyled(maps: Tensor, partner: Tensor, lam: Tensor, eps: float) -> Tensor:
-    """Maps (B, C, h, w) with the mixed style of both images; `lam` (B,) is the share of the own style."""
+    """Maps (B, C, h, w) with the mixed style of both images; `lam` (B,) is the share of the own style. Raises ValueError for a single place, which
+    is its own mean, so that it would be mixed under the own label."""
+    if maps[0, 0].numel() == 1:
+        raise ValueError(
+            "mixstyle mixes styles over several places, got maps of one; name an earlier layer in layers, or use larger images."
+        )
     detached = maps.detach()
     mean = detached.mean((2, 3), keepdim=True)
-    # a single place has no deviation
-    deviation = (detached.var((2, 3), keepdim=True, correction=int(maps[0, 0].numel() > 1)) + eps).sqrt()
+    deviation = (detached.var((2, 3), keepdim=True) + eps).sqrt()
     mixed_mean, mixed_deviation = (torch.lerp(part[partner], part, lam[:, None, None, None]) for part in (mean, deviation))
     return (maps - mean) / deviation * mixed_deviation + mixed_mean

@@ -43,9 +43,11 @@ class MoEx(HiddenStep):
 
 
 def exchanged(hidden: Tensor, partner: Tensor, dim: int, eps: float) -> Tensor:
-    """Hidden states with the moments of their partners over `dim`; `partner` is (B,)."""
+    """Hidden states with the moments of their partners over `dim`; `partner` is (B,). Raises ValueError for a single channel, which is its own
+    mean, so that the partner would replace the whole image."""
+    if hidden.shape[dim] == 1:
+        raise ValueError("moex exchanges moments over several channels, got hidden states of one; name a later layer in layers.")
     mean = hidden.mean(dim, keepdim=True)
-    # a single channel has no deviation to exchange
-    deviation = (hidden.var(dim, keepdim=True, correction=int(hidden.shape[dim] > 1)) + eps).sqrt()
+    deviation = (hidden.var(dim, keepdim=True) + eps).sqrt()
     scale = deviation[partner] / deviation
     return hidden * scale + (mean[partner] - mean * scale)
