@@ -42,7 +42,7 @@ def test_every_shape_is_mixed_or_refused(name, shape):
             laws.plan_of(policy, shape)
         return
     plans = []
-    for key in range(4):
+    for key in range(3):
         signals = laws.signals_for(shape, key)
         if name == "comixup":  # of noise it shows whole images
             signals["saliency"] = bumps(shape[0], shape[2:], key)
