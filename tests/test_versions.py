@@ -11,6 +11,7 @@ import torch
 
 from hf_mixup import METHODS
 from hf_mixup.networks.backbones import ARCHITECTURES, from_scratch, load_classifier
+from hf_mixup.networks.families import fill_buffers
 from run_script import ROOT
 from small import Images, difference, losses, network_for, trainer, weights
 
@@ -40,6 +41,17 @@ def test_statistics_of_batch_norms_survive_loading(name, tmp_path):
     network.save_pretrained(tmp_path)
     assert difference(weights(network), weights(load_classifier(tmp_path))) == 0
     assert name not in ARCHITECTURES or len(list(network.buffers())) > 0
+
+
+def test_buffers_that_no_checkpoint_holds_are_filled(tmp_path):
+    """Of Swin V2: timm up to 1.0.30 leaves its attention masks as they lie in memory. Other random draws stay as they are."""
+    network = from_scratch("swinv2_tiny_window8_256", 3, 256)
+    network.save_pretrained(tmp_path)
+    again = load_classifier(tmp_path)
+    loaded, state = dict(again.named_buffers()), torch.get_rng_state()
+    fill_buffers(again)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(buffer, loaded[name]) for name, buffer in network.named_buffers())
 
 
 @pytest.mark.parametrize("name", ["mixup", "automix", "transmix", "puzzlemix"])

@@ -5,6 +5,7 @@ The only file that knows timm and the families of transformers by name.
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 import math
@@ -25,6 +26,19 @@ def bare(network: nn.Module) -> nn.Module:
 def is_timm(network: nn.Module) -> bool:
     """Whether the network is a timm model in transformers' wrapper."""
     return network.config.model_type == "timm_wrapper"
+
+
+def fill_buffers(network: nn.Module) -> None:
+    """Fills the buffers of a timm network that no checkpoint holds. transformers builds networks without values, and timm up to 1.0.30 then leaves
+    some of them unfilled, such as the attention masks of Swin V2."""
+    saved = network.state_dict().keys()
+    waiting = {name: buffer for name, buffer in network.named_buffers() if name not in saved}
+    if waiting:
+        with torch.random.fork_rng(devices=[]):
+            made = dict(type(network)(copy.deepcopy(network.config)).named_buffers())
+        for name, buffer in waiting.items():
+            if name in made and made[name].shape == buffer.shape:
+                buffer.copy_(made[name])
 
 
 def main_input_of(network: nn.Module) -> str:

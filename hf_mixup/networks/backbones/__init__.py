@@ -36,7 +36,7 @@ from hf_mixup.networks.backbones.cifar_convnext import CifarConvNextConfig, Cifa
 from hf_mixup.networks.backbones.cifar_resnet import CifarResNetConfig, CifarResNetForImageClassification, CifarResNetModel
 from hf_mixup.networks.backbones.cifar_wide_resnet import CifarWideResNetConfig, CifarWideResNetForImageClassification, CifarWideResNetModel
 from hf_mixup.networks.backbones.moganet import MogaNetConfig, MogaNetForImageClassification, MogaNetModel
-from hf_mixup.networks.families import classifier_of
+from hf_mixup.networks.families import classifier_of, fill_buffers, is_timm
 from hf_mixup.networks.names import TABLE_NAMES, architecture_of
 
 logger = logging.getLogger(__name__)
@@ -229,6 +229,8 @@ def load_classifier(
     _check_loaded(
         network, report, str(repo_or_folder), promised, mismatches, bool(config_kwargs) if fresh_classifier is None else fresh_classifier
     )
+    if is_timm(network):
+        fill_buffers(network)
     return network if image_size is None else at_resolution(network, image_size)
 
 
