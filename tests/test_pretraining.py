@@ -364,7 +364,8 @@ def test_after_an_earlier_compiled_training(earlier):
             first = MixupModel(network, earlier).train()
             first.compile_backbone(backend=backend)
             first.compile_backbone(backend=backend)
-            network.train()(pixel_values=views()[:, 0])  # as a model calls it
+        # without a mixed layer, whose graph must not serve the next one
+        PreTrainingModel(network, made("moco", "imix")).train()(views(), mix_key=KEY)
         network.load_state_dict(from_scratch_weights())
         torch.manual_seed(1)
         model = PreTrainingModel(network, made("moco", "imix", layers=(1,))).train()
