@@ -364,7 +364,8 @@ def test_after_an_earlier_compiled_training(earlier):
             first = MixupModel(network, earlier).train()
             first.compile_backbone(backend=backend)
             first.compile_backbone(backend=backend)
-            network.train()(pixel_values=views()[:, 0])  # as a model calls it
+        # without a mixed layer, whose graph must not serve the next one
+        PreTrainingModel(network, made("moco", "imix")).train()(views(), mix_key=KEY)
         network.load_state_dict(from_scratch_weights())
         torch.manual_seed(1)
         model = PreTrainingModel(network, made("moco", "imix", layers=(1,))).train()
@@ -449,6 +450,8 @@ def test_input_mixing_changes_views_not_targets():
         ("samix", "moco", {"clusters": 4}, "and 0 without, got 4 with 'infonce'"),
         ("samix", "moco", {"mixer_loss": "cluster", "clusters": 40, "queue_size": 20}, "clusters must be at most queue_size"),
         ("samix", "moco", {"mixer_loss": "cluster", "clusters": 4, "mixer": "x"}, "clusters are to train a mixer, got a trained one"),
+        ("samix", "moco", {"mixer": "x", "extra": 0.5}, "extra is for a mixer that learns, got 0.5 with a trained one"),
+        ("samix", "moco", {"mixer": "x", "mixer_loss": "pair"}, "mixer_loss is for a mixer that learns, got 'pair'"),
         ("samix", "moco", {"mixer_loss": "ce"}, "mixer_loss must be"),
     ],
 )

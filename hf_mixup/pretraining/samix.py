@@ -151,6 +151,12 @@ class SAMix(Queued):
             )
         if self.clusters and self.mixer is not None:
             raise ValueError(f"clusters are to train a mixer, got a trained one, {self.mixer!r}; leave one of them out.")
+        for name in ("mixer_loss", "mixer_weight", "extra", "mask_loss_mode", "mask_loss_margin"):
+            value = getattr(self, name)
+            if self.mixer is not None and value != getattr(type(self), name):
+                raise ValueError(
+                    f"{name} is for a mixer that learns, got {value!r} with a trained one, {self.mixer!r}; leave one of them out."
+                )
         check_known("mask_loss_mode", self.mask_loss_mode, MASK_LOSSES)
         check_between(0, 1, mask_loss_margin=self.mask_loss_margin, mask_margin=self.mask_margin)
         check_between(0, 1e3, extra=self.extra, mask_loss=self.mask_loss, mixer_weight=self.mixer_weight)
