@@ -58,7 +58,7 @@ class Optimization:
         if first and self.optimizer_cls_and_kwargs is None:
             self._refuse_idle_options(model or self.model)
             seen = f"{_value(self.args.optim)!r} and {self.args.optim_args!r}"
-            named = _named(f"optim and optim_args must make an optimizer, got {seen}", "optim_args")
+            named = _named("optim and optim_args must make an optimizer", seen, "optim_args")
         with named:
             optimizer = super().create_optimizer(model)
         self._made_optimizer |= first
@@ -121,10 +121,8 @@ class Optimization:
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None):
         """As the Trainer's, or the cosine of the published recipes: with a floor, also for mixers, changed every step or every epoch."""
         if not self.args.own_schedule or self.lr_scheduler is not None:
-            kind, options = _value(self.args.lr_scheduler_type), self.args.lr_scheduler_kwargs
-            with _named(
-                f"lr_scheduler_type and lr_scheduler_kwargs must make a schedule, got {kind!r} and {options}", "lr_scheduler_kwargs"
-            ):
+            seen = f"{_value(self.args.lr_scheduler_type)!r} and {self.args.lr_scheduler_kwargs}"
+            with _named("lr_scheduler_type and lr_scheduler_kwargs must make a schedule", seen, "lr_scheduler_kwargs"):
                 return super().create_scheduler(num_training_steps, optimizer)
         optimizer = self.optimizer if optimizer is None else optimizer
         every = self._steps_per_epoch() if self.args.lr_per_epoch else 1
@@ -192,12 +190,12 @@ class Optimization:
 
 
 @contextmanager
-def _named(wanted: str, argument: str) -> Iterator[None]:
+def _named(wanted: str, seen: str, argument: str) -> Iterator[None]:
     """Raises ValueError, in one sentence, for what torch or transformers say of a wrong argument."""
     try:
         yield
     except (AttributeError, LookupError, TypeError, ValueError) as error:  # an ImportError says what to install
-        raise ValueError(f"{wanted} ({one_line(error)}); correct {argument}, or choose another.") from error
+        raise ValueError(f"{wanted}, got {seen} ({one_line(error)}); correct {argument}, or choose another.") from error
 
 
 def _value(choice: Any) -> str:
