@@ -20,12 +20,12 @@ RUN = ("--max_train_samples", "120", "--max_eval_samples", "40", "--per_device_t
 ROW = re.compile(r" +\d+(\.\d+)?  +[\d.]+  +[\d.-]+  +[\d.-]+  +\d+  +\d+:\d\d")
 
 
-def recorded(*words, interrupt_at=None, timeout=300):
-    """The exit status, and the lines that are left on the screen, of `hf-mixup` on a terminal of 80 x 40."""
+def recorded(*words, start=("-m", "hf_mixup"), interrupt_at=None, timeout=300):
+    """The exit status, and the lines that are left on the screen, of `hf-mixup`, or of a script, on a terminal of 80 x 40."""
     parent, child = pty.openpty()
     fcntl.ioctl(child, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 80, 0, 0))
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TERM": "xterm", "COLUMNS": "80", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "hf_mixup", *map(str, words)]
+    command = [sys.executable, *start, *map(str, words)]
     process = subprocess.Popen(command, stdin=child, stdout=child, stderr=child, cwd=ROOT, env=environment, start_new_session=True)
     os.close(child)
     text, begun = "", time.monotonic()
@@ -99,3 +99,14 @@ def test_a_log_file_holds_rows_and_no_bars(tmp_path):
     assert [int(line.split()[0]) for line in lines if ROW.fullmatch(line)] == [1, 2]
     assert len(lines) == 10, lines
     assert not re.search(r"\x1b|\r|it/s|Warning|\{'", done.stdout + done.stderr)
+
+
+@pytest.mark.slow
+def test_the_script_of_texts_leaves_rows_and_no_bars(tmp_path):
+    """The vocabulary is learned with a bar of its own, which stayed on the screen behind the head of the table."""
+    few = ("--max_steps", 3, "--max_train_samples", 64, "--max_eval_samples", 32, "--use_cpu", "--output_dir", tmp_path / "run")
+    status, lines = recorded(*few, start=("training_scripts/run_mixup_text.py",))
+    assert status == 0, lines
+    head = next(place for place, line in enumerate(lines) if line.startswith("   epoch"))
+    assert lines[head].endswith("time left")
+    assert all(ROW.fullmatch(line) for line in lines[head + 1 : -2])

@@ -63,7 +63,8 @@ def own_tokenizer(texts: list[str], words: int = 4000) -> PreTrainedTokenizerFas
     tokenizer = Tokenizer(models.WordLevel(unk_token=SPECIAL["unk_token"]))
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.train_from_iterator(texts, trainers.WordLevelTrainer(vocab_size=words, special_tokens=list(SPECIAL.values())))
+    learner = trainers.WordLevelTrainer(vocab_size=words, special_tokens=list(SPECIAL.values()), show_progress=False)
+    tokenizer.train_from_iterator(texts, learner)
     ends = [(SPECIAL[name], tokenizer.token_to_id(SPECIAL[name])) for name in ("sep_token", "cls_token")]
     tokenizer.post_processor = processors.BertProcessing(*ends)
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=LENGTH, **SPECIAL)
