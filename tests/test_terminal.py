@@ -69,8 +69,8 @@ def on_screen(text):
 
 @pytest.mark.slow
 def test_a_run_a_refusal_and_an_interruption(tmp_path):
-    folder = tmp_path / "run"
-    common = ("train", *RUN, "--num_train_epochs", "4", "--output_dir", folder)
+    folder, epochs = tmp_path / "run", 20  # seconds, so that the interruption comes before the end on a busy machine as well
+    common = ("train", *RUN, "--num_train_epochs", epochs, "--output_dir", folder)
     status, lines = recorded(*common, interrupt_at=lambda text: len(ROW.findall(text)) >= 2)
     assert status == 1, lines
     assert lines[-1] == "hf-mixup: error: interrupted; resume with --resume_from_checkpoint True"
@@ -84,8 +84,8 @@ def test_a_run_a_refusal_and_an_interruption(tmp_path):
     status, lines = recorded(*common, "--resume_from_checkpoint", "True")
     assert status == 0, lines
     rows = [line for line in lines if ROW.fullmatch(line)]
-    assert [int(row.split()[0]) for row in rows][-1] == 4
-    assert 1 <= len(rows) <= 3
+    assert [int(row.split()[0]) for row in rows][-1] == epochs
+    assert 1 <= len(rows) < epochs
     assert lines[-1].startswith("everything is in")
     assert not [line for line in lines if "{'" in line or "it/s" in line or "%|" in line]
     assert max(len(line) for line in lines if str(tmp_path) not in line) <= 80
