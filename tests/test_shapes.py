@@ -97,8 +97,9 @@ def test_boxes_of_sounds_cover_all_channels(channels):
 
 def test_boxes_need_room():
     for size in ((1, 1), (2, 2), (1, 2)):
-        with refuses(f"boxes need a side of at least 3 pixels or patches, got {size[0]} x {size[1]}"):
-            laws.plan_of(METHODS["cutmix"].sample, (4, 3, *size))
+        for minmax in (None, (0.2, 0.8)):
+            with refuses(f"boxes need a side of at least 3 pixels or patches, got {size[0]} x {size[1]}"):
+                laws.plan_of(get_method("cutmix", minmax=minmax).sample, (4, 3, *size))
 
 
 @pytest.mark.parametrize("shape", [(6, 1, 1, 40), (6, 3, 2, 12)])

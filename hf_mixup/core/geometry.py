@@ -26,11 +26,17 @@ def centred_boxes(side: Tensor, row: Tensor, col: Tensor, size: tuple[int, int])
     return _around(side, torch.stack([row, col], 1), size)
 
 
-def _around(side: Tensor, centre: Tensor, size: tuple[int, int]) -> Tensor:
-    """The same for centres (n, 2)."""
-    lengths, thin = torch.tensor(size), [axis for axis, length in enumerate(size) if length <= 2]
+def thin_sides(size: tuple[int, int]) -> list[int]:
+    """The axes of an image that are too short to be cut, so that boxes cover them whole. Raises ValueError if both are."""
+    thin = [axis for axis, length in enumerate(size) if length <= 2]
     if len(thin) == 2:
         raise ValueError(f"boxes need a side of at least 3 pixels or patches, got {size[0]} x {size[1]}; use larger images, or mixup.")
+    return thin
+
+
+def _around(side: Tensor, centre: Tensor, size: tuple[int, int]) -> Tensor:
+    """The same for centres (n, 2)."""
+    lengths, thin = torch.tensor(size), thin_sides(size)
     ratio = side.double() ** 2 if thin else side.double()
     half = ((ratio[:, None] * lengths).long() // 2).to(centre.device, non_blocking=True)
     edges = torch.stack([centre - half, centre + half], 2).clamp_(min=0)  # (n, 2 axes, 2 ends)
@@ -62,9 +68,9 @@ def random_boxes(area: Tensor, size: tuple[int, int], rng: torch.Generator, marg
 
 def minmax_boxes(minmax: tuple[float, float], count: int, size: tuple[int, int], rng: torch.Generator) -> Tensor:
     """Boxes anywhere inside the image, (count, 4) int64. Height and width are independent, uniform between two shares of the image's."""
-    edges = []
-    for length in size:
-        if length <= 2:  # a line is cut along its length alone
+    edges, thin = [], thin_sides(size)
+    for axis, length in enumerate(size):
+        if axis in thin:
             edges += [torch.zeros(count, dtype=torch.int64), torch.full((count,), length)]
             continue
         low, high = (torch.full((count,), int(length * share)) for share in minmax)
