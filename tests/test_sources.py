@@ -224,7 +224,7 @@ def test_splits_and_slices(tmp_path, caplog):
     images = load(dataset_name=path, train_split="train[:25%]+extra", eval_split="train[90%:]")
     assert (len(images.train), len(images.evaluation), images.evaluation_split) == (100, 20, "train[90%:]")
     assert images.evaluation["label"][:] == data["train"]["label"][180:200]
-    assert "trained on too" not in caplog.text
+    assert "also trained on" not in caplog.text
     load(dataset_name=path, eval_split="train[90%:]")
     assert "also trained on" in caplog.text
     images = load(dataset_name=path, train_split="train[:10%]", eval_split="train")
