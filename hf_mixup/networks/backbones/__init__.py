@@ -10,10 +10,12 @@ import re
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
+from packaging.version import Version
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import (
@@ -229,7 +231,7 @@ def load_classifier(
     _check_loaded(
         network, report, str(repo_or_folder), promised, mismatches, bool(config_kwargs) if fresh_classifier is None else fresh_classifier
     )
-    if is_timm(network):
+    if is_timm(network) and Version(version("timm")) < Version("1.0.31"):  # it builds the network once more
         fill_buffers(network)
     return network if image_size is None else at_resolution(network, image_size)
 
