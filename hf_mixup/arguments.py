@@ -49,6 +49,11 @@ RANGES = {
 }  # fmt: skip
 
 
+def value_of(choice: Any) -> str:
+    """The word of a choice that transformers may have turned into a member of its enumeration."""
+    return str(getattr(choice, "value", choice))
+
+
 def check_numbers(args: Any) -> None:
     """Raises ValueError for numbers of a training that cannot be, before anything is loaded."""
     for name, least in LEAST.items():
@@ -186,7 +191,7 @@ class MixupTrainingArguments(TrainingArguments):
             check_pairs("optim_args", self.optim_args, "momentum=0.9,nesterov=True")
         for name in self.include_for_metrics or ():
             check_known("include_for_metrics", name, ("inputs", "loss"))
-        if "best" in (self.save_strategy, getattr(self.save_strategy, "value", None)) and self.metric_for_best_model is None:
+        if value_of(self.save_strategy) == "best" and self.metric_for_best_model is None:
             raise ValueError("save_strategy 'best' needs metric_for_best_model, got none; pass --metric_for_best_model, such as top1.")
         check_count(1, mix_repeat=self.mix_repeat)
         if self.mix_off_epoch is not None:

@@ -145,8 +145,9 @@ def main(argv: list[str], prog: str = "run_benchmark.py") -> None:
         print(summarize(args.summarize, Reported(args.measure, args.last_epochs or (10 if args.measure == "median" else None))))
         return
     folder = Path(args.output_dir or f"runs/benchmark-{Path(args.recipe).stem}")
-    every = list(cells(args, folder, of_training(prog).typed(more)))
-    check(args, every[0], folder, more, prog)
+    of_runs = of_training(prog).typed(more)  # says what is typed several times
+    every = list(cells(args, folder, of_runs))
+    check(args, every[0], folder, more, of_runs, prog)
     pairs = {("+".join(cell.run.mix), cell.run.architecture): cell.run for cell in every}
     impossible = {pair: why for pair, run in pairs.items() if (why := what_is_impossible(run)) is not None}
     possible = [cell for cell in every if ("+".join(cell.run.mix), cell.run.architecture) not in impossible]
@@ -187,10 +188,9 @@ def main(argv: list[str], prog: str = "run_benchmark.py") -> None:
     print(told(args, report(every, impossible, folder, args.recipe, more)))
 
 
-def check(args: SweepArguments, cell: Cell, folder: Path, more: list[str], prog: str) -> None:
+def check(args: SweepArguments, cell: Cell, folder: Path, more: list[str], typed: Mapping[str, Any], prog: str) -> None:
     """Raises ValueError for what would make every training fail, or its tables, before hours of it."""
     RunFolder(folder).check()
-    typed = of_training(prog).typed(more)  # says which of these are typed several times
     for name, own in {
         "recipe": "--recipe",
         "mix": "--mix",

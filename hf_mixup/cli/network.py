@@ -31,13 +31,13 @@ def classes_of_checkpoint(model: ModelArguments, args: MixupTrainingArguments) -
     given = [name for name in ("model_name_or_path", "architecture", "model_type") if getattr(model, name) is not None]
     if len(given) > 1:
         raise ValueError(f"a run must have one network, got {' and '.join(given)}; keep one of them.")
-    if model.model_name_or_path is None and not args.do_train:
+    if model.model_name_or_path is None:
+        if args.do_train:
+            return None
         asked = " and ".join(f"--{name}" for name in ("do_eval", "do_predict") if getattr(args, name))
         raise ValueError(
             f"a run without training needs a trained network, got {asked} without one; pass --model_name_or_path, or --do_train too."
         )
-    if model.model_name_or_path is None:
-        return None
     names = network_classes(checkpoint_config(model.model_name_or_path, **hub_of(model)))
     return KnownClasses(names, fresh=model.ignore_mismatched_sizes, trains=trains(args))
 

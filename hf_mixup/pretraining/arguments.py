@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
-from hf_mixup.arguments import MixupTrainingArguments, parse_json
+from hf_mixup.arguments import MixupTrainingArguments, parse_json, value_of
 from hf_mixup.core.checks import check_between, check_count, check_known
 from hf_mixup.method import fields_of
 from hf_mixup.methods import MethodChoice
@@ -69,7 +69,7 @@ class PreTrainingArguments(MixupTrainingArguments):
             raise ValueError(
                 "the best model is that of knn_top1, got metric_for_best_model='loss', which evaluation does not have; leave it out."
             )
-        schedule = getattr(self.lr_scheduler_type, "value", self.lr_scheduler_type)
+        schedule = value_of(self.lr_scheduler_type)
         if self.predictor_constant_lr and schedule in ("reduce_lr_on_plateau", "greedy"):
             raise ValueError(
                 f"predictor_constant_lr is for schedules that are functions of the step, got lr_scheduler_type={schedule!r}; choose another."

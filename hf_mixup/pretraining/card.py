@@ -12,6 +12,7 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from hf_mixup.core.secrets import redacted
 from hf_mixup.report.run_folder import CARD_NAME
+from hf_mixup.training.callbacks import trained_until
 
 
 def write_card(
@@ -63,8 +64,7 @@ def write_card(
     ]  # fmt: skip
     rows = [entry for entry in history if "eval_knn_top1" in entry]
     if best_step is not None:  # what is measured after the training is measured with the best weights
-        end = max((place for place, entry in enumerate(history) if "train_runtime" in entry), default=len(history))
-        rows = [entry for entry in history[:end] if "eval_knn_top1" in entry]
+        rows = [entry for entry in history[: trained_until(history)] if "eval_knn_top1" in entry]
     table = ["| step | kNN top-1 |", "| ---: | ---: |", *(f"| {row['step']} | {100 * row['eval_knn_top1']:.2f} |" for row in rows)]
     how = "without mixing" if mix == "vanilla" else f"with **{mix}**"
     paper = f" ([arXiv:{method['paper']}](https://arxiv.org/abs/{method['paper']}))" if method["paper"] else ""

@@ -30,11 +30,8 @@ class Momentum(Contrast):
 
     def __post_init__(self):
         super().__post_init__()
-        check_between(0, 1, momentum=self.momentum, momentum_scope=self.momentum_scope)
-        if self.end_momentum is None:
-            return
-        check_between(0, 1, end_momentum=self.end_momentum)
-        if self.end_momentum < self.momentum:
+        check_between(0, 1, momentum=self.momentum, end_momentum=self._end, momentum_scope=self.momentum_scope)
+        if self._end < self.momentum:
             raise ValueError(f"end_momentum must be at least momentum, got {self.end_momentum} and {self.momentum}; set both.")
 
     def embed(
@@ -48,5 +45,8 @@ class Momentum(Contrast):
         return state.keys(images)
 
     def after_optimizer_step(self, state: KeyState, network: nn.Module, step: int, total_steps: int) -> None:
-        end = self.momentum if self.end_momentum is None else self.end_momentum
-        state.follow(network, ema_momentum(step, total_steps, self.momentum, end, self.momentum_scope, warmup=False))
+        state.follow(network, ema_momentum(step, total_steps, self.momentum, self._end, self.momentum_scope, warmup=False))
+
+    @property
+    def _end(self) -> float:
+        return self.momentum if self.end_momentum is None else self.end_momentum

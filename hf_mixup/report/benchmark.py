@@ -72,6 +72,11 @@ class Reported:
         if self.last_epochs is not None:
             check_count(1, last_epochs=self.last_epochs)
 
+    @classmethod
+    def by(cls, facts: Mapping[str, Any]) -> Reported:
+        """As a recipe says it, in what `about` gives."""
+        return cls(facts.get("measure", "last"), facts.get("last_epochs"))
+
     def of(self, accuracies: Sequence[float]) -> float:
         """The number for the accuracies of all epochs, in order."""
         last = list(accuracies)[-(self.last_epochs or len(accuracies)) :]
@@ -137,7 +142,7 @@ def configure(
         tuple(mix),
         architecture or arguments.get("architecture"),
         {**arguments, "mix": list(mix)},
-        Reported(facts.get("measure", "last"), facts.get("last_epochs")),
+        Reported.by(facts),
         facts.get("processes", 1),
         _derived(facts, mix, architecture),
         checkpoint,

@@ -41,8 +41,7 @@ def measured_rows(sweeps: Iterable[Path]) -> list[dict[str, Any]]:
                 following = cell["words"][place + 1 :]
                 ends = [n for n, other in enumerate(following) if other.startswith("--")]
                 words[word[2:]] = following[: ends[0]] if ends else following
-        facts = about(words["recipe"][0], RECIPES)
-        reported = Reported(facts.get("measure", "last"), facts.get("last_epochs"))
+        reported = Reported.by(about(words["recipe"][0], RECIPES))
         rows.append(
             {
                 "recipe": words["recipe"][0],

@@ -6,7 +6,7 @@ import json
 import math
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +117,11 @@ def own_entries(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [entry for entry in history if OTHER_DATA not in entry]
 
 
+def trained_until(history: Sequence[Mapping[str, Any]]) -> int:
+    """The place in a history where its last training ended; what follows was measured of the weights that it left."""
+    return max((place for place, entry in enumerate(history) if "train_runtime" in entry), default=len(history))
+
+
 def epoch_rows(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """One row for each epoch, from the `log_history` of a Trainer: means over the steps of the training logs, and the last evaluation."""
     rows: dict[int, dict[str, Any]] = {}
@@ -147,7 +152,7 @@ def epoch_rows(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def results(history: list[dict[str, Any]], best_step: int | None = None) -> dict[str, float]:
     """What was measured of the weights that a training left: after it, or else at `best_step`, where the best ones were taken, or at last."""
     history = own_entries(history)
-    end = max((place for place, entry in enumerate(history) if "train_runtime" in entry), default=len(history))
+    end = trained_until(history)
     measured = [{key: value for key, value in entry.items() if key.startswith("eval_") or key == "step"} for entry in history]
     after = [entry for entry in measured[end:] if len(entry) > 1]
     if not after:

@@ -15,7 +15,7 @@ from torch import nn
 from transformers import Trainer
 from transformers.trainer_utils import has_length
 
-from hf_mixup.arguments import MixupTrainingArguments
+from hf_mixup.arguments import MixupTrainingArguments, value_of
 from hf_mixup.core.checks import one_line
 from hf_mixup.model import MixupModel
 from hf_mixup.training.schedules import cosine
@@ -57,7 +57,7 @@ class Optimization:
         named: AbstractContextManager[None] = nullcontext()
         if first and self.optimizer_cls_and_kwargs is None:
             self._refuse_idle_options(model or self.model)
-            seen = f"{_value(self.args.optim)!r} and {self.args.optim_args!r}"
+            seen = f"{value_of(self.args.optim)!r} and {self.args.optim_args!r}"
             named = _named("optim and optim_args must make an optimizer", seen, "optim_args")
         with named:
             optimizer = super().create_optimizer(model)
@@ -102,7 +102,7 @@ class Optimization:
             others = [[*pairs[:place], *new, *pairs[place + 1 :]] for new in ([], [f"{name}=1"], [f"{name}=0"], [f"{name}=x"])]
             if not (name == "fused" and args.fast) and all(made(*other) == whole for other in others):
                 raise ValueError(
-                    f"optim_args must hold options that {_value(args.optim)} has and transformers passes on, got {pairs[place]!r}, which has no effect; "
+                    f"optim_args must hold options that {value_of(args.optim)} has and transformers passes on, got {pairs[place]!r}, which has no effect; "
                     "leave it out, or check the spelling."
                 )
 
@@ -121,7 +121,7 @@ class Optimization:
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None):
         """As the Trainer's, or the cosine of the published recipes: with a floor, also for mixers, changed every step or every epoch."""
         if not self.args.own_schedule or self.lr_scheduler is not None:
-            seen = f"{_value(self.args.lr_scheduler_type)!r} and {self.args.lr_scheduler_kwargs}"
+            seen = f"{value_of(self.args.lr_scheduler_type)!r} and {self.args.lr_scheduler_kwargs}"
             with _named("lr_scheduler_type and lr_scheduler_kwargs must make a schedule", seen, "lr_scheduler_kwargs"):
                 return super().create_scheduler(num_training_steps, optimizer)
         optimizer = self.optimizer if optimizer is None else optimizer
@@ -162,11 +162,11 @@ class Optimization:
         if scheduler is None or self._created_lr_scheduler:
             floor = f" to {args.min_lr:g}" if args.min_lr else ""
             warmup = self._warmup_steps(self.state.max_steps)
-            schedule = f"{_value(args.lr_scheduler_type)}{floor}, {warmup} steps of warm-up"
+            schedule = f"{value_of(args.lr_scheduler_type)}{floor}, {warmup} steps of warm-up"
         return {
             "learning rate": _numbers(rates),
             "schedule": schedule,
-            "optimizer": f"{_value(args.optim) if own else type(optimizer).__name__}, weight decay "
+            "optimizer": f"{value_of(args.optim) if own else type(optimizer).__name__}, weight decay "
             f"{_numbers([decay for decay in decays if decay] or [0.0])}",
         }
 
@@ -196,10 +196,6 @@ def _named(wanted: str, seen: str, argument: str) -> Iterator[None]:
         yield
     except (AttributeError, LookupError, TypeError, ValueError) as error:  # an ImportError says what to install
         raise ValueError(f"{wanted}, got {seen} ({one_line(error)}); correct {argument}, or choose another.") from error
-
-
-def _value(choice: Any) -> str:
-    return str(getattr(choice, "value", choice))
 
 
 def _numbers(values: list[float]) -> str:
