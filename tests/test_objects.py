@@ -70,6 +70,15 @@ def test_what_can_be_seen_counts():
     assert_close(ObjectLabels().weights(plan, Signals(object_masks=finer)), ObjectLabels().weights(plan, Signals(object_masks=masks)))
 
 
+def test_class_numbers_of_a_segmentation_do_not_weigh():
+    plan, masks = halves()
+    numbers = (masks * torch.tensor([20, 3, 255]).view(3, 1, 1)).long()
+    for kind in ("absolute", "relative"):
+        assert_close(
+            ObjectLabels(kind).weights(plan, Signals(object_masks=numbers)), ObjectLabels(kind).weights(plan, Signals(object_masks=masks))
+        )
+
+
 def test_where_no_object_shows_the_area_counts_and_whole_images_keep_their_label():
     plan, _ = halves()
     nothing = Signals(object_masks=torch.zeros(3, 2, 6))

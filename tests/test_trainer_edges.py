@@ -233,6 +233,26 @@ def test_the_card_measures_the_weights_that_are_kept(tmp_path):
     assert epoch_rows(run.state.log_history)[-1]["eval_loss"] == losses[-1]
 
 
+class Adding(TrainerCallback):
+    """Adds a metric of its own, which is best after the second step."""
+
+    def on_evaluate(self, args, state, control, metrics, **kwargs):
+        metrics["eval_own"] = -abs(state.global_step - 2)
+
+
+def test_a_metric_that_a_callback_adds_chooses_the_best(tmp_path):
+    settings = {
+        "max_steps": 3, "eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1, "load_best_model_at_end": True,
+        "metric_for_best_model": "own", "greater_is_better": True,
+    }  # fmt: skip
+    with refuses("metric_for_best_model must be a known name, got 'own'"):
+        trainer(tmp_path / "none", resnet(), Images(16), Images(8), **settings).train()
+    run = trainer(tmp_path / "one", resnet(), Images(16), Images(8), **settings)
+    run.add_callback(Adding)
+    run.train()
+    assert run.state.best_model_checkpoint.endswith("checkpoint-2")
+
+
 @pytest.mark.parametrize("several", [False, True])
 def test_other_data_sets_are_no_results_of_the_run(tmp_path, several):
     """Evaluated during and after the training: card and log have those of the Trainer's own data alone, one or several."""

@@ -15,8 +15,9 @@ from hf_mixup.core.policy import LabelPolicy, Signals
 class ObjectLabels(LabelPolicy):
     """OA-CutMix (Nauen et al., 2026, arXiv:2606.04820; github.com/tobna/oa-cutmix): the label's weight of a source is the visible part of its object.
 
-    The objects are masks in the data set, `object_masks` (B, h, w) of any size: 1 or 255 on the object, 0 elsewhere, or shares. It works with
-    CutMix, and any sample policy that leaves pixels in place.
+    The objects are masks in the data set, `object_masks` (B, h, w) of any size. Whole numbers are 0 beside the object, and any other number on it:
+    1, 255 or a class number of a segmentation. Floating-point numbers are shares, 0 to 1. It works with CutMix, and any sample policy that
+    leaves pixels in place.
 
     Deviations from the authors' code:
     1. If no object of any source is visible, labels keep the weights of the area. The authors' code gives each image a half (`absolute`), so an
@@ -45,7 +46,9 @@ class ObjectLabels(LabelPolicy):
                 "labels by object masks need a sample policy that leaves pixels in place, got one that moves them; use cutmix, or the "
                 "label policy 'arealabels'."
             )
-        objects = signals["object_masks"].float()
+        objects = signals["object_masks"]
+        # otherwise class 20 of a segmentation weighs 20 times as much as class 1
+        objects = (objects if objects.is_floating_point() else objects != 0).float()
         seen = (plan.dense_mask(tuple(objects.shape[1:])) * objects[plan.index]).sum((2, 3))
         shows = (seen > 0).any(1, keepdim=True)
         if self.kind == "relative":

@@ -7,12 +7,19 @@ from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor
+from transformers import TrainerCallback
 
 from hf_mixup.core.checks import check_known
 from hf_mixup.core.losses import CrossEntropy
 from hf_mixup.data.dataset import tail_on_device
 from hf_mixup.data.tail import Augmentation
 from hf_mixup.evaluation.metrics import TrainerMetrics
+
+
+def _may_add_metrics(callback: TrainerCallback) -> bool:
+    """Whether a callback of the user's code gets the metrics of an evaluation, which it can add to."""
+    known = type(callback).__module__.split(".")[0] in ("transformers", "hf_mixup")
+    return not known and type(callback).on_evaluate is not TrainerCallback.on_evaluate
 
 
 class Evaluating:
@@ -41,7 +48,7 @@ class Evaluating:
     def _metric_names(self) -> set[str] | None:
         """The names of the metrics of an evaluation, without `eval_` and the names of data sets; None where the user's code makes them."""
         plain = all(getattr(type(self), name) is getattr(Evaluating, name) for name in ("evaluate", "evaluation_loop", "prediction_step"))
-        if not plain or self.preprocess_logits_for_metrics is not None:
+        if not plain or self.preprocess_logits_for_metrics is not None or any(map(_may_add_metrics, self.callback_handler.callbacks)):
             return None
         if self.compute_metrics is None or self.args.prediction_loss_only:
             return {"loss"}
