@@ -267,6 +267,7 @@ MISTAKES = [
     (("--weight_decay", "-0.1"), "weight_decay must be a number from 0 to"),
     (("--logging_steps", "0"), "logging_steps must be a number from"),
     (("--num_proceses", "2"), "every argument must be known, got '--num_proceses'"),
+    (("--label_names", "genus"), "every argument must be known, got '--label_names'; did you mean '--label_column_name'"),
     (("--train_dir", ""), "train_dir must not be empty, got ''"),
     (("--lr_scheduler_kwargs", "x"), "lr_scheduler_kwargs must be JSON"),
     (("--accelerator_config", "no.json"), "accelerator_config must be JSON, or a file of it that exists, got 'no.json'"),

@@ -6,7 +6,7 @@ import torch
 from sklearn.metrics import average_precision_score, f1_score
 from torch.nn import functional as F
 from torch.testing import assert_close
-from transformers import EvalPrediction, Trainer
+from transformers import EvalPrediction, Trainer, TrainingArguments
 
 from hf_mixup import MixupCallback, MixupCollator, MixupLoss, MixupModel, MixupTrainer
 from hf_mixup.core.losses import BCE, MSE, CrossEntropy, Focal, MultiHead
@@ -162,6 +162,30 @@ def test_several_label_columns_by_name(tmp_path):
     run = trainer(tmp_path, vit(num_labels=5), data, data[:6], **changes)
     run.train()
     assert run.predict(data[:6]).label_ids.tolist() == [[row % 2, row % 3] for row in range(6)]
+
+
+@pytest.mark.parametrize("names", [["genuss"], ["family", "genuss"]])
+def test_names_of_labels_that_are_not_there_are_refused(tmp_path, names):
+    """Otherwise the column `label` is trained in their place."""
+    data = [{"pixel_values": image, "label": 0, "family": row % 2, "genus": row % 3} for row, image in enumerate(Images(8).pixels)]
+    run = trainer(tmp_path, vit(num_labels=3), data, data, label_names=names, max_steps=1)
+    for act in (run.train, run.evaluate):
+        with refuses("label_names must be columns of the data, got 'genuss'"):
+            act()
+    assert run.predict([{"pixel_values": row["pixel_values"]} for row in data]).label_ids is None
+
+
+@pytest.mark.parametrize("stock", [True, False])
+def test_a_mixup_collator_does_not_read_label_names(tmp_path, stock):
+    """Otherwise `label` is trained, and `genus` evaluated."""
+    data = [{"pixel_values": image, "label": 0, "genus": row % 3} for row, image in enumerate(Images(8).pixels)]
+    collator = MixupCollator("mixup", num_labels=3)
+    with refuses(r"label_names must be left out with a MixupCollator, which reads 'labels' or 'label', got \['genus'\]"):
+        if stock:
+            args = TrainingArguments(tmp_path, max_steps=1, label_names=["genus"], report_to="none", use_cpu=True)
+            Trainer(vit(num_labels=3), args, None, data, compute_loss_func=MixupLoss(), callbacks=[MixupCallback(collator)]).train()
+        else:
+            trainer(tmp_path, vit(num_labels=3), data, data_collator=collator, label_names=["genus"], max_steps=1)
 
 
 def test_metrics_of_several_labels_are_those_of_scikit_learn():

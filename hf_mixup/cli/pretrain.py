@@ -7,7 +7,7 @@ from typing import Any
 
 from hf_mixup.arguments import DataArguments, MixupTrainingArguments, ModelArguments, RunArguments
 from hf_mixup.cli.parser import Parser
-from hf_mixup.cli.train import DEFAULTS, TASKS, TOLD, check_installed, check_streaming, without_options
+from hf_mixup.cli.train import DEFAULTS, REPLACED, TASKS, TOLD, check_installed, check_streaming, without_options
 from hf_mixup.core.places import RECIPES
 from hf_mixup.pretraining.arguments import PreTrainingArguments
 from hf_mixup.recipes import read_recipe
@@ -54,7 +54,7 @@ def parser(prog: str = "run_pretraining.py") -> Parser:
     """The parser of the command line."""
     about = "Pre-trains an image network without labels, with mixing. Without arguments it trains on the embedded digits."
     usage = "[--base BASE] [--mix MIX] [--train_dir FOLDER] [...]"
-    return Parser(KINDS, prog, usage, about, GROUPS, SHORT, TOLD_HERE, TASKS, {"optim": ["lamb", "lars"]})
+    return Parser(KINDS, prog, usage, about, GROUPS, SHORT, TOLD_HERE, (*TASKS, *REPLACED), {"optim": ["lamb", "lars"]})
 
 
 def settings(argv: list[str], prog: str = "run_pretraining.py") -> tuple[Parser, dict[str, Any], dict[str, Any], str]:

@@ -65,7 +65,7 @@ SHORT = (
 )  # fmt: skip
 # defaults for the small data sets, and tiny networks from scratch
 FROM_SCRATCH = {"learning_rate": 2e-3, "num_train_epochs": 30, "per_device_train_batch_size": 32, "warmup_steps": 20, "weight_decay": 0.05}
-NOT_HERE = {"recipe", "report_dir", "license", "do_train", "do_eval", "do_predict"}
+NOT_HERE = {"recipe", "report_dir", "license", "label_names", "do_train", "do_eval", "do_predict"}
 
 
 def parse(

@@ -62,12 +62,14 @@ TOLD = {
     "hub_model_id": "Repository to push to. Default: the name of the folder.",
 }
 
+REPLACED = ("label_names",)  # --label_column_name names the labels
+
 
 def parser(prog: str = "run_mixup.py") -> Parser:
     kinds = (ModelArguments, DataArguments, RunArguments, MixupTrainingArguments)
     usage = "[--mix METHOD ...] [--train_dir FOLDER] [...]"
     about = "Trains an image classifier with mixing. Without arguments it trains on the embedded digits."
-    return Parser(kinds, prog, usage, about, GROUPS, SHORT, TOLD, choices={"optim": ["lamb"]})
+    return Parser(kinds, prog, usage, about, GROUPS, SHORT, TOLD, REPLACED, choices={"optim": ["lamb"]})
 
 
 def settings(argv: list[str], prog: str = "run_mixup.py") -> tuple[Parser, dict[str, Any], str]:

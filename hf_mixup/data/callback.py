@@ -16,6 +16,7 @@ from transformers import TrainerCallback
 from transformers.data import DefaultDataCollator, default_data_collator
 
 from hf_mixup.core.checks import check_count
+from hf_mixup.core.plan import LABEL_KEYS
 from hf_mixup.data.collator import MixupCollator
 from hf_mixup.data.tail import Augmentation
 from hf_mixup.method import Method, check_maps, check_without_frames, check_without_maps
@@ -71,6 +72,7 @@ class MixupCallback(TrainerCallback):
             raise ValueError(
                 f"label_smoothing_factor must be 0 when mixing, got {args.label_smoothing_factor}; use MixupLoss(label_smoothing=...)."
             )
+        check_label_names(args.label_names)
         size = state.train_batch_size or args.per_device_train_batch_size  # which auto_find_batch_size makes smaller
         if size < 2:
             raise ValueError(f"mixing needs at least 2 images in a batch, got per_device_train_batch_size={size}; raise it.")
@@ -174,6 +176,14 @@ class MixupCallback(TrainerCallback):
                 "labels must be class numbers for the model's own loss, got soft ones, which it reads as multi-label; "
                 "give the Trainer compute_loss_func=MixupLoss()."
             )
+
+
+def check_label_names(names: Sequence[str] | None) -> None:
+    """Raises ValueError for columns of labels that a MixupCollator does not read: training and evaluation would see different labels."""
+    if not set(names or ()) <= set(LABEL_KEYS):
+        raise ValueError(
+            f"label_names must be left out with a MixupCollator, which reads 'labels' or 'label', got {list(names)}; rename the column to 'labels'."
+        )
 
 
 def check_labels_of(model: nn.Module, methods: Sequence[Method]) -> None:

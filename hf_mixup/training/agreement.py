@@ -17,7 +17,7 @@ from hf_mixup.arguments import MixupTrainingArguments
 from hf_mixup.core.losses import ClassBalanced, CrossEntropy, Loss, MultiHead
 from hf_mixup.core.precision import bfloat16_ratio, has_bfloat16
 from hf_mixup.core.secrets import keep_secret
-from hf_mixup.data.callback import MixupCallback
+from hf_mixup.data.callback import MixupCallback, check_label_names
 from hf_mixup.data.collator import MixupCollator
 from hf_mixup.data.dataset import class_counts_of
 from hf_mixup.data.loss import MixupLoss
@@ -136,6 +136,7 @@ def _with_collator(
             f"mixing must be set once, got a MixupCollator and {dead[0]}={getattr(args, dead[0])!r}; set it in the collator, "
             "or leave out the collator, so that MixupTrainer mixes on the device."
         )
+    check_label_names(args.label_names)
     off = args.mix_off_epoch
     if off is not None and off != int(off):
         raise ValueError(f"mix_off_epoch must be a whole number with a MixupCollator, because its workers prefetch, got {off}; round it.")

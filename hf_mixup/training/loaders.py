@@ -57,6 +57,11 @@ class CheckedCollator:
         if pixels and all(isinstance(image, Tensor) for image in pixels) and self.main != "input_ids":  # texts are padded to one length
             check_examples(pixels, self.main)
         batch = dict(as_mapping(self.base(examples), self.main))
+        # a collator of one's own may have made `labels` of these columns
+        known = {*batch, *(examples[0] if isinstance(examples[0], Mapping) else ())}
+        unknown = [name for name in self.label_names or () if name not in known and name not in LABEL_KEYS]
+        if unknown and (self.training or known & {*LABEL_KEYS, *self.label_names}):  # data for predictions may have no labels
+            raise ValueError(f"label_names must be columns of the data, got {unknown[0]!r} beside {sorted(batch)}; check the spelling.")
         name_labels(batch, self.label_names)
         columns = sorted(self.columns) if self.training else []
         wanted = [self.main, *(["labels"] if self.training else []), *(["augmentation_keys"] if self.tail else []), *columns]
