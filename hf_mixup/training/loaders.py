@@ -57,11 +57,8 @@ class CheckedCollator:
         if pixels and all(isinstance(image, Tensor) for image in pixels) and self.main != "input_ids":  # texts are padded to one length
             check_examples(pixels, self.main)
         batch = dict(as_mapping(self.base(examples), self.main))
-        # a collator of one's own may have made `labels` of these columns
-        known = {*batch, *(examples[0] if isinstance(examples[0], Mapping) else ())}
-        unknown = [name for name in self.label_names or () if name not in known and name not in LABEL_KEYS]
-        if unknown and (self.training or known & {*LABEL_KEYS, *self.label_names}):  # data for predictions may have no labels
-            raise ValueError(f"label_names must be columns of the data, got {unknown[0]!r} beside {sorted(batch)}; check the spelling.")
+        if self.label_names is not None:
+            self._check_names(examples, batch)
         name_labels(batch, self.label_names)
         columns = sorted(self.columns) if self.training else []
         wanted = [self.main, *(["labels"] if self.training else []), *(["augmentation_keys"] if self.tail else []), *columns]
@@ -83,6 +80,13 @@ class CheckedCollator:
         if "labels" in batch:
             self.loss.check(batch["labels"], len(batch[self.main]), self.num_labels)
         return batch
+
+    def _check_names(self, examples: list, batch: Mapping[str, Any]) -> None:
+        # a collator of one's own may have made `labels` of columns that the batch does not have
+        known = {*batch, *(name for example in examples[:1] if isinstance(example, Mapping) for name in example)}
+        unknown = [name for name in self.label_names if name not in known and name not in LABEL_KEYS]
+        if unknown and (self.training or known & {*LABEL_KEYS, *self.label_names}):  # data for predictions may have no labels
+            raise ValueError(f"label_names must be columns of the data, got {unknown[0]!r} beside {sorted(batch)}; check the spelling.")
 
 
 def name_labels(batch: dict[str, Any], label_names: Sequence[str] | None) -> None:
