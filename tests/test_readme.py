@@ -79,11 +79,12 @@ def test_evidence_is_that_of_the_kept_runs(tmp_path):
         assert (tmp_path / "elsewhere" / name).read_text() == (folder / name).read_text()
     assert between("docs/benchmarks.md", "cifar10_500") == (folder / "results.md").read_text().strip()
     assert (ROOT / "docs/pictures/cifar10_500.png").read_bytes() == (folder / "results.png").read_bytes()
-    # the README has some of its columns
+    # the README has some columns of the first of its tables
     of_all = [line.split("|") for line in between("docs/benchmarks.md", "cifar10_500").splitlines() if line.startswith("|")]
     some = [line.split("|") for line in between("README.md", "photographs").splitlines()]
     assert some == [row[:2] + row[3:7] + [""] for row in of_all[: len(some)]]
     assert len(some) > 10
+    assert [row[1] for row in of_all].index(" method ", 1) == len(some)
 
 
 @pytest.mark.parametrize("recipe", ["digits100", "cifar10_small"])

@@ -275,8 +275,8 @@ def photographs() -> str:
     """Of the first network in that table: accuracies, losses, and their differences to training without mixing."""
     lines = evidence().splitlines()
     start = next(place for place, line in enumerate(lines) if line.startswith("| method |"))
-    table = itertools.takewhile(lambda line: line.startswith("|"), lines[start:])
-    return "\n".join("|".join((parts := line.split("|"))[:2] + parts[3:7]) + "|" for line in table)
+    rows = [line.split("|") for line in itertools.takewhile(lambda line: line.startswith("|"), lines[start:])]
+    return "\n".join("|".join([*row[:2], *row[3:7], ""]) for row in rows)
 
 
 def speed() -> str:

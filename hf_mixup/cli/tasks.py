@@ -19,7 +19,7 @@ from hf_mixup.arguments import MixupTrainingArguments, RunArguments
 from hf_mixup.cli.folder import choose_folder
 from hf_mixup.cli.parser import Parser
 from hf_mixup.cli.refusals import log_to_screen
-from hf_mixup.cli.train import DEFAULTS, TOLD, check_installed
+from hf_mixup.cli.train import DEFAULTS, REPLACED, TASKS, TOLD, check_installed
 from hf_mixup.core.checks import check_count
 from hf_mixup.data.labels import listed
 from hf_mixup.report.examples import Recordings, mixed_examples, varied
@@ -65,7 +65,7 @@ SHORT = (
 )  # fmt: skip
 # defaults for the small data sets, and tiny networks from scratch
 FROM_SCRATCH = {"learning_rate": 2e-3, "num_train_epochs": 30, "per_device_train_batch_size": 32, "warmup_steps": 20, "weight_decay": 0.05}
-NOT_HERE = {"recipe", "report_dir", "license", "label_names", "do_train", "do_eval", "do_predict"}
+NOT_HERE = {"recipe", "report_dir", "license", *TASKS, *REPLACED}
 
 
 def parse(
