@@ -5,12 +5,12 @@ import itertools
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
 
 import numpy as np
+import psutil
 import pytest
 from datasets import load_dataset
 
@@ -396,8 +396,11 @@ def test_row_43_a_sweep_that_was_killed_ends_as_one_that_was_not(tmp_path):
     while len(list((killed / "cells").glob("*.json"))) < 2:
         time.sleep(0.2)
         assert process.poll() is None
-    os.killpg(process.pid, signal.SIGKILL)
+    workers = psutil.Process(process.pid).children(recursive=True)
+    process.kill()
     process.wait()
+    assert len(workers) > 0
+    assert psutil.wait_procs(workers, timeout=30)[1] == []
     shutil.copytree(killed / "cells", moved / "cells")
     times = {path.name: path.stat().st_mtime_ns for path in (moved / "cells").glob("*.json")}
     assert 2 <= len(times) < 6

@@ -11,6 +11,7 @@ import runpy
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -214,10 +215,16 @@ def trained_before(cell: Cell, folder: Path) -> dict[str, Any] | None:
     return json.loads(path.read_text()) if path.is_file() else None
 
 
+def end_with_parent() -> None:
+    """Ends this process when the one that started it has ended. Otherwise a sweep that was killed would go on writing beside the next one."""
+    parent = multiprocessing.parent_process()
+    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+
+
 def sweep(todo: list[Cell], folder: Path, more: Sequence[str], jobs: int, threads: int, images: Images | None = None) -> None:
     """Trains the cells, and prints each result when it is done."""
     done, start, failed = 0, time.monotonic(), []
-    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), end_with_parent) as pool:
         futures = {pool.submit(train, cell, folder, more, threads, images): cell for cell in todo}
         for future in as_completed(futures):
             cell, done = futures[future], done + 1
