@@ -43,6 +43,17 @@ def test_a_normalisation_is_what_the_processor_does(name):
     assert_close(normalisation.pixels(expected), pixels, atol=1e-5, rtol=1e-5)
 
 
+def test_a_normalisation_of_videos():
+    """Every frame of (B, T, C, H, W), as the processor makes them."""
+    processor = transformers.VideoMAEImageProcessor(image_mean=[0.1, 0.2, 0.3], do_resize=False, do_center_crop=False)
+    frames = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 3), dtype=np.uint8)
+    expected = processor(list(frames), return_tensors="pt")["pixel_values"]
+    pixels = torch.from_numpy(frames).permute(0, 3, 1, 2)[None] / 255
+    normalisation = Normalisation.of_processor(processor)
+    assert_close(normalisation.images(pixels), expected, atol=1e-5, rtol=1e-5)
+    assert_close(normalisation.pixels(expected), pixels, atol=1e-5, rtol=1e-5)
+
+
 def test_tokenizers_have_no_normalisation():
     assert Normalisation.of_processor(object()) is None
 

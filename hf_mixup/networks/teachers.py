@@ -40,8 +40,9 @@ class Normalisation:
             return None
         side = 640  # larger than processors crop: they would pad a smaller picture with black
         colours = [(0, 0, 0), (255, 0, 0), (0, 255, 0), (0, 0, 255)]
-        seen = [processor(PIL.Image.new("RGB", (side, side), colour), return_tensors="pt")["pixel_values"][0] for colour in colours]
-        black, *single = (image[:, image.shape[1] // 2, image.shape[2] // 2].double() for image in seen)
+        seen = [processor(PIL.Image.new("RGB", (side, side), colour), return_tensors="pt")["pixel_values"] for colour in colours]
+        # of the first frame, where they are videos (1, T, C, H, W)
+        black, *single = (images.flatten(0, -4)[0, :, images.shape[-2] // 2, images.shape[-1] // 2].double() for images in seen)
         gains = torch.stack([colour - black for colour in single])  # [colour, place]
         order = gains.abs().argmax(0)  # the colour at each place
         places = order.argsort()
@@ -56,14 +57,14 @@ class Normalisation:
         return torch.allclose(mine, theirs, rtol=1e-4, atol=1e-5)
 
     def pixels(self, images: Tensor) -> Tensor:
-        """The pixels (B, C, H, W) in [0, 1], red first, of normalised images."""
+        """The pixels (..., C, H, W) in [0, 1], red first, of normalised images or videos."""
         scale, offset = self._placed(images)
-        return ((images - offset) / scale)[:, _inverse(self.order)]
+        return ((images - offset) / scale)[..., _inverse(self.order), :, :]
 
     def images(self, pixels: Tensor) -> Tensor:
         """Inverse of `pixels`."""
         scale, offset = self._placed(pixels)
-        return pixels[:, self.order] * scale + offset
+        return pixels[..., list(self.order), :, :] * scale + offset
 
     def _placed(self, images: Tensor) -> Iterator[Tensor]:
         for values in (self.scale, self.offset):
