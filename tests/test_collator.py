@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 from torch.utils.data import DataLoader
-from transformers import BitImageProcessor, Trainer, TrainingArguments
+from transformers import BitImageProcessor, Trainer, TrainingArguments, ViTImageProcessor
 from transformers.data import default_data_collator
 
 from hf_mixup import METHODS, MixupCallback, MixupCollator, MixupLoss, MixupTrainer, get_method
@@ -338,6 +338,22 @@ def test_stock_trainer_takes_bytes(tmp_path):
         found[name] = [before, run.evaluate()["eval_loss"], weights(run.model)]
     assert found["bytes"][:2] == found["floats"][:2]
     assert difference(found["bytes"][2], found["floats"][2]) == 0
+
+
+def test_a_second_trainer_of_a_model_normalises_bytes_its_own_way(tmp_path):
+    rows, model = byte_examples(8, (3, 16, 16)), vit(num_labels=5)
+    for std in (0.5, 0.1):
+        processor = ViTImageProcessor(size={"height": 16, "width": 16}, image_std=[std] * 3)
+        callback = MixupCallback(MixupCollator("cutmix", num_labels=5, processor=processor))
+        Trainer(
+            model, plain_arguments(tmp_path, max_steps=1), train_dataset=rows, compute_loss_func=MixupLoss(), callbacks=[callback]
+        ).train()
+        seen = []
+        hook = model.vit.embeddings.register_forward_pre_hook(lambda module, args, seen=seen: seen.append(args[0]))
+        images = torch.stack([row["pixel_values"] for row in rows])
+        model.eval()(pixel_values=images)
+        hook.remove()
+        assert_close(seen[0], (images / 255 - 0.5) / std)
 
 
 def test_bytes_that_nobody_normalises_are_refused(tmp_path):

@@ -22,6 +22,9 @@ from hf_mixup.data.tail import Augmentation
 from hf_mixup.method import Method, check_maps, check_without_frames, check_without_maps
 from hf_mixup.networks.families import main_input_of
 
+# the hook of each model that normalises bytes
+_normalising: weakref.WeakKeyDictionary[nn.Module, Any] = weakref.WeakKeyDictionary()
+
 
 @dataclass
 class _Run:
@@ -59,7 +62,6 @@ class MixupCallback(TrainerCallback):
             check_count(0, mix_off_epoch=mix_off_epoch)
         self.collator, self.mix_off_epoch = collator, mix_off_epoch
         self._runs: dict[int, _Run] = {}  # by model: one training may run inside another
-        self._bytes: weakref.ref | None = None
         self._spared: weakref.ref | None = None
 
     def on_init_end(self, args, state, control, model=None, **kwargs):
@@ -147,17 +149,18 @@ class MixupCallback(TrainerCallback):
         model.register_forward_pre_hook(without, with_kwargs=True)
 
     def _take_bytes(self, model: nn.Module | None, normalisation: Augmentation | None) -> None:
-        """Makes the model normalise images as bytes, once for each model."""
-        if model is None or normalisation is None or (self._bytes is not None and self._bytes() is model):
+        """Makes the model normalise images as bytes."""
+        if model is None or normalisation is None:
             return
-        self._bytes = weakref.ref(model)
+        if model in _normalising:  # of an earlier training, which may have had another one
+            _normalising.pop(model).remove()
 
         def normalised(module, args, kwargs):
             images = kwargs.get("pixel_values")
             if isinstance(images, Tensor) and images.dtype == torch.uint8:
                 return args, {**kwargs, "pixel_values": normalisation.normalised(images)}
 
-        model.register_forward_pre_hook(normalised, with_kwargs=True)
+        _normalising[model] = model.register_forward_pre_hook(normalised, with_kwargs=True)
 
     @staticmethod
     def _first_batch(run: _Run, module, args, kwargs):
