@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
@@ -221,6 +222,8 @@ class MixupTrainingArguments(TrainingArguments):
         # transformers has no LAMB, and refuses unknown names
         lamb = self.optim == "lamb"
         self.optim = "adamw_torch" if lamb else self.optim
+        if self.greater_is_better is None and re.search("(^|_)(mse|mae)$", self.metric_for_best_model or ""):
+            self.greater_is_better = False  # transformers knows only of losses that less is better
         try:
             super().__post_init__()
         except (AttributeError, LookupError, TypeError) as error:  # its own sentences are ValueErrors and ImportErrors

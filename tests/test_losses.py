@@ -136,6 +136,12 @@ def test_regression_mixes_its_numbers_and_reports_the_squared_error(tmp_path):
         trainer(tmp_path, vit(num_labels=1), data)
 
 
+@pytest.mark.parametrize(("metric", "greater"), [("mse", False), ("eval_mae", False), ("eval_loss", False), ("top1", True)])
+def test_the_best_model_of_a_regression_has_the_least_error(tmp_path, metric, greater):
+    assert arguments(tmp_path, metric_for_best_model=metric).greater_is_better is greater
+    assert arguments(tmp_path, metric_for_best_model=metric, greater_is_better=not greater).greater_is_better is not greater
+
+
 def test_regression_in_a_stock_trainer(tmp_path):
     seen = []
     loss = MixupLoss(loss=MSE())
