@@ -180,6 +180,18 @@ def test_hyperparameter_search(tmp_path):
     assert {rate for _, rate in seen} == {0.25}
 
 
+def test_a_search_without_an_objective_minimises_the_loss(tmp_path):
+    pytest.importorskip("optuna")
+    run = MixupTrainer(args=arguments(tmp_path, max_steps=1, eval_strategy="steps", eval_steps=1), model_init=lambda: vit(), train_dataset=Images(8), eval_dataset=Images(8))  # fmt: skip
+    best = run.hyperparameter_search(lambda trial: {"learning_rate": trial.suggest_float("learning_rate", 1e-4, 1e-2)}, n_trials=2)
+    logs = [json.loads((tmp_path / f"run-{trial}/train_log.jsonl").read_text().splitlines()[-1]) for trial in range(2)]
+    assert best.objective == min(log["eval_loss"] for log in logs)
+    run.compute_objective = None
+    run.compute_metrics = lambda prediction: {"own": 1.0}
+    best = run.hyperparameter_search(lambda trial: {}, n_trials=1)
+    assert best.objective == 1.0
+
+
 # -- PEFT -------------------------------------------------------------------------------------------------------------------
 
 

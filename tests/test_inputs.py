@@ -317,6 +317,17 @@ def test_mixup_trainer_resumes_to_the_bit_and_saves_the_plain_network(tmp_path, 
     assert difference(weights(MixupModel.from_pretrained(tmp_path / "out")), weights(whole.mixup_model)) == 0
 
 
+def test_a_mask_in_lists_reaches_training_and_evaluation_by_a_collator(tmp_path):
+    data = [{"input_values": [0.5] * 300, "attention_mask": [1] * (280 + row) + [0] * (20 - row), "labels": row % 4} for row in range(4)]
+    seen, network = [], made("wav2vec2")[0]
+    network.register_forward_pre_hook(lambda module, args, given: seen.append(given.get("attention_mask")), with_kwargs=True)
+    args = arguments(tmp_path, per_device_train_batch_size=4, max_steps=1)
+    run = MixupTrainer(network, args, MixupCollator("mixup", num_labels=4), data, data)
+    run.train()
+    run.evaluate()
+    assert [None if mask is None else mask.shape for mask in seen] == [(4, 300), (4, 300)]
+
+
 @pytest.mark.parametrize("name", CLASSIFIERS)
 def test_a_step_is_the_plan_the_blend_and_the_network(name):
     """The loss of a step is that of the network on the mixture that the key says, with the united mask."""

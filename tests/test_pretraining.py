@@ -495,6 +495,11 @@ def test_refusals_of_the_trainer(tmp_path, settings, match):
         trainer(tmp_path, evaluate=False, **settings)
 
 
+def test_a_search_cannot_minimise_the_neighbours(tmp_path):
+    with refuses("hyperparameter_search must minimise a loss, got only knn_top1; set direction='maximize', or give compute_objective"):
+        trainer(tmp_path).hyperparameter_search()
+
+
 def test_one_view_is_refused(tmp_path):
     with pytest.raises(ValueError, match="two views of every image"):
         trainer(tmp_path, data=Images(), evaluate=False).train()

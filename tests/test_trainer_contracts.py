@@ -554,6 +554,15 @@ def test_inputs_beside_the_image(tmp_path):
     data = [{"pixel_values": image, "tabular": [1.0, 2.0], "labels": row % 4} for row, image in enumerate(Images(16).pixels)]
     with refuses("gives a network only pixel_values, got 'tabular'"):
         trainer(tmp_path, Tabular(vit().config), data=data).train()
+
+    class Own(MixupTrainer):
+        def get_train_dataloader(self):
+            return torch.utils.data.DataLoader([{**row, "tabular": torch.tensor(row["tabular"])} for row in data], 8)
+
+    for kind, collator in ((Own, None), (MixupTrainer, MixupCollator("mixup", num_labels=4))):
+        run = kind(Tabular(vit().config), arguments(tmp_path, **({} if collator else {"mix": ["mixup"]})), collator, data)
+        with refuses("gives a network only pixel_values, got 'tabular'"):
+            run.train()
     KINDS["callback"](tmp_path, Tabular(vit().config), data, data[:8], max_steps=1).train()
 
 

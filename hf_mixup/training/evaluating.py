@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,6 +22,11 @@ def _may_add_metrics(callback: TrainerCallback) -> bool:
     return not known and type(callback).on_evaluate is not TrainerCallback.on_evaluate
 
 
+def _losses(metrics: Mapping[str, float]) -> float:
+    """The loss of an evaluation, or the sum of those of several data sets."""
+    return sum(value for name, value in metrics.items() if name.endswith("_loss"))
+
+
 class Evaluating:
     """The part of MixupTrainer that evaluates: like the Trainer, with the columns that the network takes."""
 
@@ -32,6 +37,26 @@ class Evaluating:
         """As the Trainer's. A measurement of another data set than the Trainer's own is not a result of the run: its log and card do not have it."""
         with self._measuring(eval_dataset):
             return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+
+    def hyperparameter_search(
+        self,
+        hp_space: Callable | None = None,
+        compute_objective: Callable[[dict[str, float]], float] | None = None,
+        n_trials: int = 20,
+        direction: str | list[str] = "minimize",
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        """As the Trainer's. By default it minimises the loss, as in a Trainer without metrics of its own: the sum of the default metrics would be
+        least for the worst run."""
+        if compute_objective is None and direction == "minimize" and isinstance(self.compute_metrics, TrainerMetrics):
+            known = self._metric_names()
+            if known is not None and "loss" not in known:
+                raise ValueError(
+                    f"hyperparameter_search must minimise a loss, got only {', '.join(sorted(known))}; set direction='maximize', or give compute_objective."
+                )
+            compute_objective = _losses
+        return super().hyperparameter_search(hp_space, compute_objective, n_trials, direction, *args, **kwargs)
 
     @contextmanager
     def _measuring(self, data: Any) -> Iterator[None]:
@@ -91,6 +116,5 @@ class Evaluating:
     def prediction_step(self, model, inputs, *args, **kwargs):
         # drops other columns, such as the number of an image
         named = self._finished(self._prepare_inputs(inputs))
-        return super().prediction_step(
-            model, {name: value for name, value in named.items() if name in self._inputs or name == "labels"}, *args, **kwargs
-        )
+        labels = {name: named[name] for name in ("labels",) if name in named}
+        return super().prediction_step(model, {**self._taken(named), **labels}, *args, **kwargs)

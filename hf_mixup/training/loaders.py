@@ -34,7 +34,6 @@ class CheckedCollator:
         base: makes the batch.
         loss, num_labels: define which labels are valid.
         label_names: columns that become `labels`; several columns are put side by side.
-        refused: inputs of the network that MixupTrainer does not pass.
         training: whether labels are required.
         tail: the part of the augmentation that the data set leaves to the device.
         main, flat: the name of the mixed input, and whether it must be images.
@@ -45,7 +44,6 @@ class CheckedCollator:
     loss: Loss
     num_labels: int
     label_names: list[str] | None = None
-    refused: frozenset[str] = frozenset()
     training: bool = False
     tail: Augmentation | None = None
     main: str = "pixel_values"
@@ -66,12 +64,6 @@ class CheckedCollator:
             raise ValueError(
                 f"a batch must have {' and '.join(map(repr, wanted))}, got {sorted(batch)}; rename the columns and set remove_unused_columns=False "
                 "if the Trainer dropped one."
-            )
-        extra = sorted(self.refused & {name for name, value in batch.items() if isinstance(value, Tensor)})
-        if extra:
-            raise ValueError(
-                f"MixupTrainer gives a network only {self.main}, got {extra[0]!r} too; drop the column, "
-                "or use a stock Trainer with MixupCallback, which passes it on unmixed."
             )
         if self.main == "input_ids":
             check_tokens(batch[self.main])
@@ -127,6 +119,18 @@ class Loaders:
         """Names of the network's inputs: the main input, masks, and token types of texts."""
         network = self.mixup_model.backbone
         return masks_of(network) | {self.mixup_model.main_input_name} | ({"token_type_ids"} & other_inputs(network))
+
+    def _taken(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """What the network gets of a batch. Raises ValueError for others of its inputs, which it would not get."""
+        taken = self._inputs
+        left = other_inputs(self.mixup_model.backbone) - taken
+        extra = sorted(name for name, value in batch.items() if name in left and isinstance(value, Tensor))
+        if extra:
+            raise ValueError(
+                f"MixupTrainer gives a network only {self.mixup_model.main_input_name}, got {extra[0]!r} too; drop the column, "
+                "or use a stock Trainer with MixupCallback, which passes it on unmixed."
+            )
+        return {name: value for name, value in batch.items() if name in taken}
 
     def _prepare_inputs(self, inputs: Any) -> dict[str, Any]:
         # loaders of one's own come without the collator that names labels
@@ -189,8 +193,8 @@ class Loaders:
     def _checked(self, training: bool = False, tail: Augmentation | None = None) -> CheckedCollator:
         model = self.mixup_model
         return CheckedCollator(
-            self.data_collator, self._loss, model.num_labels, self.args.label_names, other_inputs(model.backbone) - self._inputs,
-            training, tail, model.main_input_name, model.flat, model.choice.columns,
+            self.data_collator, self._loss, model.num_labels, self.args.label_names, training, tail, model.main_input_name, model.flat,
+            model.choice.columns,
         )  # fmt: skip
 
     @contextlib.contextmanager

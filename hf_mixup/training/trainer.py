@@ -80,7 +80,8 @@ class MixupTrainer(Publishing, Resuming, Optimization, Evaluating, Course, Loade
         # its own: epochs, and counts of classes, are those of this run
         self._train_collator = None
         if isinstance(data_collator, MixupCollator):
-            self._train_collator = replace(data_collator)
+            # lists too, such as the masks of a data set without a format, which evaluation reads
+            self._train_collator = replace(data_collator, every_column=True)
             self._train_collator.choice = data_collator.choice
         self._processor = processing_class
         self._data, self._optimizers = train_dataset, kwargs.get("optimizers") or (None, None)
@@ -138,7 +139,7 @@ class MixupTrainer(Publishing, Resuming, Optimization, Evaluating, Course, Loade
         main = self.mixup_model.main_input_name
         inputs = as_mapping(inputs, main)
         inputs = inputs if model.training else self._finished(inputs)
-        given = {name: value for name, value in inputs.items() if name in self._inputs}
+        given = self._taken(inputs)
         labels = inputs.get("labels")
         if main not in given:
             raise ValueError(f"a batch must have {main!r} and 'labels', got {sorted(inputs)}; rename the columns in the loader.")
