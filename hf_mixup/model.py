@@ -219,8 +219,13 @@ class MixupModel(PreTrainedModel):
     def train(self, mode: bool = True) -> MixupModel:
         super().train(mode)
         if mode:
-            keep_frozen(self.backbone)
+            keep_frozen(self.backbone, self._averages)
         return self
+
+    @property
+    def _averages(self) -> list[nn.Module]:
+        """The teachers and key networks of the methods, which follow the network in training."""
+        return [module.network for module in self.states.modules() if isinstance(module, Average)]
 
     def compile_backbone(self, **options: Any) -> None:
         """Compiles the backbone in place. Mixing, and watched modules, stay outside the graphs. `options` are those of `torch.compile`."""
@@ -495,8 +500,7 @@ class MixupModel(PreTrainedModel):
 
     def _set_gradient_checkpointing(self, enable: bool = True, **kwargs: Any) -> None:
         """Sets activation checkpointing of the backbone, also timm's, and of teachers. Raises ValueError for methods that do not work with it."""
-        averages = [module.network for module in self.states.modules() if isinstance(module, Average)]
-        for network in (self.backbone, *averages):
+        for network in (self.backbone, *self._averages):
             if isinstance(bare(network), PreTrainedModel):
                 bare(network)._set_gradient_checkpointing(enable=enable, **kwargs)
         self.check_checkpointing(enable)

@@ -16,6 +16,7 @@ from hf_mixup.data.dataset import ImageDataset, class_counts_of
 from hf_mixup.data.processor import ImageFormat
 from hf_mixup.evaluation.metrics import TrainerMetrics
 from hf_mixup.methods import METHODS, MethodChoice
+from hf_mixup.networks.families import freeze_backbone
 from hf_mixup.training.callbacks import epoch_rows, results
 from refusals import refuses
 from small import Images, arguments, resnet, trainer, vit
@@ -480,6 +481,22 @@ def test_one_pattern_is_one_pattern(tmp_path):
     run = trainer(tmp_path, no_weight_decay="bias", weight_decay=0.1)
     decaying = set(run.get_decay_parameter_names(run.model))
     assert decaying == {name for name, _ in run.model.named_parameters() if "bias" not in name}
+    run = trainer(tmp_path, no_weight_decay=["^vit.embeddings"], weight_decay=0.1)
+    left = {name for name, _ in vit().named_parameters() if name.startswith("vit.embeddings")}
+    assert {name for name, _ in run.model.named_parameters()} - {*run.get_decay_parameter_names(run.model)} == {
+        f"backbone.{name}" for name in left
+    }
+
+
+def test_a_frozen_backbone_stays_as_it_was_in_the_teacher_too(tmp_path):
+    network = resnet()
+    freeze_backbone(network)
+    before = {name: value.clone() for name, value in network.resnet.state_dict().items()}
+    run = trainer(tmp_path, network, Images(16), mix=["automix"], max_steps=2)
+    run.train()
+    assert run.mixup_model.deployed is not network
+    after = run.mixup_model.deployed.resnet.state_dict()
+    assert all(torch.equal(after[name], value) for name, value in before.items())
 
 
 def test_objects_of_another_kind_are_refused_before_training(tmp_path):

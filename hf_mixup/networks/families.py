@@ -10,7 +10,7 @@ import functools
 import inspect
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -294,12 +294,14 @@ def take_classifier(network: nn.Module) -> None:
         classifier_of(network).requires_grad_(True)
 
 
-def keep_frozen(network: nn.Module) -> None:
-    """For networks that `freeze_backbone` froze, call this after `train()`: all but the classifier go to evaluation mode. So batch norms
-    neither use nor follow the batch."""
+def keep_frozen(network: nn.Module, averages: Iterable[nn.Module] = ()) -> None:
+    """For networks that `freeze_backbone` froze, call this after `train()`: all but the classifier go to evaluation mode, and so do `averages` of
+    the network. So batch norms neither use nor follow the batch."""
     if getattr(network, "backbone_is_frozen", False):
         network.eval()
         classifier_of(network).train()
+        for average in averages:
+            average.eval()
 
 
 def final_norm(network: nn.Module) -> nn.LayerNorm | None:

@@ -49,7 +49,9 @@ class Optimization:
         patterns = self.args.no_weight_decay
         if patterns is None:
             return super().get_decay_parameter_names(model)
-        return [name for name, _ in model.named_parameters() if not any(re.search(pattern, name) for pattern in patterns)]
+        # by the network's own names too, for patterns such as ^vit.embeddings
+        named = {name: (name, name.removeprefix("backbone.")) for name, _ in model.named_parameters()}
+        return [name for name, both in named.items() if not any(re.search(pattern, one) for pattern in patterns for one in both)]
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """As the Trainer's, with separate groups for learned mixers if the arguments set other values for them."""
