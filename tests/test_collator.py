@@ -14,6 +14,7 @@ from hf_mixup.core.losses import BCE
 from hf_mixup.data.dataset import ImageDataset
 from hf_mixup.data.processor import ImageFormat
 from hf_mixup.data.sources import digits
+from hf_mixup.data.stacking import stack_examples
 from hf_mixup.method import needs_of_model
 from hf_mixup.networks.backbones import from_scratch
 from refusals import refuses
@@ -64,6 +65,19 @@ def test_examples_are_not_written_to():
     before = [example["pixel_values"].clone() for example in batch]
     MixupCollator("cutmix", num_labels=5)(batch)
     assert all(torch.equal(example["pixel_values"], old) for example, old in zip(batch, before, strict=True))
+
+
+@pytest.mark.parametrize("names", [("label", "labels"), ("labels", "label")])
+def test_of_two_columns_of_labels_training_and_evaluation_read_the_same(tmp_path, names):
+    data = [
+        {"pixel_values": image, **{name: row % 4 if name == "labels" else 0 for name in names}}
+        for row, image in enumerate(Images(8).pixels)
+    ]
+    assert stack_examples(data)["labels"].tolist() == [row % 4 for row in range(8)]
+    assert MixupCollator("vanilla", num_labels=4)(data)["labels"].argmax(1).tolist() == [row % 4 for row in range(8)]
+    for asked, wanted in ((None, [0, 1, 2, 3, 0, 1, 2, 3]), (["label"], [0] * 8)):
+        run = MixupTrainer(vit(), arguments(tmp_path, label_names=asked), train_dataset=data, eval_dataset=data)
+        assert next(iter(run.get_eval_dataloader()))["labels"].tolist() == wanted
 
 
 def test_repeat_gives_independent_mixtures_of_the_same_batch():

@@ -1,12 +1,14 @@
 """Every method of `METHODS` trains, resumes bit by bit, and works with DDP. A new row is tested without a change here."""
 
 import json
+import re
 
 import pytest
 import torch
 from transformers import AutoModelForImageClassification, Trainer
 
 from hf_mixup import METHODS, MixupCallback, MixupCollator, MixupLoss
+from hf_mixup.core.losses import CrossEntropy
 from hf_mixup.method import needs_of_model
 from hf_mixup.methods import MethodChoice
 from hf_mixup.report.examples import default_architecture
@@ -69,12 +71,21 @@ def test_row_17_collator_takes_it_or_names_what_it_lacks(name):
 
 @pytest.mark.parametrize("name", [name for name in sorted(METHODS) if not needs_of_model(METHODS[name])])
 def test_stock_trainer(tmp_path, name):
-    model = network_for(name)
+    model, own = network_for(name), METHODS[name].loss
     before = weights(model)
-    Trainer(
-        model, plain_arguments(tmp_path, max_steps=3), train_dataset=Images(40), compute_loss_func=MixupLoss(),
-        callbacks=[MixupCallback(MixupCollator(name, num_labels=4))],
-    ).train()  # fmt: skip
+
+    def train(loss):
+        Trainer(
+            model, plain_arguments(tmp_path, max_steps=3), train_dataset=Images(40), compute_loss_func=loss,
+            callbacks=[MixupCallback(MixupCollator(name, num_labels=4))],
+        ).train()  # fmt: skip
+
+    if own != CrossEntropy():
+        with refuses(
+            re.escape(f"MixupLoss must have the loss of the method, got {CrossEntropy()} with {name!r}, whose loss is {own}; give it as")
+        ):
+            train(MixupLoss())
+    train(MixupLoss(loss=own))
     assert difference(before, weights(model)) > 0
 
 

@@ -180,6 +180,10 @@ def test_mixup_loss_carried_over_from_a_stock_trainer_is_the_loss(tmp_path):
     assert carried.mixup_model.choice == named.mixup_model.choice
     with refuses("the loss must be given once"):
         MixupTrainer(vit(), arguments(tmp_path, loss="bce"), compute_loss_func=MixupLoss())
+    smoothed = {"mix": ["vanilla"], "label_smoothing_factor": 0.1}
+    for settings, collator in (({"mix": ["decouplemix"]}, None), (smoothed, None), ({}, MixupCollator("decouplemix", num_labels=4))):
+        with refuses("MixupLoss must have the loss of the method, got CrossEntropy"):
+            MixupTrainer(vit(), arguments(tmp_path, **settings), collator, compute_loss_func=MixupLoss())
 
 
 def test_label_smoothing_of_an_unmixed_run_is_the_trainers(tmp_path):

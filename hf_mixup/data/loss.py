@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hf_mixup.core.losses import CrossEntropy, Loss
 from hf_mixup.data.collator import in_use
-from hf_mixup.method import are_maps
+from hf_mixup.method import Method, are_maps
 
 
 class MixupLoss:
@@ -26,7 +26,8 @@ class MixupLoss:
         loss: `CrossEntropy()` or another of `hf_mixup.core.losses`; if it has a `smoothing` field, set either that or `label_smoothing`.
 
     Raises:
-        ValueError, TypeError: for smoothing that is given twice, and for a loss that is not an instance of `Loss`.
+        ValueError, TypeError: for smoothing that is given twice, and for a loss that is not an instance of `Loss`. At the first batch: for methods
+            with a loss of their own, such as `decouplemix`, if `loss` is not given.
     """
 
     def __init__(self, label_smoothing: float = 0.0, loss: Loss | None = None):
@@ -34,8 +35,8 @@ class MixupLoss:
             raise ValueError(f"label_smoothing must be given once, got {label_smoothing} beside loss={loss!r}; set it in the loss.")
         if loss is not None and not isinstance(loss, Loss):
             raise TypeError(f"loss must be one of hf_mixup.core.losses, got {type(loss).__name__}; give an instance, such as Focal().")
-        self.loss = CrossEntropy(label_smoothing) if loss is None else loss
-        self._looked = self._compared = False
+        self.loss, self._is_chosen = CrossEntropy(label_smoothing) if loss is None else loss, loss is not None
+        self._looked = self._compared = self._agreed = False
 
     def __call__(self, outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
         """A scalar. `outputs`: logits (B, num_labels), or a model's output with logits; `labels` as in `hf_mixup.core.losses`."""
@@ -49,6 +50,11 @@ class MixupLoss:
                     "evaluation set too: give the Trainer callbacks=[MixupCallback(collator)] instead.",
                     stacklevel=2,
                 )
+        if training and not self._agreed and labels.is_floating_point():
+            self._agreed = True  # once, because a checksum waits for the device
+            for collator in () if self._is_chosen else in_use:
+                if collator.has_made(labels):
+                    self.check_methods(collator.choice.methods)
         if are_maps(labels):
             raise ValueError("label maps need the network's own loss, got them in MixupLoss; leave out compute_loss_func.")
         self.loss.check(labels, len(logits), logits.shape[1])
@@ -61,6 +67,14 @@ class MixupLoss:
             return losses.mean()
         # the Trainer counts every number in a soft label as an item
         return losses.sum() / (num_items_in_batch / (labels.numel() / len(labels)))
+
+    def check_methods(self, methods: Sequence[Method]) -> None:
+        """Raises ValueError for methods with a loss of their own, which would have no effect; not where `loss` was given, which replaces it."""
+        lost = next((method for method in methods if method.loss not in (CrossEntropy(), self.loss)), None)
+        if lost is not None and not self._is_chosen:
+            raise ValueError(
+                f"MixupLoss must have the loss of the method, got {self.loss} with {lost.name!r}, whose loss is {lost.loss}; give it as MixupLoss(loss=...)."
+            )
 
 
 def logits_of(outputs: Any) -> Tensor:

@@ -86,11 +86,11 @@ def stack_examples(examples: list) -> dict[str, Any]:
     """
     examples = [as_mapping(example) for example in examples]
     first, batch = examples[0], {}
-    for key, value in first.items():
+    classes = next((key for key in LABEL_KEYS if first.get(key) is not None), None)  # of several columns always the same
+    for key in first:
         column = [example.get(key) for example in examples]
-        if key in LABEL_KEYS:
-            if value is not None:
-                batch["labels"] = stack_labels(column)
+        if key == classes:
+            batch["labels"] = stack_labels(column)
         elif key in INPUT_NAMES:
             images = of_one_shape([_as_tensor(image) for image in column], key)
             batch[key] = images if isinstance(images, Tensor) else torch.stack(images)

@@ -75,6 +75,7 @@ def agreed(
     if isinstance(loss_func, MixupLoss):
         if loss is not None:
             raise ValueError(f"the loss must be given once, got loss={loss!r} and compute_loss_func=MixupLoss(...); drop one.")
+        loss_func.check_methods((args.method_choice() if collator is None else collator.choice).methods)
         loss = loss_func.loss
     network = network if isinstance(network, MixupModel) else as_classifier(network)
     num_labels = network.num_labels if isinstance(network, MixupModel) else network.config.num_labels

@@ -136,7 +136,8 @@ class Loaders:
         # loaders of one's own come without the collator that names labels
         batch = super()._prepare_inputs(as_mapping(inputs, self.mixup_model.main_input_name))
         batch = batch if isinstance(batch, dict) else dict(batch)
-        name_labels(batch, self.args.label_names)
+        if not isinstance(batch, MixedBatch):  # whose labels are final
+            name_labels(batch, self.args.label_names)
         return batch
 
     def get_train_dataloader(self):
