@@ -8,7 +8,15 @@ import pytest
 import torch
 from datasets import Dataset, DatasetDict
 from torch import nn
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import (
+    DeiTConfig,
+    DeiTForImageClassificationWithTeacher,
+    TimmWrapperConfig,
+    TimmWrapperForImageClassification,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
 
 from hf_mixup import MixupCallback, MixupCollator, MixupLoss, MixupModel, MixupTrainer, MixupTrainingArguments
 from hf_mixup.core.losses import CrossEntropy
@@ -486,6 +494,30 @@ def test_one_pattern_is_one_pattern(tmp_path):
     assert {name for name, _ in run.model.named_parameters()} - {*run.get_decay_parameter_names(run.model)} == {
         f"backbone.{name}" for name in left
     }
+
+
+@pytest.mark.parametrize("width", [16, 4])
+def test_a_linear_probe_trains_every_head(width):
+    """Also where layers of the blocks have as many outputs as there are classes."""
+    shape = {
+        "hidden_size": width,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 8,
+        "image_size": 8,
+        "patch_size": 4,
+    }
+    network = DeiTForImageClassificationWithTeacher(DeiTConfig(**shape, num_labels=4))
+    freeze_backbone(network)
+    trained = [name for name, parameter in network.named_parameters() if parameter.requires_grad]
+    assert trained == [f"{head}.{part}" for head in ("cls_classifier", "distillation_classifier") for part in ("weight", "bias")]
+    small = {"embed_dim": 12, "depth": 1, "img_size": 16}
+    network = TimmWrapperForImageClassification(
+        TimmWrapperConfig(architecture="deit_tiny_distilled_patch16_224", num_labels=4, model_args=small)
+    )
+    freeze_backbone(network)
+    trained = [name.removeprefix("timm_model.") for name, parameter in network.named_parameters() if parameter.requires_grad]
+    assert trained == ["head.weight", "head.bias", "head_dist.weight", "head_dist.bias"]
 
 
 def test_a_frozen_backbone_stays_as_it_was_in_the_teacher_too(tmp_path):

@@ -273,10 +273,24 @@ def classifier_of(network: nn.Module) -> nn.Linear:
     return heads[-1]
 
 
+def classifiers_of(network: nn.Module) -> list[nn.Linear]:
+    """The classifiers of all heads: distilled networks have two, of which evaluation takes the mean."""
+    last = classifier_of(network)
+
+    def equal(module: nn.Module) -> bool:
+        return isinstance(module, nn.Linear) and (module.in_features, module.out_features) == (last.in_features, last.out_features)
+
+    # a layer of a block may have this size too, and has the block's number in its name
+    return [
+        module for name, module in network.named_modules() if equal(module) and (module is last or not re.search(r"\.\d+\.", f".{name}."))
+    ]
+
+
 def freeze_backbone(network: nn.Module) -> None:
     """Freezes all but the classifier (a linear probe). `keep_frozen` keeps the rest in evaluation mode."""
     network.requires_grad_(False)
-    classifier_of(network).requires_grad_(True)
+    for classifier in classifiers_of(network):
+        classifier.requires_grad_(True)
     network.backbone_is_frozen = True
 
 
@@ -298,10 +312,10 @@ def keep_frozen(network: nn.Module, averages: Iterable[nn.Module] = ()) -> None:
     """For networks that `freeze_backbone` froze, call this after `train()`: all but the classifier go to evaluation mode, and so do `averages` of
     the network. So batch norms neither use nor follow the batch."""
     if getattr(network, "backbone_is_frozen", False):
-        network.eval()
-        classifier_of(network).train()
-        for average in averages:
-            average.eval()
+        for part in (network, *averages):
+            part.eval()
+        for classifier in classifiers_of(network):
+            classifier.train()
 
 
 def final_norm(network: nn.Module) -> nn.LayerNorm | None:
