@@ -514,7 +514,7 @@ class MixupModel(PreTrainedModel):
             )
         for name, state in self.states.items():
             if state.changed:
-                check_changeable(self.backbone, name, checkpointed=enable)
+                check_changeable(self.backbone, name, checkpointed=enable, changed=state.changed)
 
     def get_input_embeddings(self):
         """Those of the backbone; None if it has none, or if it is sharded."""

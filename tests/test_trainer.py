@@ -15,6 +15,7 @@ from hf_mixup.core.rng import MixKey
 from hf_mixup.data.collator import MixedBatch
 from hf_mixup.evaluation.metrics import mixed_accuracy
 from hf_mixup.training.callbacks import epoch_rows
+from refusals import refuses
 from small import NETWORKS, Images, arguments, difference, losses, resnet, trainer, vit, weights
 
 every_network = pytest.mark.parametrize("network", sorted(NETWORKS))
@@ -347,6 +348,21 @@ def test_second_train_goes_on_with_the_same_groups(tmp_path):
 def test_checkpointing_that_cannot_work_is_refused_before_training(tmp_path, name):
     with pytest.raises(ValueError, match=rf"{name} changes features inside the blocks that timm's activation checkpointing runs again"):
         trainer(tmp_path, tiny.network("timm_vit"), mix=[name], gradient_checkpointing=True)
+
+
+@pytest.mark.parametrize("name", ["manifoldmix", "moex"])
+def test_checkpointing_around_a_changed_part_of_a_layer_is_refused(tmp_path, name):
+    """The part would run again in the backward pass, without its change."""
+    part = {name: {"layers": ["vit.layers.0.mlp"]}}
+    with refuses(
+        rf"{name} must change whole layers where activation checkpointing runs them again, got a ViTMLP inside a ViTLayer; name the layer"
+    ):
+        trainer(tmp_path, mix=[name], mix_args=part, gradient_checkpointing=True)
+    network = vit()
+    network.gradient_checkpointing_enable()
+    with refuses("must change whole layers"):
+        MixupModel(network, name, mix_args=part)
+    MixupModel(network, name, mix_args={name: {"layers": ["vit.layers.0"]}})
 
 
 def test_checkpointing_of_a_network_without_it_is_refused_by_the_networks_name(tmp_path):

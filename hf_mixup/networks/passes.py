@@ -111,11 +111,13 @@ def changing(module: nn.Module, change: Callable[[Any], Any]) -> Iterator[None]:
         )
 
 
-def check_changeable(network: nn.Module, method: str, *, checkpointed: bool = False) -> None:
-    """Raises ValueError for timm's activation checkpointing: timm runs whole blocks again, including hooks. transformers keeps hooks outside.
+def check_changeable(network: nn.Module, method: str, *, checkpointed: bool = False, changed: Iterable[nn.Module] = ()) -> None:
+    """Raises ValueError for timm's activation checkpointing: timm runs whole blocks again, including hooks. transformers keeps hooks outside, but
+    not those of parts of a layer.
 
     Args:
         checkpointed: whether it will be switched on.
+        changed: the modules that are changed.
     """
     flags = [module.grad_checkpointing for module in network.modules() if hasattr(module, "grad_checkpointing")]
     if (flags and checkpointed) or any(flag is True for flag in flags):
@@ -123,6 +125,15 @@ def check_changeable(network: nn.Module, method: str, *, checkpointed: bool = Fa
             f"{method} changes features inside the blocks that timm's activation checkpointing runs again, got a network with it; switch it "
             "off for this method, or use a network of transformers."
         )
+    changed = set(changed)
+    for layer in network.modules() if changed else ():
+        if getattr(type(layer), "gradient_checkpointing", None) is not None and (checkpointed or layer.gradient_checkpointing):
+            part = next((module for module in layer.modules() if module in changed and module is not layer), None)
+            if part is not None:
+                raise ValueError(
+                    f"{method} must change whole layers where activation checkpointing runs them again, got a {type(part).__name__} inside a "
+                    f"{type(layer).__name__}; name the layer in layers, or switch it off."
+                )
 
 
 # -- compilation ------------------------------------------------------------------------------------------------------------
