@@ -516,6 +516,10 @@ class MixupModel(PreTrainedModel):
             if state.changed:
                 check_changeable(self.backbone, name, checkpointed=enable, changed=state.changed)
 
+    def num_parameters(self, *args: Any, **kwargs: Any) -> int:
+        """Those of the backbone. Trackers show them, and the Trainer's `total_flos` depends on them, so an average (EMA) does not count."""
+        return self.backbone.num_parameters(*args, **kwargs)
+
     def get_input_embeddings(self):
         """Those of the backbone; None if it has none, or if it is sharded."""
         if torch.distributed.is_available() and torch.distributed.is_initialized():

@@ -133,6 +133,18 @@ def test_every_family_trains_every_parameter(family):
 # -- what follows the step --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("name", ["automix", "samix", "adautomix", "recursivemix"])
+def test_weights_in_double_precision(name):
+    images, labels = torch.randn(4, 3, 16, 16, generator=keyed(0)), torch.arange(4)
+    found = []
+    for dtype in (torch.float32, torch.float64):
+        backbone = resnet().to(dtype)
+        torch.manual_seed(1)
+        model = MixupModel(backbone, name).train()
+        found.append([model(images.to(dtype), labels, MixKey(3, 0, step)).loss.item() for step in range(2)])
+    assert found[1] == pytest.approx(found[0], rel=1e-4)
+
+
 def test_momentum_is_constant_and_then_a_cosine_of_the_whole_run():
     of = [ema_momentum(step, 1000, 0.999, 0.999999, 0.1, warmup=False) for step in (0, 99, 100, 1000)]
     assert of[:2] == [0.999, 0.999]

@@ -496,6 +496,18 @@ def test_one_pattern_is_one_pattern(tmp_path):
     }
 
 
+def test_an_average_is_no_part_of_the_floating_point_operations(tmp_path):
+    args = TrainingArguments(
+        tmp_path, max_steps=1, per_device_train_batch_size=8, use_cpu=True, report_to="none", save_strategy="no", disable_tqdm=True
+    )
+    stock = Trainer(vit(), args, train_dataset=Images(8))
+    run = trainer(tmp_path, data=Images(8), max_steps=1, ema_decay=0.9)
+    for one in (stock, run):
+        one.train()
+    assert run.state.total_flos == stock.state.total_flos > 0
+    assert run.model.num_parameters() == stock.model.num_parameters()
+
+
 @pytest.mark.parametrize("width", [16, 4])
 def test_a_linear_probe_trains_every_head(width):
     """Also where layers of the blocks have as many outputs as there are classes."""

@@ -106,7 +106,8 @@ def choose_stage(network: nn.Module, stage: int | str | None) -> tuple[str, int]
         check_known("stage", stage, names)
         stage = names.index(stage)
     shape = input_shape(network)
-    blank = torch.zeros(1, *shape, device=next(network.parameters()).device)
+    weight = next(network.parameters())
+    blank = torch.zeros(1, *shape, device=weight.device, dtype=weight.dtype)
     with reading(network):
         _, maps = watched(network, blank, Stages(network, names).taps(shape[1:]))
     if stage is None:
