@@ -316,6 +316,18 @@ def test_arguments_that_a_collator_would_overrule_are_refused(tmp_path, changes)
         MixupTrainer(vit(), quiet(tmp_path, **changes), MixupCollator("fmix", num_labels=4), train_dataset=Images())
 
 
+def test_methods_of_a_collator_have_one_loss(tmp_path):
+    """Otherwise the loss of the first would train the batches of all."""
+    both = MixupCollator(["mixup", "decouplemix"], num_labels=4)
+    with refuses(
+        r"methods of a MixupCollator must have one loss, got CrossEntropy\(.*\) and, of 'decouplemix', Decoupled\(.*\); set loss for all"
+    ):
+        trainer(tmp_path, data_collator=both)
+    for loss in ("crossentropy", {"name": "decoupled", "eta": 0.2}):
+        run = trainer(tmp_path, data_collator=both, loss=loss)
+        assert len({method.loss for method in run.mixup_model.choice.methods}) == 1
+
+
 def test_a_run_does_not_go_on_with_another_collator(tmp_path):
     run = MixupTrainer(vit(), quiet(tmp_path, max_steps=2, save_strategy="steps", save_steps=1), MixupCollator("mixup", num_labels=4), train_dataset=Images())  # fmt: skip
     run.train()

@@ -137,6 +137,13 @@ def _with_collator(
             f"mixing must be set once, got a MixupCollator and {dead[0]}={getattr(args, dead[0])!r}; set it in the collator, "
             "or leave out the collator, so that MixupTrainer mixes on the device."
         )
+    losses = [method.loss.single() for method in choice.methods]
+    other = next((method for method, loss in zip(choice.methods, losses, strict=True) if loss != losses[0]), None)
+    if other is not None:  # a batch does not tell the model which of them mixed it
+        raise ValueError(
+            f"methods of a MixupCollator must have one loss, got {losses[0]} and, of {other.name!r}, {other.loss}; set loss for all, or leave out the "
+            "collator, so that MixupTrainer mixes on the device."
+        )
     check_label_names(args.label_names)
     off = args.mix_off_epoch
     if off is not None and off != int(off):
