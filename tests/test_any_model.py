@@ -1,5 +1,6 @@
 """MixupTrainer with networks from everywhere: timm, torchvision, your own modules, compiled modules, PEFT, model_init."""
 
+import copy
 import json
 
 import pytest
@@ -12,6 +13,7 @@ from torch.testing import assert_close
 from transformers import AutoModelForImageClassification, ViTModel
 
 from hf_mixup import METHODS, MixupModel, MixupTrainer
+from hf_mixup.core.rng import MixKey
 from hf_mixup.networks.wrapping import ModuleClassifier, as_classifier
 from refusals import refuses
 from small import Images, arguments, difference, losses, trainer, vit, weights
@@ -212,6 +214,22 @@ def test_lora_trains_adapters_alone(tmp_path, method):
     moved = {name for name, value in weights(network).items() if not torch.equal(before[name], value)}
     assert moved
     assert all("lora" in name or "modules_to_save" in name for name in moved)
+
+
+@pytest.mark.parametrize("method", ["automix", "recursivemix", "smmix", "snapmix", "sumix"])
+def test_lora_of_the_classifier_too_is_the_merged_network(method):
+    """`all-linear` adapts the classifier; its adapters are linear layers, one of which has an output for every class."""
+    peft = pytest.importorskip("peft")
+    found, images = [], Images(8)
+    adapted = peft.get_peft_model(vit(), peft.LoraConfig(target_modules="all-linear", r=4, init_lora_weights="gaussian"))
+    for name, parameter in adapted.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    for network in (adapted, copy.deepcopy(adapted).merge_and_unload()):
+        torch.manual_seed(1)
+        model = MixupModel(network, method).train()
+        found.append([model(images.pixels, images.labels, MixKey(3, 0, step)).loss.item() for step in range(2)])
+    assert found[0] == pytest.approx(found[1], rel=1e-4)
 
 
 @pytest.mark.parametrize("changes", [{}, {"ema_decay": 0.5}, {"mix": ["automix"]}], ids=str)

@@ -264,8 +264,16 @@ def with_first(output: Any, tensor: Tensor) -> Any:
 
 
 def classifier_of(network: nn.Module) -> nn.Linear:
-    """The last linear layer with an output for every class. Raises ValueError if there is none."""
-    heads = [module for module in network.modules() if isinstance(module, nn.Linear) and module.out_features == network.config.num_labels]
+    """The last linear layer with an output for every class, or PEFT's layer around it. Raises ValueError if there is none."""
+    heads: list[nn.Linear] = []
+    inside: set[nn.Module] = set()
+    for module in network.modules():
+        if module in inside:
+            continue
+        adapted = hasattr(module, "get_delta_weight")  # its parts are linear layers too
+        inside |= {*module.modules()} if adapted else set()
+        if (adapted or isinstance(module, nn.Linear)) and module.out_features == network.config.num_labels:
+            heads.append(module)
     if not heads:
         raise ValueError(
             f"activation maps need a network with a linear classifier, got {type(network).__name__}; use a network whose classifier is one nn.Linear, or another method."
@@ -281,9 +289,8 @@ def classifiers_of(network: nn.Module) -> list[nn.Linear]:
         return isinstance(module, nn.Linear) and (module.in_features, module.out_features) == (last.in_features, last.out_features)
 
     # a layer of a block may have this size too, and has the block's number in its name
-    return [
-        module for name, module in network.named_modules() if equal(module) and (module is last or not re.search(r"\.\d+\.", f".{name}."))
-    ]
+    others = [module for name, module in network.named_modules() if equal(module) and not re.search(r"\.\d+\.", f".{name}.")]
+    return [*(module for module in others if module is not last), last]
 
 
 def freeze_backbone(network: nn.Module) -> None:

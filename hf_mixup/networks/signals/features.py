@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from hf_mixup.core.checks import check_known
 from hf_mixup.core.policy import Policy, Signals
-from hf_mixup.networks.families import Layout, classifier_of, final_norm, module_of, stage_names
+from hf_mixup.networks.families import Layout, classifier_of, effective_weight, final_norm, module_of, stage_names
 from hf_mixup.networks.passes import Tap, watched
 from hf_mixup.networks.signals.signal import EarlySignal, reading, resized
 
@@ -60,7 +60,7 @@ def class_activation(network: nn.Module, features: Tensor, targets: Tensor) -> T
     classifier = classifier_of(network)
     with torch.autocast(features.device.type, enabled=False):
         features = normalised(network, features) if final_norm(network) is not None else features.float().relu()
-        weight = targets.float() @ classifier.weight.float()
+        weight = targets.float() @ effective_weight(classifier).float()
         bias = 0 if classifier.bias is None else (targets.float() @ classifier.bias.float())[:, None, None]
         return (features * weight[:, :, None, None]).sum(1) + bias
 
