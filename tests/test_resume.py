@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from torch.utils.data import IterableDataset
 from transformers import TrainerCallback
 
 import killed
@@ -23,6 +24,32 @@ def test_row_35_changed_run(tmp_path):
     with refuses(r"methods: .*cutmix.* then"):
         trainer(tmp_path, mix=["mixup"]).train(resume_from_checkpoint=True)
     trainer(tmp_path, mix_seed=9, allow_method_change=True).train(resume_from_checkpoint=True)
+
+
+class Passes(IterableDataset):
+    """A stream without length, of 32 images in another order in every pass."""
+
+    epoch = 0
+
+    def set_epoch(self, epoch):
+        self.epoch = epoch
+
+    def __iter__(self):
+        rows = list(Images(32))
+        return iter(rows[self.epoch :] + rows[: self.epoch])
+
+
+@pytest.mark.parametrize(("accumulation", "step"), [(1, 3), (1, 4), (1, 7), (1, 9), (2, 5), (2, 6)])
+def test_a_stream_goes_on_in_its_pass(tmp_path, accumulation, step):
+    """Its end of mixing too. A pass has 4 batches."""
+    settings = dict(mix_off_epoch=2, save_strategy="steps", save_steps=1, gradient_accumulation_steps=accumulation, max_steps=10)
+    whole = trainer(tmp_path / "whole", data=Passes(), **settings)
+    whole.train()
+    assert whole.state.epoch == (2.2 if accumulation == 1 else 4.2)
+    resumed = trainer(tmp_path / "half", data=Passes(), **settings)
+    resumed.train(resume_from_checkpoint=str(tmp_path / f"whole/checkpoint-{step}"))
+    assert resumed.state.epoch == whole.state.epoch
+    assert difference(weights(resumed.model), weights(whole.model)) == 0
 
 
 TORN = (

@@ -345,8 +345,10 @@ def test_a_run_leaves_the_usual_files(tmp_path):
         script("run_evaluation").main([str(out), "--dataset_name", str(tmp_path / "data"), "--streaming"])
 
 
-def test_a_resumed_run_is_the_run(tmp_path):
-    data = parquet(tmp_path / "data", train=8)
+@pytest.mark.parametrize("rows_of_a_file", [8, 1])
+def test_a_resumed_run_is_the_run(tmp_path, rows_of_a_file):
+    """In the first pass over the stream, and in a later one."""
+    data = parquet(tmp_path / "data", train=rows_of_a_file)
     often = [
         "--save_strategy",
         "steps",

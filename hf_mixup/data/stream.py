@@ -121,8 +121,7 @@ class ImageStream(Keyed, torch.utils.data.IterableDataset):
     Every worker reads the bytes of all rows, and decodes only its own images. accelerate distributes batches to processes; its first process
     reads for all.
 
-    A resumed run reads and drops the rows that it has seen. It is exact in the first pass over the stream. Later it is approximate: it
-    continues with the second pass.
+    A resumed run of MixupTrainer is exact: it reads and drops the rows that the current pass has seen.
 
     Args:
         shuffle: shuffle with the buffer of `datasets`, in another order in every epoch.

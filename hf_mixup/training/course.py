@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
 from typing import Any
+
+from transformers import TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
 
 from hf_mixup.core.rng import MixKey
 from hf_mixup.data.dataset import set_epoch
@@ -10,6 +15,22 @@ from hf_mixup.data.dataset import set_epoch
 
 class Course:
     """The part of MixupTrainer that tracks the current step of the run."""
+
+    def _init_training_state(
+        self, max_steps: int, num_update_steps_per_epoch: int, num_train_epochs: int, resume_from_checkpoint: str | None, trial: Any
+    ) -> tuple[int, int]:
+        """The passes that were done, and the batches of the next one. The Trainer takes all steps on a stream without length for one pass."""
+        passes, batches = super()._init_training_state(
+            max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
+        )
+        if resume_from_checkpoint is None or num_train_epochs < sys.maxsize:
+            return passes, batches
+        before = TrainerState.load_from_json(str(Path(resume_from_checkpoint, TRAINER_STATE_NAME)))
+        if before.epoch <= 1:  # in the first pass
+            return passes, batches
+        # the number of the pass, and the share of all steps that were done in it
+        passes, share = divmod(before.epoch, 1)
+        return int(passes), 0 if self.args.ignore_data_skip else round(share * before.max_steps * self.args.gradient_accumulation_steps)
 
     def _run_epoch(self, *args: Any, epoch: int, **kwargs: Any) -> None:
         # resumed after the last step of an unfinished epoch, the Trainer would do another step
