@@ -57,6 +57,13 @@ def test_a_timm_transformer_of_another_size_is_built_for_it(tmp_path):
     MixupModel(network, "transmix")
 
 
+def test_a_timm_transformer_that_pools_otherwise_is_not_rebuilt_by_its_name():
+    """Its layers and weights are the same; only an attribute says how it pools, so a rebuilt one would pool otherwise."""
+    network = timm.create_model("vit_tiny_patch16_224", num_classes=4, img_size=32)
+    network.reset_classifier(4, global_pool="avg")
+    assert isinstance(as_classifier(network), ModuleClassifier)
+
+
 @pytest.mark.parametrize(
     "build",
     [

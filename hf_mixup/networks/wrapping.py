@@ -174,7 +174,8 @@ def _of_timm(network: nn.Module, classes: int) -> PreTrainedModel | None:
 def _shape(network: nn.Module) -> tuple:
     """Equal for two networks that compute the same. Dropout rates may differ, because evaluation does not use them."""
     layers = re.sub(r"DropPath\([^)]*\)|Dropout\([^)]*\)", "Identity()", repr(network))
-    return layers, {name: tuple(value.shape) for name, value in network.state_dict().items()}
+    # transformers of timm pool without a layer
+    return layers, str(getattr(network, "global_pool", "")), {name: tuple(value.shape) for name, value in network.state_dict().items()}
 
 
 # -- adapters of PEFT -------------------------------------------------------------------------------------------------------
