@@ -17,7 +17,7 @@ from hf_mixup.core.losses import MSE
 from hf_mixup.core.policy import Signals
 from hf_mixup.core.rng import MixKey, categorical, keyed
 from hf_mixup.policies.cmixup import kernel
-from images import train
+from images import script, train
 from refusals import refuses
 from small import Images, difference, trainer, vit, weights
 from test_collator import plain_arguments
@@ -215,5 +215,11 @@ def test_predictions_of_a_regression_are_its_numbers(tmp_path):
     )  # fmt: skip
     told = [line.split("\t") for line in (tmp_path / "out/predict_results.txt").read_text().splitlines()[1:]]
     assert [int(row) for row, _ in told] == list(range(12))
+    card = (tmp_path / "out/README.md").read_text()
+    assert "- mse\n- mae\n" in card
+    for wrong in ("- accuracy", "names one of its", "less sure", "hf-mixup evaluate"):
+        assert wrong not in card, wrong
+    with refuses("mixed numbers are drawn by the methods and the loss of a run, got labels such as 0; pass --checkpoint"):
+        script("visualize_mixup").main(["--dataset_name", str(tmp_path / "data"), "--output", str(tmp_path / "b.png")])
     apart = np.array([float(number) for _, number in told]) - np.array(rows["label"])
     assert np.square(apart).mean() == pytest.approx(json.loads((tmp_path / "out/eval_results.json").read_text())["eval_mse"], rel=1e-3)

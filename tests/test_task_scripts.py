@@ -119,6 +119,11 @@ def test_a_script_trains_resumes_and_goes_on_from_its_checkpoint_on_a_data_set(t
         ("segmentation", ["--ema_decay", "0.9"], "--ema_decay has no effect on a network that labels pixels, got 0.9; leave it out"),
         ("audio", ["--mix", "automix"], "the network must have known feature maps"),
         ("video", ["--mix", "cutmx"], "did you mean 'cutmix'"),
+        (
+            "video",
+            ["--dataset_name", ".", "--dataset_config_name", "a"],
+            "dataset_config_name is for data sets of the Hub, got 'a' for the folder '.'",
+        ),
     ],
 )
 def test_refusals_come_before_training_and_leave_no_folder(tmp_path, name, words, sentence):

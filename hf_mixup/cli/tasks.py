@@ -56,6 +56,10 @@ class TaskArguments:
         for name in ("dataset_config_name", "input_column_name", "label_column_name"):
             if self.dataset_name is None and getattr(self, name) is not None:
                 raise ValueError(f"{name} is for a data set of your own, got {getattr(self, name)!r} without one; pass --dataset_name.")
+        if self.dataset_config_name is not None and Path(str(self.dataset_name)).is_dir():
+            raise ValueError(
+                f"dataset_config_name is for data sets of the Hub, got {self.dataset_config_name!r} for the folder {self.dataset_name!r}; leave it out."
+            )
 
 
 # the function of a script: from its arguments to the trainer and the name of the data set
