@@ -257,10 +257,10 @@ def _check_loaded(
     weights = network.state_dict()
     # numbers that follow from the config, or count batches, are no weights
     missing = sorted(name for name in report["missing_keys"] if name in weights and weights[name].is_floating_point())
-    lost = [name for name in missing if not _of_classifier(network, name)]
+    lost = [name for name in missing if not of_classifier(network, name)]
     no_classifier = len(lost) < len(missing)
     other = sorted((str(name), *map(tuple, shapes)) for name, *shapes in report.get("mismatched_keys") or ())
-    wrong = [one for one in other if not _of_classifier(network, one[0])]
+    wrong = [one for one in other if not of_classifier(network, one[0])]
     if not lost and not wrong and other and network.config.num_labels != promised and not mismatches:
         raise ValueError(
             f"the checkpoint and the data set must have as many classes, got {promised} in {repo} and {network.config.num_labels} "
@@ -293,7 +293,7 @@ def _check_loaded(
         logger.info("%s: starts with a new classifier", repo)
 
 
-def _of_classifier(network: PreTrainedModel, name: str) -> bool:
+def of_classifier(network: PreTrainedModel, name: str) -> bool:
     """Whether a weight is of what stands upon the backbone: the classifier, and what pools for it."""
     if "pooler" in name.split("."):
         return True
@@ -490,5 +490,5 @@ __all__ = [
     "from_scratch",
     "load_classifier",
     "load_strictly",
-    "read_config",
+    "of_classifier",
 ]
