@@ -57,6 +57,13 @@ def test_a_timm_transformer_of_another_size_is_built_for_it(tmp_path):
     MixupModel(network, "transmix")
 
 
+def test_a_timm_transformer_that_pools_otherwise_is_not_rebuilt_by_its_name():
+    """Its layers and weights are the same; only an attribute says how it pools, so a rebuilt one would pool otherwise."""
+    network = timm.create_model("vit_tiny_patch16_224", num_classes=4, img_size=32)
+    network.reset_classifier(4, global_pool="avg")
+    assert isinstance(as_classifier(network), ModuleClassifier)
+
+
 @pytest.mark.parametrize(
     "build",
     [
@@ -258,6 +265,25 @@ def test_lora_resumes_is_chosen_described_loaded_and_merged(tmp_path, changes):
         assert_close(adapters.merge_and_unload()(evaluation.pixels).logits, expected, atol=1e-5, rtol=1e-4)
     with refuses("was expected to name the network of its adapters"):
         MixupModel.from_pretrained(last)
+
+
+def test_adapters_without_the_new_classifier_are_told_of_and_not_loaded(tmp_path, caplog):
+    """The classifier is fresh, and in no file: what is loaded would have another one."""
+    peft = pytest.importorskip("peft")
+    vit(num_labels=7).save_pretrained(tmp_path / "base")
+    network = AutoModelForImageClassification.from_pretrained(tmp_path / "base", num_labels=4, ignore_mismatched_sizes=True)
+    model = MixupModel(peft.get_peft_model(network, peft.LoraConfig(target_modules=["q_proj"])), "mixup")
+    assert "if it is new, name it in modules_to_save" in caplog.text
+    model.save_pretrained(tmp_path / "run")
+    with refuses("was expected to hold the classifier that its network .* lacks, got adapters alone"):
+        MixupModel.from_pretrained(tmp_path / "run")
+    caplog.clear()
+    kept = AutoModelForImageClassification.from_pretrained(tmp_path / "base")
+    model = MixupModel(peft.get_peft_model(kept, peft.LoraConfig(target_modules=["q_proj"])), "mixup")
+    model.save_pretrained(tmp_path / "kept")
+    assert difference(weights(MixupModel.from_pretrained(tmp_path / "kept")), weights(model)) == 0
+    with refuses("must train its adapter 'default', .* got mine"):
+        MixupModel(peft.get_peft_model(vit(), peft.LoraConfig(target_modules=["q_proj"]), adapter_name="mine"), "mixup")
 
 
 def test_lora_upon_a_checkpoint_finds_its_base(tmp_path):

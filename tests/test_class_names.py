@@ -151,7 +151,14 @@ def test_several_classes_an_image_from_the_command_line(tmp_path):
              "--per_device_train_batch_size", "4", "--eval_strategy", "no", "--output_dir", tmp_path / "out")  # fmt: skip
     with refuses("pass --loss bce"):
         run("run_mixup", *words)
-    run("run_mixup", *words, "--loss", "bce", "--overwrite_output_dir")
+    run("run_mixup", *words, "--loss", "bce", "--overwrite_output_dir", "--do_train", "--do_predict", "--learning_rate", "0.1")
+    network = load_classifier(tmp_path / "out").eval()
+    transform = ImageFormat.of_checkpoint(tmp_path / "out").eval_transform()
+    with torch.no_grad():
+        present = network(torch.stack([transform(row["image"]) for row in rows])).logits > 0
+    told = [[network.config.id2label[number] for number in row.nonzero().flatten().tolist()] for row in present]
+    assert 0 < present.sum() < present.numel()
+    assert (tmp_path / "out/predict_results.txt").read_text().splitlines()[1:] == [f"{row}\t{names}" for row, names in enumerate(told)]
     config = json.loads((tmp_path / "out/config.json").read_text())
     assert (list(config["id2label"].values()), config["problem_type"]) == (["any", "blue", "green", "red"], "multi_label_classification")
     with refuses("evaluation needs one class for each image"):

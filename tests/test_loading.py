@@ -6,8 +6,9 @@ import logging
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import BeitConfig, BeitForMaskedImageModeling, DeiTConfig, DeiTForImageClassification
+from transformers import AutoModelForImageClassification, BeitConfig, BeitForMaskedImageModeling, DeiTConfig, DeiTForImageClassification
 
+from hf_mixup import MixupModel
 from hf_mixup.networks.backbones import from_scratch, load_classifier
 from refusals import refuses
 from small import resnet, vit
@@ -120,3 +121,23 @@ def test_adapters_are_no_network(tmp_path):
     (tmp_path / "adapter_config.json").write_text("{}")
     with refuses("must hold a whole network, got adapters of PEFT; merge them"):
         load_classifier(tmp_path)
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_the_classes_of_a_timm_network_are_those_that_it_was_given_last(tmp_path, whole):
+    """Its config.json lists their names, and transformers would write the list of the first checkpoint again."""
+    for place, names in enumerate((["ant", "bee", "cow"], ["owl", "pig", "rat"], ["elk", "fox"])):
+        labels = {"id2label": dict(enumerate(names)), "label2id": {name: number for number, name in enumerate(names)}}
+        network = (
+            load_classifier(tmp_path / str(place - 1), num_labels=len(names), ignore_mismatched_sizes=True, **labels)
+            if place
+            else from_scratch("resnet10t", len(names), 16, **labels)
+        )
+        (MixupModel(network, "mixup") if whole else network).save_pretrained(tmp_path / str(place))
+        assert list(load_classifier(tmp_path / str(place)).config.id2label.values()) == names
+        network = AutoModelForImageClassification.from_pretrained(
+            tmp_path / str(place), num_labels=2, id2label={0: "new", 1: "one"}, ignore_mismatched_sizes=True
+        )
+        if whole:
+            MixupModel(network, "mixup").save_pretrained(tmp_path / "again")
+            assert list(load_classifier(tmp_path / "again").config.id2label.values()) == ["new", "one"]

@@ -93,6 +93,8 @@ def test_labels_of_the_evaluation_alone(tmp_path, caplog):
     assert "no column of classes in 'train'" in caplog.text
     with refuses(r"which --validation_dir asks for, needs .* got no column of classes in 'train'.*; leave out --validation_dir"):
         loaded(train_dir=tmp_path / "photos/train", validation_dir=tmp_path / "photos/validation")
+    with refuses("which --max_eval_samples asks for, needs images of known classes"):
+        load_pretraining_images(DataArguments(train_dir=str(tmp_path / "photos/train"), max_eval_samples=3))
     flat(tmp_path / "other/validation")
     with refuses(r"which --validation_dir asks for, needs .* got no column 'label' in 'validation'"):
         loaded(train_dir=folder(tmp_path / "classes", count=2), validation_dir=tmp_path / "other/validation")

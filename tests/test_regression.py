@@ -1,8 +1,12 @@
 """C-Mixup: labels decide which images are mixed, in the collator, in plain calls and in the trainer."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset, DatasetDict, Features, Image, Value
+from PIL import Image as Pictures
 from sklearn.neighbors import KernelDensity
 from torch import nn
 from torch.testing import assert_close
@@ -13,6 +17,7 @@ from hf_mixup.core.losses import MSE
 from hf_mixup.core.policy import Signals
 from hf_mixup.core.rng import MixKey, categorical, keyed
 from hf_mixup.policies.cmixup import kernel
+from images import script, train
 from refusals import refuses
 from small import Images, difference, trainer, vit, weights
 from test_collator import plain_arguments
@@ -198,3 +203,23 @@ def test_what_mixing_does_for_a_regression(tmp_path):
         print(seed, errors)
         assert errors["cmixup"] < errors["mixup"]
         assert errors["cmixup"] < 0.02 < float(angles.var())
+
+
+def test_predictions_of_a_regression_are_its_numbers(tmp_path):
+    rows = {"image": [Pictures.new("RGB", (16, 16), (7 * row,) * 3) for row in range(12)], "label": [row / 4 for row in range(12)]}
+    data = Dataset.from_dict(rows, features=Features({"image": Image(), "label": Value("float32")}))
+    DatasetDict(train=data, test=data).save_to_disk(tmp_path / "data")
+    train(
+        tmp_path / "out", "--dataset_name", tmp_path / "data", "--architecture", "cifar_resnet20", "--loss", "mse", "--mix", "mixup", "--max_steps", 1,
+        "--per_device_train_batch_size", 4, "--eval_strategy", "no", "--save_strategy", "no", "--do_train", "--do_eval", "--do_predict",
+    )  # fmt: skip
+    told = [line.split("\t") for line in (tmp_path / "out/predict_results.txt").read_text().splitlines()[1:]]
+    assert [int(row) for row, _ in told] == list(range(12))
+    card = (tmp_path / "out/README.md").read_text()
+    assert "- mse\n- mae\n" in card
+    for wrong in ("- accuracy", "names one of its", "less sure", "hf-mixup evaluate"):
+        assert wrong not in card, wrong
+    with refuses("mixed numbers are drawn by the methods and the loss of a run, got labels such as 0; pass --checkpoint"):
+        script("visualize_mixup").main(["--dataset_name", str(tmp_path / "data"), "--output", str(tmp_path / "b.png")])
+    apart = np.array([float(number) for _, number in told]) - np.array(rows["label"])
+    assert np.square(apart).mean() == pytest.approx(json.loads((tmp_path / "out/eval_results.json").read_text())["eval_mse"], rel=1e-3)

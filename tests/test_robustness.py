@@ -190,6 +190,13 @@ def test_jpeg_and_pixelate_are_those_of_pillow():
         )
 
 
+def test_jpeg_of_other_channels_is_that_of_each_as_grey():
+    images = torch.rand(2, 4, 24, 20)
+    found = corrupt(images, "jpeg_compression", 3, [0, 1])
+    assert torch.equal(found[:, 2:3], corrupt(images[:, 2:3], "jpeg_compression", 3, [0, 1]))
+    assert not torch.equal(found[:, 2], found[:, 3])
+
+
 def test_noise_has_the_published_moments():
     grey = torch.full((16, 3, 32, 32), 0.5)
     rows = range(16)

@@ -154,6 +154,10 @@ def test_refused_folders(tmp_path):
     folder(tmp_path / "splits/train"), folder(tmp_path / "splits/val")
     with refuses("got the folders 'train', 'val' in '.*splits', which have names of splits"):
         load(train_dir=tmp_path / "splits")
+    folder(tmp_path / "splits/demo")  # 'train', 'val' and this one are not three classes
+    for argument in ("train_dir", "dataset_name"):
+        with refuses(f"{argument} must hold one folder a class, got the folders 'train', 'val' in '.*splits', which have names of splits"):
+            load(**{argument: tmp_path / "splits"})
 
 
 def test_names_that_are_no_text(tmp_path):

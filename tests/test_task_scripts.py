@@ -15,12 +15,16 @@ from transformers import (
     AutoModelForAudioClassification,
     AutoModelForSemanticSegmentation,
     AutoModelForVideoClassification,
+    EvalPrediction,
     TrainingArguments,
 )
 
+from hf_mixup import MixupTrainingArguments
+from hf_mixup.cli.tasks import TaskArguments, named
 from hf_mixup.core.rng import keyed
 from hf_mixup.data.made import IGNORED, MELODIES, RATE, digit_maps, digit_pictures, digit_videos, melodies
 from hf_mixup.networks.backbones import load_classifier
+from images import script
 from refusals import refuses
 from run_script import ROOT, run_script
 from small import difference, weights
@@ -115,6 +119,11 @@ def test_a_script_trains_resumes_and_goes_on_from_its_checkpoint_on_a_data_set(t
         ("segmentation", ["--ema_decay", "0.9"], "--ema_decay has no effect on a network that labels pixels, got 0.9; leave it out"),
         ("audio", ["--mix", "automix"], "the network must have known feature maps"),
         ("video", ["--mix", "cutmx"], "did you mean 'cutmix'"),
+        (
+            "video",
+            ["--dataset_name", ".", "--dataset_config_name", "a"],
+            "dataset_config_name is for data sets of the Hub, got 'a' for the folder '.'",
+        ),
     ],
 )
 def test_refusals_come_before_training_and_leave_no_folder(tmp_path, name, words, sentence):
@@ -190,3 +199,71 @@ def test_label_maps_of_other_classes_are_refused(tmp_path):
     Dataset.from_dict({"image": data["image"], "annotation": high}, features=data.features).save_to_disk(tmp_path / "data")
     with refuses("label maps must hold the network's classes, 0 to"):
         run("segmentation", "--output_dir", tmp_path / "out", "--dataset_name", tmp_path / "data", *SHORT)
+
+
+def built(folder, name, data, **task):
+    """The trainer of a script on this data set, before it trains."""
+    data.save_to_disk(folder / "data")
+    args = MixupTrainingArguments(str(folder / "out"), mix=["wordmixup" if name == "text" else "cutmix"], max_steps=1, report_to="none")
+    return script(f"run_mixup_{name}").build(TaskArguments(dataset_name=str(folder / "data"), **task), args)[0]
+
+
+def test_a_part_of_sorted_data_has_every_class_and_evaluation_is_on_the_split_for_it(tmp_path):
+    """Many data sets are sorted by class, so that their first rows are all of one. 'dev' is as good a name as 'validation'."""
+
+    def split(name, rows):
+        features = Features({"text": Value("string"), "label": ClassLabel(names=["no", "yes"])})
+        return Dataset.from_dict(
+            {"text": [f"{name} {row}" for row in range(rows)], "label": [2 * row // rows for row in range(rows)]}, features=features
+        )
+
+    data = DatasetDict(train=split("train", 60), dev=split("dev", 40))
+    made = built(tmp_path, "text", data, max_train_samples=12, max_eval_samples=10)
+    assert sorted({example["labels"] for example in made.train_dataset}) == [0, 1]
+    assert sorted({example["labels"] for example in made.eval_dataset}) == [0, 1]
+    assert (len(made.train_dataset), len(made.eval_dataset), made.eval_dataset.rows["text"][0]) == (12, 10, "dev 0")
+
+
+@pytest.mark.parametrize("name", ["audio", "video"])
+def test_a_checkpoint_with_the_same_classes_keeps_their_order(tmp_path, name):
+    """Its classifier is trained further; under other numbers it would begin with wrong answers, and a run of no epoch would save them."""
+    data = {"audio": sounds, "video": videos}[name]()
+    names = next(feature.names for feature in data.features.values() if isinstance(feature, ClassLabel))
+    for part in script(f"run_mixup_{name}").from_scratch(**named(names[::-1])):
+        part.save_pretrained(tmp_path / "old")
+    made = built(tmp_path, name, DatasetDict(train=data, test=data), model_name_or_path=str(tmp_path / "old"))
+    assert list(made.mixup_model.config.id2label.values()) == names[::-1]
+    assert [names[::-1][example["labels"]] for example in made.train_dataset] == [names[number] for number in data["label"]]
+
+
+@pytest.mark.parametrize("name", ["video", "segmentation"])
+def test_images_of_16_bits_are_as_bright_as_those_of_8(tmp_path, name):
+    column, data = {"video": ("frames", videos()), "segmentation": ("image", maps())}[name]
+    found = {}
+    for bits in (8, 16):
+        grey = [[np.array(one.convert("L")) for one in (row if name == "video" else [row])] for row in data[column]]
+        pictures = [[Pictures.fromarray(one if bits == 8 else one.astype(np.uint16) << 8) for one in row] for row in grey]
+        rows = {**data[:], column: pictures if name == "video" else [one for (one,) in pictures]}
+        made = built(tmp_path / str(bits), name, DatasetDict(train=(part := Dataset.from_dict(rows, features=data.features)), test=part))
+        found[bits] = torch.as_tensor(made.train_dataset[0]["pixel_values"])
+    assert torch.equal(found[8], found[16])
+    assert found[8].std() > 0.1
+
+
+def test_label_maps_in_colours_are_refused(tmp_path):
+    """The processor would take their rows for maps, and the first row, resized, for the labels of the picture."""
+    data = maps()
+    rows = {**data[:], "annotation": [one.convert("RGB") for one in data["annotation"]]}
+    made = built(tmp_path, "segmentation", Dataset.from_dict(rows, features=data.features))
+    with refuses("label maps must hold one class for each pixel, got 3 channels"):
+        made.train_dataset[0]
+
+
+def test_the_measures_ignore_the_class_that_the_loss_ignores(tmp_path):
+    network, processor = script("run_mixup_segmentation").from_scratch()
+    network.config.semantic_loss_ignore_index = 0
+    network.save_pretrained(tmp_path / "old")
+    processor.save_pretrained(tmp_path / "old")
+    made = built(tmp_path, "segmentation", maps(), model_name_or_path=str(tmp_path / "old"))
+    labels = np.array([[[0, 0, 1, 2]]])
+    assert made.compute_metrics(EvalPrediction(np.array([[[1, 2, 1, 2]]]), labels)) == {"mean_iou": 1, "pixel_accuracy": 1}

@@ -11,7 +11,9 @@ import shlex
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from transformers import set_seed
 from transformers.utils import logging as transformers_logging
@@ -25,7 +27,8 @@ from hf_mixup.cli.train import parse
 from hf_mixup.core.precision import prefers_channels_last
 from hf_mixup.core.secrets import without_secrets
 from hf_mixup.data.dataset import ImageDataset, check_readable
-from hf_mixup.data.sources import check_loss, load_images
+from hf_mixup.data.labels import NUMBER, SEVERAL_CLASSES
+from hf_mixup.data.sources import ImageData, check_loss, load_images
 from hf_mixup.data.stream import ImageStream, load_stream
 from hf_mixup.methods import taught_by_the_network
 from hf_mixup.networks.families import freeze_backbone
@@ -162,7 +165,7 @@ def work(
         trainer.save_state()
     metrics = measured(trainer) if args.do_eval else {}
     if args.do_predict:
-        predict(trainer, evaluation, folder, images.label_names)
+        predict(trainer, evaluation, folder, images)
     if args.do_train:
         card = {
             "model_name": f"{network.config.to_dict().get('architecture') or network.config.model_type}-{Path(images.name).name}-{'-'.join(args.mix)}",
@@ -201,13 +204,21 @@ def measured(trainer: MixupTrainer) -> dict[str, float]:
     return metrics
 
 
-def predict(trainer: MixupTrainer, images: ImageDataset | ImageStream, folder: RunFolder, names: list[str]) -> None:
-    """Writes the predicted class of every evaluation image to predict_results.txt, in the format of transformers' scripts."""
-    found = trainer.predict(images, metric_key_prefix="predict")
+def predict(trainer: MixupTrainer, evaluation: ImageDataset | ImageStream, folder: RunFolder, images: ImageData) -> None:
+    """Writes the prediction for every evaluation image to predict_results.txt, in the format of transformers' scripts: its class, the list of its
+    classes if it may have several, or the number of a regression."""
+    found = trainer.predict(evaluation, metric_key_prefix="predict")
     trainer.save_metrics("predict", found.metrics, combined=False)
     if trainer.is_world_process_zero():
         scores = found.predictions[0] if isinstance(found.predictions, tuple) else found.predictions
-        rows = "".join(f"{row}\t{names[number]}\n" for row, number in enumerate(scores.argmax(1)))
+        names: Any = np.array(images.label_names)
+        if images.problem_type == NUMBER:
+            told = scores[:, 0]
+        elif images.problem_type == SEVERAL_CLASSES:
+            told = [names[present].tolist() for present in scores > 0]
+        else:
+            told = names[scores.argmax(1)]
+        rows = "".join(f"{row}\t{one}\n" for row, one in enumerate(told))
         (folder.path / "predict_results.txt").write_text("index\tprediction\n" + rows)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from transformers import ASTConfig, ASTFeatureExtractor, ASTForAudioClassification, AutoFeatureExtractor
 
 from hf_mixup import MixupTrainer, MixupTrainingArguments
-from hf_mixup.cli.tasks import TaskArguments, class_names, column_of, data_sets, load_splits, named, script, train
+from hf_mixup.cli.tasks import TaskArguments, class_names, column_of, data_sets, load_splits, named, numbered, script, train
 from hf_mixup.data.made import MELODIES, RATE, melodies
 from hf_mixup.networks.backbones import load_classifier
 
@@ -25,6 +25,7 @@ def main(argv: list[str], prog: str = "run_mixup_audio.py") -> dict[str, float]:
 
 def build(task: TaskArguments, args: MixupTrainingArguments) -> tuple[MixupTrainer, str]:
     data, evaluation, names, read = made() if task.dataset_name is None else loaded(task, args.seed)
+    names, number = numbered(task, names)
     labels = named(names)
     if task.model_name_or_path is None:
         network, extractor = from_scratch(**labels)
@@ -39,9 +40,9 @@ def build(task: TaskArguments, args: MixupTrainingArguments) -> tuple[MixupTrain
                 f"sounds must have the network's {extractor.sampling_rate} samples a second, got {rate}; resample the data set, or use another checkpoint."
             )
         features = extractor(sound, sampling_rate=rate, return_tensors="np")
-        return {**{name: value[0] for name, value in features.items()}, "labels": int(label)}
+        return {**{name: value[0] for name, value in features.items()}, "labels": number.get(label, label)}
 
-    sets = data_sets(task, data, evaluation, example)
+    sets = data_sets(task, data, evaluation, example, args.seed)
     trainer = MixupTrainer(network, args, **sets, processing_class=extractor)
     return trainer, task.dataset_name or "melodies"
 

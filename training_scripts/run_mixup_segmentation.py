@@ -8,6 +8,7 @@ segmentation whose image processor takes label maps, such as SegFormer or UperNe
 from __future__ import annotations
 
 from dataclasses import fields
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ from transformers import (
 from hf_mixup import MixupCallback, MixupCollator, MixupTrainingArguments
 from hf_mixup.cli.tasks import TaskArguments, column_of, data_sets, load_splits, script, train
 from hf_mixup.data.made import IGNORED, digit_maps, digit_pictures
+from hf_mixup.data.pixels import read_image
 from hf_mixup.training.agreement import changed
 
 USED = ("mix", "mix_prob", "alpha", "mix_args", "mode", "mix_rate", "mix_repeat", "mix_off_epoch")
@@ -48,18 +50,22 @@ def build(task: TaskArguments, args: MixupTrainingArguments) -> tuple[Trainer, s
 
     def example(row: Any) -> dict[str, Any]:
         image, labels = read(row)
+        if labels.ndim != 2:
+            raise ValueError(
+                f"label maps must hold one class for each pixel, got {labels.shape[-1]} channels; save them as images of mode L or P."
+            )
         given = processor(image, labels, return_tensors="pt")
         check_map(given["labels"], network.config)
         return {"pixel_values": given["pixel_values"][0], "labels": given["labels"][0]}
 
-    sets = data_sets(task, data, evaluation, example)
+    sets = data_sets(task, data, evaluation, example, args.seed)
     trainer = Trainer(
         network,
         args,
         **sets,
         processing_class=processor,
         callbacks=[callback],
-        compute_metrics=mean_iou,
+        compute_metrics=partial(mean_iou, ignored=ignored_by(network.config)),
         preprocess_logits_for_metrics=classes_of_pixels,
     )
     return trainer, task.dataset_name or "maps of digits"
@@ -67,13 +73,18 @@ def build(task: TaskArguments, args: MixupTrainingArguments) -> tuple[Trainer, s
 
 def check_map(labels: torch.Tensor, config: Any) -> None:
     """Raises ValueError for classes that the network does not have."""
-    ignored = getattr(config, "semantic_loss_ignore_index", IGNORED)
+    ignored = ignored_by(config)
     other = labels[(labels != ignored) & ((labels < 0) | (labels >= config.num_labels))]
     if other.numel():
         raise ValueError(
             f"label maps must hold the network's classes, 0 to {config.num_labels - 1}, or {ignored} for pixels without one, got {int(other[0])}; "
             "use another checkpoint, or renumber the classes."
         )
+
+
+def ignored_by(config: Any) -> int:
+    """The class number that the network's loss ignores."""
+    return getattr(config, "semantic_loss_ignore_index", getattr(config, "loss_ignore_index", IGNORED))
 
 
 def refuse_unused(args: MixupTrainingArguments) -> None:
@@ -89,9 +100,9 @@ def classes_of_pixels(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tenso
     return torch.nn.functional.interpolate(logits, labels.shape[-2:], mode="bilinear", align_corners=False).argmax(1)
 
 
-def mean_iou(found: EvalPrediction) -> dict[str, float]:
+def mean_iou(found: EvalPrediction, ignored: int = IGNORED) -> dict[str, float]:
     """The mean intersection over union of the classes, and the share of correct pixels, without ignored ones."""
-    known = (found.label_ids != IGNORED) & (found.label_ids >= 0)
+    known = (found.label_ids != ignored) & (found.label_ids >= 0)
     right, seen = found.label_ids[known], found.predictions[known]
     classes = int(max(right.max(), seen.max())) + 1
     table = np.bincount(right * classes + seen, minlength=classes**2).reshape(classes, classes)
@@ -116,7 +127,7 @@ def loaded(task: TaskArguments, seed: int) -> tuple[Any, Any, Any]:
     images = [name for name, feature in train.features.items() if isinstance(feature, Image)]
     first, second = task.input_column_name or (images or [None])[0], task.label_column_name or (images[1:] or [None])[0]
     image, labels = column_of(train, first, Image, "images"), column_of(train, second, Image, "label maps")
-    return train, evaluation, lambda row: (np.array(row[image].convert("RGB")), np.array(row[labels]))
+    return train, evaluation, lambda row: (np.array(read_image(row[image])), np.array(row[labels]))
 
 
 def from_scratch() -> tuple[SegformerForSemanticSegmentation, SegformerImageProcessor]:

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
 
 from hf_mixup import MixupTrainer, MixupTrainingArguments
-from hf_mixup.cli.tasks import TaskArguments, class_names, column_of, data_sets, load_splits, named, script, train
+from hf_mixup.cli.tasks import TaskArguments, class_names, column_of, data_sets, load_splits, named, numbered, script, train
 from hf_mixup.data.docstrings import PACKAGES, docstrings
 from hf_mixup.networks.backbones import load_classifier
 
@@ -26,6 +26,7 @@ def main(argv: list[str], prog: str = "run_mixup_text.py") -> dict[str, float]:
 
 def build(task: TaskArguments, args: MixupTrainingArguments) -> tuple[MixupTrainer, str]:
     data, evaluation, names, read = made(args.seed) if task.dataset_name is None else loaded(task, args.seed)
+    names, number = numbered(task, names)
     labels = named(names)
     if task.model_name_or_path is None:
         tokenizer = own_tokenizer([read(row)[0] for row in data])
@@ -36,9 +37,9 @@ def build(task: TaskArguments, args: MixupTrainingArguments) -> tuple[MixupTrain
 
     def example(row: Any) -> dict[str, Any]:
         text, label = read(row)
-        return {**tokenizer(text, truncation=True), "labels": int(label)}
+        return {**tokenizer(text, truncation=True), "labels": number.get(label, label)}
 
-    sets = data_sets(task, data, evaluation, example)
+    sets = data_sets(task, data, evaluation, example, args.seed)
     trainer = MixupTrainer(network, args, **sets, processing_class=tokenizer)
     return trainer, task.dataset_name or "docstrings of the standard library"
 

@@ -12,8 +12,9 @@ import numpy as np
 from transformers import AutoImageProcessor, VideoMAEConfig, VideoMAEForVideoClassification, VideoMAEImageProcessor
 
 from hf_mixup import MixupTrainer, MixupTrainingArguments
-from hf_mixup.cli.tasks import TaskArguments, class_names, column_of, data_sets, load_splits, named, script, train
+from hf_mixup.cli.tasks import TaskArguments, class_names, column_of, data_sets, load_splits, named, numbered, script, train
 from hf_mixup.data.made import digit_pictures, digit_videos
+from hf_mixup.data.pixels import read_image
 from hf_mixup.networks.backbones import load_classifier
 
 
@@ -23,6 +24,7 @@ def main(argv: list[str], prog: str = "run_mixup_video.py") -> dict[str, float]:
 
 def build(task: TaskArguments, args: MixupTrainingArguments) -> tuple[MixupTrainer, str]:
     data, evaluation, names, read = made() if task.dataset_name is None else loaded(task, args.seed)
+    names, number = numbered(task, names)
     labels = named(names)
     if task.model_name_or_path is None:
         network, processor = from_scratch(**labels)
@@ -35,9 +37,9 @@ def build(task: TaskArguments, args: MixupTrainingArguments) -> tuple[MixupTrain
         frames, label = read(row)
         # as many frames as the network takes, evenly spaced
         chosen = [frames[at] for at in np.linspace(0, len(frames) - 1, wanted).round().astype(int)]
-        return {"pixel_values": processor(chosen, return_tensors="pt")["pixel_values"][0], "labels": int(label)}
+        return {"pixel_values": processor(chosen, return_tensors="pt")["pixel_values"][0], "labels": number.get(label, label)}
 
-    sets = data_sets(task, data, evaluation, example)
+    sets = data_sets(task, data, evaluation, example, args.seed)
     trainer = MixupTrainer(network, args, **sets, processing_class=processor)
     return trainer, task.dataset_name or "moving digits"
 
@@ -61,7 +63,7 @@ def loaded(task: TaskArguments, seed: int) -> tuple[Any, Any, list[str], Any]:
         train,
         evaluation,
         class_names(train, evaluation, label),
-        lambda row: ([np.array(frame.convert("RGB")) for frame in row[frames]], row[label]),
+        lambda row: ([np.array(read_image(frame)) for frame in row[frames]], row[label]),
     )
 
 

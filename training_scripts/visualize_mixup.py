@@ -230,6 +230,11 @@ def draw(data: DataArguments, args: PictureArguments) -> None:
         masks_by_lam(args.output, columns, LAMS)
     else:
         ours = args.checkpoint is not None and Path(args.checkpoint, CONFIG_NAME).is_file()
+        if isinstance(labels[0], float) and (args.mix is not None or not ours):
+            raise ValueError(
+                f"mixed numbers are drawn by the methods and the loss of a run, got labels such as {labels[0]:g}; pass --checkpoint with the folder "
+                "of a run of regression, without --mix."
+            )
         if args.mix is None and ours:
             if args.alpha is not None or args.mix_args is not None:
                 raise ValueError(f"alpha and mix_args are for --mix, got them for the methods of {args.checkpoint}; give --mix too.")

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.data import Dataset as Examples
 from transformers import Trainer, set_seed
@@ -21,7 +22,8 @@ from hf_mixup.cli.parser import Parser
 from hf_mixup.cli.refusals import log_to_screen
 from hf_mixup.cli.train import DEFAULTS, REPLACED, TASKS, TOLD, check_installed
 from hf_mixup.core.checks import check_count
-from hf_mixup.data.labels import listed
+from hf_mixup.data.labels import ONE_CLASS, Labels, listed, network_classes
+from hf_mixup.networks.backbones import checkpoint_config
 from hf_mixup.report.examples import Recordings, mixed_examples, varied
 from hf_mixup.report.plots import gallery
 from hf_mixup.report.run_folder import GALLERY_NAME
@@ -54,6 +56,10 @@ class TaskArguments:
         for name in ("dataset_config_name", "input_column_name", "label_column_name"):
             if self.dataset_name is None and getattr(self, name) is not None:
                 raise ValueError(f"{name} is for a data set of your own, got {getattr(self, name)!r} without one; pass --dataset_name.")
+        if self.dataset_config_name is not None and Path(str(self.dataset_name)).is_dir():
+            raise ValueError(
+                f"dataset_config_name is for data sets of the Hub, got {self.dataset_config_name!r} for the folder {self.dataset_name!r}; leave it out."
+            )
 
 
 # the function of a script: from its arguments to the trainer and the name of the data set
@@ -92,34 +98,34 @@ class Read(Examples):
     Args:
         rows: the rows of the data set.
         read: function from a row to an example.
-        most: largest number of examples.
+        most: largest number of examples. They are chosen by the seed, because the first rows are often of one class.
         keep: keep examples in memory, for a small data set.
     """
 
-    def __init__(self, rows: Any, read: Callable[[Any], Mapping[str, Any]], most: int | None = None, keep: bool = False):
+    def __init__(self, rows: Any, read: Callable[[Any], Mapping[str, Any]], most: int | None = None, keep: bool = False, seed: int = 0):
         self.rows, self.read_row = rows, read
         self.kept: dict[int, Mapping[str, Any]] | None = {} if keep else None
-        self.length = len(rows) if most is None else min(most, len(rows))
+        self.order = range(len(rows)) if most is None else np.random.default_rng(seed).permutation(len(rows))[:most].tolist()
 
     def __len__(self) -> int:
-        return self.length
+        return len(self.order)
 
     def __getitem__(self, row: int) -> Mapping[str, Any]:
-        if not 0 <= row < self.length:
+        if not 0 <= row < len(self):
             raise IndexError(row)
         if self.kept is None:
-            return self.read_row(self.rows[row])
+            return self.read_row(self.rows[self.order[row]])
         if row not in self.kept:
-            self.kept[row] = self.read_row(self.rows[row])
+            self.kept[row] = self.read_row(self.rows[self.order[row]])
         return dict(self.kept[row])
 
 
-def data_sets(task: TaskArguments, train: Any, evaluation: Any, read: Callable[[Any], Mapping[str, Any]]) -> dict[str, Read]:
+def data_sets(task: TaskArguments, train: Any, evaluation: Any, read: Callable[[Any], Mapping[str, Any]], seed: int) -> dict[str, Read]:
     """The Trainer's data sets. Examples of a small data set that is made here stay in memory."""
     kept = task.dataset_name is None
     return {
-        "train_dataset": Read(train, read, task.max_train_samples, kept),
-        "eval_dataset": Read(evaluation, read, task.max_eval_samples, kept),
+        "train_dataset": Read(train, read, task.max_train_samples, kept, seed),
+        "eval_dataset": Read(evaluation, read, task.max_eval_samples, kept, seed),
     }
 
 
@@ -132,13 +138,15 @@ def load_splits(task: TaskArguments, seed: int) -> tuple[Any, Any]:
     """The data sets for training and evaluation. Without an evaluation split it is a fifth of the training data."""
     from datasets import DatasetDict, load_dataset, load_from_disk
 
+    from hf_mixup.data.sources import EVALUATION_SPLITS
+
     name = str(task.dataset_name)
     if Path(name).is_file():
         raise ValueError(f"dataset_name must be a folder of save_to_disk, or a data set of the Hub, got the file {name!r}; convert it.")
     data = load_from_disk(name) if Path(name).is_dir() else load_dataset(name, task.dataset_config_name)
     if not isinstance(data, DatasetDict):
         data = DatasetDict(train=data)
-    held_out = next((name for name in ("validation", "test", "eval") if name in data), None)
+    held_out = next((name for name in EVALUATION_SPLITS if name in data), None)
     if "train" not in data:
         raise ValueError(f"a data set must have a split 'train', got {', '.join(data)}; rename one.")
     if held_out is None:
@@ -166,6 +174,19 @@ def class_names(train: Any, evaluation: Any, label: str) -> list[str]:
             f"both splits must have the same classes in the same order, got {listed(names)}, and {listed(others)}; cast one of them."
         )
     return names
+
+
+def numbered(task: TaskArguments, names: Sequence[str]) -> tuple[list[str], dict[int, int]]:
+    """The names of the network's classes, and its number for each class of the data set: a checkpoint with the same classes keeps its order."""
+    from hf_mixup.data.sources import KnownClasses, as_network
+
+    # a row of every class
+    labels = {"": Labels(ONE_CLASS, list(names), np.arange(len(names)), np.ones(len(names), bool), declared=True)}
+    classes = list(names)
+    if task.model_name_or_path is not None:
+        known = KnownClasses(network_classes(checkpoint_config(task.model_name_or_path)), fresh=True)
+        labels, classes, _ = as_network(labels, classes, False, known)
+    return classes, dict(enumerate(labels[""].values.tolist()))
 
 
 def train(

@@ -57,7 +57,7 @@ TOLD = {
     "resume_from_checkpoint": "True for the newest complete checkpoint of output_dir, or the folder of a checkpoint.",
     "do_train": "Train. Without --do_train, --do_eval and --do_predict: train and evaluate.",
     "do_eval": "Evaluate on the evaluation images. Without --do_train it measures a checkpoint unchanged.",
-    "do_predict": "Write the predicted class of every evaluation image to predict_results.txt.",
+    "do_predict": "Write the prediction for every evaluation image to predict_results.txt.",
     "push_to_hub": "Push the run to the Hub at its end.",
     "hub_model_id": "Repository to push to. Default: the name of the folder.",
 }

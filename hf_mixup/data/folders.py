@@ -164,9 +164,10 @@ def _refuse(found: Listing, folder: str, argument: str) -> None:
             f"every image must be in the folder of its class, got {found.loose[0]!r}{more} beside the folders {listed(taken)}; "
             "move it into one of them, or delete it."
         )
-    if len(taken) > 1 and all(name.lower() in SPLITS for name in taken):
+    splits = [name for name in taken if name.lower() in SPLITS]
+    if len(splits) > 1:
         raise ValueError(
-            f"{argument} must hold one folder a class, got the folders {listed(taken)} in {folder!r}, which have names of splits; "
+            f"{argument} must hold one folder a class, got the folders {listed(splits)} in {folder!r}, which have names of splits; "
             f"pass one as --train_dir and another as --validation_dir."
         )
 

@@ -220,13 +220,16 @@ def saturate(images: Tensor, draws: Draws, factor: float, more: float) -> Tensor
 
 
 def jpeg(images: Tensor, draws: Draws, quality: int) -> Tensor:
-    pixels = (images.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+    """The channels of an image that is not RGB are compressed one by one, as grey."""
+    pixels = (images.clamp(0, 1) * 255).round().to(torch.uint8).cpu()
+    rgb = images.shape[1] == 3
     read = []
-    for image in pixels:
+    for image in (pixels.permute(0, 2, 3, 1) if rgb else pixels.flatten(0, 1)).numpy():
         stream = io.BytesIO()
-        Image.fromarray(image.squeeze()).save(stream, "JPEG", quality=quality)
-        read.append(np.array(Image.open(stream)).reshape(image.shape))
-    return torch.from_numpy(np.stack(read)).permute(0, 3, 1, 2).to(images) / 255
+        Image.fromarray(image).save(stream, "JPEG", quality=quality)
+        read.append(np.array(Image.open(stream)))
+    made = torch.from_numpy(np.stack(read))
+    return (made.permute(0, 3, 1, 2) if rgb else made.view(images.shape)).to(images) / 255
 
 
 def pixelate(images: Tensor, draws: Draws, keep: float) -> Tensor:

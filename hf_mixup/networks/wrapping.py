@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import logging
 import os
 import re
 from collections.abc import Mapping
@@ -17,8 +18,10 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import ImageClassifierOutput
 
 from hf_mixup.core.hub import told_plainly
-from hf_mixup.networks.backbones import load_classifier, load_strictly
+from hf_mixup.networks.backbones import load_classifier, load_strictly, of_classifier
 from hf_mixup.networks.families import main_input_of
+
+logger = logging.getLogger(__name__)
 
 ADAPTER_NAME = "adapter_config.json"
 
@@ -174,7 +177,8 @@ def _of_timm(network: nn.Module, classes: int) -> PreTrainedModel | None:
 def _shape(network: nn.Module) -> tuple:
     """Equal for two networks that compute the same. Dropout rates may differ, because evaluation does not use them."""
     layers = re.sub(r"DropPath\([^)]*\)|Dropout\([^)]*\)", "Identity()", repr(network))
-    return layers, {name: tuple(value.shape) for name, value in network.state_dict().items()}
+    # transformers of timm pool without a layer
+    return layers, str(getattr(network, "global_pool", "")), {name: tuple(value.shape) for name, value in network.state_dict().items()}
 
 
 # -- adapters of PEFT -------------------------------------------------------------------------------------------------------
@@ -186,7 +190,16 @@ def _adapted(model: nn.Module) -> PreTrainedModel:
         raise ValueError(
             f"a PEFT model must have its adapters in its layers, got {type(model).__name__} with {model.active_adapter!r}; use LoRA or another method of that kind."
         )
+    if model.active_adapters != ["default"]:
+        raise ValueError(
+            f"a PEFT model must train its adapter 'default', which is saved beside the config, got {', '.join(model.active_adapters) or 'none'}; call "
+            "get_peft_model without adapter_name."
+        )
     base = model.get_base_model()
+    if not any(value.requires_grad for name, value in base.named_parameters() if of_classifier(base, name)):
+        logger.warning(
+            "the classifier is neither trained nor saved with the adapters; if it is new, name it in modules_to_save of the PEFT config"
+        )
     object.__setattr__(base, "_peft_model", model)
     return base
 
@@ -270,7 +283,14 @@ def load_network(folder: str | os.PathLike, backbone: nn.Module | None = None, *
         labels = (
             {"id2label": {int(k): v for k, v in config["id2label"].items()}, "label2id": config["label2id"]} if "id2label" in config else {}
         )
-        return _with_adapters(load_classifier(base, **labels, ignore_mismatched_sizes=True, fresh_classifier=True, **kwargs), folder)
+        network = load_classifier(base, **labels, ignore_mismatched_sizes=True, fresh_classifier=True, **kwargs)
+        saved = {name.removeprefix("base_model.model.") for name in _read(folder / "adapter_model.safetensors")}
+        if network.classifier_is_fresh and not any(of_classifier(network, name) for name in saved & network.state_dict().keys()):
+            raise ValueError(
+                f"{folder} was expected to hold the classifier that its network {base} lacks, got adapters alone; train them again with the classifier in "
+                "modules_to_save of the PEFT config."
+            )
+        return _with_adapters(network, folder)
     if config.get("model_type") == ModuleConfig.model_type:
         raise ValueError(
             f"{folder} was expected to hold a network of transformers, got the weights of a {config.get('architecture')}, whose code is not saved; give the network as backbone=."

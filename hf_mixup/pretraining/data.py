@@ -58,7 +58,10 @@ def load_pretraining_images(
     Raises:
         ValueError: if the data set cannot be loaded, has no images, or kNN is requested but not possible.
     """
-    asked = [*asked, *(name for name in ("validation_dir", "eval_split", "label_column_name") if getattr(args, name) is not None)]
+    asked = [
+        *asked,
+        *(name for name in ("validation_dir", "eval_split", "label_column_name", "max_eval_samples") if getattr(args, name) is not None),
+    ]
     if args.streaming:
         if asked:
             raise ValueError(

@@ -44,6 +44,11 @@ MEASURES = {
     "eval_brier": ("brier_score", "Brier score"),
     "eval_mce": ("mean_corruption_error", "mean corruption error"),
 }
+# what networks answer that do not choose one of their classes, by their problem_type
+LIMITS = {
+    "regression": "It gives a number for any image, also for one of another kind than those it was trained on",
+    "multi_label_classification": "It gives each of its {} classes a score of its own; the scores do not sum to 1",
+}
 NO_MEASURES = ("_runtime", "_per_second", "_compilation_time")
 # types of the metrics from `evaluated`
 EVALUATED = (
@@ -107,6 +112,7 @@ def write_model_card(
     rows = _rows(folder) if rows is None else rows
     results = _results(folder, rows, results)
     methods = [method["name"] for method in config["methods"]]
+    problem = network.get("problem_type")
     labels = len(network.get("id2label") or network.get("label_names") or ()) or network.get("num_classes") or 2
     measured = [(key, *_measure(key), value) for key, value in results.items() if key != "eval_top5" or labels > 5]
     model_name = model_name or folder.absolute().name
@@ -121,7 +127,7 @@ def write_model_card(
         pipeline_tag=task,
         tags=list(dict.fromkeys([task, "hf_mixup", *(["timm"] if timm else []), *methods, *tags])),
         datasets=[dataset_id] if dataset_id else None,
-        metrics=["accuracy"],
+        metrics=list(dict.fromkeys(kind for _, kind, _, _ in measured if kind != "loss")) if problem in LIMITS else ["accuracy"],
         base_model=base_model,
         model_name=model_name,
         eval_results=[
@@ -167,8 +173,9 @@ def write_model_card(
         state=(folder / "mixup").is_dir(),
         mixers=[name for place, name in mixers.items() if (folder / "mixup" / place).is_dir()],
         licence=licence.get("license"),
-        num_labels=labels,
-        unmeasured=_unmeasured(results),
+        limit=LIMITS.get(problem, "It names one of its {} classes for any image, also for one that shows none of them").format(labels),
+        sure=problem not in LIMITS,
+        unmeasured="" if problem == "regression" else _unmeasured(results),
         versions=_versions(),
         citations="\n\n".join(filter(None, [*map(bibtex, methods), _architecture_paper(network), *_software(timm)])),
         marks=MARKS,

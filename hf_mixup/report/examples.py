@@ -131,11 +131,11 @@ def mixtures(
     mix inside the network it is the clean image.
 
     Args:
-        pixels, labels: (B, 3, H, W) normalised, or sounds and videos as the network takes them; (B,) class numbers, or (B, num_labels).
+        pixels, labels: (B, 3, H, W) normalised, or sounds and videos as the network takes them; labels as the loss takes them.
         masks: add `mask`, the share of the own image in every pixel (H, W), frame (T, H, W), bin (T, F) or sample (T,), and lam to the title.
         activations: add `activation` (h, w), the class activation map of the mixed image for the heaviest class of its target.
     """
-    targets = onehot(labels, model.num_labels)
+    targets = model.choice.methods[0].loss.targets(labels, model.num_labels)
     clean = form.unnormalised(pixels)
     one = copy.deepcopy(model).cpu().train()  # a copy, because a training pass updates BatchNorm's averages
     made: dict[str, list[dict]] = {}

@@ -51,7 +51,7 @@ def gallery(path: str | Path, columns: list[dict], label_names: list[str], acros
         frames, _, height, width = columns[0]["own"].shape
         high = max(wide * height / (width * min(frames, FRAMES)), 0.4) + 0.35
     rows = [name for name in ("own", "partner", "mask", "mixed", "activation") if any(name in column for column in columns)]
-    bars = max(int((column["target"] >= VISIBLE).sum().clamp(max=3)) for column in columns)
+    bars = max(int((column["target"] >= VISIBLE).sum().clamp(1, 3)) for column in columns)
     across = min(across or most, len(columns))
     bands, tall = -(-len(columns) // across), len(rows) + 1
     figure = _figure(figsize=(wide * across + 0.6, bands * (high * len(rows) + 0.5 * bars)), dpi=100, layout="constrained")
@@ -210,13 +210,15 @@ def overview(path: str | Path, columns: Sequence[Mapping[str, Any]], label_names
 
 
 def _bars(axis, target: Tensor, label_names: list[str], rows: int, own: int | None = None) -> None:
-    """The classes of a mixed target, at most three, as horizontal bars with their names and shares: the own one blue, the next orange; neither if it is unknown."""
+    """The classes of a mixed target, at most three, as horizontal bars with their names and shares: the own one blue, the next orange; neither if it
+    is unknown. A single number, as of a regression, is written without a bar."""
     shares, classes = target.topk(min(3, len(target)))
-    shown = [(float(share), int(c)) for share, c in zip(shares, classes, strict=True) if share >= VISIBLE]
+    shown = [(float(share), int(c)) for share, c in zip(shares, classes, strict=True) if share >= VISIBLE or len(target) == 1]
     others = iter(COLOURS[2:] if own is None else COLOURS[1:])
     for place, (share, number) in enumerate(shown):
         name = label_names[number]
-        axis.barh(-place, share, color=OWN if number == own else next(others), height=0.36)
+        if len(target) > 1:
+            axis.barh(-place, share, color=OWN if number == own else next(others), height=0.36)
         axis.text(0, -place - 0.24, f"{name[:12]}  {share:.2f}", fontsize=9, va="top", parse_math=False)
     axis.set(xlim=(0, 1), ylim=(0.25 - rows, 0.35), xticks=[], yticks=[])
     for side in axis.spines.values():

@@ -154,6 +154,7 @@ def describe_for_timm(network: PreTrainedModel, **image: Any) -> None:
     """
     config = network.config
     config.model_args = config.model_args or {}
+    _forget_names(config)
     known = {**network.timm_model.pretrained_cfg, **(getattr(config, "pretrained_cfg", None) or {}), **image}
     if "img_size" in config.model_args and "input_size" not in image:
         side = config.model_args["img_size"]
@@ -171,6 +172,11 @@ def describe_for_timm(network: PreTrainedModel, **image: Any) -> None:
         "classifier",
     )
     config.pretrained_cfg = {key: known[key] for key in wanted if known.get(key) is not None}
+
+
+def _forget_names(config: PreTrainedConfig) -> None:
+    """Drops timm's list of class names, which `id2label` repeats: transformers would save this list even for other classes."""
+    vars(config).pop("label_names", None)
 
 
 def checkpoint_config(repo_or_folder: str | os.PathLike, **kwargs: Any) -> PreTrainedConfig:
@@ -219,9 +225,10 @@ def load_classifier(
     hub_kwargs = {key: kwargs[key] for key in ("revision", "token", "cache_dir", "trust_remote_code") if key in kwargs}
     config = checkpoint_config(config_name or repo_or_folder, **config_kwargs, **hub_kwargs)
     config.architectures = config.architectures or []  # transformers looks into it where a family has several classifiers
-    if config.model_type == "timm_wrapper" and config.model_args:
+    if config.model_type == "timm_wrapper":
+        _forget_names(config)
         # timm writes num_classes there, and the wrapper would pass it a second time
-        config.model_args.pop("num_classes", None)
+        (config.model_args or {}).pop("num_classes", None)
     mismatches = kwargs.pop("ignore_mismatched_sizes", False)
     with told_plainly(repo_or_folder, kwargs.get("revision")), _quiet():
         network, report = TASKS[task_of(config.model_type)][1].from_pretrained(
@@ -250,10 +257,10 @@ def _check_loaded(
     weights = network.state_dict()
     # numbers that follow from the config, or count batches, are no weights
     missing = sorted(name for name in report["missing_keys"] if name in weights and weights[name].is_floating_point())
-    lost = [name for name in missing if not _of_classifier(network, name)]
+    lost = [name for name in missing if not of_classifier(network, name)]
     no_classifier = len(lost) < len(missing)
     other = sorted((str(name), *map(tuple, shapes)) for name, *shapes in report.get("mismatched_keys") or ())
-    wrong = [one for one in other if not _of_classifier(network, one[0])]
+    wrong = [one for one in other if not of_classifier(network, one[0])]
     if not lost and not wrong and other and network.config.num_labels != promised and not mismatches:
         raise ValueError(
             f"the checkpoint and the data set must have as many classes, got {promised} in {repo} and {network.config.num_labels} "
@@ -286,7 +293,7 @@ def _check_loaded(
         logger.info("%s: starts with a new classifier", repo)
 
 
-def _of_classifier(network: PreTrainedModel, name: str) -> bool:
+def of_classifier(network: PreTrainedModel, name: str) -> bool:
     """Whether a weight is of what stands upon the backbone: the classifier, and what pools for it."""
     if "pooler" in name.split("."):
         return True
@@ -483,5 +490,5 @@ __all__ = [
     "from_scratch",
     "load_classifier",
     "load_strictly",
-    "read_config",
+    "of_classifier",
 ]
