@@ -7,11 +7,12 @@ all training arguments, and those of mixing. `accelerate launch training_scripts
 from __future__ import annotations
 
 import logging
-import shlex
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from transformers import set_seed
 from transformers.utils import logging as transformers_logging
@@ -19,13 +20,14 @@ from transformers.utils import logging as transformers_logging
 from hf_mixup import MixupTrainer, MixupTrainingArguments
 from hf_mixup.arguments import DataArguments, ModelArguments, RunArguments
 from hf_mixup.cli.folder import choose_folder
+from hf_mixup.cli.launch import command_of
 from hf_mixup.cli.network import build_model, classes_of_checkpoint
 from hf_mixup.cli.refusals import log_to_screen, run
 from hf_mixup.cli.train import parse
 from hf_mixup.core.precision import prefers_channels_last
-from hf_mixup.core.secrets import without_secrets
 from hf_mixup.data.dataset import ImageDataset, check_readable
-from hf_mixup.data.sources import check_loss, load_images
+from hf_mixup.data.labels import NUMBER, SEVERAL_CLASSES
+from hf_mixup.data.sources import ImageData, check_loss, load_images
 from hf_mixup.data.stream import ImageStream, load_stream
 from hf_mixup.methods import taught_by_the_network
 from hf_mixup.networks.families import freeze_backbone
@@ -59,12 +61,7 @@ def main(argv: list[str], prog: str = "run_mixup.py") -> None:
     folder = choose_folder(run_args, args, "+".join(args.mix), args.do_train)
     set_seed(args.seed)
     with folder.gone_if_refused():
-        work(folder, model_args, data_args, run_args, args, command_of(argv, args.world_size))
-
-
-def command_of(argv: list[str], processes: int) -> str:
-    """The command of a run, without secret tokens."""
-    return shlex.join(["hf-mixup", "train", *(["--num_processes", str(processes)] if processes > 1 else []), *without_secrets(argv)])
+        work(folder, model_args, data_args, run_args, args, command_of("train", argv, args.world_size))
 
 
 def work(
@@ -92,7 +89,7 @@ def work(
         flip,
         size=data_args.train_image_size,
         crop=data_args.train_crop,
-        scale=data_args.crop_scale or (0.08, 1.0),
+        scale=data_args.crop_scale,
         resize=data_args.train_resize,
         auto_augment=data_args.auto_augment,
         random_erasing=data_args.random_erasing,
@@ -151,9 +148,8 @@ def work(
     if first:
         trainer.add_callback(AtTheStart(begin))  # after all checks
     if args.do_train:
-        said = str(args.resume_from_checkpoint).lower()
         started = time.process_time()
-        result = trainer.train(resume_from_checkpoint={"true": True, "false": None}.get(said, args.resume_from_checkpoint))
+        result = trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
         cpu_seconds = time.process_time() - started
         trainer.save_model(_internal_call=True)  # it is pushed at the end, with the results
         speed = {"train_images_per_second": result.metrics["train_samples_per_second"], "train_runtime": result.metrics["train_runtime"]}
@@ -162,7 +158,7 @@ def work(
         trainer.save_state()
     metrics = measured(trainer) if args.do_eval else {}
     if args.do_predict:
-        predict(trainer, evaluation, folder, images.label_names)
+        predict(trainer, evaluation, folder, images)
     if args.do_train:
         card = {
             "model_name": f"{network.config.to_dict().get('architecture') or network.config.model_type}-{Path(images.name).name}-{'-'.join(args.mix)}",
@@ -176,7 +172,10 @@ def work(
         if first:
             reports = Path(run_args.report_dir or folder.path)
             reports.mkdir(parents=True, exist_ok=True)
-            gallery(reports / GALLERY_NAME, mixed_examples(trainer.mixup_model, evaluation.finished(), form, args.seed), images.label_names)
+            if images.problem_type != NUMBER:  # a picture shows shares of classes
+                gallery(
+                    reports / GALLERY_NAME, mixed_examples(trainer.mixup_model, evaluation.finished(), form, args.seed), images.label_names
+                )
             trainer.create_model_card(**card)
             folder.record(files=folder.files())
             if args.push_to_hub and not licence:
@@ -201,14 +200,24 @@ def measured(trainer: MixupTrainer) -> dict[str, float]:
     return metrics
 
 
-def predict(trainer: MixupTrainer, images: ImageDataset | ImageStream, folder: RunFolder, names: list[str]) -> None:
-    """Writes the predicted class of every evaluation image to predict_results.txt, in the format of transformers' scripts."""
-    found = trainer.predict(images, metric_key_prefix="predict")
+def predict(trainer: MixupTrainer, evaluation: ImageDataset | ImageStream, folder: RunFolder, images: ImageData) -> None:
+    """Writes the prediction for every evaluation image to predict_results.txt, in the format of transformers' scripts."""
+    found = trainer.predict(evaluation, metric_key_prefix="predict")
     trainer.save_metrics("predict", found.metrics, combined=False)
     if trainer.is_world_process_zero():
         scores = found.predictions[0] if isinstance(found.predictions, tuple) else found.predictions
-        rows = "".join(f"{row}\t{names[number]}\n" for row, number in enumerate(scores.argmax(1)))
+        rows = "".join(f"{row}\t{said}\n" for row, said in enumerate(told(scores, images)))
         (folder.path / "predict_results.txt").write_text("index\tprediction\n" + rows)
+
+
+def told(scores: np.ndarray, images: ImageData) -> list[Any]:
+    """What the scores (N, outputs) predict, by the kind of the labels: a class, a list of classes, or a number."""
+    names = images.label_names
+    if images.problem_type == NUMBER:
+        return [f"{number:.6g}" for number in scores[:, 0]]
+    if images.problem_type == SEVERAL_CLASSES:
+        return [[name for name, score in zip(names, row, strict=True) if score > 0] for row in scores]
+    return [names[number] for number in scores.argmax(1)]
 
 
 if __name__ == "__main__":

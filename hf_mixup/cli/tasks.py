@@ -129,22 +129,30 @@ def named(names: Sequence[str]) -> dict[str, dict]:
 
 
 def load_splits(task: TaskArguments, seed: int) -> tuple[Any, Any]:
-    """The data sets for training and evaluation. Without an evaluation split it is a fifth of the training data."""
+    """The data sets for training and evaluation, of as many examples as the arguments say. Without an evaluation split it is a fifth of the
+    training data."""
     from datasets import DatasetDict, load_dataset, load_from_disk
 
     name = str(task.dataset_name)
     if Path(name).is_file():
         raise ValueError(f"dataset_name must be a folder of save_to_disk, or a data set of the Hub, got the file {name!r}; convert it.")
+    if Path(name).is_dir() and task.dataset_config_name is not None:
+        raise ValueError(
+            f"dataset_config_name is for data sets of the Hub, got {task.dataset_config_name!r} for the folder {name!r}; leave it out."
+        )
     data = load_from_disk(name) if Path(name).is_dir() else load_dataset(name, task.dataset_config_name)
     if not isinstance(data, DatasetDict):
         data = DatasetDict(train=data)
     held_out = next((name for name in ("validation", "test", "eval") if name in data), None)
     if "train" not in data:
         raise ValueError(f"a data set must have a split 'train', got {', '.join(data)}; rename one.")
-    if held_out is None:
-        parts = data["train"].train_test_split(0.2, seed=seed)
-        return parts["train"], parts["test"]
-    return data["train"], data[held_out]
+    parts = data["train"].train_test_split(0.2, seed=seed) if held_out is None else data
+    return some(parts["train"], task.max_train_samples, seed), some(parts[held_out or "test"], task.max_eval_samples, seed)
+
+
+def some(data: Any, most: int | None, seed: int) -> Any:
+    """At most so many examples, drawn by the seed: the first ones may all be of one class."""
+    return data if most is None else data.shuffle(seed=seed).select(range(min(most, len(data))))
 
 
 def column_of(data: Any, name: str | None, kind: type | tuple[type, ...], what: str) -> str:
@@ -185,8 +193,7 @@ def train(
         EpochTable.replace(trainer, measure, title, "inputs")
         if run.overwrite_output_dir and not args.resume_from_checkpoint and trainer.is_world_process_zero():
             trainer.add_callback(AtTheStart(folder.clear))  # after all checks
-        said = str(args.resume_from_checkpoint).lower()
-        result = trainer.train(resume_from_checkpoint={"true": True, "false": None}.get(said, args.resume_from_checkpoint))
+        result = trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
         trainer.save_model()
         trainer.save_metrics("train", {"train_loss": result.metrics["train_loss"]})
         trainer.save_state()

@@ -97,6 +97,7 @@ class Run:
         processes: number of processes of the published run.
         derived_from: source of the configuration, if upstream has none.
         checkpoint: the checkpoint to fine-tune, if the recipe has one for the network.
+        epochs: the number of epochs, if anything says it.
     """
 
     recipe: str
@@ -107,6 +108,7 @@ class Run:
     processes: int = 1
     derived_from: str | None = None
     checkpoint: str | None = None
+    epochs: float | None = None
 
     def words(self) -> list[str]:
         """The run as arguments of run_mixup.py."""
@@ -146,6 +148,7 @@ def configure(
         facts.get("processes", 1),
         _derived(facts, mix, architecture),
         checkpoint,
+        arguments.get("num_train_epochs"),
     )
 
 
@@ -179,7 +182,7 @@ def published_value(rows: Iterable[Mapping[str, str]], run: Run, folder: Path) -
             and TABLE_METHODS.get(row["method"]) == run.mix
             and run.architecture is not None
             and same_architecture(row["backbone"], run.architecture)
-            and float(row["epochs"]) == float(run.arguments.get("num_train_epochs", -1))
+            and float(row["epochs"]) == run.epochs
         ):
             return float(row["top1"])
     return None
