@@ -7,8 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
 from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
 
+from hf_mixup.data.processor import ImageFormat
+from hf_mixup.networks.backbones import load_classifier
 from run_script import ROOT, run_mixup
 
 BIN = Path(sys.executable).parent
@@ -93,6 +96,46 @@ def test_resumes(tmp_path):
     run_mixup(*common, "--resume_from_checkpoint", "True")
     assert (tmp_path / "out/model.safetensors").read_bytes() == weights
     assert results(tmp_path / "out")["eval_loss"] == whole["eval_loss"]
+
+
+@pytest.mark.parametrize(
+    ("feature", "label", "loss", "kind"),
+    [
+        (List(ClassLabel(names=["a", "b", "c"])), lambda row: [0, 1] if row % 2 else [2], "bce", "multi_label_classification"),
+        (Value("float32"), lambda row: row / 7, "mse", "regression"),
+    ],
+)
+def test_predictions_of_several_classes_and_of_numbers(tmp_path, feature, label, loss, kind):
+    """Each line is what transformers makes of the saved network. A resumed run measures the images that it is given."""
+    from hf_mixup.data.sources import digits
+
+    rows = digits()["train"].select(range(24))
+    columns = {"image": list(rows["image"]), "label": [label(row) for row in range(24)]}
+    data = Dataset.from_dict(columns, features=Features({"image": rows.features["image"], "label": feature}))
+    DatasetDict(train=data, test=data).save_to_disk(tmp_path / "data")
+    settings = (
+        "--max_steps 2 --save_strategy steps --save_steps 2 --learning_rate 0.001 --image_size 16 --train_crop none --mix mixup --use_cpu"
+    )
+    words = ("--dataset_name", tmp_path / "data", "--loss", loss, "--output_dir", tmp_path / "out", *settings.split())
+    run_mixup(*words, "--do_train", "--do_eval", "--do_predict")
+    prepared = ImageFormat.of_checkpoint(tmp_path / "out").eval_transform()
+    network = load_classifier(tmp_path / "out").eval()
+    with torch.no_grad():
+        scores = network(torch.stack([prepared(image) for image in columns["image"]])).logits
+    lines = (tmp_path / "out/predict_results.txt").read_text().splitlines()[1:]
+    assert network.config.problem_type == kind
+    for row, line in enumerate(lines):
+        number, said = line.split("\t")
+        assert int(number) == row
+        if kind == "regression":
+            assert float(said) == pytest.approx(scores[row].item(), rel=1e-5)
+        else:
+            assert said == str([name for name, score in zip("abc", scores[row], strict=True) if score > 0])
+    assert (tmp_path / "out/README.md").is_file()
+    if kind == "regression":
+        before = results(tmp_path / "out")["eval_loss"]
+        run_mixup(*words, "--max_eval_samples", "3", "--resume_from_checkpoint", "True")
+        assert results(tmp_path / "out")["eval_loss"] != before
 
 
 def test_image_folder(tmp_path, image_folder):

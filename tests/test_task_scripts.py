@@ -18,6 +18,7 @@ from transformers import (
     TrainingArguments,
 )
 
+from hf_mixup.cli.tasks import TaskArguments, load_splits
 from hf_mixup.core.rng import keyed
 from hf_mixup.data.made import IGNORED, MELODIES, RATE, digit_maps, digit_pictures, digit_videos, melodies
 from hf_mixup.networks.backbones import load_classifier
@@ -41,6 +42,19 @@ def run(name, *words):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module.main(list(map(str, words)), f"run_mixup_{name}.py")
+
+
+def test_a_part_of_a_sorted_data_set_has_all_of_its_classes(tmp_path):
+    features = Features({"text": Value("string"), "label": ClassLabel(names=["no", "yes"])})
+    split = Dataset.from_dict({"text": [str(row) for row in range(200)], "label": [row // 100 for row in range(200)]}, features=features)
+    DatasetDict(train=split, test=split).save_to_disk(tmp_path / "data")
+    few = TaskArguments(str(tmp_path / "data"), max_train_samples=20, max_eval_samples=30)
+    train, evaluation = load_splits(few, 0)
+    assert (len(train), len(evaluation)) == (20, 30)
+    assert set(train["label"]) == set(evaluation["label"]) == {0, 1}
+    assert load_splits(few, 0)[0]["text"] == train["text"] != load_splits(few, 1)[0]["text"]
+    with refuses("dataset_config_name is for data sets of the Hub, got 'small' for the folder"):
+        load_splits(TaskArguments(str(tmp_path / "data"), dataset_config_name="small"), 0)
 
 
 every_script = pytest.mark.parametrize("name", AUTO)

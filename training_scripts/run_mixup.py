@@ -192,9 +192,10 @@ def work(
 
 
 def measured(trainer: MixupTrainer) -> dict[str, float]:
-    """The evaluation of the final weights; training may already have done it."""
+    """The evaluation of the final weights; training may already have done it, but before a resumed one it may have had other images."""
     last = next((row for row in reversed(trainer.state.log_history) if "eval_loss" in row), {})
-    done = trainer.args.do_train and last.get("step") == trainer.state.global_step and not trainer.args.load_best_model_at_end
+    done = last.get("step") == trainer.state.global_step and not trainer.args.load_best_model_at_end
+    done = done and trainer.args.do_train and not trainer.args.resume_from_checkpoint
     metrics = {key: value for key, value in last.items() if key.startswith("eval_")} if done else trainer.evaluate()
     trainer.save_metrics("eval", metrics)
     return metrics
