@@ -179,6 +179,9 @@ class MixupTrainingArguments(TrainingArguments):
         if self.mode is not None:
             check_known("mode", self.mode, MODES)
         check_numbers(self)
+        # words of a command line
+        said = {"true": True, "false": None, "none": None}
+        self.resume_from_checkpoint = said.get(str(self.resume_from_checkpoint).lower(), self.resume_from_checkpoint)
         for name in ("lr_scheduler_kwargs", "gradient_checkpointing_kwargs", "activation_checkpointing_kwargs", "liger_kernel_config"):
             if isinstance(getattr(self, name, None), str):
                 setattr(self, name, parse_json(name, getattr(self, name), """JSON such as '{"a_name": 1}'"""))
@@ -354,6 +357,16 @@ class ModelArguments:
     )
     ignore_mismatched_sizes: bool = field(default=False, metadata={"help": "Start with a new classifier if the number of classes differs."})
 
+    def __post_init__(self):
+        given = [name for name in ("model_name_or_path", "architecture", "model_type") if getattr(self, name) is not None]
+        given += ["config_name"] if self.config_name is not None and self.model_name_or_path is None else []
+        if len(given) > 1:
+            raise ValueError(f"a run must have one network, got {' and '.join(given)}; keep one of them.")
+        if self.drop_path and given not in ([], ["architecture"]):
+            raise ValueError(
+                f"drop_path is for a network from scratch that architecture names, got {self.drop_path} with {given[0]}; leave it out."
+            )
+
 
 @dataclass
 class DataArguments:
@@ -505,7 +518,7 @@ class RunArguments:
             "set, finetune with a checkpoint, from_scratch without."
         },
     )
-    report_dir: str | None = field(default=None, metadata={"help": "Folder for pictures and the model card. Default: output_dir."})
+    report_dir: str | None = field(default=None, metadata={"help": "Folder for pictures of mixtures and masks. Default: output_dir."})
     overwrite_output_dir: bool = field(
         default=False, metadata={"help": "Start again in an output folder that is not empty; the files of the earlier run are removed."}
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,12 @@ EXTENDS = "extends"
 
 
 def read_recipe(
-    name: str, folder: Path, known: set[str] | None = None, mix: list[str] | None = None, network: str | None = None
+    name: str,
+    folder: Path,
+    known: set[str] | None = None,
+    mix: list[str] | None = None,
+    network: str | None = None,
+    usual: Sequence[str] = ("mixup", "cutmix"),
 ) -> dict[str, Any]:
     """The arguments of a recipe, for these methods and this network.
 
@@ -42,15 +48,16 @@ def read_recipe(
         known: names of allowed arguments; those of run_mixup.py if None.
         mix: the methods on the command line; the recipe's own if None.
         network: the architecture or checkpoint on the command line; the recipe's own if None.
+        usual: the methods of a script if neither says any.
 
     Raises:
-        ValueError: for unknown names and keys, anywhere in the file.
+        ValueError: for unknown names and keys, anywhere in the file, and for methods that have arguments in another order.
     """
     known = known_arguments() if known is None else known
     values = load_recipe(name, folder)
     values.pop(ABOUT, None)
     methods, backbones = (_overlays(values, key, name) for key in OVERLAYS)
-    chosen = values.get("mix", ["mixup", "cutmix"]) if mix is None else mix
+    chosen = values.get("mix", list(usual)) if mix is None else mix
     chosen = [chosen] if isinstance(chosen, str) else chosen
     if not isinstance(chosen, list) or not all(isinstance(method, str) for method in chosen):
         raise ValueError(f"recipe {name!r} must list names of methods under 'mix', got {chosen!r}; write [mixup, cutmix].")
@@ -62,9 +69,9 @@ def read_recipe(
         within = _overlays(overlay, "for_method", name)
         (general if matches else unused).append(overlay)
         for method, arguments in within.items():
-            (special if matches and method == chosen else unused).append(arguments)
+            (special if matches and _are_for(method, chosen, name) else unused).append(arguments)
     for method, arguments in methods.items():
-        (general if method == chosen else unused).append(arguments)
+        (general if _are_for(method, chosen, name) else unused).append(arguments)
     layers = [*general, *special]
     for layer in [*layers, *unused]:
         for key in layer:
@@ -74,6 +81,15 @@ def read_recipe(
     if values.get("bf16") == "auto":
         values["bf16"] = has_bfloat16()
     return values
+
+
+def _are_for(methods: str, chosen: str, recipe: str) -> bool:
+    """Whether arguments for `methods` are for the chosen ones. Raises ValueError for another order, as lists such as alpha follow it."""
+    if methods != chosen and sorted(methods.split("+")) == sorted(chosen.split("+")):
+        raise ValueError(
+            f"methods must be in the order in which recipe {recipe!r} has arguments for them, {methods}, got {chosen}; swap them."
+        )
+    return methods == chosen
 
 
 def _overlays(values: dict[str, Any], key: str, recipe: str) -> dict[str, dict[str, Any]]:

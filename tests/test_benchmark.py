@@ -137,6 +137,11 @@ def test_cards_are_current():
     shown = sum(line.split(" | ")[9] != "-" for line in rows) + vits.count("; hours ")
     assert shown == sum(row["measure"] == "hours" for row in published(CARDS / "published_costs.csv"))
     assert made["imagenet1k-pytorch-samix.md"].count("contradicted by") == 9
+    # as OpenMixup's documents say of each table
+    assert "\nReported is the best of the last 10 epochs.\n" in vits
+    assert "\nReported is the best epoch, mean of 3 runs.\n" in made["imagenet1k-deit-mixup_imagenet.md"]
+    both = "the median of the last 5 epochs by `imagenet_pytorch_100ep`, and the median of the last 10 epochs by `imagenet_pytorch_300ep`"
+    assert f"\nReported is {both}.\n" in made["imagenet1k-pytorch-mixup_imagenet.md"]
 
 
 def test_measured_results_stand_beside_published_ones(tmp_path):
@@ -187,6 +192,9 @@ def test_a_sweep_leaves_out_what_is_impossible_and_names_networks_by_default(tmp
     sweep_of("--recipe", "digits", *dry, "--", "--image_size", "224")
     lines = (tmp_path / "all.sh").read_text().splitlines()[2:]
     assert [words[words.index("--architecture") + 1] for words in map(str.split, lines)] == ["deit_tiny_patch16_224", "resnet18"]
+    typed = {"num_train_epochs": 201.0}
+    run = sys.modules["run_benchmark"].configured("cifar10_basic", ["mixup"], "ResNet-18", 200, None, typed)
+    assert (run.epochs, published_value(published(CARDS / "published_results.csv"), run, RECIPES)) == (201, None)
     sweep_of("--recipe", "digits", *dry, "--", "--model_type", "vit")
     assert "--architecture" not in (tmp_path / "all.sh").read_text()
 

@@ -9,7 +9,9 @@ import time
 import pytest
 from transformers.hf_argparser import string_to_bool
 
+from hf_mixup.arguments import MixupTrainingArguments
 from hf_mixup.cli import main as command
+from hf_mixup.cli import pretrain, train
 from hf_mixup.cli.launch import divided
 from hf_mixup.cli.refusals import Debug, run
 from hf_mixup.cli.train import parse, parser
@@ -295,6 +297,12 @@ MISTAKES = [
     (("--data_seed", "9" * 20), "data_seed must be a number from 0 to"),
     (("--torch_empty_cache_steps", "0"), "torch_empty_cache_steps must be a whole number of at least 1, got 0"),
     (("--image_size", "1"), "image_size must be a size that has a neighbourhood, of at least 2 pixels, got 1"),
+    # what had no effect
+    (("--architecture", "resnet18", "--config_name", "x"), "a run must have one network, got architecture and config_name"),
+    (("--model_type", "vit", "--drop_path", "0.1"), "drop_path is for a network from scratch that architecture names, got 0.1 with model_type"),
+    (("--model_name_or_path", "x", "--drop_path", "0.1"), "got 0.1 with model_name_or_path; leave it out"),
+    (("--crop_scale", "0.5", "1"), "crop_scale is for train_crop 'resized', got [0.5, 1.0] with 'pad'"),
+    (("--recipe", "imagenet_deit_s", "--mix", "cutmix", "mixup"), "has arguments for them, mixup+cutmix, got cutmix+mixup; swap them"),
     (("--do_eval",), "a run without training needs a trained network, got --do_eval without one; pass --model_name_or_path"),
     (("--do_train", "False", "--do_predict"), "a run without training needs a trained network, got --do_predict without one"),
 ]  # fmt: skip
@@ -383,12 +391,54 @@ def test_the_words_after_the_dashes_replace_those_of_a_cell(capsys, tmp_path, mo
 @pytest.mark.parametrize(("name", "recipe"), [("train", "cifar100_basic"), ("pretrain", "pretrain_digits")])
 def test_options_of_a_recipe_stay_with_its_optimizer(name, recipe):
     """A typed optimizer does not get those of the recipe's; options that are typed too are taken."""
-    from hf_mixup.cli import pretrain, train
-
     parse = {"train": train, "pretrain": pretrain}[name].parse
     assert parse(["--recipe", recipe, "--use_cpu"])[3].optim_args == "momentum=0.9"
     assert parse(["--recipe", recipe, "--use_cpu", "--optim", "adamw_torch"])[3].optim_args is None
     assert parse(["--recipe", recipe, "--use_cpu", "--optim", "rmsprop", "--optim_args", "alpha=0.9"])[3].optim_args == "alpha=0.9"
+
+
+def test_typed_values_replace_those_of_the_methods_in_a_recipe():
+    args = train.parse(["--recipe", "imagenet_deit_s", "--mix", "mixup", "tokenmix", "--use_cpu", "--alpha", "0.3"])[3]
+    assert args.method_choice().methods[0].sample.alpha == 0.3
+    args = train.parse(["--recipe", "imagenet_deit_s", "--mix", "mixup", "tokenmix", "--use_cpu"])[3]
+    assert args.method_choice().methods[0].sample.alpha == 0.8
+
+
+def test_a_typed_network_has_no_arguments_of_the_recipes_network(tmp_path):
+    own = tmp_path / "own.yaml"
+    own.write_text("architecture: DeiT-S\ndrop_path: 0.1\nfor_backbone: {DeiT-S: {learning_rate: 0.5}}\n")
+    for words in (["--model_type", "vit"], ["--config_name", "x"], ["--model_name_or_path", "x"]):
+        for script_of in (train, pretrain):
+            model, _, _, args = script_of.parse(["--recipe", str(own), "--use_cpu", *words])
+            assert (model.architecture, model.drop_path, args.learning_rate) == (None, 0.0, 5e-5), words
+    model, _, _, args = train.parse(["--recipe", str(own), "--use_cpu"])
+    assert (model.drop_path, args.learning_rate) == (0.1, 0.5)
+
+
+def test_a_recipe_of_a_pre_training_names_its_methods(tmp_path):
+    own = tmp_path / "own.yaml"
+    own.write_text("mix: [unmix]\nfor_method: {unmix: {learning_rate: 0.5}, imix: {learning_rate: 0.25}}\n")
+    assert pretrain.parse(["--recipe", str(own), "--use_cpu"])[3].learning_rate == 0.5
+    assert pretrain.parse(["--recipe", str(own), "--use_cpu", "--mix", "imix"])[3].learning_rate == 0.25
+    own.write_text("for_method: {imix: {learning_rate: 0.25}}\n")
+    assert pretrain.parse(["--recipe", str(own), "--use_cpu"])[3].learning_rate == 0.25
+
+
+def test_not_to_resume_is_no_leave_to_write_into_a_folder_in_use(tmp_path, capsys):
+    (tmp_path / "notes.txt").write_text("mine")
+    for name, word in (("train", "False"), ("pretrain", "none")):
+        status, text = told(capsys, script(name).main, "--output_dir", tmp_path, "--resume_from_checkpoint", word)
+        assert (status, "output_dir must be new or empty" in text) == (2, True), text
+
+
+def test_the_command_of_a_run_has_its_processes(monkeypatch):
+    for name in ("train", "pretrain"):
+        seen = []
+        module = script(name)
+        monkeypatch.setattr(module, "work", lambda *given, seen=seen: seen.append(given[-1]))
+        monkeypatch.setattr(MixupTrainingArguments, "world_size", 2)
+        module.main(["--use_cpu", "--output_dir", "runs/two", "--hub_token", "hf_xyz"])
+        assert seen == [f"hf-mixup {name} --num_processes 2 --use_cpu --output_dir runs/two"]
 
 
 def test_debug_shows_where(capsys):

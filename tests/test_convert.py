@@ -3,13 +3,16 @@
 import re
 import sys
 
+import numpy as np
+import PIL.Image
 import pytest
 import timm
 import torch
 from torch import nn
-from transformers import AutoModelForImageClassification
+from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 from hf_mixup import MixupModel
+from hf_mixup.data.processor import IMAGENET_MEAN, IMAGENET_STD, ImageFormat
 from hf_mixup.mixers import MixBlock
 from run_script import ROOT
 
@@ -71,11 +74,24 @@ def converted(tmp_path, state, *words):
     return AutoModelForImageClassification.from_pretrained(tmp_path / "out").eval()
 
 
+def seen(tmp_path):
+    """What the folder's image processor does: size and crop of the images, mean and standard deviation."""
+    processor = AutoImageProcessor.from_pretrained(tmp_path / "out")
+    ramp = PIL.Image.fromarray(np.tile(np.arange(256, dtype=np.uint8), (256, 1))).convert("RGB")
+    pixels = np.asarray(processor(ramp, return_tensors="pt")["pixel_values"][0])
+    size = pixels.shape[-1]
+    form = ImageFormat.of_checkpoint(tmp_path / "out")
+    values = pixels[0] * form.std[0] + form.mean[0]  # from the left to the right they rise by the share that is kept
+    ratio = (values[:, -1].mean() - values[:, 0].mean()) / (size - 1) * size * 255 / 256
+    return size, pytest.approx(ratio, abs=0.02), *(pytest.approx(given, abs=1e-4) for given in (form.mean, form.std))
+
+
 @torch.no_grad()
 def test_small_resnet(tmp_path):
     backbone, head, x = shaken(SmallResNet()), nn.Linear(512, 7), torch.randn(2, 3, 32, 32)
     ours = converted(tmp_path, named("module.backbone", backbone) | named("module.head.fc", head), "--architecture", "cifar_resnet18")
     torch.testing.assert_close(ours(pixel_values=x).logits, head(backbone(x)))
+    assert seen(tmp_path) == (32, 1.0, (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.201))
 
 
 @torch.no_grad()
@@ -84,6 +100,10 @@ def test_imagenet_resnet(tmp_path):
     state = {("head." if name.startswith("fc.") else "backbone.") + name: value for name, value in network.state_dict().items()}
     ours = converted(tmp_path, state, "--architecture", "resnet18")
     torch.testing.assert_close(ours(pixel_values=x).logits, network(x))
+    assert seen(tmp_path) == (224, 0.875, IMAGENET_MEAN, IMAGENET_STD)
+    own = ("--image_size", "128", "--crop_ratio", "0.8", "--image_mean", "0.5", "0.4", "0.3", "--image_std", "0.1", "0.2", "0.3")
+    converted(tmp_path, state, "--architecture", "resnet18", *own)
+    assert seen(tmp_path) == (128, 0.8, (0.5, 0.4, 0.3), (0.1, 0.2, 0.3))
 
 
 @torch.no_grad()

@@ -179,6 +179,11 @@ def test_no_images_are_refused(tmp_path):
         loaded(train_dir=tmp_path / "empty")
 
 
+def test_a_limit_for_each_class_is_refused():
+    with refuses("pre-training does not look at classes, got max_train_samples_per_class 2; pass max_train_samples"):
+        load_pretraining_images(DataArguments("digits", max_train_samples_per_class=2))
+
+
 @pytest.mark.parametrize("words", [["--repeated_augmentation", "2"], ["--report_dir", "reports"]])
 def test_arguments_without_effect_are_refused(words):
     with refuses(f"{words[0].removeprefix('--')} has no effect on pre-training, got"):

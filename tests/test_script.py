@@ -7,8 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from datasets import Dataset, DatasetDict, Features, Value
 from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
 
+from hf_mixup.data.processor import ImageFormat
+from hf_mixup.data.sources import digits
+from hf_mixup.networks.backbones import load_classifier
 from run_script import ROOT, run_mixup
 
 BIN = Path(sys.executable).parent
@@ -93,6 +97,27 @@ def test_resumes(tmp_path):
     run_mixup(*common, "--resume_from_checkpoint", "True")
     assert (tmp_path / "out/model.safetensors").read_bytes() == weights
     assert results(tmp_path / "out")["eval_loss"] == whole["eval_loss"]
+
+
+def test_a_resumed_run_measures_the_images_that_it_is_given(tmp_path):
+    """And each prediction of a regression is what transformers makes of the saved network."""
+    rows = digits()["train"].select(range(24))
+    columns = {"image": list(rows["image"]), "label": [row / 7 for row in range(24)]}
+    data = Dataset.from_dict(columns, features=Features({"image": rows.features["image"], "label": Value("float32")}))
+    DatasetDict(train=data, test=data).save_to_disk(tmp_path / "data")
+    settings = (
+        "--max_steps 2 --save_strategy steps --save_steps 2 --learning_rate 0.001 --image_size 16 --train_crop none --mix mixup --use_cpu"
+    )
+    words = ("--dataset_name", tmp_path / "data", "--loss", "mse", "--output_dir", tmp_path / "out", *settings.split())
+    run_mixup(*words, "--do_train", "--do_eval", "--do_predict")
+    prepared = ImageFormat.of_checkpoint(tmp_path / "out").eval_transform()
+    with torch.no_grad():
+        scores = load_classifier(tmp_path / "out").eval()(torch.stack([prepared(image) for image in columns["image"]])).logits
+    lines = [line.split("\t") for line in (tmp_path / "out/predict_results.txt").read_text().splitlines()[1:]]
+    assert [float(number) for _, number in lines] == pytest.approx(scores[:, 0].tolist(), rel=1e-5)
+    before = results(tmp_path / "out")["eval_loss"]
+    run_mixup(*words, "--max_eval_samples", "3", "--resume_from_checkpoint", "True")
+    assert results(tmp_path / "out")["eval_loss"] != before
 
 
 def test_image_folder(tmp_path, image_folder):

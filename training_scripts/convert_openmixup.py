@@ -19,14 +19,18 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from hf_mixup import Method, MixupModel, get_method
+from hf_mixup.cli.network import described
 from hf_mixup.cli.parser import Parser
 from hf_mixup.cli.refusals import log_to_screen, run
 from hf_mixup.core.checks import check_between, check_count
 from hf_mixup.data.processor import IMAGENET_MEAN, IMAGENET_STD, ImageFormat
 from hf_mixup.mixers.mixblock import from_openmixup, renamed
 from hf_mixup.networks.backbones import from_scratch
+from hf_mixup.networks.families import is_timm
 
 logger = logging.getLogger("convert_openmixup")
+
+CIFAR = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.201)  # mean and standard deviation in OpenMixup's configurations
 
 TO_TIMM = (
     (r"^patch_embed\.projection\.", "patch_embed.proj."),
@@ -158,15 +162,22 @@ class ConvertArguments:
     crop_ratio: float | None = field(
         default=None, metadata={"help": "Share of the image's side that evaluation keeps. Default: 1 up to 64 pixels, else 0.875."}
     )
-    image_mean: list[float] = field(
-        default_factory=lambda: list(IMAGENET_MEAN), metadata={"help": "Mean of the normalisation, one number for each channel."}
+    image_mean: list[float] | None = field(
+        default=None,
+        metadata={
+            "help": "Mean of the normalisation, one number for each channel. Default: ImageNet's, or CIFAR's for cifar_* with 32 pixels, as in "
+            "OpenMixup's configurations."
+        },
     )
-    image_std: list[float] = field(
-        default_factory=lambda: list(IMAGENET_STD),
-        metadata={"help": "Standard deviation of the normalisation, one number for each channel."},
+    image_std: list[float] | None = field(
+        default=None, metadata={"help": "Standard deviation of the normalisation, one number for each channel. Default: as for the mean."}
     )
 
     def __post_init__(self):
+        small = self.architecture.startswith("cifar_")
+        self.image_size = (32 if small else 224) if self.image_size is None else self.image_size
+        usual = CIFAR if small and self.image_size == 32 else (IMAGENET_MEAN, IMAGENET_STD)
+        self.image_mean, self.image_std = (list(own or other) for own, other in zip((self.image_mean, self.image_std), usual, strict=True))
         if len(self.image_mean) != 3 or len(self.image_std) != 3:
             raise ValueError(
                 f"image_mean and image_std must be 3 numbers each, got {self.image_mean} and {self.image_std}; give one for each channel."
@@ -174,8 +185,7 @@ class ConvertArguments:
         for low, numbers in ((0, self.image_mean), (0.001, self.image_std)):
             for number in numbers:
                 check_between(low, 1, **{"image_mean" if low == 0 else "image_std": number})
-        if self.image_size is not None:
-            check_count(1, image_size=self.image_size)
+        check_count(1, image_size=self.image_size)
         if self.crop_ratio is not None:
             check_between(0.01, 1, crop_ratio=self.crop_ratio)
 
@@ -195,11 +205,12 @@ def main(argv: list[str], prog: str = "convert_openmixup.py") -> None:
     [args] = reader.built(typed)
     log_to_screen()
     checkpoint, output_dir = typed["checkpoint"], typed["output_dir"]
-    size = args.image_size or (32 if args.architecture.startswith("cifar_") else 224)
+    size = args.image_size
     ratio = args.crop_ratio or (1.0 if size <= 64 else 0.875)
     model = convert(read(checkpoint), args.architecture, size)
+    _, form = described(model.backbone, ImageFormat(size, ratio, tuple(args.image_mean), tuple(args.image_std)), None)
     model.save_pretrained(output_dir)
-    ImageFormat(size, ratio, tuple(args.image_mean), tuple(args.image_std)).processor().save_pretrained(output_dir)
+    (form.of_timm() if is_timm(model.backbone) else form).processor().save_pretrained(output_dir)
     logger.info("%s, trained by %s, is in %s", args.architecture, model.choice, output_dir)
 
 

@@ -14,7 +14,7 @@ import itertools
 import shlex
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -111,9 +111,9 @@ def configured(recipe: str, mix: list[str], network: str | None, epochs: int | N
     default: methods of attention have another one than the others, and a table must tell them apart."""
     run = configure(recipe, RECIPES, mix, network, epochs, alpha)
     arguments = {**run.arguments, **typed}
-    if network is not None or any(arguments.get(name) for name in NETWORK) or not arguments.get("image_size"):
-        return run
-    return configure(recipe, RECIPES, mix, default_network(MethodChoice.build(mix), int(arguments["image_size"])), epochs, alpha)
+    if network is None and not any(arguments.get(name) for name in NETWORK) and arguments.get("image_size"):
+        run = configure(recipe, RECIPES, mix, default_network(MethodChoice.build(mix), int(arguments["image_size"])), epochs, alpha)
+    return replace(run, epochs=typed.get("num_train_epochs", run.epochs))
 
 
 def cells(args: SweepArguments, folder: Path, typed: Mapping[str, Any]) -> Iterator[Cell]:

@@ -7,7 +7,6 @@ all training arguments, and those of mixing. `accelerate launch training_scripts
 from __future__ import annotations
 
 import logging
-import shlex
 import sys
 import time
 from pathlib import Path
@@ -21,11 +20,11 @@ from transformers.utils import logging as transformers_logging
 from hf_mixup import MixupTrainer, MixupTrainingArguments
 from hf_mixup.arguments import DataArguments, ModelArguments, RunArguments
 from hf_mixup.cli.folder import choose_folder
+from hf_mixup.cli.launch import command_of
 from hf_mixup.cli.network import build_model, classes_of_checkpoint
 from hf_mixup.cli.refusals import log_to_screen, run
 from hf_mixup.cli.train import parse
 from hf_mixup.core.precision import prefers_channels_last
-from hf_mixup.core.secrets import without_secrets
 from hf_mixup.data.dataset import ImageDataset, check_readable
 from hf_mixup.data.labels import NUMBER, SEVERAL_CLASSES
 from hf_mixup.data.sources import ImageData, check_loss, load_images
@@ -62,12 +61,7 @@ def main(argv: list[str], prog: str = "run_mixup.py") -> None:
     folder = choose_folder(run_args, args, "+".join(args.mix), args.do_train)
     set_seed(args.seed)
     with folder.gone_if_refused():
-        work(folder, model_args, data_args, run_args, args, command_of(argv, args.world_size))
-
-
-def command_of(argv: list[str], processes: int) -> str:
-    """The command of a run, without secret tokens."""
-    return shlex.join(["hf-mixup", "train", *(["--num_processes", str(processes)] if processes > 1 else []), *without_secrets(argv)])
+        work(folder, model_args, data_args, run_args, args, command_of("train", argv, args.world_size))
 
 
 def work(
@@ -95,7 +89,7 @@ def work(
         flip,
         size=data_args.train_image_size,
         crop=data_args.train_crop,
-        scale=data_args.crop_scale or (0.08, 1.0),
+        scale=data_args.crop_scale,
         resize=data_args.train_resize,
         auto_augment=data_args.auto_augment,
         random_erasing=data_args.random_erasing,
@@ -154,9 +148,8 @@ def work(
     if first:
         trainer.add_callback(AtTheStart(begin))  # after all checks
     if args.do_train:
-        said = str(args.resume_from_checkpoint).lower()
         started = time.process_time()
-        result = trainer.train(resume_from_checkpoint={"true": True, "false": None}.get(said, args.resume_from_checkpoint))
+        result = trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
         cpu_seconds = time.process_time() - started
         trainer.save_model(_internal_call=True)  # it is pushed at the end, with the results
         speed = {"train_images_per_second": result.metrics["train_samples_per_second"], "train_runtime": result.metrics["train_runtime"]}
@@ -196,30 +189,33 @@ def work(
 
 
 def measured(trainer: MixupTrainer) -> dict[str, float]:
-    """The evaluation of the final weights; training may already have done it."""
+    """The evaluation of the final weights; training may already have done it, but before a resumed one it may have had other images."""
     last = next((row for row in reversed(trainer.state.log_history) if "eval_loss" in row), {})
-    done = trainer.args.do_train and last.get("step") == trainer.state.global_step and not trainer.args.load_best_model_at_end
+    done = last.get("step") == trainer.state.global_step and not trainer.args.load_best_model_at_end
+    done = done and trainer.args.do_train and not trainer.args.resume_from_checkpoint
     metrics = {key: value for key, value in last.items() if key.startswith("eval_")} if done else trainer.evaluate()
     trainer.save_metrics("eval", metrics)
     return metrics
 
 
 def predict(trainer: MixupTrainer, evaluation: ImageDataset | ImageStream, folder: RunFolder, images: ImageData) -> None:
-    """Writes the prediction for every evaluation image to predict_results.txt, in the format of transformers' scripts: its class, the list of its
-    classes if it may have several, or the number of a regression."""
+    """Writes the prediction for every evaluation image to predict_results.txt, in the format of transformers' scripts."""
     found = trainer.predict(evaluation, metric_key_prefix="predict")
     trainer.save_metrics("predict", found.metrics, combined=False)
     if trainer.is_world_process_zero():
         scores = found.predictions[0] if isinstance(found.predictions, tuple) else found.predictions
-        names: Any = np.array(images.label_names)
-        if images.problem_type == NUMBER:
-            told = scores[:, 0]
-        elif images.problem_type == SEVERAL_CLASSES:
-            told = [names[present].tolist() for present in scores > 0]
-        else:
-            told = names[scores.argmax(1)]
-        rows = "".join(f"{row}\t{one}\n" for row, one in enumerate(told))
+        rows = "".join(f"{row}\t{said}\n" for row, said in enumerate(told(scores, images)))
         (folder.path / "predict_results.txt").write_text("index\tprediction\n" + rows)
+
+
+def told(scores: np.ndarray, images: ImageData) -> list[Any]:
+    """What the scores (N, outputs) predict, by the kind of the labels: a class, a list of classes, or a number."""
+    names = images.label_names
+    if images.problem_type == NUMBER:
+        return [f"{number:.6g}" for number in scores[:, 0]]
+    if images.problem_type == SEVERAL_CLASSES:
+        return [[name for name, score in zip(names, row, strict=True) if score > 0] for row in scores]
+    return [names[number] for number in scores.argmax(1)]
 
 
 if __name__ == "__main__":

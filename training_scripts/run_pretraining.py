@@ -8,7 +8,6 @@ linear probe; without --freeze_backbone it fine-tunes.
 from __future__ import annotations
 
 import logging
-import shlex
 import sys
 from pathlib import Path
 
@@ -19,11 +18,11 @@ from transformers.utils import logging as transformers_logging
 from hf_mixup import MixupPreTrainer, PreTrainingArguments
 from hf_mixup.arguments import DataArguments, ModelArguments, RunArguments
 from hf_mixup.cli.folder import choose_folder
+from hf_mixup.cli.launch import command_of
 from hf_mixup.cli.network import build_model
 from hf_mixup.cli.pretrain import parse
 from hf_mixup.cli.refusals import log_to_screen, run
 from hf_mixup.core.precision import prefers_channels_last
-from hf_mixup.core.secrets import without_secrets
 from hf_mixup.data.dataset import ImageDataset, check_readable
 from hf_mixup.data.stream import ImageStream
 from hf_mixup.pretraining.data import load_pretraining_images
@@ -42,7 +41,7 @@ def main(argv: list[str], prog: str = "run_pretraining.py") -> None:
     transformers_logging.disable_progress_bar()  # the bar of every save; training keeps its own
     folder = choose_folder(run_args, args, f"{args.base}-{args.mix[0]}")
     set_seed(args.seed)
-    command = shlex.join(["hf-mixup", "pretrain", *without_secrets(argv)])
+    command = command_of("pretrain", argv, args.world_size)
     with folder.gone_if_refused():
         work(folder, model_args, data_args, run_args, args, command)
 
@@ -108,8 +107,7 @@ def work(
     if first:
         trainer.add_callback(AtTheStart(begin))  # after all checks
     before = trainer.evaluate(metric_key_prefix="untrained") if monitored and not args.resume_from_checkpoint else {}
-    said = str(args.resume_from_checkpoint).lower()
-    result = trainer.train(resume_from_checkpoint={"true": True, "false": None}.get(said, args.resume_from_checkpoint))
+    result = trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     trainer.save_model(_internal_call=True)  # it is pushed at the end, with the results
     trainer.save_metrics("train", {"train_loss": result.metrics["train_loss"]})
     trainer.save_state()

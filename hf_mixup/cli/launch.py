@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,6 +18,7 @@ import torch
 from hf_mixup.cli.parser import in_one_sentence
 from hf_mixup.cli.refusals import Debug
 from hf_mixup.core.checks import check_count, nearest
+from hf_mixup.core.secrets import without_secrets
 
 # accelerate's options for kinds of distributed training; several processes without one mean --multi_gpu
 SPREADS = (
@@ -49,6 +51,11 @@ def launch_or_run(name: str, script: Callable[[str], ModuleType], argv: list[str
         script(name).main(words, f"hf-mixup {name}")
         return
     sys.exit(launched(launcher, name, words))
+
+
+def command_of(name: str, argv: list[str], processes: int) -> str:
+    """The command line that starts a script again as it was started, without secret tokens."""
+    return shlex.join(["hf-mixup", name, *(["--num_processes", str(processes)] if processes > 1 else []), *without_secrets(argv)])
 
 
 def asks_for_processes() -> bool:

@@ -27,10 +27,7 @@ def hub_of(model: ModelArguments) -> dict[str, Any]:
 
 
 def classes_of_checkpoint(model: ModelArguments, args: MixupTrainingArguments) -> KnownClasses | None:
-    """The classes of the network to start from. Raises ValueError if several networks are given, or none for a run that does not train."""
-    given = [name for name in ("model_name_or_path", "architecture", "model_type") if getattr(model, name) is not None]
-    if len(given) > 1:
-        raise ValueError(f"a run must have one network, got {' and '.join(given)}; keep one of them.")
+    """The classes of the network to start from. Raises ValueError if there is none for a run that does not train."""
     if model.model_name_or_path is None:
         if args.do_train:
             return None

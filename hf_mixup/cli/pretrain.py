@@ -7,7 +7,7 @@ from typing import Any
 
 from hf_mixup.arguments import DataArguments, MixupTrainingArguments, ModelArguments, RunArguments
 from hf_mixup.cli.parser import Parser
-from hf_mixup.cli.train import DEFAULTS, REPLACED, TASKS, TOLD, check_installed, check_streaming, without_options
+from hf_mixup.cli.train import DEFAULTS, NETWORK, REPLACED, TASKS, TOLD, check_installed, check_streaming, of_network, without_options
 from hf_mixup.core.places import RECIPES
 from hf_mixup.pretraining.arguments import PreTrainingArguments
 from hf_mixup.recipes import read_recipe
@@ -68,11 +68,11 @@ def settings(argv: list[str], prog: str = "run_pretraining.py") -> tuple[Parser,
     name, recipe = typed.get("recipe", None if own_data else "pretrain_digits"), {}
     if name is not None:
         known = {field.name for kind in KINDS for field in fields(kind) if field.init} - {"recipe"}
-        recipe = read_recipe(name, RECIPES, known, mix=typed.get("mix", ["imix"]), network=typed.get("architecture"))
+        network = [key for key in NETWORK if key in typed]
+        recipe = read_recipe(name, RECIPES, known, typed.get("mix"), typed[network[0]] if network else None, usual=["imix"])
         if "train_dir" in typed or "validation_dir" in typed:
             recipe = {key: value for key, value in recipe.items() if not key.startswith("dataset_")}
-        if {"model_name_or_path", "model_type", "config_name"} & set(typed):
-            recipe.pop("architecture", None)
+        recipe = of_network(recipe, network)
         if typed.get("base", recipe.get("base")) != recipe.get("base"):
             recipe.pop("base_args", None)  # they belong to another base
         recipe = without_options(reader.converted(recipe, f"recipe {name!r}"), typed)

@@ -206,8 +206,7 @@ def train(
         EpochTable.replace(trainer, measure, title, "inputs")
         if run.overwrite_output_dir and not args.resume_from_checkpoint and trainer.is_world_process_zero():
             trainer.add_callback(AtTheStart(folder.clear))  # after all checks
-        said = str(args.resume_from_checkpoint).lower()
-        result = trainer.train(resume_from_checkpoint={"true": True, "false": None}.get(said, args.resume_from_checkpoint))
+        result = trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
         trainer.save_model()
         trainer.save_metrics("train", {"train_loss": result.metrics["train_loss"]})
         trainer.save_state()

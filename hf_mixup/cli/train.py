@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
 
 import torch
 from transformers import TrainingArguments
 
-from hf_mixup.arguments import DataArguments, MixupTrainingArguments, ModelArguments, RunArguments
+from hf_mixup.arguments import DataArguments, MixupTrainingArguments, ModelArguments, RunArguments, parse_json
 from hf_mixup.cli.parser import Parser
 from hf_mixup.core.checks import check_known
 from hf_mixup.core.places import RECIPES
@@ -80,7 +81,7 @@ def settings(argv: list[str], prog: str = "run_mixup.py") -> tuple[Parser, dict[
     reader = parser(prog)
     typed = reader.typed(argv)
     values, recipe = {**DEFAULTS, **typed}, {}
-    network = [name for name in ("model_name_or_path", "architecture", "model_type", "config_name") if name in typed]
+    network = [name for name in NETWORK if name in typed]
     if "recipe" not in typed:
         own = {"dataset_name", "train_dir", "validation_dir"} & set(typed)
         values["recipe"] = "digits" if not own else "finetune" if "model_name_or_path" in typed else "from_scratch"
@@ -88,11 +89,10 @@ def settings(argv: list[str], prog: str = "run_mixup.py") -> tuple[Parser, dict[
     if mix is not None and any("," in name for name in mix):
         raise ValueError(f"methods must be separated by spaces, got {' '.join(mix)!r}; write --mix {' '.join(mix).replace(',', ' ')}")
     if values["recipe"] is not None:
-        recipe = read_recipe(values["recipe"], RECIPES, mix=mix, network=typed.get("architecture") or typed.get("model_name_or_path"))
+        recipe = read_recipe(values["recipe"], RECIPES, mix=mix, network=typed[network[0]] if network else None)
         if "train_dir" in typed or "validation_dir" in typed:  # typed folders replace the data set of the recipe
             recipe = {name: value for name, value in recipe.items() if not name.startswith("dataset_")}
-        if network:  # a typed network replaces the network of the recipe, of either kind
-            recipe = {name: value for name, value in recipe.items() if name not in ("model_name_or_path", "architecture")}
+        recipe = of_network(recipe, network)
         recipe = without_options(reader.converted(recipe, f"recipe {values['recipe']!r}"), typed)
         values = {**DEFAULTS, **recipe, **typed, "recipe": values["recipe"]}
     # as in transformers' scripts: only the requested tasks are done; if none is requested, training and evaluation
@@ -107,14 +107,30 @@ def settings(argv: list[str], prog: str = "run_mixup.py") -> tuple[Parser, dict[
     return reader, values, hash_of(recipe)
 
 
+# arguments that name a network
+NETWORK = ("model_name_or_path", "architecture", "model_type", "config_name")
 # options of an argument, which have no meaning with another value of it
 OPTIONS = {"optim": "optim_args", "lr_scheduler_type": "lr_scheduler_kwargs"}
 
 
-def without_options(recipe: dict[str, Any], typed: dict[str, Any]) -> dict[str, Any]:
-    """The recipe without the options of an optimizer or a schedule that a typed one replaces."""
-    replaced = [options for name, options in OPTIONS.items() if name in typed and typed[name] != recipe.get(name)]
+def of_network(recipe: dict[str, Any], typed: Sequence[str]) -> dict[str, Any]:
+    """The recipe without its network, of either kind, if another one is `typed`: the names of those arguments."""
+    replaced = ["model_name_or_path", "architecture"] if typed else []
+    replaced += ["drop_path"] if typed and "architecture" not in typed else []  # which only those of an architecture have
     return {name: value for name, value in recipe.items() if name not in replaced}
+
+
+def without_options(recipe: dict[str, Any], typed: dict[str, Any]) -> dict[str, Any]:
+    """The recipe without the options of an optimizer or a schedule that a typed one replaces, and without what is typed for all methods."""
+    replaced = [options for name, options in OPTIONS.items() if name in typed and typed[name] != recipe.get(name)]
+    recipe = {name: value for name, value in recipe.items() if name not in replaced}
+    if recipe.get("mix_args"):
+        own = parse_json("mix_args", recipe["mix_args"])
+        recipe["mix_args"] = {
+            method: {name: value for name, value in fields.items() if name not in {"alpha", "mode"} & set(typed)}
+            for method, fields in own.items()
+        }
+    return recipe
 
 
 def parse(argv: list[str], prog: str = "run_mixup.py") -> Arguments:

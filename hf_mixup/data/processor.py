@@ -182,7 +182,7 @@ class ImageFormat:
         *,
         size: int | None = None,
         crop: str | None = None,
-        scale: tuple[float, float] = (0.08, 1.0),
+        scale: tuple[float, float] | None = None,
         resize: int | None = None,
         auto_augment: str | None = None,
         random_erasing: float = 0.0,
@@ -197,7 +197,7 @@ class ImageFormat:
             size: of the training images in pixels, if not that of evaluation.
             crop: `pad` (pad with zeros by an eighth, then crop), `reflect` (the same with mirrored pixels), `resized`, or `none`.
                 Default: `pad` up to 64 pixels, else `resized`.
-            scale: smallest and largest share of the image in a `resized` crop.
+            scale: smallest and largest share of the image in a `resized` crop; 0.08 and 1 if None.
             resize: length of the shorter side before the crop, in pixels.
             auto_augment: a policy of timm, such as `rand-m9-mstd0.5-inc1`.
             random_erasing: probability that a rectangle of the image becomes noise, 0 to 1.
@@ -206,6 +206,8 @@ class ImageFormat:
         sides, interpolation = form.sides, InterpolationMode(form.interpolation)
         crop = crop or ("pad" if max(sides) <= 64 else "resized")
         check_known("train_crop", crop, ["pad", "reflect", "resized", "none"])
+        if scale is not None and crop != "resized":
+            raise ValueError(f"crop_scale is for train_crop 'resized', got {list(scale)} with {crop!r}; set train_crop, or leave it out.")
         if auto_augment and form.channels != 3:
             raise ValueError(f"auto_augment needs images of 3 channels, got {form.channels}; leave it out.")
         head: list[Callable] = [v2.Resize(resize, interpolation)] if resize else []
@@ -219,7 +221,7 @@ class ImageFormat:
             return Transform(head_, form.normalisation(padding, reflect, horizontal_flip, random_erasing), form.channels)
         steps: list[Callable] = []
         if crop == "resized":
-            steps += [ResizedCrop(sides, tuple(scale), interpolation, form.squash)]
+            steps += [ResizedCrop(sides, tuple(scale or (0.08, 1.0)), interpolation, form.squash)]
         elif padding:
             steps += [v2.RandomCrop(sides, padding=padding, padding_mode="reflect" if reflect else "constant")]
         steps += [v2.RandomHorizontalFlip()] if horizontal_flip else []

@@ -58,6 +58,10 @@ def load_pretraining_images(
     Raises:
         ValueError: if the data set cannot be loaded, has no images, or kNN is requested but not possible.
     """
+    if args.max_train_samples_per_class is not None:
+        raise ValueError(
+            f"pre-training does not look at classes, got max_train_samples_per_class {args.max_train_samples_per_class}; pass max_train_samples."
+        )
     asked = [
         *asked,
         *(name for name in ("validation_dir", "eval_split", "label_column_name", "max_eval_samples") if getattr(args, name) is not None),

@@ -49,11 +49,11 @@ TABLE_METHODS: dict[str, tuple[str, ...]] = {
     "SAMix": ("samix",),
     "AdAutoMix": ("adautomix",),
 }
-# keys of a recipe's `benchmark`: the rows of the published results that it reproduces, how they are reported, the number of processes they
-# had; sources of configurations that upstream lacks, by methods; the methods of a sweep by network, and the number of evaluation images for
-# the corruption error; by network, the published rows whose ranking is compared; and, by the networks' names in the tables, the
-# checkpoints that are fine-tuned
-FACTS = ("table", "measure", "last_epochs", "processes", "derived_from", "sweep", "corrupted_images", "order", "checkpoints")
+# keys of a recipe's `benchmark`: the rows of the published results that it reproduces, how they are reported, the number of runs that they are
+# the mean of, the number of processes they had; sources of configurations that upstream lacks, by methods; the methods of a sweep by network,
+# and the number of evaluation images for the corruption error; by network, the published rows whose ranking is compared; and, by the networks'
+# names in the tables, the checkpoints that are fine-tuned
+FACTS = ("table", "measure", "last_epochs", "runs", "processes", "derived_from", "sweep", "corrupted_images", "order", "checkpoints")
 MEASURES = ("median", "best", "last")
 
 
@@ -97,6 +97,7 @@ class Run:
         processes: number of processes of the published run.
         derived_from: source of the configuration, if upstream has none.
         checkpoint: the checkpoint to fine-tune, if the recipe has one for the network.
+        epochs: the number of epochs, if anything says it.
     """
 
     recipe: str
@@ -107,6 +108,7 @@ class Run:
     processes: int = 1
     derived_from: str | None = None
     checkpoint: str | None = None
+    epochs: float | None = None
 
     def words(self) -> list[str]:
         """The run as arguments of run_mixup.py."""
@@ -146,6 +148,7 @@ def configure(
         facts.get("processes", 1),
         _derived(facts, mix, architecture),
         checkpoint,
+        arguments.get("num_train_epochs"),
     )
 
 
@@ -179,7 +182,7 @@ def published_value(rows: Iterable[Mapping[str, str]], run: Run, folder: Path) -
             and TABLE_METHODS.get(row["method"]) == run.mix
             and run.architecture is not None
             and same_architecture(row["backbone"], run.architecture)
-            and float(row["epochs"]) == float(run.arguments.get("num_train_epochs", -1))
+            and float(row["epochs"]) == run.epochs
         ):
             return float(row["top1"])
     return None
@@ -371,9 +374,11 @@ def _card(dataset, setting, source, rows, every, ours, costs, folder: Path) -> s
         f"| {' | '.join(titles)} |",
         "|" + " --- |" * len(titles),
     ]
-    commands, papers = [], {}
+    commands, papers, told = [], {}, dict[str, dict[str, None]]()
     for row in rows:
         run = resolve(row, folder)
+        runs = about(run.recipe, folder).get("runs")
+        told.setdefault(f"the {run.reported}" + (f", mean of {runs} runs" if runs else ""), {})[f"`{run.recipe}`"] = None
         size = run.arguments["image_size"]
         side = f"{run.arguments.get('train_image_size', size)} / {size}" if "train_image_size" in run.arguments else str(size)
         mine = ours.get(_key(row))
@@ -391,12 +396,12 @@ def _card(dataset, setting, source, rows, every, ours, costs, folder: Path) -> s
     if spent and alone:
         lines += ["", "Costs in the source without an accuracy:", ""]
         for (_, _, backbone, epochs, method), values in alone.items():
-            told = "; ".join(f"{COST_TITLES[name].removesuffix(', published')} {values[name]}" for name in spent if name in values)
-            lines.append(f"- {backbone}, {method}, {epochs} epochs: {told}")
-    reported = resolve(rows[0], folder).reported
+            costly = "; ".join(f"{COST_TITLES[name].removesuffix(', published')} {values[name]}" for name in spent if name in values)
+            lines.append(f"- {backbone}, {method}, {epochs} epochs: {costly}")
+    reported = [what + (f" by {', '.join(recipes)}" if len(told) > 1 else "") for what, recipes in told.items()]
     lines += [
         "",
-        f"Reported is the {reported}{', mean of 3 runs' if reported.measure == 'best' else ''}.",
+        f"Reported is {', and '.join(reported)}.",
         "",
         "## Commands",
         "",

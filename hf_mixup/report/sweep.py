@@ -302,7 +302,7 @@ def write_csv(path: Path, found: list[tuple[Cell, dict[str, Any]]]) -> None:
         for cell, result in found:
             history = [100 * accuracy for accuracy in result["top1"]]
             numbers = [f"{number:.4f}" for number in (100 * cell.run.reported.of(result["top1"]), max(history), history[-1])]
-            settings = ["" if setting is None else setting for setting in (cell.alpha, cell.run.arguments.get("num_train_epochs"))]
+            settings = ["" if setting is None else setting for setting in (cell.alpha, cell.run.epochs)]
             others = [result.get(name, "") for name in CSV_MEASURES]
             table.writerow([cell.method, cell.run.architecture, *settings, cell.seed, *numbers, *others, result["seconds"]])
     os.replace(temporary, path)
