@@ -180,16 +180,35 @@ def test_blocks_of_the_guides(tmp_path, monkeypatch, guide):
 
 
 @pytest.mark.parametrize("name", ["audio", "video"])
-def test_splits_that_number_classes_differently_are_refused(tmp_path, name):
+def test_splits_that_number_classes_differently_are_matched_by_name(tmp_path, name):
     """Labels would fit by number, and mean other classes: an accuracy that looks bad, and is wrong."""
     train = {"audio": sounds, "video": videos}[name]()
     column = next(column for column, feature in train.features.items() if isinstance(feature, ClassLabel))
     reversed_ = ClassLabel(names=train.features[column].names[::-1])
     held_out = train.cast_column(column, Value("int64")).cast_column(column, reversed_)
-    DatasetDict(train=train, validation=held_out).save_to_disk(tmp_path / "data")
-    with refuses("both splits must have the same classes in the same order"):
-        run(name, "--output_dir", tmp_path / "out", "--dataset_name", tmp_path / "data", *SHORT)
-    assert not (tmp_path / "out").exists()
+    made = built(tmp_path, name, DatasetDict(train=train, validation=held_out))
+    names = train.features[column].names
+    assert list(made.mixup_model.config.id2label.values()) == names
+    assert [names[example["labels"]] for example in made.eval_dataset] == [names[::-1][number] for number in held_out[column]]
+    held_out = held_out.cast_column(column, Value("int64")).cast_column(column, ClassLabel(names=[f"other {one}" for one in names]))
+    DatasetDict(train=train, validation=held_out).save_to_disk(tmp_path / "other")
+    with refuses("every class of the evaluation split must be one of the training split, got 'other"):
+        run(name, "--output_dir", tmp_path / "out2", "--dataset_name", tmp_path / "other", *SHORT)
+    assert not (tmp_path / "out2").exists()
+
+
+@pytest.mark.parametrize("kind", ["words", "numbers", "shares"])
+def test_labels_of_any_kind_are_classes(tmp_path, kind):
+    """A column that is named ended in an error of Python if it was not of type ClassLabel; rows without a label have none to learn."""
+    own = {"words": ["no", "yes", None], "numbers": [3, 7, -1], "shares": [0.2, 0.7, 0.4]}[kind]
+    data = Dataset.from_dict({"text": [f"text {row}" for row in range(30)], "said": [own[row % 3] for row in range(30)]})
+    if kind == "shares":
+        with refuses("every row must have one class, got regression in column 'said' of train"):
+            built(tmp_path, "text", DatasetDict(train=data, test=data), label_column_name="said")
+        return
+    made = built(tmp_path, "text", DatasetDict(train=data, test=data), label_column_name="said")
+    assert list(made.mixup_model.config.id2label.values()) == list(map(str, own[:2]))
+    assert [example["labels"] for example in made.train_dataset] == [0, 1] * 10
 
 
 def test_label_maps_of_other_classes_are_refused(tmp_path):

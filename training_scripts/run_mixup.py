@@ -199,7 +199,7 @@ def measured(trainer: MixupTrainer) -> dict[str, float]:
 
 
 def predict(trainer: MixupTrainer, evaluation: ImageDataset | ImageStream, folder: RunFolder, images: ImageData) -> None:
-    """Writes the prediction for every evaluation image to predict_results.txt, in the format of transformers' scripts."""
+    """Writes the prediction for every evaluation image to predict_results.txt, in the format of transformers' scripts: the index counts them."""
     found = trainer.predict(evaluation, metric_key_prefix="predict")
     trainer.save_metrics("predict", found.metrics, combined=False)
     if trainer.is_world_process_zero():

@@ -14,7 +14,7 @@ import numpy as np
 from transformers import ASTConfig, ASTFeatureExtractor, ASTForAudioClassification, AutoFeatureExtractor
 
 from hf_mixup import MixupTrainer, MixupTrainingArguments
-from hf_mixup.cli.tasks import TaskArguments, class_names, column_of, data_sets, load_splits, named, numbered, script, train
+from hf_mixup.cli.tasks import TaskArguments, column_of, data_sets, load_splits, named, numbered, script, train, with_classes
 from hf_mixup.data.made import MELODIES, RATE, melodies
 from hf_mixup.networks.backbones import load_classifier
 
@@ -60,7 +60,7 @@ def loaded(task: TaskArguments, seed: int) -> tuple[Any, Any, list[str], Any]:
     sounds = column_of(train, task.input_column_name, Audio, "sounds")
     label = column_of(train, task.label_column_name, ClassLabel, "labels")
     train, evaluation = (data.cast_column(sounds, Audio(decode=False)) for data in (train, evaluation))
-    return train, evaluation, class_names(train, evaluation, label), lambda row: (*decoded(row[sounds]), row[label])
+    return *with_classes(train, evaluation, label), lambda row: (*decoded(row[sounds]), row[label])
 
 
 def decoded(file: dict[str, Any]) -> tuple[np.ndarray, int]:

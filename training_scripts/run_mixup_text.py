@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
 
 from hf_mixup import MixupTrainer, MixupTrainingArguments
-from hf_mixup.cli.tasks import TaskArguments, class_names, column_of, data_sets, load_splits, named, numbered, script, train
+from hf_mixup.cli.tasks import TaskArguments, column_of, data_sets, load_splits, named, numbered, script, train, with_classes
 from hf_mixup.data.docstrings import PACKAGES, docstrings
 from hf_mixup.networks.backbones import load_classifier
 
@@ -54,9 +54,9 @@ def loaded(task: TaskArguments, seed: int) -> tuple[Any, Any, list[str], Any]:
 
     train, evaluation = load_splits(task, seed)
     label = column_of(train, task.label_column_name, ClassLabel, "labels")
-    words = train.select_columns([name for name, kind in train.features.items() if kind == Value("string")])
+    words = train.select_columns([name for name, kind in train.features.items() if kind == Value("string") and name != label])
     text = column_of(words, task.input_column_name, Value, "texts")
-    return train, evaluation, class_names(train, evaluation, label), lambda row: (row[text], row[label])
+    return *with_classes(train, evaluation, label), lambda row: (row[text], row[label])
 
 
 def own_tokenizer(texts: list[str], words: int = 4000) -> PreTrainedTokenizerFast:

@@ -12,7 +12,7 @@ import numpy as np
 from transformers import AutoImageProcessor, VideoMAEConfig, VideoMAEForVideoClassification, VideoMAEImageProcessor
 
 from hf_mixup import MixupTrainer, MixupTrainingArguments
-from hf_mixup.cli.tasks import TaskArguments, class_names, column_of, data_sets, load_splits, named, numbered, script, train
+from hf_mixup.cli.tasks import TaskArguments, column_of, data_sets, load_splits, named, numbered, script, train, with_classes
 from hf_mixup.data.made import digit_pictures, digit_videos
 from hf_mixup.data.pixels import read_image
 from hf_mixup.networks.backbones import load_classifier
@@ -59,12 +59,7 @@ def loaded(task: TaskArguments, seed: int) -> tuple[Any, Any, list[str], Any]:
     train, evaluation = load_splits(task, seed)
     frames = column_of(train, task.input_column_name, List, "frames")
     label = column_of(train, task.label_column_name, ClassLabel, "labels")
-    return (
-        train,
-        evaluation,
-        class_names(train, evaluation, label),
-        lambda row: ([np.array(read_image(frame)) for frame in row[frames]], row[label]),
-    )
+    return *with_classes(train, evaluation, label), lambda row: ([np.array(read_image(frame)) for frame in row[frames]], row[label])
 
 
 def from_scratch(**labels: Any) -> tuple[VideoMAEForVideoClassification, VideoMAEImageProcessor]:

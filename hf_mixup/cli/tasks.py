@@ -22,7 +22,7 @@ from hf_mixup.cli.parser import Parser
 from hf_mixup.cli.refusals import log_to_screen
 from hf_mixup.cli.train import DEFAULTS, REPLACED, TASKS, TOLD, check_installed
 from hf_mixup.core.checks import check_count
-from hf_mixup.data.labels import ONE_CLASS, Labels, listed, network_classes
+from hf_mixup.data.labels import ONE_CLASS, Labels, listed, network_classes, read_splits, with_labels
 from hf_mixup.networks.backbones import checkpoint_config
 from hf_mixup.report.examples import Recordings, mixed_examples, varied
 from hf_mixup.report.plots import gallery
@@ -166,14 +166,31 @@ def column_of(data: Any, name: str | None, kind: type | tuple[type, ...], what: 
     return found[0]
 
 
-def class_names(train: Any, evaluation: Any, label: str) -> list[str]:
-    """Names of the classes, by class number. Raises ValueError if the splits number their classes differently."""
-    names, others = (data.features[label].names for data in (train, evaluation))
-    if names != others:
+def with_classes(train: Any, evaluation: Any, column: str) -> tuple[Any, Any, list[str]]:
+    """Both splits with a column of class numbers, matched by name and without rows that have no label, and the names of the classes.
+
+    Raises ValueError for labels that are not one class for each row, and for an evaluation of classes that are not trained.
+    """
+    from hf_mixup.data.sources import joined
+
+    parts, called = {"train": train, "evaluation": evaluation}, {"train": "train", "evaluation": "the evaluation split"}
+    labels = read_splits(parts, column, called)
+    for role, one in labels.items():
+        if one.problem_type != ONE_CLASS or one.values.ndim == 2 or not one.labelled.any():
+            seen = one.problem_type.replace("_", " ") if one.labelled.any() else "no label"
+            raise ValueError(
+                f"every row must have one class, got {seen} in column {column!r} of {called[role]}; choose another column with --label_column_name."
+            )
+        if not one.labelled.all():
+            logger.warning("%s: %d of %d rows have no label and are left out", called[role], (~one.labelled).sum(), len(one.labelled))
+    trained = labels["train"].names
+    labels, names = joined(labels, called, True, column)
+    if len(names) > len(trained):
         raise ValueError(
-            f"both splits must have the same classes in the same order, got {listed(names)}, and {listed(others)}; cast one of them."
+            f"every class of the evaluation split must be one of the training split, got {listed(name for name in names if name not in trained)}, where "
+            f"that has {listed(trained)}; check the spelling of the names."
         )
-    return names
+    return *(with_labels(data, column, labels[role]) for role, data in parts.items()), names
 
 
 def numbered(task: TaskArguments, names: Sequence[str]) -> tuple[list[str], dict[int, int]]:

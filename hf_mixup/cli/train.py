@@ -58,7 +58,7 @@ TOLD = {
     "resume_from_checkpoint": "True for the newest complete checkpoint of output_dir, or the folder of a checkpoint.",
     "do_train": "Train. Without --do_train, --do_eval and --do_predict: train and evaluate.",
     "do_eval": "Evaluate on the evaluation images. Without --do_train it measures a checkpoint unchanged.",
-    "do_predict": "Write the prediction for every evaluation image to predict_results.txt.",
+    "do_predict": "Write the prediction for every evaluation image to predict_results.txt. Its index counts the images that are evaluated: without rows that have no label, and with --max_eval_samples in the order of the draw.",
     "push_to_hub": "Push the run to the Hub at its end.",
     "hub_model_id": "Repository to push to. Default: the name of the folder.",
 }
@@ -117,6 +117,7 @@ def of_network(recipe: dict[str, Any], typed: Sequence[str]) -> dict[str, Any]:
     """The recipe without its network, of either kind, if another one is `typed`: the names of those arguments."""
     replaced = ["model_name_or_path", "architecture"] if typed else []
     replaced += ["drop_path"] if typed and "architecture" not in typed else []  # which only those of an architecture have
+    replaced += ["crop_ratio"] if "model_name_or_path" in typed else []  # its image processor has its own
     return {name: value for name, value in recipe.items() if name not in replaced}
 
 

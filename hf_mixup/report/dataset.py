@@ -32,15 +32,16 @@ def published_rows() -> list[dict[str, Any]]:
 
 
 def measured_rows(sweeps: Iterable[Path]) -> list[dict[str, Any]]:
-    """The cells of sweeps; the folder's name is the recipe's. Accuracy is in percent; None means not measured."""
+    """The cells of sweeps; the folder's name is the recipe's. Accuracy is in percent; None means not measured, and for alpha none or several."""
     rows = []
     for path in sorted(cell for sweep in sweeps for cell in (sweep / "cells").glob("*.json")):
-        cell, words = json.loads(path.read_text()), {}
-        for place, word in enumerate(cell["words"]):
+        cell, words, values = json.loads(path.read_text()), {}, []
+        for word in cell["words"]:
             if word.startswith("--"):
-                following = cell["words"][place + 1 :]
-                ends = [n for n, other in enumerate(following) if other.startswith("--")]
-                words[word[2:]] = following[: ends[0]] if ends else following
+                name, given, value = word[2:].partition("=")
+                words[name.replace("-", "_")] = values = [value] if given else []
+            else:
+                values.append(word)
         reported = Reported.by(about(words["recipe"][0], RECIPES))
         rows.append(
             {
@@ -49,7 +50,7 @@ def measured_rows(sweeps: Iterable[Path]) -> list[dict[str, Any]]:
                 "network": words.get("architecture", words.get("model_name_or_path", [""]))[0],
                 "epochs": float(words["num_train_epochs"][0]) if "num_train_epochs" in words else None,
                 "seed": int(words["seed"][0]),
-                "alpha": float(words["alpha"][0]) if "alpha" in words else None,
+                "alpha": float(words["alpha"][0]) if len(words.get("alpha", ())) == 1 else None,
                 "top1": 100 * reported.of(cell["top1"]),
                 "reported": str(reported),
                 **{name: cell.get(name) for name in CSV_MEASURES},
