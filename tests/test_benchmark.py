@@ -383,6 +383,10 @@ def test_rows_of_a_sweep_report_accuracies_as_its_recipe_does(tmp_path):
     (tmp_path / "cifar10_basic/cells/cutmix-1.json").write_text(json.dumps(cell))
     [row] = measured_rows([tmp_path / "cifar10_basic"])
     assert (row["top1"], row["alpha"], row["reported"]) == (80, 0.2, "median of the last 10 epochs")
+    cell["words"] = ["--recipe", "cifar10_basic", "--mix", "mixup", "cutmix", "--num-train-epochs=2", "--alpha", "0.2", "1", "--seed=3"]
+    (tmp_path / "cifar10_basic/cells/cutmix-1.json").write_text(json.dumps(cell))
+    [row] = measured_rows([tmp_path / "cifar10_basic"])
+    assert (row["method"], row["epochs"], row["alpha"], row["seed"]) == ("mixup+cutmix", 2, None, 3)
 
 
 SWEEP = ("--recipe", "digits100", "--mix", "vanilla", "transmix", "--backbones", "cifar_resnet20", "vit_mini", "--epochs", 2, "--seeds", 2)

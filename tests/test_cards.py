@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 from huggingface_hub import ModelCard
 from PIL import Image
+from transformers import ViTConfig, ViTImageProcessor
 
 from hf_mixup import METHODS, MixupModel
 from hf_mixup.data.processor import ImageFormat
@@ -214,6 +215,20 @@ def test_figures_are_those_of_timm_s_cards(tmp_path):
         text = write_model_card(folder).read_text()
         found = re.search(r"parameters:\*\* ([\d.]+) M.*?([\d.]+) GMACs, ([\d.]+) M activations", text, re.DOTALL)
         assert [float(number) for number in found.groups()] == pytest.approx(wanted, abs=0.06)
+
+
+def test_size_of_the_images_is_that_of_the_processor(tmp_path):
+    """Images that are not square, and a crop that is switched off."""
+    (tmp_path / "mixup_config.json").write_text(json.dumps({"methods": [{"name": "mixup"}]}))
+    size = {"image_size": (16, 24), "patch_size": 8, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    ViTConfig(architectures=["ViTForImageClassification"], **size).save_pretrained(tmp_path)
+    assert "**image size:** 16 x 24 pixels" in write_model_card(tmp_path).read_text()
+    ViTImageProcessor(size={"height": 16, "width": 24}).save_pretrained(tmp_path)
+    file = tmp_path / "preprocessor_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "crop_size": {"height": 8, "width": 8}, "do_center_crop": False}))
+    text = write_model_card(tmp_path).read_text()
+    assert "**image size:** 16 x 24 pixels" in text
+    assert "GMACs" in text
 
 
 def test_says_where_it_was_watched(tmp_path, monkeypatch):

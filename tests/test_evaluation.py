@@ -187,6 +187,58 @@ def test_every_protocol_in_five_minutes(own):
     assert (own / "corruptions.png").stat().st_size > 5000
 
 
+def test_results_of_other_weights_or_pixels_are_not_gone_on_with(tmp_path):
+    """Neither of another revision on the Hub, nor of adapters or files of torch in the same folder, nor with another normalisation."""
+    from hf_mixup.arguments import DataArguments
+    from hf_mixup.data.processor import ImageFormat
+    from hf_mixup.data.sources import load_images
+    from hf_mixup.report.card import weights_hash
+    from images import script
+    from small import resnet
+
+    run, first, second = script("run_evaluation"), resnet(), resnet()
+    second.load_state_dict(first.state_dict())
+    assert run.hash_of_network(first) == run.hash_of_network(second)
+    next(iter(second.parameters())).data.view(-1)[0] += 1
+    assert run.hash_of_network(first) != run.hash_of_network(second)
+    for name in ("adapter_model.safetensors", "pytorch_model.bin"):
+        before = weights_hash(tmp_path)
+        (tmp_path / name).write_bytes(b"weights")
+        assert weights_hash(tmp_path) not in (before, None)
+    images = load_images(DataArguments(dataset_name="digits"), training=False)
+    assert run.fingerprint(images, ImageFormat(32)) != run.fingerprint(images, ImageFormat(32, mean=(0.5, 0.5, 0.5)))
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"protocols": ["fgsm"], "patch": 4}, "patch is for occlusion, got 4 with protocols fgsm; add occlusion"),
+        ({"protocols": [], "eps": 2.0}, "eps is for fgsm and pgd, got 2.0 with protocols none"),
+        ({"protocols": ["pgd"], "corrupted_dataset_name": "somebody/cifar10-c"}, "corrupted_dataset_name is for corruptions"),
+        ({"severity_column_name": "level"}, "severity_column_name is for a ready set, got 'level'"),
+    ],
+)
+def test_settings_of_what_is_not_measured_are_refused(settings, sentence):
+    from hf_mixup.evaluation.evaluate import EvaluationArguments
+
+    with pytest.raises(ValueError, match=sentence):
+        EvaluationArguments(**settings)
+
+
+def test_numbers_by_class_are_told_with_their_classes():
+    """A checkpoint keeps its order of classes, which may not be that of the folders."""
+    from hf_mixup.methods import MethodChoice
+    from images import script
+
+    choice = MethodChoice.build(
+        ["mixup", "remix"], mix_args={"remix": {"class_counts": (5, 9)}}, loss={"name": "crossentropy", "weight": (1, 2.5)}
+    )
+    assert script("run_mixup").numbers_by_class(choice, ["dog", "cat"]) == [
+        "weight: 1 for 'dog', 2.5 for 'cat'",
+        "class_counts: 5 for 'dog', 9 for 'cat'",
+    ]
+
+
 # -- pictures -------------------------------------------------------------------------------------------------------------
 
 
@@ -248,3 +300,16 @@ def test_a_mistake_in_a_picture_is_one_sentence(tmp_path):
     done = run_script("visualize_mixup.py", "--activations", "--output", tmp_path / "out.png", check=False)
     assert done.returncode != 0
     assert "got no checkpoint; pass --checkpoint" in done.stderr.strip().splitlines()[-1]
+    from datasets import DatasetDict
+
+    from hf_mixup.data.sources import digits
+    from images import script
+
+    DatasetDict(test=digits()["test"].select([0])).save_to_disk(tmp_path / "one")
+    for words, sentence in (
+        (("--label_column_name", "said"), "--label_column_name is for a data set, got 'said' without one"),
+        (("--inputs", "videos", "--image_size", "64"), "--inputs videos draws data that is made here, got --image_size too"),
+        (("--dataset_name", tmp_path / "one"), "mixing needs at least 2 images, got 1 in 'test'"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            script("visualize_mixup").main([*map(str, words), "--output", str(tmp_path / "out.png")])

@@ -262,6 +262,11 @@ def test_what_a_network_has_of_its_own_follows_a_checkpoint():
     model, _, _, args = parsed(*found["ResNeXt-50-32x4d"].words(), "--output_dir", "/nowhere")
     assert model.model_name_or_path == "timm/resnext50_32x4d.tv_in1k"
     assert args.mix_args["adautomix"]["beta"] == 0.6
+    # a crop is of its image processor
+    assert (
+        parsed("--recipe", "imagenet_deit_s", "--model_name_or_path", "somebody/checkpoint", "--output_dir", "/nowhere")[1].crop_ratio
+        is None
+    )
 
 
 # -- what a recipe builds ---------------------------------------------------------------------------------------------------

@@ -15,13 +15,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers.utils import logging as transformers_logging
 
 from hf_mixup.arguments import FOR_TRAINING, DataArguments
 from hf_mixup.cli.parser import Parser
 from hf_mixup.cli.refusals import log_to_screen, run
 from hf_mixup.core.secrets import without_secrets
-from hf_mixup.data.processor import format_of_checkpoint
+from hf_mixup.data.processor import ImageFormat, format_of_checkpoint
 from hf_mixup.data.sources import ImageData, load_images
 from hf_mixup.evaluation.evaluate import EvaluationArguments, Evaluator, evaluate, pixel_model
 from hf_mixup.networks.backbones import channels_of, check_takes, load_classifier
@@ -73,10 +74,19 @@ def with_the_runs_data(typed: dict[str, Any], facts: dict[str, Any]) -> tuple[di
     return values, facts.get("seed", typed.get("seed", 42))
 
 
-def fingerprint(images: ImageData) -> str:
-    """Identifies the images and their order, by their classes."""
-    labels = json.dumps([images.name, images.evaluation_split, list(images.evaluation[images.label_column])], default=str)
-    return hashlib.sha256(labels.encode()).hexdigest()
+def fingerprint(images: ImageData, form: ImageFormat) -> str:
+    """Identifies the images and their order, by their classes, and what the network is given of them."""
+    labels = [images.name, images.evaluation_split, images.image_column, repr(form), list(images.evaluation[images.label_column])]
+    return hashlib.sha256(json.dumps(labels, default=str).encode()).hexdigest()
+
+
+def hash_of_network(network: torch.nn.Module) -> str:
+    """A hash of weights that lie in no folder, as those of a revision on the Hub."""
+    found = hashlib.sha256()
+    for name, weight in network.state_dict().items():
+        found.update(name.encode())
+        found.update(weight.cpu().reshape(-1).view(torch.uint8).numpy())
+    return found.hexdigest()
 
 
 def main(argv: list[str], prog: str = "run_evaluation.py") -> None:
@@ -107,9 +117,9 @@ def main(argv: list[str], prog: str = "run_evaluation.py") -> None:
     folder = RunFolder(where.output_dir or (checkpoint if checkpoint.is_dir() else f"runs/evaluation-{checkpoint.name}"))
     about = {
         "model": checkpoint.absolute().name if checkpoint.is_dir() else typed["checkpoint"],
-        "weights": weights_hash(checkpoint),
+        "weights": weights_hash(checkpoint) or hash_of_network(network),
         "dataset": {"name": images.name, "split": images.evaluation_split, "images": len(images.evaluation)},
-        "fingerprint": fingerprint(images),
+        "fingerprint": fingerprint(images, form),
         "num_labels": network.config.num_labels,
         "image_size": form.sides[0] if form.sides[0] == form.sides[1] else list(form.sides),
         "command": shlex.join(["hf-mixup", "evaluate", *without_secrets(argv)]),

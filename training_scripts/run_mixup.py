@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,8 @@ from hf_mixup.data.dataset import ImageDataset, check_readable
 from hf_mixup.data.labels import NUMBER, SEVERAL_CLASSES
 from hf_mixup.data.sources import ImageData, check_loss, load_images
 from hf_mixup.data.stream import ImageStream, load_stream
-from hf_mixup.methods import taught_by_the_network
+from hf_mixup.method import KINDS
+from hf_mixup.methods import MethodChoice, taught_by_the_network
 from hf_mixup.networks.families import freeze_backbone
 from hf_mixup.report.card import licence_of
 from hf_mixup.report.examples import MaskPictures, mixed_examples, varied
@@ -77,6 +79,8 @@ def work(
     else:
         images = load_images(data_args, args.seed, **where, regression=any(loss.problem_type == "regression" for loss in losses))
     check_loss(images, losses)
+    for line in numbers_by_class(args.method_choice(), images.label_names):
+        logger.info("%s", line)
     if data_args.check_images:
         for split, name in ((images.train, "training"), (images.evaluation, "evaluation")):
             check_readable(split, images.image_column, name, args.dataloader_num_workers)
@@ -186,6 +190,21 @@ def work(
     if first:
         logger.info("everything is in %s", folder.path)
     trainer.accelerator.end_training()
+
+
+def numbers_by_class(choice: MethodChoice, names: Sequence[str]) -> list[str]:
+    """Says which class each number of `weight` and `class_counts` is for: they have the order of the network's outputs, as a checkpoint has them."""
+    given = [
+        (name, values)
+        for method in choice.methods
+        for kind in KINDS
+        for name in ("weight", "class_counts")
+        if isinstance(values := getattr(getattr(method, kind), name, None), tuple)
+    ]
+    return [
+        f"{name}: {', '.join(f'{value:g} for {own!r}' for value, own in zip(values, names, strict=False))}"
+        for name, values in dict.fromkeys(given)
+    ]
 
 
 def measured(trainer: MixupTrainer) -> dict[str, float]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +40,8 @@ IDLE = {
     "masks": ("mix", "alpha", "mix_args", "activations", "count"),
     "images": ("dataset_name", "train_dir", "validation_dir"),
 }
+# arguments of data that have an effect on any images
+OF_FORMAT = ("image_size", "channels", "image_mean", "image_std", "crop_ratio")
 logger = logging.getLogger("visualize_mixup")
 
 
@@ -121,6 +123,8 @@ def read(data: DataArguments, args: PictureArguments, form: ImageFormat | None) 
         images = load_images(data, args.seed, training=False, known=known)
         form = form or format_from_scratch(data, images.evaluation, images.image_column)
         batch = varied(ImageDataset(images.evaluation, images.image_column, images.label_column, form.eval_transform()), max(args.count, 2))
+        if len(batch) < 2:
+            raise ValueError(f"mixing needs at least 2 images, got {len(batch)} in {images.evaluation_split!r}; take a larger split.")
         return torch.stack([e["pixel_values"] for e in batch]), [e["labels"] for e in batch], images.label_names, form
     if args.images is not None and len(args.images) < 2:
         raise ValueError(f"mixing needs at least 2 images, got {len(args.images)}; give another one.")
@@ -196,15 +200,20 @@ def draw(data: DataArguments, args: PictureArguments) -> None:
         check_known("the ending of output", ending, [f".{name}" for name in FigureCanvasBase.get_supported_filetypes()])
     if args.mix is not None:
         check_seen(MethodChoice.build(args.mix))
+    of_data = [field.name for field in fields(data) if getattr(data, field.name) != field.default]
     if args.inputs != "images":
-        asked = [name for name in ("all", "masks", "activations", "images", "checkpoint") if getattr(args, name)]
-        asked += [name for name in ("dataset_name", "train_dir", "validation_dir") if getattr(data, name)]
+        asked = [name for name in ("all", "masks", "activations", "images", "checkpoint") if getattr(args, name)] + of_data
         if asked:
             raise ValueError(f"--inputs {args.inputs} draws data that is made here, got --{asked[0]} too; leave one of them out.")
         choice = MethodChoice.build(args.mix or ["mixup", "cutmix"], alpha=args.alpha, mix_args=parse_json("mix_args", args.mix_args))
         Path(args.output).parent.mkdir(parents=True, exist_ok=True)
         logger.info("%s holds %d mixtures", args.output, draw_recordings(args, choice))
         return
+    idle = [name for name in of_data if name not in OF_FORMAT]
+    if idle and not {"dataset_name", "train_dir", "validation_dir"} & set(idle):
+        raise ValueError(
+            f"--{idle[0]} is for a data set, got {getattr(data, idle[0])!r} without one; pass --dataset_name, or leave it out."
+        )
     if args.activations and args.checkpoint is None:
         raise ValueError("activation maps need a trained network, got no checkpoint; pass --checkpoint.")
     if args.masks and (args.checkpoint is None or not Path(args.checkpoint, CONFIG_NAME).is_file()):

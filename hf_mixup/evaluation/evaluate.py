@@ -32,6 +32,11 @@ from datasets import ClassLabel, Dataset, List, concatenate_datasets  # noqa: E4
 
 PROTOCOLS = ("fgsm", "pgd", "corruptions", "occlusion")
 RATIOS = [tenth / 10 for tenth in range(10)]  # shares of hidden patches
+# arguments that some protocols use alone
+USED_BY = {
+    "eps": ("fgsm", "pgd"), "pgd_step": ("pgd",), "pgd_steps": ("pgd",), "patch": ("occlusion",), "max_corrupted_samples": ("corruptions",),
+    "corrupted_dataset_name": ("corruptions",),
+}  # fmt: skip
 # a function from pixels in [0, 1], labels and rows to changed pixels
 Change = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -79,6 +84,17 @@ class EvaluationArguments:
     def __post_init__(self):
         for protocol in self.protocols:
             check_known("protocols", protocol, PROTOCOLS)
+        for name, protocols in USED_BY.items():
+            if getattr(self, name) != getattr(type(self), name) and not set(protocols) & set(self.protocols):
+                raise ValueError(
+                    f"{name} is for {' and '.join(protocols)}, got {getattr(self, name)!r} with protocols {' '.join(self.protocols) or 'none'}; add "
+                    f"{protocols[0]} to the protocols, or leave it out."
+                )
+        for name in ("corruption_column_name", "severity_column_name"):
+            if getattr(self, name) != getattr(type(self), name) and self.corrupted_dataset_name is None:
+                raise ValueError(
+                    f"{name} is for a ready set, got {getattr(self, name)!r} without corrupted_dataset_name; give it, or leave this out."
+                )
         check_count(1, batch_size=self.batch_size, pgd_steps=self.pgd_steps, bins=self.bins)
         check_count(0, workers=self.workers, seed=self.seed)
         check_between(0, 255, eps=self.eps, pgd_step=self.pgd_step)

@@ -348,13 +348,13 @@ def _architecture(network: Mapping[str, Any]) -> str:
 
 
 def _facts(folder: Path, network: Mapping[str, Any]) -> dict[str, Any]:
-    side = _side(folder, network)
+    sides = _sides(folder, network)
     names = list((network.get("id2label") or {}).values()) or network.get("label_names") or []
     return {
         "type": f"{task_of(network['model_type']).replace('-', ' ')}, and features for other tasks",
         "architecture": _architecture(network),
         **({"code": "its own; read it, then load it with trust_remote_code=True"} if network.get("auto_map") else {}),
-        **({"image size": f"{side} x {side} pixels"} if side else {}),
+        **({"image size": f"{sides[0]} x {sides[1]} pixels"} if sides else {}),
         "classes": f"{len(names)}: {', '.join(map(str, names[:10]))}{', ...' if len(names) > 10 else ''}" if names else "not named",
     }
 
@@ -381,14 +381,14 @@ def _measured(folder: Path, network: Mapping[str, Any], kind: Any) -> tuple[dict
             return out
 
     facts, shapes, embedding = {}, [], None
-    side = _side(folder, network) if task_of(network["model_type"]) == "image-classification" else None
+    sides = _sides(folder, network) if task_of(network["model_type"]) == "image-classification" else None
     try:
         # older releases of timm read numbers from tensors while they build a network
         with torch.device("meta"), meta_device_safe_creation_ops(), torch.no_grad():
             model = kind.from_config(AutoConfig.from_pretrained(folder, trust_remote_code=False)).eval()
             facts["parameters"] = f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M"
-            if side:
-                image = torch.zeros(1, _channels(network), side, side)
+            if sides:
+                image = torch.zeros(1, _channels(network), *sides)
                 with FlopCounterMode(display=False) as counter, Activations() as activations:
                     model(pixel_values=image)
                 facts["cost of an image"] = f"{counter.get_total_flops() / 2e9:.3f} GMACs, {activations.count / 1e6:.2f} M activations"
@@ -413,19 +413,19 @@ def _channels(network: Mapping[str, Any]) -> int:
     return (network.get("model_args") or {}).get("in_chans") or network.get("num_channels") or 3
 
 
-def _side(folder: Path, network: Mapping[str, Any]) -> int | None:
-    described = (network.get("pretrained_cfg") or {}).get("input_size", (None,))[
-        -1
-    ]  # for a timm network, whose processor reads the size there
+def _sides(folder: Path, network: Mapping[str, Any]) -> tuple[int, int] | None:
+    """(height, width) of the network's images, if they are told."""
+    described = (network.get("pretrained_cfg") or {}).get("input_size")  # for a timm network, whose processor reads the size there
     if described is not None:
-        return described
+        return tuple(described[1:])
     path = folder / "preprocessor_config.json"
     if path.is_file():
         processor = json.loads(path.read_text())
-        for size in (processor.get("crop_size"), processor.get("size")):
+        for size in (processor.get("crop_size") if processor.get("do_center_crop", True) else None, processor.get("size")):
             if isinstance(size, dict) and "height" in size:
-                return size["height"]
-    return network["image_size"] if isinstance(network.get("image_size"), int) else None
+                return size["height"], size["width"]
+    side = network.get("image_size")
+    return (side, side) if isinstance(side, int) else tuple(side) if isinstance(side, list) and len(side) == 2 else None
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
@@ -497,7 +497,7 @@ def write_evaluation(folder: str | Path, results: Mapping[str, Any]) -> None:
 def weights_hash(folder: str | Path) -> str | None:
     """A hash of the weights in a folder; None if it has none."""
     found = hashlib.sha256()
-    files = sorted(Path(folder).glob("model*.safetensors"))
+    files = sorted(path for ending in ("safetensors", "bin") for path in Path(folder).glob(f"*model*.{ending}"))
     for path in files:
         with open(path, "rb") as file:
             found.update(hashlib.file_digest(file, "sha256").digest())
