@@ -262,11 +262,12 @@ def test_what_a_network_has_of_its_own_follows_a_checkpoint():
     model, _, _, args = parsed(*found["ResNeXt-50-32x4d"].words(), "--output_dir", "/nowhere")
     assert model.model_name_or_path == "timm/resnext50_32x4d.tv_in1k"
     assert args.mix_args["adautomix"]["beta"] == 0.6
-    # a crop is of its image processor
-    assert (
-        parsed("--recipe", "imagenet_deit_s", "--model_name_or_path", "somebody/checkpoint", "--output_dir", "/nowhere")[1].crop_ratio
-        is None
-    )
+    # its image processor has its own crop and normalisation, and folders of images have no columns
+    for recipe in ("imagenet_deit_s", "cifar100_basic"):
+        _, data, *_ = parsed(
+            "--recipe", recipe, "--model_name_or_path", "somebody/checkpoint", "--train_dir", "photos", "--output_dir", "/nowhere"
+        )
+        assert (data.crop_ratio, data.image_mean, data.image_std, data.dataset_name, data.label_column_name) == (None,) * 5
 
 
 # -- what a recipe builds ---------------------------------------------------------------------------------------------------

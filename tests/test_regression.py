@@ -205,7 +205,7 @@ def test_what_mixing_does_for_a_regression(tmp_path):
         assert errors["cmixup"] < 0.02 < float(angles.var())
 
 
-def test_predictions_of_a_regression_are_its_numbers(tmp_path):
+def test_predictions_of_a_regression_are_its_numbers(tmp_path, monkeypatch):
     rows = {"image": [Pictures.new("RGB", (16, 16), (7 * row,) * 3) for row in range(12)], "label": [row / 4 for row in range(12)]}
     data = Dataset.from_dict(rows, features=Features({"image": Image(), "label": Value("float32")}))
     DatasetDict(train=data, test=data).save_to_disk(tmp_path / "data")
@@ -221,5 +221,18 @@ def test_predictions_of_a_regression_are_its_numbers(tmp_path):
         assert wrong not in card, wrong
     with refuses("mixed numbers are drawn by the methods and the loss of a run, got labels such as 0; pass --checkpoint"):
         script("visualize_mixup").main(["--dataset_name", str(tmp_path / "data"), "--output", str(tmp_path / "b.png")])
+    # images without a number are drawn with the predicted one
+    files = [str(tmp_path / f"{row}.png") for row in (2, 9)]
+    for file, row in zip(files, (2, 9), strict=True):
+        rows["image"][row].save(file)
+    pictures, drawn = script("visualize_mixup"), []
+    monkeypatch.setattr(pictures, "gallery", lambda path, columns, names: drawn.extend(columns))
+    words = ["--checkpoint", str(tmp_path / "out"), "--images", *files, "--count", "2", "--output", str(tmp_path / "c.png")]
+    with refuses("mixed numbers are drawn by the methods and the loss of a run"):
+        pictures.main([*words, "--mix", "mixup"])
+    pictures.main(words)
+    said = sorted(float(told[row][1]) for row in (2, 9))
+    assert all(said[0] - 1e-4 <= float(column["target"]) <= said[1] + 1e-4 for column in drawn)
+    assert said[0] > 0 or said[1] < 0  # 0 would be the number of a class
     apart = np.array([float(number) for _, number in told]) - np.array(rows["label"])
     assert np.square(apart).mean() == pytest.approx(json.loads((tmp_path / "out/eval_results.json").read_text())["eval_mse"], rel=1e-3)

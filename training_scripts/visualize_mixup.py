@@ -22,7 +22,7 @@ from hf_mixup.cli.parser import Parser
 from hf_mixup.cli.refusals import log_to_screen, run
 from hf_mixup.core.checks import check_between, check_count, check_known
 from hf_mixup.data.dataset import ImageDataset
-from hf_mixup.data.labels import network_classes
+from hf_mixup.data.labels import NUMBER, network_classes
 from hf_mixup.data.made import MELODIES, RATE, digit_pictures, digit_videos, melodies
 from hf_mixup.data.pixels import read_image
 from hf_mixup.data.processor import ImageFormat, format_from_scratch, format_of_checkpoint
@@ -117,10 +117,11 @@ def named(paths: list[str], channels: int) -> tuple[list[str], list]:
 def read(data: DataArguments, args: PictureArguments, form: ImageFormat | None) -> tuple[torch.Tensor, list[int], list[str], ImageFormat]:
     """Normalised images, their classes, the classes' names, and the format."""
     if data.dataset_name or data.train_dir or data.validation_dir:
-        known = None
+        known, numbers = None, False
         if args.checkpoint is not None:  # the network's saliency depends on the class
-            known = KnownClasses(network_classes(checkpoint_config(args.checkpoint)), trains=False)
-        images = load_images(data, args.seed, training=False, known=known)
+            config = checkpoint_config(args.checkpoint)
+            known, numbers = KnownClasses(network_classes(config), trains=False), config.problem_type == NUMBER
+        images = load_images(data, args.seed, training=False, known=known, regression=numbers)
         form = form or format_from_scratch(data, images.evaluation, images.image_column)
         batch = varied(ImageDataset(images.evaluation, images.image_column, images.label_column, form.eval_transform()), max(args.count, 2))
         if len(batch) < 2:
@@ -239,7 +240,8 @@ def draw(data: DataArguments, args: PictureArguments) -> None:
         masks_by_lam(args.output, columns, LAMS)
     else:
         ours = args.checkpoint is not None and Path(args.checkpoint, CONFIG_NAME).is_file()
-        if isinstance(labels[0], float) and (args.mix is not None or not ours):
+        numbers = isinstance(labels[0], float) or (network is not None and network.config.problem_type == NUMBER)
+        if numbers and (args.mix is not None or not ours):
             raise ValueError(
                 f"mixed numbers are drawn by the methods and the loss of a run, got labels such as {labels[0]:g}; pass --checkpoint with the folder "
                 "of a run of regression, without --mix."
@@ -256,9 +258,10 @@ def draw(data: DataArguments, args: PictureArguments) -> None:
                 network = from_scratch(default_architecture(choice), max(len(names), 2), form.size, channels=form.channels)
             model = MixupModel(network, choice)
         if args.checkpoint is not None and not (data.dataset_name or data.train_dir or data.validation_dir):
-            # images without a known class get the predicted one
+            # images without a known label get the predicted one
             with torch.no_grad():
-                labels = model.eval()(pixels).logits.argmax(1).tolist()
+                said = model.eval()(pixels).logits
+            labels = (said if numbers else said.argmax(1)).tolist()
             names = [str(model.config.id2label[c]) for c in range(model.num_labels)]
         columns = drawn(model, pixels, torch.tensor(labels), form, args.seed, args.count, masks=True, activations=args.activations)
         gallery(args.output, columns, names)

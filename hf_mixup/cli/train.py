@@ -91,7 +91,9 @@ def settings(argv: list[str], prog: str = "run_mixup.py") -> tuple[Parser, dict[
     if values["recipe"] is not None:
         recipe = read_recipe(values["recipe"], RECIPES, mix=mix, network=typed[network[0]] if network else None)
         if "train_dir" in typed or "validation_dir" in typed:  # typed folders replace the data set of the recipe
-            recipe = {name: value for name, value in recipe.items() if not name.startswith("dataset_")}
+            recipe = {
+                name: value for name, value in recipe.items() if not name.startswith("dataset_") and not name.endswith("_column_name")
+            }
         recipe = of_network(recipe, network)
         recipe = without_options(reader.converted(recipe, f"recipe {values['recipe']!r}"), typed)
         values = {**DEFAULTS, **recipe, **typed, "recipe": values["recipe"]}
@@ -117,7 +119,7 @@ def of_network(recipe: dict[str, Any], typed: Sequence[str]) -> dict[str, Any]:
     """The recipe without its network, of either kind, if another one is `typed`: the names of those arguments."""
     replaced = ["model_name_or_path", "architecture"] if typed else []
     replaced += ["drop_path"] if typed and "architecture" not in typed else []  # which only those of an architecture have
-    replaced += ["crop_ratio"] if "model_name_or_path" in typed else []  # its image processor has its own
+    replaced += ["crop_ratio", "image_mean", "image_std"] if "model_name_or_path" in typed else []  # its image processor has its own
     return {name: value for name, value in recipe.items() if name not in replaced}
 
 

@@ -203,7 +203,7 @@ def overview(path: str | Path, columns: Sequence[Mapping[str, Any]], label_names
     stream = io.BytesIO()
     figure.savefig(stream, format="png")
     image = Image.open(stream).convert("RGB")
-    if Path(path).suffix == ".jpg":
+    if Path(path).suffix.lower() in (".jpg", ".jpeg"):
         image.save(path, quality=80, optimize=True)
     else:
         image.quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
