@@ -134,6 +134,8 @@ FAMILIES: dict[str, Family] = {
 
 
 _TIMM_STEMS = ("act1", "bn1", "stem")
+# classes whose maps are (B, h, w, C), and which do not say so in `output_fmt`
+_TIMM_NHWC = ("VOLO", "VisionTransformerSAM")
 
 
 def family_of(network: nn.Module) -> Family:
@@ -170,7 +172,12 @@ def stage_names(network: nn.Module) -> list[str]:
     """Names of the modules whose outputs can be read or mixed, first to last. In transformers' models their outputs are the `hidden_states`."""
     if reads_tokens(network):
         return _blocks_of_text(network)
-    return [name for pattern in family_of(network).stages for name in numbered(network, pattern)]
+    names = [name for pattern in family_of(network).stages for name in numbered(network, pattern)]
+    if not names:  # timm lists modules that some of its networks do not have
+        raise ValueError(
+            f"the network must have the stages that timm lists, got {bare(network).config.architecture!r} without; use another one."
+        )
+    return names
 
 
 def _blocks_of_text(network: nn.Module) -> list[str]:
@@ -206,10 +213,14 @@ class Layout:
 
     Attributes:
         patch: size of an image patch in pixels, (height, width).
+        prefix: number of tokens before the patches, in the stages that have such tokens.
+        alone: whether an output holds nothing but the map. If it holds more, as in networks of several branches, the map is not all that goes on.
     """
 
     patch: tuple[int, int]
-    channels_last: bool
+    channels_last: bool = False
+    prefix: int = 0
+    alone: bool = False
 
     @classmethod
     def of(cls, network: nn.Module) -> Layout:
@@ -220,14 +231,21 @@ class Layout:
                 f"feature maps are known for networks of images only, got {type(network).__name__}; use a method that needs only the input."
             )
         if is_timm(network):
-            side = _timm_stages(network)[-1]["reduction"]
-            return cls((side, side), str(getattr(network.timm_model, "output_fmt", "")).endswith("NHWC"))
+            model, side = network.timm_model, _timm_stages(network)[-1]["reduction"]
+            channels_last = type(model).__name__ in _TIMM_NHWC or str(getattr(model, "output_fmt", "")).endswith("NHWC")
+            return cls((side, side), channels_last, getattr(model, "num_prefix_tokens", 0), alone=True)
         side = config.patch_sizes[0] if config.model_type == "pvt" else getattr(config, "patch_size", None) or 1
-        return cls(tuple(side) if isinstance(side, (tuple, list)) else (side, side), channels_last=False)
+        prefix = BLOCKS[config.model_type].prefix if config.model_type in BLOCKS else 0
+        return cls(tuple(side) if isinstance(side, (tuple, list)) else (side, side), prefix=prefix)
 
     def maps(self, output: Any, size: tuple[int, int]) -> Tensor:
         """A stage's output as (B, C, h, w), for images of `size` (H, W)."""
         hidden = first_tensor(output)
+        if self.alone and not isinstance(output, Tensor):
+            raise ValueError(
+                f"a layer must give one tensor, got {type(output).__name__} of {len(output)}, as networks of several branches give; name another layer, "
+                "or use another network."
+            )
         if hidden.ndim == 4:
             return hidden.permute(0, 3, 1, 2) if self.channels_last else hidden
         if hidden.ndim != 3:
@@ -245,11 +263,18 @@ class Layout:
         return with_first(output, torch.cat([before, patches], 1))
 
     def _grid(self, tokens: int, size: tuple[int, int]) -> tuple[int, int]:
-        """The grid of patches, halved until it has no more cells than there are tokens."""
-        h, w = (max(side // patch, 1) for side, patch in zip(size, self.patch, strict=True))
-        while h * w > tokens:
-            h, w = math.ceil(h / 2), math.ceil(w / 2)
-        return h, w
+        """The grid of patches, halved until it has no more cells than there are tokens. Raises ValueError if it does not leave the tokens before the
+        patches: those of another grid, or with patches left out, would be read at wrong places."""
+        for half in (math.floor, math.ceil):  # what is left at the edge of an image is dropped, or padded
+            h, w = (max(half(side / patch), 1) for side, patch in zip(size, self.patch, strict=True))
+            while h * w > max(tokens, 1):
+                h, w = max(half(h / 2), 1), max(half(w / 2), 1)
+            if tokens - h * w in (0, self.prefix):
+                return h, w
+        raise ValueError(
+            f"a layer of tokens must have one for each patch of {self.patch[0]}x{self.patch[1]} pixels, got {tokens} for an image of {size[0]}x{size[1]}; "
+            "name another layer, or use another network."
+        )
 
 
 def first_tensor(output: Any) -> Tensor:
@@ -285,11 +310,18 @@ def classifiers_of(network: nn.Module) -> list[nn.Linear]:
     """The classifiers of all heads: distilled networks have two, of which evaluation takes the mean."""
     last = classifier_of(network)
 
-    def equal(module: nn.Module) -> bool:
-        return isinstance(module, nn.Linear) and (module.in_features, module.out_features) == (last.in_features, last.out_features)
+    named = bare(network).timm_model.pretrained_cfg.get("classifier") or () if is_timm(bare(network)) else ()
+    known = [f".timm_model.{name}." for name in ([named] if isinstance(named, str) else named)]
 
-    # a layer of a block may have this size too, and has the block's number in its name
-    others = [module for name, module in network.named_modules() if equal(module) and not re.search(r"\.\d+\.", f".{name}.")]
+    def equal(name: str, module: nn.Module) -> bool:
+        if not isinstance(module, nn.Linear) or module.out_features != last.out_features:
+            return False
+        # a layer of a block may have this size too, and has the block's number in its name
+        return any(head in f".{name}." for head in known) or (
+            module.in_features == last.in_features and not re.search(r"\.\d+\.", f".{name}.")
+        )
+
+    others = [module for name, module in network.named_modules() if equal(name, module)]
     return [*(module for module in others if module is not last), last]
 
 
@@ -330,6 +362,29 @@ def final_norm(network: nn.Module) -> nn.LayerNorm | None:
     name = family_of(network).norm
     norm = None if name is None else module_of(network, name)
     return norm if isinstance(norm, nn.LayerNorm) else None
+
+
+def check_pooled(network: nn.Module) -> None:
+    """Raises ValueError if layers with weights stand between the last map and the classifier, other than the final layer norm: the classifier's weights
+    say nothing of the map then. Networks define their layers in the order in which they run."""
+    network, norm = bare(network), final_norm(network)
+    last = set(network.get_submodule(stage_names(network)[-1]).modules())
+    heads = {part for classifier in classifiers_of(network) for part in classifier.modules()}
+    modules = list(network.named_modules())
+    end = max(place for place, (_, module) in enumerate(modules) if module in last)
+    between = [
+        name
+        for name, module in modules[end + 1 :]
+        if module is not norm
+        and module not in heads
+        and (any(True for _ in module.parameters(recurse=False)) or any(True for _ in module.buffers(recurse=False)))
+    ]
+    if between:
+        raise ValueError(
+            f"activation maps need a network whose last map is only pooled, and normalised by a layer norm, before its classifier, got "
+            f"{between[0].removeprefix('timm_model.')} between them in {getattr(network.config, 'architecture', type(network).__name__)}; use another "
+            "network, or another method."
+        )
 
 
 # -- attention --------------------------------------------------------------------------------------------------------------
@@ -393,14 +448,14 @@ def blocks_of(network: nn.Module) -> tuple[Blocks, list[nn.Module]]:
 def _timm_blocks(model: nn.Module) -> Blocks | None:
     from timm.layers import Attention
     from timm.models.swin_transformer import SwinTransformer, WindowAttention
-    from timm.models.vision_transformer import VisionTransformer
+    from timm.models.vision_transformer import Block, VisionTransformer
 
     if isinstance(model, SwinTransformer) and type(model.layers[-1].blocks[-1].attn) is WindowAttention:
         return Blocks("timm_model.layers.*.blocks.*", "norm1", "attn", ("qkv",), "num_heads", windows=True)
     if isinstance(model, VisionTransformer):
         attention = getattr(model.blocks[-1], "attn", None)
-        # subclasses, and queries and keys with their own norm, compute attention differently
-        if type(attention) is Attention and isinstance(attention.q_norm, nn.Identity):
+        # subclasses, and queries and keys with their own norm, compute attention differently; so do blocks that normalise after it
+        if type(model.blocks[-1]) is Block and type(attention) is Attention and isinstance(attention.q_norm, nn.Identity):
             return Blocks(
                 "timm_model.blocks.*", "norm1", "attn", ("qkv",), "num_heads",
                 prefix=model.num_prefix_tokens, class_token=model.cls_token is not None and model.global_pool == "token",

@@ -21,6 +21,7 @@ from hf_mixup.data.processor import ImageFormat
 from hf_mixup.methods import METHODS, MethodChoice
 from hf_mixup.model import MixupModel
 from hf_mixup.networks.backbones import from_scratch
+from hf_mixup.networks.families import check_pooled
 from hf_mixup.networks.signals.features import class_activation, last_feature_map
 from hf_mixup.report.plots import masks_by_lam
 
@@ -176,6 +177,7 @@ def mixtures(
                     column["mask"] = share
         if activations:
             heaviest_class = onehot(step.targets.argmax(1), model.num_labels)
+            check_pooled(one.backbone)
             maps = class_activation(one.backbone, last_feature_map(one.backbone, shown), heaviest_class).detach()
             for column, activation in zip(columns, maps, strict=True):
                 column["activation"] = activation

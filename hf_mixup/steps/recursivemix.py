@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from hf_mixup.core.checks import check_between
 from hf_mixup.core.plan import Boxes, MixPlan, blend
 from hf_mixup.core.rng import MixKey
-from hf_mixup.networks.families import classifier_of
+from hf_mixup.networks.families import check_pooled, classifier_of
 from hf_mixup.networks.passes import watched
 from hf_mixup.networks.signals.features import Stages, normalised
 from hf_mixup.steps.standard import relabelled
@@ -24,6 +24,7 @@ class RecursiveState(MethodState):
 
     def __init__(self, network: nn.Module, share_fc: bool):
         super().__init__()
+        check_pooled(network)
         head = classifier_of(network)
         self.fc_roi = None if share_fc else nn.Linear(head.in_features, head.out_features)
         self.stages = Stages(network)

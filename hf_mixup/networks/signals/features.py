@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from hf_mixup.core.checks import check_known
 from hf_mixup.core.policy import Policy, Signals
-from hf_mixup.networks.families import Layout, classifier_of, effective_weight, final_norm, module_of, stage_names
+from hf_mixup.networks.families import Layout, check_pooled, classifier_of, effective_weight, final_norm, module_of, stage_names
 from hf_mixup.networks.passes import Tap, watched
 from hf_mixup.networks.signals.signal import EarlySignal, reading, resized
 
@@ -82,7 +82,7 @@ class Activation(EarlySignal):
     of_classes = True
 
     def __init__(self, network: nn.Module, policy: Policy):
-        classifier_of(network)
+        check_pooled(network)
         self.network, self.features = network, Features(network, policy)
         self.modules = self.features.modules
 
