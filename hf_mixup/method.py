@@ -16,7 +16,7 @@ from torch import Tensor
 
 from hf_mixup.core.checks import check_images, check_labels, check_rows, check_switch, nearest
 from hf_mixup.core.hub import download
-from hf_mixup.core.losses import CrossEntropy, Loss, smooth
+from hf_mixup.core.losses import CrossEntropy, Loss
 from hf_mixup.core.plan import MixPlan, blend, check_moves_maps, mix_targets, move_maps, onehot
 from hf_mixup.core.planes import frames_of, plane_shape, planes
 from hf_mixup.core.policy import COLUMNS, NOTHING, OF_THE_BATCH, AreaLabels, LabelPolicy, SamplePolicy, Signals
@@ -124,7 +124,7 @@ class Method:
         if maps:
             return mixed, torch.cat([move_maps(plan, labels) for plan in plans])
         targets = torch.cat([mix_targets(plan, labels, num_labels) for plan in plans])
-        return mixed, smooth(targets, getattr(self.loss, "smoothing", 0.0))
+        return mixed, self.loss.smoothed(targets)
 
     def plan(
         self,

@@ -398,3 +398,80 @@ def test_bytes_that_nobody_normalises_are_refused(tmp_path):
         MixupTrainer(vit(num_labels=5), arguments(tmp_path), MixupCollator("cutmix", num_labels=5, processor=PROCESSOR), rows)
     with refuses("images must be floating point, got int16", TypeError):
         MixupCollator("cutmix", num_labels=5)([{**row, "pixel_values": row["pixel_values"].short()} for row in rows])
+
+
+@pytest.mark.parametrize("size", [8, 80])
+@pytest.mark.parametrize("collate", [MixupCollator("mixup", num_labels=5), stack_examples])
+def test_bytes_beside_normalised_images_are_refused(collate, size):
+    rows = examples(4, (3, size, size))
+    rows[1]["pixel_values"] = torch.full((3, size, size), 200, dtype=torch.uint8)
+    with refuses("pixel_values of a batch must have one dtype, got float32 and uint8; convert all alike in the data set", TypeError):
+        collate(rows)
+
+
+def test_class_numbers_in_floats_are_no_regression():
+    rows = [{**row, "labels": float(row["labels"])} for row in examples()]
+    with refuses("labels must be class numbers"):
+        MixupCollator("mixup", num_labels=5)(rows)
+    assert MixupCollator("mixup")(rows)["labels"].shape == (6, 1)
+
+
+def test_every_column_has_a_row_for_each_mixture():
+    def base(rows):
+        images = torch.stack([row["pixel_values"] for row in rows])
+        return {
+            "pixel_values": images,
+            "labels": torch.arange(4),
+            "names": list("abcd"),
+            "scale": torch.tensor(2.0),
+            "place": torch.arange(4),
+        }
+
+    batch = MixupCollator("regmixup", num_labels=5, mix_repeat=2, base_collator=base)(examples(4))
+    assert batch["names"] == list("abcd") * 4
+    assert batch["place"].tolist() == [0, 1, 2, 3] * 4
+    assert batch["scale"] == 2
+
+
+@pytest.mark.parametrize("stock", [True, False])
+def test_mixing_stops_in_a_trainer_if_its_collator_is_told_so(tmp_path, stock):
+    collator, seen = MixupCollator("mixup", num_labels=4), []
+
+    def watched(outputs, labels, num_items_in_batch=None):
+        seen.append(float(labels.max(1).values.min()))
+        collator.mix_until_now()  # after the first batch
+        return MixupLoss()(outputs, labels, num_items_in_batch)
+
+    if stock:
+        Trainer(
+            vit(),
+            plain_arguments(tmp_path, max_steps=3),
+            train_dataset=Images(32),
+            callbacks=[MixupCallback(collator)],
+            compute_loss_func=watched,
+        ).train()
+    else:
+        MixupTrainer(
+            vit(),
+            arguments(tmp_path, mix="mixup", max_steps=3),
+            data_collator=collator,
+            train_dataset=Images(32),
+            compute_loss_func=watched,
+        ).train()
+    assert seen[0] < 1
+    assert seen[2:] == [1.0]  # one batch is prepared in advance
+
+
+def test_accuracy_in_training_on_several_labels_is_the_same_with_a_collator(tmp_path):
+    images = Images(8)
+    data = [{"pixel_values": pixels, "labels": [1.0, 0.0, 1.0, float(row % 2)]} for row, pixels in enumerate(images.pixels)]
+
+    def accuracy(**changes):
+        done = MixupTrainer(
+            vit(), arguments(tmp_path, mix="vanilla", loss="bce", max_steps=1, logging_steps=1), train_dataset=data, **changes
+        )
+        done.train()
+        return [entry["train_accuracy"] for entry in done.state.log_history if "train_accuracy" in entry]
+
+    method = get_method("vanilla", loss="bce")
+    assert accuracy(data_collator=MixupCollator(method, num_labels=4)) == pytest.approx(accuracy())

@@ -7,6 +7,7 @@ from torch.testing import assert_close
 import laws
 from hf_mixup import METHODS
 from hf_mixup.core.plan import blend, blend_examples
+from hf_mixup.core.rng import keyed
 
 # the exceptions stand on this table and nowhere else: methods whose papers do not label by the visible area
 # (law 1 and the sum of weights do not apply), or that need more room than the smallest shapes have
@@ -146,3 +147,29 @@ def test_feature_maps_blend_and_pass_gradients_to_both_images(name):
         for k in range(plan.index.shape[1]):
             expected.index_add_(0, plan.index[:, k], mask[:, k, None].expand(features.shape))
         assert_close(grad, expected)
+
+
+@pytest.mark.parametrize("name", ["vanilla", "fmix", "regmixup", "augmix"])
+def test_a_batch_does_not_depend_on_the_default_dtype(name):
+    images, labels = torch.randn(4, 3, 9, 8), torch.arange(4)
+    expected = METHODS[name](images, labels, 4, keyed(1))
+    before = torch.get_default_dtype()
+    try:
+        for kind in (torch.float64, torch.bfloat16):
+            torch.set_default_dtype(kind)
+            mixed = METHODS[name](images, labels, 4, keyed(1))
+            assert [part.dtype for part in mixed] == [torch.float32] * 2
+            assert_close(mixed[0], expected[0], atol=1e-5, rtol=0)
+            assert_close(mixed[1], expected[1])
+    finally:
+        torch.set_default_dtype(before)
+
+
+@pytest.mark.parametrize("name", ["kmixup", "resizemix"])
+def test_a_plain_call_passes_gradients_of_large_images(name):
+    images = torch.randn(4, 3, 72, 72, requires_grad=True)
+    mixed, _ = METHODS[name](images, torch.arange(4), 4, keyed(1))
+    assert_close(mixed.detach(), METHODS[name](images.detach(), torch.arange(4), 4, keyed(1))[0])
+    score = (mixed * torch.randn(mixed.shape)).sum()
+    score.backward()
+    assert_close((images.grad * images).sum(), score, atol=1e-2, rtol=1e-3)  # it is linear in the images

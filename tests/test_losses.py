@@ -8,10 +8,10 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 from transformers import EvalPrediction, Trainer, TrainingArguments
 
-from hf_mixup import MixupCallback, MixupCollator, MixupLoss, MixupModel, MixupTrainer
+from hf_mixup import METHODS, MixupCallback, MixupCollator, MixupLoss, MixupModel, MixupTrainer
 from hf_mixup.core.losses import BCE, MSE, CrossEntropy, Focal, MultiHead
 from hf_mixup.core.plan import onehot
-from hf_mixup.core.rng import MixKey
+from hf_mixup.core.rng import MixKey, keyed
 from hf_mixup.evaluation.metrics import TrainerMetrics, mixed_accuracy, multi_label_metrics, training_accuracy
 from refusals import refuses
 from small import Images, arguments, losses, trainer, vit
@@ -280,3 +280,12 @@ def test_bce_smooths_the_union_of_summed_labels():
     summed = union * torch.tensor([3.0, 2, 1, 1])
     for loss in (BCE(), BCE(smoothing=0.1), BCE(target_threshold=0.2), BCE(pos_weight=(1.0, 2.0, 3.0, 1.0), smoothing=0.3)):
         assert torch.equal(loss(logits, summed), loss(logits, union))
+
+
+def test_a_plain_call_smooths_the_labels_of_each_head():
+    labels = torch.cat([torch.eye(2)[[0, 1, 0, 1]], torch.eye(3)[[0, 1, 2, 0]]], 1)
+    method = METHODS["mixup"].replaced(loss=MultiHead((2, 3), smoothing=0.1))
+    images = torch.randn(4, 3, 8, 8)
+    targets = method(images, labels, 5, keyed(1))[1]
+    plain = METHODS["mixup"](images, labels, 5, keyed(1))[1]
+    assert_close(targets, 0.9 * plain + 0.1 / torch.tensor([2.0, 2, 3, 3, 3]))

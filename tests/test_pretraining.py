@@ -17,7 +17,7 @@ import timm
 import torch
 from datasets import Dataset, Image
 from safetensors.torch import load_file, save_file
-from transformers import AutoModel, AutoModelForImageClassification, TrainerCallback
+from transformers import AutoModel, AutoModelForImageClassification, DeiTConfig, DeiTForImageClassificationWithTeacher, TrainerCallback
 from transformers.utils import logging as transformers_logging
 
 import killed
@@ -1302,3 +1302,11 @@ def test_sdmp_mixes_pixels_and_counts_what_mixtures_share():
     common = torch.stack([torch.minimum(shares[i], shares[3 - i]).sum() for i in range(4)])
     weight = in_common(plans[0])
     torch.testing.assert_close(weight[:, 1] / weight[:, 0], common, atol=1e-5, rtol=0)
+
+
+def test_networks_with_two_classifiers_are_refused():
+    shape = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8, "image_size": 8, "patch_size": 4}
+    with refuses(
+        "pre-training needs a network with one classifier, whose input it trains, got DeiTForImageClassificationWithTeacher with 2"
+    ):
+        PreTrainingModel(DeiTForImageClassificationWithTeacher(DeiTConfig(**shape, num_labels=3)), "imix", "simclr")

@@ -408,3 +408,14 @@ def test_armed_steps_leave_other_passes_alone(name):
     plain.load_state_dict(network.state_dict())
     mixed = blend(get_method("cutmix").sample.plan(images.shape, MixKey(1, 0, other).own_rng(), None), images)
     assert torch.equal(trained(images, targets, (1, 0, other)).logits, plain.train()(pixel_values=mixed).logits)
+
+
+@pytest.mark.parametrize("share_fc", [True, False])
+def test_recursivemix_trains_weights_of_another_precision(share_fc):
+    trained = model("resnet", "recursivemix", share_fc=share_fc).double()
+    images, targets = tiny.batch()
+    for step in range(2):
+        output = trained(images.double(), targets, (1, 0, step))
+        output.loss.backward()
+    assert output.loss.dtype == torch.float32
+    assert torch.isfinite(output.loss)

@@ -258,7 +258,7 @@ def check_images(images: Tensor, *, name: str = "images", flat: bool | None = Fa
         raise ValueError(f"images must be channels first, (B, C, H, W), got {tuple(images.shape)}; use permute(0, 3, 1, 2).")
     if len(images) == 0:
         raise ValueError("mixing needs at least 2 images in a batch, got 0; check the sampler, or the filter before it.")
-    if finite and images.device.type == "cpu" and not math.isfinite(images.sum()):
+    if finite and images.device.type == "cpu" and not math.isfinite(images.detach().sum()):
         rows = (~torch.isfinite(images.flatten(1)).all(1)).nonzero().flatten().tolist()
         if rows:
             raise ValueError(
@@ -289,6 +289,10 @@ def check_examples(examples: Sequence[Tensor], name: str = "pixel_values") -> No
                 else (f"every {name} must be a tensor", "make one in")
             )
             raise TypeError(f"{what}, got {type(example).__name__}; {way_out} the transform.")
+    kinds = {example.dtype for example in examples}
+    if len(kinds) > 1:  # bytes beside normalised pixels, for example
+        shown = " and ".join(sorted(str(kind).removeprefix("torch.") for kind in kinds))
+        raise TypeError(f"{name} of a batch must have one dtype, got {shown}; convert all alike in the data set.")
     sizes = {example.shape for example in examples}
     if len(sizes) > 1:
         shown = ", ".join(str(tuple(size)) for size in sorted(sizes)[:4])

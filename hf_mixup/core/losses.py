@@ -65,6 +65,10 @@ class Loss(ABC):
         """Turns the data set's labels into (B, num_labels) float32: class numbers (B,), soft labels, or numbers (B,) or (B, k)."""
         return labels.float().view(-1, num_labels) if self._is_column(labels, num_labels) else onehot(labels, num_labels)
 
+    def smoothed(self, targets: Tensor) -> Tensor:
+        """Mixed targets (B, num_labels) with this loss's label smoothing, if it has any."""
+        return smooth(targets, getattr(self, "smoothing", 0.0))
+
     def plain(self) -> Loss:
         """The loss that evaluation reports: without regularisation and weights, so that runs can be compared."""
         return CrossEntropy()
@@ -276,6 +280,9 @@ class MultiHead(Loss):
         if labels.is_floating_point():
             return labels.float()
         return torch.cat([onehot(column, classes) for column, classes in zip(labels.unbind(1), self.classes, strict=True)], 1)
+
+    def smoothed(self, targets: Tensor) -> Tensor:
+        return torch.cat([smooth(head, self.smoothing) for head in self.heads(targets)], 1)
 
     def plain(self) -> Loss:
         return MultiHead(self.classes)

@@ -172,7 +172,7 @@ class MixPlan:
     @classmethod
     def identity(cls, batch: int) -> MixPlan:
         """The plan that mixes nothing (K = 1)."""
-        alone = torch.ones(batch, 1)
+        alone = torch.ones(batch, 1, dtype=torch.float32)
         return cls(torch.arange(batch)[:, None], Share(alone), alone)
 
     @property

@@ -47,9 +47,9 @@ class Draws:
 def normal(size: tuple[int, ...], rng: torch.Generator, device: torch.device | str = "cpu") -> Tensor:
     """Image-sized standard normal noise, drawn on `device`. The values differ between kinds of device."""
     if torch.device(device).type == "cpu":
-        return torch.randn(size, generator=rng)
+        return torch.randn(size, generator=rng, dtype=torch.float32)
     on_device = torch.Generator(device).manual_seed(int(torch.randint(2**62, (), generator=rng)))
-    return torch.randn(size, generator=on_device, device=device)
+    return torch.randn(size, generator=on_device, device=device, dtype=torch.float32)
 
 
 def uniform(low: float, high: float, count: int, rng: torch.Generator) -> Tensor:

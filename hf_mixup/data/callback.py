@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import re
 import weakref
@@ -111,7 +110,7 @@ class MixupCallback(TrainerCallback):
             raise ValueError(
                 f"the collator and the model must agree on num_labels, got {self.collator.outputs} and {outputs}; make them equal."
             )
-        mixing = dataclasses.replace(self.collator, **changes)
+        mixing = self.collator.copied(**changes)
         counts = class_counts_of(loader.dataset, mixing.outputs or 0) if mixing.choice.counting else None
         if counts is not None:
             mixing.choice = mixing.choice.with_class_counts(counts)

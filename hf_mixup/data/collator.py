@@ -40,7 +40,13 @@ logger = logging.getLogger(__name__)
 
 class MixedBatch(dict):
     """A batch whose labels are final. Its type survives moves to a device by accelerate and the Trainer. An extra key would not: models reject
-    or ignore unknown keys."""
+    or ignore unknown keys.
+
+    Attributes:
+        several: whether the labels were vectors before mixing. It does not survive moves.
+    """
+
+    several = False
 
 
 @dataclass
@@ -116,6 +122,7 @@ class MixupCollator:
         # in shared memory, so that workers see them: whether mixing is off; the epoch, and the number of epochs; the checksums of the last
         # batches' labels
         self._off = torch.zeros((), dtype=torch.int64).share_memory_()
+        self._asked = self._off  # of a copy: that of the original
         self._when = torch.tensor([-1, 0]).share_memory_()
         self._made = torch.full((64,), math.nan, dtype=torch.float64).share_memory_()
         in_use.add(self)
@@ -127,9 +134,19 @@ class MixupCollator:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        for shared in (self._off, self._when, self._made):  # a copy is not in shared memory, where workers see it
+        for shared in (self._off, self._asked, self._when, self._made):  # a copy is not in shared memory, where workers see it
             shared.share_memory_()
         in_use.add(self)
+
+    def copied(self, **changes: Any) -> MixupCollator:
+        """A copy for one training, with other arguments. `mix_until_now` of this collator stops it too."""
+        copy = dataclasses.replace(self, **changes)
+        copy.choice, copy._asked = self.choice, self._off
+        return copy
+
+    @property
+    def _stopped(self) -> bool:
+        return bool(self._off) or bool(self._asked)
 
     @property
     def outputs(self) -> int | None:
@@ -190,7 +207,8 @@ class MixupCollator:
         labels = self._targets(labels, len(images))
         maps = labels if are_maps(labels) else None
         # every batch has the same number of rows, mixed or not; otherwise accumulation would weight their images differently
-        repeats, rows = 1 if self._off else self.mix_repeat, self.choice.rows
+        stopped = self._stopped
+        repeats, rows = 1 if stopped else self.mix_repeat, self.choice.rows
         out = batch_like(images[0], rows * repeats * len(images))
         check_images(out, name=name, finite=False, raw=True)
         look = (self.normalisation if tail is None else tail) or _IN_UNIT_RANGE
@@ -200,7 +218,7 @@ class MixupCollator:
         totals, names, plans = [], [], []
         # all repeats of every image's first row, then of its second row, so a loss that compares rows finds them in equal parts
         for repeat, parts in enumerate(zip(*(part.chunk(repeats) for part in out.chunk(rows)), strict=True)):
-            method, own = self._plans(images, labels, columns, parts, keyed(key, rank, repeat), look)
+            method, own = self._plans(images, labels, columns, parts, keyed(key, rank, repeat), look, stopped)
             for plan, part in zip(own, parts, strict=False):
                 blend_examples(plan, images, part, lambda done: totals.append(done.sum()) if self.check_finite else None)
             for part in parts[len(own) :]:
@@ -211,14 +229,13 @@ class MixupCollator:
         if not math.isfinite(sum(totals)):
             check_images(out, name=name)  # names the rows, unless only the sum overflowed
         beside = [mix_others(plan, others) for plan in plans]
-        if len(plans) > 1:
-            others = {k: torch.cat([part[k] for part in beside]) if isinstance(v, Tensor) else v for k, v in others.items()}
-        else:
-            others = beside[0]
+        others = beside[0] if len(plans) == 1 else {column: _joined([part[column] for part in beside], len(images)) for column in others}
         targets = torch.cat([mix_targets(plan, labels, self.outputs) if maps is None else move_maps(plan, maps) for plan in plans])
         if maps is None:
             self._made[key % len(self._made)] = _checksum(targets)
-        return MixedBatch(others, **{name: out}, labels=targets), torch.cat([plan.weight[:, 0].float() for plan in plans]), names
+        batch = MixedBatch(others, **{name: out}, labels=targets)
+        batch.several = labels.ndim == 2
+        return batch, torch.cat([plan.weight[:, 0].float() for plan in plans]), names
 
     def _targets(self, labels: Tensor, batch: int) -> Tensor:
         """Checks labels and prepares them: class numbers (B,) and label maps (B, H, W) stay as they are, others become (B, ...) float32."""
@@ -236,7 +253,7 @@ class MixupCollator:
             loss = MultiHead(self.num_labels)
             loss.check(labels, batch, self.outputs)
             return loss.targets(labels, self.outputs)
-        if labels.ndim == 1 and labels.is_floating_point():  # regression with one output
+        if labels.ndim == 1 and labels.is_floating_point() and self.num_labels is None:  # regression with one output
             check_values(labels, batch, 1)
             return labels.float()[:, None]
         check_labels(labels, batch, self.num_labels)
@@ -250,11 +267,12 @@ class MixupCollator:
         parts: tuple[Tensor, ...],
         rng: torch.Generator,
         look: Augmentation,
+        stopped: bool,
     ) -> tuple[str, list[MixPlan]]:
         """One plan for each of the `parts` (B, ...), which receive the mixtures, or one plan for all. If the policy looks at images, `parts` hold
         them until then. `look` normalises bytes."""
-        if len(images) == 1 or self._off:
-            if not self._off:
+        if len(images) == 1 or stopped:
+            if not stopped:
                 _log_once("a batch of one image is not mixed; use dataloader_drop_last=True to leave it out")
             return "vanilla", [MixPlan.identity(len(images))]
         method = self.choice.at(*self._when.tolist()).draw(rng)
@@ -291,6 +309,14 @@ def normalisation_of(processor: Any) -> Augmentation:
 
     mean = getattr(processor, "image_mean", None)
     return ImageFormat.of_processor(processor, channels=len(mean) if isinstance(mean, Sequence) else 3).normalisation()
+
+
+def _joined(parts: list[Any], batch: int) -> Any:
+    """A column of the batch for the rows of all mixtures, from that of each. A value that has no row for each image stays."""
+    first = parts[0]
+    if isinstance(first, Tensor):
+        return torch.cat(parts) if first.ndim and len(first) == batch else first
+    return [row for part in parts for row in part] if isinstance(first, list) and len(first) == batch else first
 
 
 def _before_mixing(tail: Augmentation, images: Tensor | list[Tensor], keys: Tensor | None) -> Tensor | list[Tensor]:

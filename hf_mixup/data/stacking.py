@@ -103,13 +103,8 @@ def stack_examples(examples: list) -> dict[str, Any]:
 
 def of_one_shape(images: list[Tensor], name: str) -> list[Tensor] | Tensor:
     """Checks that all images have one shape. Returns small images as one stacked tensor, large ones as a list."""
-    if isinstance(images[0], Tensor) and images[0].numel() < ONE_PASS_FROM:
-        try:
-            return torch.stack(images)
-        except (RuntimeError, TypeError):
-            pass  # the check below has a better message
     check_examples(images, name)
-    return images
+    return torch.stack(images) if images[0].numel() < ONE_PASS_FROM else images
 
 
 # names of inputs of transformers' networks that can be mixed

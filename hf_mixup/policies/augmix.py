@@ -159,7 +159,7 @@ def moved(
     """Applies an affine map to each image (N, C, H, W): pixel (u, v) of the result reads `(a u + b v + x, d u + e v + y)`, bilinearly, and is
     black outside, as in PIL. `about_centre`: positions are counted from the centre, not from the corner."""
     height, width = images.shape[2:]
-    v, u = (torch.arange(side, device=images.device) + 0.5 for side in (height, width))
+    v, u = (torch.arange(side, device=images.device, dtype=torch.float32) + 0.5 for side in (height, width))
     v, u = (v - height / 2, u - width / 2) if about_centre else (v, u)
     a, b, d, e, x, y = (torch.as_tensor(part, device=images.device).float().view(-1, 1, 1) for part in (a, b, d, e, x, y))
     from_x, from_y = a * u + b * v[:, None] + x, d * u + e * v[:, None] + y

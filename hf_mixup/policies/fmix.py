@@ -49,7 +49,7 @@ class FMix(SamplePolicy):
         size = tuple(shape[2:])
         pairing = partners(shape[0], self.mode, rng)
         lam = beta(self.alpha + self.reformulate, pairing.draws, rng, self.alpha)
-        up = torch.rand(pairing.draws, generator=rng) > 0.5
+        up = torch.rand(pairing.draws, generator=rng, dtype=torch.float32) > 0.5
         noise_size = (2, size[1] // 2 + 1 + size[1] % 2, 2) if self.as_published else (2, size[0], size[1] // 2 + 1)
         noise = normal((pairing.draws, *noise_size), rng, signals.device)
         field = published_field if self.as_published else paper_field

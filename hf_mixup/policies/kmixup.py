@@ -54,7 +54,7 @@ class KMixup(SamplePolicy):
 def matched(images: Tensor, rows: tuple[Tensor, ...], others: tuple[Tensor, ...]) -> list[Tensor]:
     """For every group, its `others` (k,) int64, in the order of the `rows` (k,) that they are matched with."""
     solver = needed("scipy.optimize", "k-mixup")
-    flat = images.flatten(1).float()
+    flat = images.detach().flatten(1).float()
     costs = [torch.cdist(flat[own], flat[other], compute_mode="use_mm_for_euclid_dist") for own, other in zip(rows, others, strict=True)]
     # on the host: it copies a few kilobytes, but waits for the device
     costs = torch.cat([cost.flatten() for cost in costs]).cpu().split([cost.numel() for cost in costs])

@@ -111,7 +111,7 @@ def paste_resized(images: Tensor, partner: Tensor, edges: Tensor, step: Tensor, 
 
 def _nearest(images: Tensor, partner: Tensor, rows: Tensor, cols: Tensor, edges: Tensor) -> Tensor:
     """(B, C, H, W): each pixel of a box is read from the partner at `rows` (B, H) and `cols` (B, W). Pixels outside the box are not used."""
-    if images.device.type != "cpu" or images[0].numel() < ONE_PASS_FROM:
+    if images.device.type != "cpu" or images[0].numel() < ONE_PASS_FROM or images.requires_grad:
         return _cols(_partner_rows(images, partner, rows), partner, cols)
     small = torch.empty_like(images)
     for place, j, row, col, (top, bottom, left, right) in zip(small, partner.tolist(), rows, cols, edges.tolist(), strict=True):

@@ -19,7 +19,7 @@ from hf_mixup.method import Method, read_config
 from hf_mixup.methods import MethodChoice
 from hf_mixup.model import STATE_FOLDER, MixupModel, MixupOutput
 from hf_mixup.networks.backbones import load_classifier
-from hf_mixup.networks.families import classifier_of, is_timm
+from hf_mixup.networks.families import bare, classifier_of, classifiers_of, is_timm
 from hf_mixup.pretraining.pretexts import pretext
 from hf_mixup.pretraining.state import feature_of
 
@@ -37,7 +37,7 @@ class PreTrainingModel(MixupModel):
         base: base of a pretext that is given by name: simclr, moco, mocov3, byol, simsiam or barlowtwins.
 
     Raises:
-        ValueError: for a network without a linear classifier, and for pretexts that do not fit it.
+        ValueError: for a network without a linear classifier, or with two, as distilled ones have, and for pretexts that do not fit it.
     """
 
     views: ClassVar[int] = 2
@@ -49,6 +49,12 @@ class PreTrainingModel(MixupModel):
         if len(self.choice.methods) != 1:
             raise ValueError(f"pre-training takes one pretext, got {self.choice}; choose one.")
         self.pretext: Method = self.choice.methods[0]
+        heads = len(classifiers_of(self.backbone))
+        if heads > 1:
+            raise ValueError(
+                f"pre-training needs a network with one classifier, whose input it trains, got {type(bare(self.backbone)).__name__} with {heads}; use "
+                "the network without a head for distillation."
+            )
         self._classifier = (classifier_of(self.backbone),)  # a tuple, so that it is not registered twice
 
     def forward(self, pixel_values: Tensor, mix_key: Sequence[int] | None = None) -> MixupOutput:

@@ -99,7 +99,8 @@ class RecursiveMix(Step):
         features = normalised(network, features)
         region = roi_features(features, box, plan.mask.size)
         with torch.autocast(images.device.type, enabled=False):
-            region_logits = (classifier_of(network) if state.fc_roi is None else state.fc_roi)(region)
+            classifier = classifier_of(network) if state.fc_roi is None else state.fc_roi
+            region_logits = classifier(region.to(classifier.weight.dtype))
 
         plan = relabelled(parts, plan, logits, targets, signals)
         earlier = plan.index[:, 1] % max(len(state.targets), 1)

@@ -95,7 +95,7 @@ def name_labels(batch: dict[str, Any], label_names: Sequence[str] | None) -> Non
 @dataclass
 class RecordedCollator:
     """A MixupCollator whose batches also record what was mixed, for the log: `mix_lam` (B,), and `mix_method` (B,), indices of `choice.methods`,
-    one larger for rows that were not mixed. `tail` is the part of the augmentation that the data set leaves, `main` the network's main input."""
+    one larger for rows that were not mixed; `mix_several`, if the labels were vectors before mixing. `tail` is the part of the augmentation that the data set leaves, `main` the network's main input."""
 
     collator: MixupCollator
     loss: Loss
@@ -108,7 +108,8 @@ class RecordedCollator:
         self.loss.check(batch["labels"], len(batch["labels"]), self.num_labels)
         known = [method.name for method in self.collator.choice.methods]
         numbers = torch.tensor([known.index(name) if name in known else len(known) for name in names])
-        return MixedBatch(batch, mix_lam=lam, mix_method=numbers.repeat_interleave(len(lam) // len(names)))
+        several = {"mix_several": torch.ones_like(lam)} if batch.several else {}
+        return MixedBatch(batch, mix_lam=lam, mix_method=numbers.repeat_interleave(len(lam) // len(names)), **several)
 
 
 class Loaders:

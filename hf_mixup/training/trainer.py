@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -81,8 +80,7 @@ class MixupTrainer(Publishing, Resuming, Optimization, Evaluating, Course, Loade
         self._train_collator = None
         if isinstance(data_collator, MixupCollator):
             # lists too, such as the masks of a data set without a format, which evaluation reads
-            self._train_collator = replace(data_collator, every_column=True)
-            self._train_collator.choice = data_collator.choice
+            self._train_collator = data_collator.copied(every_column=True)
         self._processor = processing_class
         self._data, self._optimizers = train_dataset, kwargs.get("optimizers") or (None, None)
         if self._train_collator is not None:
@@ -163,7 +161,7 @@ class MixupTrainer(Publishing, Resuming, Optimization, Evaluating, Course, Loade
         columns = {name: inputs[name] for name in self.mixup_model.choice.columns & inputs.keys()}
         rows, outputs = len(given[main]), model(**given, **columns, labels=labels, mix_key=self._last_key, mixed=mixed)
         self._last_methods = outputs.methods
-        several = labels.ndim == 2 and not mixed_before
+        several = "mix_several" in inputs if mixed_before else labels.ndim == 2
         accuracy = training_accuracy(self._loss, outputs.logits.detach(), outputs.targets, several)
         self._tally.add(inputs.get("mix_method", outputs.methods), accuracy, inputs.get("mix_lam", outputs.lam))
         if self._loss_func is not None:
