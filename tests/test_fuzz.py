@@ -163,7 +163,7 @@ def mix(case):
     if case["collator"]:
         rows = zip(images, [None] * len(images) if labels is None else labels, strict=False)
         mixed = MixupCollator(method, num_labels=case["num_labels"])([{"pixel_values": image, "labels": label} for image, label in rows])
-        check_batch(mixed["pixel_values"], rows_of(method, images)[: len(mixed["labels"])], mixed["labels"])
+        check_batch(mixed["pixel_values"], rows_of(method, torch.as_tensor(images))[: len(mixed["labels"])], mixed["labels"])
     else:
         pixels, targets = method(images, labels, case["num_labels"])
         check_batch(pixels, rows_of(method, images), targets)
@@ -171,7 +171,8 @@ def mix(case):
 
 def step(case):
     network = network_for(case["method"]) if case["network"] == "own" else NETWORKS[case["network"]]()
-    model = MixupModel(network, METHODS[case["method"]].replaced(**case["fields"])).train()
+    method = METHODS[case["method"]].replaced(**case["fields"])
+    model = MixupModel(network, method).train()
     side = 16 if network.config.model_type == "vit" else case["side"]
     images = pixels_of(case, (case["batch"], 3, side, side))
     labels = labels_of(case, case["batch"], 4)
@@ -180,7 +181,7 @@ def step(case):
             outputs = model(images, labels, mix_key=MixKey(case["seed"], 0, place))
     assert torch.isfinite(outputs.loss)
     assert outputs.loss.dtype == torch.float32
-    assert outputs.targets.shape == (len(rows_of(METHODS[case["method"]], images)), 4)
+    assert outputs.targets.shape == (len(rows_of(method, images)), 4)
     assert torch.isfinite(outputs.targets).all()
     assert (outputs.targets >= 0).all()
     # TokenMix sums to what it finds, and SnapMix counts two images of one class twice; of SpliceMix, the union counts

@@ -358,7 +358,7 @@ def test_a_mixer_of_other_weights_is_refused(tmp_path):
         MixBlock.from_pretrained(tmp_path)
 
 
-@pytest.mark.parametrize("stage", [7, -8, "stages.9", "stem"])
+@pytest.mark.parametrize("stage", [7, -8, 0.5, True, "stages.9", "stem"])
 def test_a_wrong_stage_lists_the_right_ones(stage):
     with pytest.raises(ValueError, match=r"stages\.0|stages\.2|stages\.1"):
         MixupModel(cifar(), METHODS["automix"].replaced(stage=stage))

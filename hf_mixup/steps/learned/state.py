@@ -100,11 +100,11 @@ def _pass(
 def choose_stage(network: nn.Module, stage: int | str | None) -> tuple[str, int]:
     """The name of a stage, and the number of its channels. Raises ValueError for a stage that the network does not have."""
     names = stage_names(network)
-    if isinstance(stage, int) and not -len(names) <= stage < len(names):
-        raise ValueError(f"stage must be from 0 to {len(names) - 1}, got {stage}; choose one of {', '.join(names)}.")
     if isinstance(stage, str):
         check_known("stage", stage, names)
         stage = names.index(stage)
+    if stage is not None and (not isinstance(stage, int) or isinstance(stage, bool) or not -len(names) <= stage < len(names)):
+        raise ValueError(f"stage must be from 0 to {len(names) - 1}, got {stage}; choose one of {', '.join(names)}.")
     shape = input_shape(network)
     weight = next(network.parameters())
     blank = torch.zeros(1, *shape, device=weight.device, dtype=weight.dtype)
