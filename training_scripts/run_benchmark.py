@@ -22,7 +22,7 @@ from hf_mixup import METHODS
 from hf_mixup.cli.network import default_network
 from hf_mixup.cli.parser import Parser
 from hf_mixup.cli.refusals import run
-from hf_mixup.cli.train import parse
+from hf_mixup.cli.train import NETWORK, parse
 from hf_mixup.cli.train import parser as of_training
 from hf_mixup.core.checks import check_count, check_known, check_positive
 from hf_mixup.core.places import RECIPES, SWEEPS
@@ -100,10 +100,6 @@ def seeds_in(folder: Path) -> list[int]:
     return [
         int(path.stem.rpartition("-")[2]) for path in (folder / "cells").glob("*-[0-9]*.json") if path.stem.rpartition("-")[2].isdigit()
     ]
-
-
-# arguments of a training that name its network
-NETWORK = {"architecture", "model_name_or_path", "config_name", "model_type"}
 
 
 def configured(recipe: str, mix: list[str], network: str | None, epochs: int | None, alpha: float | None, typed: Mapping[str, Any]) -> Run:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import shlex
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,9 +18,9 @@ import torch
 from transformers.utils import logging as transformers_logging
 
 from hf_mixup.arguments import FOR_TRAINING, DataArguments
+from hf_mixup.cli.launch import command_of
 from hf_mixup.cli.parser import Parser
 from hf_mixup.cli.refusals import log_to_screen, run
-from hf_mixup.core.secrets import without_secrets
 from hf_mixup.data.processor import ImageFormat, format_of_checkpoint
 from hf_mixup.data.sources import ImageData, load_images
 from hf_mixup.evaluation.evaluate import EvaluationArguments, Evaluator, evaluate, pixel_model
@@ -122,7 +121,7 @@ def main(argv: list[str], prog: str = "run_evaluation.py") -> None:
         "fingerprint": fingerprint(images, form),
         "num_labels": network.config.num_labels,
         "image_size": form.sides[0] if form.sides[0] == form.sides[1] else list(form.sides),
-        "command": shlex.join(["hf-mixup", "evaluate", *without_secrets(argv)]),
+        "command": command_of("evaluate", argv, 1),
     }
     logger.info("%s on %d images of %s (%s)", about["model"], len(images.evaluation), images.name, images.evaluation_split)
     before = unfinished(folder.path, about)

@@ -210,8 +210,9 @@ def numbers_by_class(choice: MethodChoice, names: Sequence[str]) -> list[str]:
 def measured(trainer: MixupTrainer) -> dict[str, float]:
     """The evaluation of the final weights; training may already have done it, but before a resumed one it may have had other images."""
     last = next((row for row in reversed(trainer.state.log_history) if "eval_loss" in row), {})
-    done = last.get("step") == trainer.state.global_step and not trainer.args.load_best_model_at_end
-    done = done and trainer.args.do_train and not trainer.args.resume_from_checkpoint
+    args = trainer.args
+    trained = args.do_train and not args.resume_from_checkpoint and not args.load_best_model_at_end
+    done = trained and last.get("step") == trainer.state.global_step
     metrics = {key: value for key, value in last.items() if key.startswith("eval_")} if done else trainer.evaluate()
     trainer.save_metrics("eval", metrics)
     return metrics

@@ -7,7 +7,18 @@ from typing import Any
 
 from hf_mixup.arguments import DataArguments, MixupTrainingArguments, ModelArguments, RunArguments
 from hf_mixup.cli.parser import Parser
-from hf_mixup.cli.train import DEFAULTS, NETWORK, REPLACED, TASKS, TOLD, check_installed, check_streaming, of_network, without_options
+from hf_mixup.cli.train import (
+    DEFAULTS,
+    NETWORK,
+    REPLACED,
+    TASKS,
+    TOLD,
+    check_installed,
+    check_streaming,
+    of_data,
+    of_network,
+    without_options,
+)
 from hf_mixup.core.places import RECIPES
 from hf_mixup.pretraining.arguments import PreTrainingArguments
 from hf_mixup.recipes import read_recipe
@@ -70,9 +81,7 @@ def settings(argv: list[str], prog: str = "run_pretraining.py") -> tuple[Parser,
         known = {field.name for kind in KINDS for field in fields(kind) if field.init} - {"recipe"}
         network = [key for key in NETWORK if key in typed]
         recipe = read_recipe(name, RECIPES, known, typed.get("mix"), typed[network[0]] if network else None, usual=["imix"])
-        if "train_dir" in typed or "validation_dir" in typed:
-            recipe = {key: value for key, value in recipe.items() if not key.startswith("dataset_")}
-        recipe = of_network(recipe, network)
+        recipe = of_network(of_data(recipe, typed), network)
         if typed.get("base", recipe.get("base")) != recipe.get("base"):
             recipe.pop("base_args", None)  # they belong to another base
         recipe = without_options(reader.converted(recipe, f"recipe {name!r}"), typed)

@@ -171,7 +171,7 @@ def with_classes(train: Any, evaluation: Any, column: str) -> tuple[Any, Any, li
 
     Raises ValueError for labels that are not one class for each row, and for an evaluation of classes that are not trained.
     """
-    from hf_mixup.data.sources import joined
+    from hf_mixup.data.sources import joined, tell_unlabelled
 
     parts, called = {"train": train, "evaluation": evaluation}, {"train": "train", "evaluation": "the evaluation split"}
     labels = read_splits(parts, column, called)
@@ -181,8 +181,7 @@ def with_classes(train: Any, evaluation: Any, column: str) -> tuple[Any, Any, li
             raise ValueError(
                 f"every row must have one class, got {seen} in column {column!r} of {called[role]}; choose another column with --label_column_name."
             )
-        if not one.labelled.all():
-            logger.warning("%s: %d of %d rows have no label and are left out", called[role], (~one.labelled).sum(), len(one.labelled))
+    tell_unlabelled(labels, called)
     trained = labels["train"].names
     labels, names = joined(labels, called, True, column)
     if len(names) > len(trained):

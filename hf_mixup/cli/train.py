@@ -90,11 +90,7 @@ def settings(argv: list[str], prog: str = "run_mixup.py") -> tuple[Parser, dict[
         raise ValueError(f"methods must be separated by spaces, got {' '.join(mix)!r}; write --mix {' '.join(mix).replace(',', ' ')}")
     if values["recipe"] is not None:
         recipe = read_recipe(values["recipe"], RECIPES, mix=mix, network=typed[network[0]] if network else None)
-        if "train_dir" in typed or "validation_dir" in typed:  # typed folders replace the data set of the recipe
-            recipe = {
-                name: value for name, value in recipe.items() if not name.startswith("dataset_") and not name.endswith("_column_name")
-            }
-        recipe = of_network(recipe, network)
+        recipe = of_network(of_data(recipe, typed), network)
         recipe = without_options(reader.converted(recipe, f"recipe {values['recipe']!r}"), typed)
         values = {**DEFAULTS, **recipe, **typed, "recipe": values["recipe"]}
     # as in transformers' scripts: only the requested tasks are done; if none is requested, training and evaluation
@@ -113,6 +109,13 @@ def settings(argv: list[str], prog: str = "run_mixup.py") -> tuple[Parser, dict[
 NETWORK = ("model_name_or_path", "architecture", "model_type", "config_name")
 # options of an argument, which have no meaning with another value of it
 OPTIONS = {"optim": "optim_args", "lr_scheduler_type": "lr_scheduler_kwargs"}
+
+
+def of_data(recipe: dict[str, Any], typed: dict[str, Any]) -> dict[str, Any]:
+    """The recipe without its data set and the columns of that, if folders are typed."""
+    if not {"train_dir", "validation_dir"} & set(typed):
+        return recipe
+    return {name: value for name, value in recipe.items() if not name.startswith("dataset_") and not name.endswith("_column_name")}
 
 
 def of_network(recipe: dict[str, Any], typed: Sequence[str]) -> dict[str, Any]:

@@ -178,9 +178,7 @@ def load_images(
     trains = training and (known is None or known.trains)
     if trains and first.problem_type != NUMBER and len(names) < 2:
         raise ValueError(f"a classifier must have at least two classes, got one, {listed(names)}; add a folder or rows of another class.")
-    for role, one in labels.items():
-        if not one.labelled.all():
-            logger.warning("%s: %d of %d rows have no label and are left out", called[role], (~one.labelled).sum(), len(one.labelled))
+    tell_unlabelled(labels, called)
     if trains:
         empty = sorted({*names} - {*labels["train"].used}, key=names.index)
         if empty:
@@ -550,6 +548,13 @@ def _refuse_unlabelled(labels: dict[str, Labels], called: Mapping[str, str], tra
                 f"images must have labels, got none in the {len(one.labelled)} rows of {called[role]!r} (-1 or None in column {column!r}); "
                 f"choose another split with --{'train' if role == 'train' else 'eval'}_split, such as 'train[:10%]'."
             )
+
+
+def tell_unlabelled(labels: Mapping[str, Labels], called: Mapping[str, str]) -> None:
+    """Warns of rows without a label, which `with_labels` leaves out."""
+    for role, one in labels.items():
+        if not one.labelled.all():
+            logger.warning("%s: %d of %d rows have no label and are left out", called[role], (~one.labelled).sum(), len(one.labelled))
 
 
 def joined(labels: dict[str, Labels], called: Mapping[str, str], allow_unseen: bool, column: str) -> tuple[dict[str, Labels], list[str]]:

@@ -103,8 +103,19 @@ def stack_examples(examples: list) -> dict[str, Any]:
 
 def of_one_shape(images: list[Tensor], name: str) -> list[Tensor] | Tensor:
     """Checks that all images have one shape. Returns small images as one stacked tensor, large ones as a list."""
+    first = images[0]
+    # torch.stack would convert images of several dtypes to one
+    if (
+        isinstance(first, Tensor)
+        and first.numel() < ONE_PASS_FROM
+        and all(getattr(image, "dtype", None) == first.dtype for image in images)
+    ):
+        try:
+            return torch.stack(images)
+        except (RuntimeError, TypeError):
+            pass  # the check below has a better message
     check_examples(images, name)
-    return torch.stack(images) if images[0].numel() < ONE_PASS_FROM else images
+    return images
 
 
 # names of inputs of transformers' networks that can be mixed

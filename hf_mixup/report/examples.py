@@ -136,6 +136,8 @@ def mixtures(
         masks: add `mask`, the share of the own image in every pixel (H, W), frame (T, H, W), bin (T, F) or sample (T,), and lam to the title.
         activations: add `activation` (h, w), the class activation map of the mixed image for the heaviest class of its target.
     """
+    if activations:
+        check_pooled(model.backbone)
     targets = model.choice.methods[0].loss.targets(labels, model.num_labels)
     clean = form.unnormalised(pixels)
     one = copy.deepcopy(model).cpu().train()  # a copy, because a training pass updates BatchNorm's averages
@@ -177,7 +179,6 @@ def mixtures(
                     column["mask"] = share
         if activations:
             heaviest_class = onehot(step.targets.argmax(1), model.num_labels)
-            check_pooled(one.backbone)
             maps = class_activation(one.backbone, last_feature_map(one.backbone, shown), heaviest_class).detach()
             for column, activation in zip(columns, maps, strict=True):
                 column["activation"] = activation

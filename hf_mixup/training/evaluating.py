@@ -116,5 +116,7 @@ class Evaluating:
     def prediction_step(self, model, inputs, *args, **kwargs):
         # drops other columns, such as the number of an image
         named = self._finished(self._prepare_inputs(inputs))
-        labels = {name: named[name] for name in ("labels",) if name in named}
-        return super().prediction_step(model, {**self._taken(named), **labels}, *args, **kwargs)
+        taken = self._taken(named)
+        if "labels" in named:
+            taken["labels"] = named["labels"]
+        return super().prediction_step(model, taken, *args, **kwargs)

@@ -95,7 +95,8 @@ def name_labels(batch: dict[str, Any], label_names: Sequence[str] | None) -> Non
 @dataclass
 class RecordedCollator:
     """A MixupCollator whose batches also record what was mixed, for the log: `mix_lam` (B,), and `mix_method` (B,), indices of `choice.methods`,
-    one larger for rows that were not mixed; `mix_several`, if the labels were vectors before mixing. `tail` is the part of the augmentation that the data set leaves, `main` the network's main input."""
+    one larger for rows that were not mixed; `mix_several`, if the labels were vectors before mixing. `tail` is the part of the augmentation that the
+    data set leaves, `main` the network's main input."""
 
     collator: MixupCollator
     loss: Loss
